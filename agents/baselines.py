@@ -1,0 +1,143 @@
+"""Agents that need no training: everything at full size, random choices, one fixed subnet."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prance_env.spaces import action_space, observation_layout
+from supernet import SubnetConfig, SupernetConfig
+from supernet.checkpoint import write_atomically
+
+
+class BaselineAgent(ABC):
+    """An agent with SB3's `predict` and a JSON file instead of weights.
+
+    Args:
+        config: The supernet.
+        observation: Observation mode of the environment.
+        normalize_actions: Whether its action space is Box(-1, 1).
+    """
+
+    def __init__(self, config: SupernetConfig, observation: str = "cls", normalize_actions: bool = True) -> None:
+        self.config, self.observation, self.normalize_actions = config, observation, normalize_actions
+        self.action_space = action_space(config.space, normalize_actions)
+        self._decision = observation_layout(config, observation)["decision"]
+
+    @abstractmethod
+    def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Actions (B, A) in [0, 1] for images at the given decisions (B,)."""
+
+    def predict(
+        self,
+        observation: NDArray[np.float32],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], Any]:
+        """SB3's signature: (B, O) or (O,) observations to actions of the environment's Box, and the state unchanged."""
+        batch = np.atleast_2d(observation)
+        actions = self.act(batch[:, self._decision].argmax(1))
+        if self.normalize_actions:
+            actions = 2 * actions - 1
+        return actions.astype(np.float32).reshape(*np.shape(observation)[:-1], -1), state
+
+    def save(self, path: str | Path) -> None:
+        """Writes a JSON file."""
+        data = {
+            "agent": type(self).__name__,
+            "supernet": self.config.to_dict(),
+            "observation": self.observation,
+            "normalize_actions": self.normalize_actions,
+            **self._extra(),
+        }
+        text = json.dumps(data, indent=2) + "\n"
+        write_atomically(Path(path), lambda name: Path(name).write_text(text) and None)
+
+    def _extra(self) -> dict[str, Any]:
+        return {}
+
+    @staticmethod
+    def load(path: str | Path) -> BaselineAgent:
+        """Loads any baseline that `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not an agent's file.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            common = (SupernetConfig.from_dict(data["supernet"]), data["observation"], data["normalize_actions"])
+            if data["agent"] == "StaticAgent":
+                return StaticAgent(SubnetConfig.from_json(json.dumps(data["subnet"])), *common)
+            if data["agent"] == "RandomAgent":
+                return RandomAgent(*common, seed=data["seed"])
+            return {"FullAgent": FullAgent}[data["agent"]](*common)
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise ValueError(f"{path} is not a baseline agent's file ({e!r}); save the agent again.") from e
+
+
+class FullAgent(BaselineAgent):
+    """Every choice at its maximum: the full network."""
+
+    def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.ones((len(decision), self.config.space.action_size))
+
+
+class RandomAgent(BaselineAgent):
+    """Uniform actions, from a generator of its own.
+
+    Args:
+        config: See `BaselineAgent`, likewise the next two.
+        observation: See there.
+        normalize_actions: See there.
+        seed: Of the generator.
+    """
+
+    def __init__(
+        self, config: SupernetConfig, observation: str = "cls", normalize_actions: bool = True, seed: int = 0
+    ) -> None:
+        super().__init__(config, observation, normalize_actions)
+        self.seed = seed
+        self._generator = np.random.default_rng(seed)
+
+    def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self._generator.random((len(decision), self.config.space.action_size))
+
+    def _extra(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+
+class StaticAgent(BaselineAgent):
+    """The same subnet for every image.
+
+    Args:
+        subnet: Exactly one subnet of the search space.
+        config: See `BaselineAgent`, likewise the next two.
+        observation: See there.
+        normalize_actions: See there.
+
+    Raises:
+        ValueError: If `subnet` holds more than one or is not in the search space.
+    """
+
+    def __init__(
+        self, subnet: SubnetConfig, config: SupernetConfig, observation: str = "cls", normalize_actions: bool = True
+    ) -> None:
+        super().__init__(config, observation, normalize_actions)
+        if len(subnet) != 1:
+            raise ValueError(f"StaticAgent takes one subnet, not {len(subnet)}; index the batch first: subnet[0].")
+        subnet.validate(config.space)
+        self.subnet = subnet
+        self._actions = subnet.to_actions(config.space)[0].numpy()
+
+    def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self._actions[decision]
+
+    def _extra(self) -> dict[str, Any]:
+        return {"subnet": json.loads(self.subnet.to_json())}

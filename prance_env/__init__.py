@@ -1,0 +1,50 @@
+"""The inference of a Vision Transformer as a reinforcement-learning environment.
+
+Importing this package registers its Gymnasium ids. Nothing is loaded and no device is touched before the first reset.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .registration import register_envs
+
+if TYPE_CHECKING:
+    from .engine import InferenceEngine
+    from .env import PranceEnv
+    from .reward import RewardConfig
+    from .sb3_env import PranceVecEnv, make_sb3_env
+    from .spaces import observation_layout
+    from .vector_env import PranceVectorEnv
+
+_EXPORTS = {
+    "InferenceEngine": "engine",
+    "PranceEnv": "env",
+    "PranceVecEnv": "sb3_env",
+    "PranceVectorEnv": "vector_env",
+    "RewardConfig": "reward",
+    "make_sb3_env": "sb3_env",
+    "observation_layout": "spaces",
+}
+
+__all__ = [
+    "InferenceEngine",
+    "PranceEnv",
+    "PranceVecEnv",
+    "PranceVectorEnv",
+    "RewardConfig",
+    "make_sb3_env",
+    "observation_layout",
+    "register_envs",
+]
+
+register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    """Imports public names when they are first used, which keeps `import prance_env` light."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'prance_env' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

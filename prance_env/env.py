@@ -1,0 +1,183 @@
+"""One image at a time: the Gymnasium environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import EzPickle
+from numpy.typing import NDArray
+
+from .lanes import EnvSettings, Lanes
+from .rendering import render_ansi, render_episode
+from .reward import RewardConfig
+
+RENDER_MODES = ["rgb_array", "ansi"]
+
+
+class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
+    """Classify one image with a network whose size you choose while it runs.
+
+    ## Description
+    The blocks of a frozen elastic ViT are run group by group. Before every group but the first, the agent sees what the
+    class token knows so far and chooses how wide the next blocks are and how many patches go on (PRANCE, arXiv
+    2407.05010).
+
+    ## Action Space
+    `Box(-1, 1, (2n + 1,), float32)` for n blocks per group; a = (action + 1) / 2. `normalize_actions=False` gives the
+    paper's `Box(0, 1)`. What is out of range is clipped; NaN raises.
+
+    | entries | meaning |
+    |---|---|
+    | 0 .. n-1 | `mlp_ratio` of each block: choice number round(a (k - 1)) |
+    | n .. 2n-1 | `embed_dim` of each block, likewise |
+    | 2n | `keep_rate` = min_keep_rate + (1 - min_keep_rate) a: patches kept / patches present; at least one stays |
+
+    ## Observation Space
+    Flat float32 `Box` with finite bounds. `observation="cls"`, for full width D, k widths and T decisions:
+
+    | slice | name | range |
+    |---|---|---|
+    | D | class token, layer-normed over its active width, zero-padded | [-sqrt(D), sqrt(D)] |
+    | 1 | logarithm of its root mean square | [-5, 5] |
+    | 1 | maximum probability of the classifier applied to it | [0, 1] |
+    | 1 | entropy of the same, relative to the maximum | [0, 1] |
+    | k | width of the last block, one-hot | {0, 1} |
+    | T | coming decision, one-hot | {0, 1} |
+    | 1 | patches left / patches of the image | [0, 1] |
+    | 1 | MACs spent / MACs of the full network | [0, 1] |
+
+    `"cls_only"` leaves out what the classifier says, `"constant"` all but the decision (a control: the best such agent is
+    a static subnet). `prance_env.observation_layout` gives the slices.
+
+    ## Rewards
+    Result-to-Go: after every decision the rest of the network is run at full size, and the reward is
+    `accuracy - macs_weight * MACs / MACs_full - token_weight * keep_rate`; the three terms are `reward_accuracy`,
+    `reward_macs` and `reward_tokens` in the info. See `RewardConfig` for the other modes.
+
+    ## Starting State
+    A random image of the split, after the patch embedding and the first group, which always run at full size.
+    `reset(options={"index": i})` chooses the image.
+
+    ## Episode End
+    `terminated` after the last decision; never truncated.
+
+    ## Info
+    Always the same keys: `index, label, decision, embed_dim, mlp_ratio, num_tokens, macs, macs_fraction,
+    reward_accuracy, reward_macs, reward_tokens, prediction, is_success`. Sizes, `macs` (multiply-accumulates) and
+    `prediction` are those of the inference finished at full size from here.
+
+    ## Version History
+    * v0: first version.
+
+    Args:
+        supernet: Name of a registered supernet.
+        checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones.
+        dataset: Name of an image source: "digits".
+        split: "train", "val" or "test".
+        reward: Fields of `RewardConfig`, as a dict; None gives the defaults.
+        observation: "cls", "cls_only" or "constant".
+        normalize_actions: Whether the action space is Box(-1, 1) instead of Box(0, 1).
+        device: Torch device of the supernet.
+        render_mode: None, "rgb_array" or "ansi".
+
+    Raises:
+        ValueError: If an argument is unknown or out of range.
+        FileNotFoundError: If the checkpoint is missing.
+    """
+
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 2}
+
+    def __init__(
+        self,
+        supernet: str = "digits",
+        checkpoint: str | None = None,
+        dataset: str = "digits",
+        split: str = "train",
+        reward: dict[str, Any] | None = None,
+        observation: str = "cls",
+        normalize_actions: bool = True,
+        device: str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        EzPickle.__init__(
+            self, supernet, checkpoint, dataset, split, reward, observation, normalize_actions, device, render_mode
+        )
+        check_render_mode(render_mode)
+        self.settings = EnvSettings(
+            supernet, checkpoint, dataset, split, RewardConfig.from_dict(reward), observation, normalize_actions, device
+        )
+        self.observation_space, self.action_space = self.settings.spaces()
+        self.render_mode = render_mode
+        self._lanes: Lanes | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begins an episode.
+
+        Args:
+            seed: Seeds the choice of images, now and later.
+            options: None, {} or {"index": i} with the image to classify.
+        """
+        super().reset(seed=seed)
+        if self._lanes is None:
+            self._lanes = Lanes(self.settings, 1)
+        index = (options or {}).get("index")
+        total = len(self._lanes.engine.dataset)
+        index = int(self.np_random.integers(total)) if index is None else int(index)
+        self._lanes.start(np.zeros(1, dtype=np.int64), np.array([index]))
+        return self._lanes.observations()[0], self._info(self._lanes)
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Takes one decision.
+
+        Raises:
+            gymnasium.error.ResetNeeded: Before the first reset and after the end of an episode.
+            ValueError: If the action has another shape or holds NaN.
+        """
+        lanes = self._lanes
+        if lanes is None or bool(lanes.terminated()[0]):
+            raise ResetNeeded("The episode has not begun or is over; call reset() before step().")
+        action = check_action_shape(action, self.action_space.shape)
+        lanes.step(action[None], np.ones(1, dtype=bool))
+        reward, terminated = float(lanes.rewards()[0]), bool(lanes.terminated()[0])
+        return lanes.observations()[0], reward, terminated, False, self._info(lanes)
+
+    def render(self) -> Any:
+        """The frame that `render_mode` asks for: uint8 (H, W, 3), or a line of text."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs a render_mode; pass render_mode='rgb_array' to gym.make.")
+            return None
+        if self._lanes is None:
+            raise ResetNeeded("Call reset() before render().")
+        render = render_episode if self.render_mode == "rgb_array" else render_ansi
+        return render(self._lanes.engine, self._lanes.lane(0))
+
+    def close(self) -> None:
+        """Drops the reference to the engine; may be called twice."""
+        self._lanes = None
+
+    @staticmethod
+    def _info(lanes: Lanes) -> dict[str, Any]:
+        return {k: v[0] if v.ndim > 1 else v[0].item() for k, v in lanes.infos().items()}
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Raises ValueError unless the mode is None or in `RENDER_MODES`."""
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise ValueError(f"render_mode={render_mode!r} is unknown; choose None or one of {RENDER_MODES}.")
+
+
+def check_action_shape(action: Any, shape: tuple[int, ...]) -> NDArray[np.floating]:
+    """The action as an array.
+
+    Raises:
+        ValueError: If its shape is not `shape` or it holds no numbers.
+    """
+    array = np.asarray(action)
+    if array.shape != shape or not np.issubdtype(array.dtype, np.number):
+        raise ValueError(f"The action is {array.dtype} of shape {array.shape}; expected numbers of shape {shape}.")
+    return array

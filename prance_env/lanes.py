@@ -1,0 +1,155 @@
+"""N lanes of episodes that may stand at different decisions, with one random generator each.
+
+What the Gymnasium and the Stable-Baselines3 faces have in common: settings, seeding, drawing images, stepping, infos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+from numpy.typing import NDArray
+
+from supernet import SupernetConfig
+
+from .engine import Episodes, InferenceEngine, Ints, read_config, shared_engine
+from .reward import Bools, Floats, RewardConfig
+from .spaces import action_space, decode_actions, observation_space
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """Validated keyword arguments of an environment; see `PranceEnv` for their meaning."""
+
+    supernet: str
+    checkpoint: str | None
+    dataset: str
+    split: str
+    reward: RewardConfig
+    observation: str
+    normalize_actions: bool
+    device: str
+
+    def config(self) -> SupernetConfig:
+        """Configuration of the supernet."""
+        return read_config(self.supernet, self.checkpoint)
+
+    def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+        """Observation and action space."""
+        config = self.config()
+        return observation_space(config, self.observation), action_space(config.space, self.normalize_actions)
+
+    def engine(self) -> InferenceEngine:
+        """The engine, which all environments of a process with the same arguments share."""
+        return shared_engine(self.supernet, self.checkpoint, self.dataset, self.split, self.device)
+
+
+class Lanes:
+    """State of N episodes.
+
+    Args:
+        settings: Of the environment.
+        num_lanes: N.
+    """
+
+    def __init__(self, settings: EnvSettings, num_lanes: int) -> None:
+        self.settings = settings
+        self.engine = settings.engine()
+        self.num_lanes = num_lanes
+        self.generators: list[np.random.Generator | None] = [None] * num_lanes
+        self.parts: list[tuple[Ints, Episodes]] = []
+
+    def seed(self, lane: int, seed: int | None) -> None:
+        """Gives `lane` a generator of its own, as `gymnasium.Env.reset(seed=)` would."""
+        self.generators[lane] = seeding.np_random(seed)[0]
+
+    def start(self, lanes: Ints, index: Ints | None = None) -> None:
+        """Begins new episodes in `lanes`, on the images `index` or on ones that the lanes' generators draw."""
+        if index is None:
+            index = np.array([self._draw(lane) for lane in lanes])
+        fresh = self.engine.start(index)
+        parts: list[tuple[Ints, Episodes]] = []
+        for members, episodes in self.parts:
+            stay = np.flatnonzero(~np.isin(members, lanes))
+            if len(stay):
+                parts.append((members[stay], episodes[stay]))
+        self.parts = [*parts, (lanes, fresh)]
+
+    def _draw(self, lane: int) -> int:
+        generator = self.generators[lane]
+        if generator is None:
+            generator = self.generators[lane] = seeding.np_random()[0]
+        return int(generator.integers(len(self.engine.dataset)))
+
+    def step(self, actions: NDArray[np.floating], lanes: Bools) -> None:
+        """Takes one decision in the lanes marked True.
+
+        Raises:
+            ValueError: If an action holds NaN.
+        """
+        unit = np.zeros((self.num_lanes, actions.shape[1]))
+        unit[lanes] = decode_actions(actions[lanes], self.settings.normalize_actions)
+        parts: list[tuple[Ints, Episodes]] = []
+        for members, episodes in self.parts:
+            moving = lanes[members]
+            if moving.all():
+                parts.append((members, self.engine.step(episodes, unit[members], self.settings.reward)))
+                continue
+            if moving.any():
+                step = self.engine.step(episodes[np.flatnonzero(moving)], unit[members[moving]], self.settings.reward)
+                parts.append((members[moving], step))
+            parts.append((members[~moving], episodes[np.flatnonzero(~moving)]))
+        self.parts = parts
+
+    def observations(self) -> NDArray[np.float32]:
+        """(N, O) float32, a fresh array."""
+        return self._gather([self.engine.observe(e, self.settings.observation).cpu().numpy() for _, e in self.parts])
+
+    def rewards(self) -> Floats:
+        """(N,) rewards of the last decisions."""
+        return self._gather([e.reward for _, e in self.parts])
+
+    def terminated(self) -> Bools:
+        """(N,) whether every decision of the episode has been taken."""
+        decisions = self.engine.config.space.num_decisions
+        return self._gather([np.full(len(e), e.decision == decisions) for _, e in self.parts])
+
+    def infos(self) -> dict[str, NDArray[Any]]:
+        """One array with N rows per key; always the same keys, shapes and types."""
+        rows = [_info(e, self.engine.full_macs) for _, e in self.parts]
+        return {key: self._gather([r[key] for r in rows]) for key in rows[0]}
+
+    def lane(self, lane: int) -> Episodes:
+        """The episode of one lane, as a batch of one."""
+        for members, episodes in self.parts:
+            if lane in members:
+                return episodes[np.flatnonzero(members == lane)]
+        raise IndexError(f"lane={lane} has no episode; lanes are 0..{self.num_lanes - 1}.")
+
+    def _gather(self, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        out = np.empty((self.num_lanes, *values[0].shape[1:]), dtype=values[0].dtype)
+        for (members, _), value in zip(self.parts, values, strict=True):
+            out[members] = value
+        return out
+
+
+def _info(episodes: Episodes, full_macs: int) -> dict[str, NDArray[Any]]:
+    return {
+        "index": episodes.index,
+        "label": episodes.label,
+        "decision": np.full(len(episodes), episodes.decision),
+        "embed_dim": episodes.embed_dim,
+        "mlp_ratio": episodes.mlp_ratio,
+        "num_tokens": episodes.state.num_tokens,
+        "macs": episodes.macs,
+        "macs_fraction": episodes.macs / full_macs,
+        "reward_accuracy": episodes.reward_accuracy,
+        "reward_macs": episodes.reward_macs,
+        "reward_tokens": episodes.reward_tokens,
+        "prediction": episodes.prediction,
+        "is_success": episodes.success,
+    }

@@ -1,0 +1,123 @@
+"""Saving and loading supernets: a folder with `model.safetensors` and `config.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .config import SupernetConfig, supernet_config
+from .vit import Supernet
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def write_atomically(path: Path, write: Callable[[str], None]) -> None:
+    """Calls `write(temporary name)` beside `path`, then renames: a killed process leaves the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes weights and configuration, atomically file by file.
+
+    Args:
+        net: The supernet.
+        folder: Created if missing.
+        dtype: Of floating-point weights in the file; loading always gives float32.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in net.state_dict().items()
+    }
+    write_atomically(folder / WEIGHTS, lambda name: save_file(tensors, name))
+    text = json.dumps(net.config.to_dict(), indent=2) + "\n"
+    write_atomically(folder / CONFIG, lambda name: Path(name).write_text(text) and None)
+
+
+def from_pretrained(folder: str | Path) -> Supernet:
+    """Loads what `save_pretrained` wrote, in evaluation mode on the CPU in float32.
+
+    Raises:
+        FileNotFoundError: If the folder or one of the two files is missing.
+        ValueError: If a file is damaged or does not fit; nothing is half-loaded.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}; pass a folder written by save_pretrained.")
+    try:
+        config = SupernetConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (json.JSONDecodeError, TypeError) as e:
+        raise ValueError(f"{folder / CONFIG} is not a supernet configuration ({e}); save the supernet again.") from e
+    net = Supernet(config)
+    load_weights(net, folder / WEIGHTS)
+    return net.eval()
+
+
+def load_weights(net: Supernet, path: str | Path) -> None:
+    """Loads a safetensors file into `net`, completely or not at all.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, holds NaN, or its keys or shapes differ; the differences are listed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No weights at {path}.")
+    try:
+        state = load_file(path)
+    except (SafetensorError, ValueError) as e:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({e}); download or save it again.") from e
+    expected: dict[str, Any] = net.state_dict()
+    problems = [f"missing {k}" for k in expected if k not in state]
+    problems += [f"unexpected {k}" for k in state if k not in expected]
+    problems += [
+        f"{k} has the shape {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected
+        if k in state and state[k].shape != expected[k].shape
+    ]
+    problems += [f"{k} holds NaN or inf" for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"{path} does not fit this supernet: {shown}.")
+    net.load_state_dict(state)
+
+
+def create_supernet(name: str, checkpoint: str | Path | None = None, **overrides: Any) -> Supernet:
+    """A supernet by registered name.
+
+    Args:
+        name: One of `list_supernets()`.
+        checkpoint: Folder written by `save_pretrained` (its configuration then counts), or a safetensors file with
+            weights of exactly this configuration. None: random weights.
+        overrides: Fields of `SupernetConfig` to replace, such as `num_classes=100`.
+
+    Raises:
+        ValueError: If the name or an override is unknown, or the checkpoint does not fit.
+        FileNotFoundError: If the checkpoint does not exist.
+    """
+    config = SupernetConfig.from_dict({**supernet_config(name).to_dict(), **overrides})
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        net = from_pretrained(checkpoint)
+        if overrides and net.config != config:
+            raise ValueError(f"{checkpoint} was saved with another configuration than {name!r} with {overrides!r}.")
+        return net
+    net = Supernet(config)
+    if checkpoint is not None:
+        load_weights(net, checkpoint)
+    return net.eval()

@@ -1,0 +1,229 @@
+"""What a supernet is: its search space, its architecture and the registry of named configurations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from typing import Any
+
+
+def _ascending(name: str, values: tuple[Any, ...], minimum: float) -> None:
+    if not values or any(not math.isfinite(v) or v < minimum for v in values):
+        raise ValueError(f"{name}={values!r} must be a non-empty tuple of numbers >= {minimum}.")
+    if any(a >= b for a, b in pairwise(values)):
+        raise ValueError(f"{name}={values!r} must be strictly ascending; the last entry is the full size.")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The choices that a subnet is made of.
+
+    Attributes:
+        groups: Number of blocks per group. The first group is always run at full size, every later one is preceded
+            by a decision, so all later groups must have the same number of blocks.
+        embed_dims: Embedding widths a block can have, ascending.
+        mlp_ratios: Hidden width of the MLP divided by `embed_dim`, ascending.
+        num_heads: One entry (heads are not elastic) or one per entry of `embed_dims` (heads follow the width).
+        min_keep_rate: Keep rate that the lowest action stands for, in (0, 1].
+        token_mode: How dropped patches leave; a key of `supernet.reduction.TOKEN_MODES`.
+    """
+
+    groups: tuple[int, ...] = (3, 3, 3, 3)
+    embed_dims: tuple[int, ...] = (176, 192, 216, 240)
+    mlp_ratios: tuple[float, ...] = (2.0, 4.0, 6.0)
+    num_heads: tuple[int, ...] = (3,)
+    min_keep_rate: float = 0.1
+    token_mode: str = "prune"
+
+    def __post_init__(self) -> None:
+        for f in ("groups", "embed_dims", "num_heads"):
+            object.__setattr__(self, f, tuple(int(v) for v in getattr(self, f)))
+        object.__setattr__(self, "mlp_ratios", tuple(float(v) for v in self.mlp_ratios))
+        _ascending("embed_dims", self.embed_dims, 1)
+        _ascending("mlp_ratios", self.mlp_ratios, 1e-6)
+        if len(self.groups) < 2 or min(self.groups) < 1 or len(set(self.groups[1:])) != 1:
+            raise ValueError(
+                f"groups={self.groups!r} must hold at least two groups of at least one block, and all groups after "
+                "the first must have the same number of blocks (one action shape serves every decision)."
+            )
+        if len(self.num_heads) not in (1, len(self.embed_dims)) or min(self.num_heads) < 1:
+            raise ValueError(
+                f"num_heads={self.num_heads!r} must have one entry, or one per embed_dims={self.embed_dims!r}."
+            )
+        if list(self.num_heads) != sorted(self.num_heads):
+            raise ValueError(f"num_heads={self.num_heads!r} must not decrease with the width.")
+        if not 0 < self.min_keep_rate <= 1:
+            raise ValueError(f"min_keep_rate={self.min_keep_rate!r} must lie in (0, 1].")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(self.groups)
+
+    @property
+    def num_decisions(self) -> int:
+        """Number of decisions in an episode: one before every group but the first."""
+        return len(self.groups) - 1
+
+    @property
+    def blocks_per_decision(self) -> int:
+        """Number of blocks whose sizes one decision chooses."""
+        return self.groups[1]
+
+    @property
+    def action_size(self) -> int:
+        """Length of an action: an mlp_ratio and an embed_dim per block of the group, and a keep_rate."""
+        return 2 * self.blocks_per_decision + 1
+
+    @property
+    def max_heads(self) -> int:
+        """Number of heads of a block of full width."""
+        return self.num_heads[-1]
+
+    def blocks(self, group: int) -> range:
+        """Indices of the blocks of `group`."""
+        start = sum(self.groups[:group])
+        return range(start, start + self.groups[group])
+
+    def heads(self, embed_dim: int) -> int:
+        """Number of heads of a block of width `embed_dim`."""
+        return self.num_heads[0 if len(self.num_heads) == 1 else self.embed_dims.index(embed_dim)]
+
+
+STEMS = ("patch", "conv")
+
+
+@dataclass(frozen=True)
+class SupernetConfig:
+    """Architecture of an elastic ViT around a `SearchSpace`.
+
+    Attributes:
+        space: The search space; its largest choices are the size of the weights.
+        img_size: Height and width of the (square) input in pixels.
+        patch_size: Side of a patch in pixels; must divide `img_size`.
+        in_chans: Image channels.
+        num_classes: Number of logits.
+        head_dim: Channels per attention head.
+        stem: "patch" (one convolution, as in ViT) or "conv" (three convolutions with batch norm).
+        norm_eps: Epsilon of the layer norms.
+        lln: Whether a learned linear map carries the residual over a group boundary (PRANCE's `lln`).
+        mean: Per-channel mean of the images in [0, 1], subtracted before the network.
+        std: Per-channel standard deviation, divided by.
+    """
+
+    space: SearchSpace = field(default_factory=SearchSpace)
+    img_size: int = 224
+    patch_size: int = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    head_dim: int = 64
+    stem: str = "patch"
+    norm_eps: float = 1e-6
+    lln: bool = True
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.space, dict):
+            object.__setattr__(self, "space", SearchSpace(**self.space))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+            if len(getattr(self, name)) != self.in_chans:
+                raise ValueError(f"{name}={getattr(self, name)!r} must have one entry for each of {self.in_chans=}.")
+        for name in ("img_size", "patch_size", "in_chans", "num_classes", "head_dim"):
+            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a positive integer.")
+        if self.img_size % self.patch_size:
+            raise ValueError(f"img_size={self.img_size} must be a multiple of patch_size={self.patch_size}.")
+        if self.stem not in STEMS:
+            raise ValueError(f"stem={self.stem!r} is unknown; choose one of {STEMS}.")
+        if self.stem == "conv" and self.patch_size % 4:
+            raise ValueError(f"stem='conv' needs a patch_size that is a multiple of 4, not {self.patch_size}.")
+
+    @property
+    def embed_dim(self) -> int:
+        """Full width."""
+        return self.space.embed_dims[-1]
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image, the class token not counted."""
+        return (self.img_size // self.patch_size) ** 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for `config.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SupernetConfig:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: If a key is unknown or missing from `space`.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := set(data) - known:
+            raise ValueError(f"Unknown supernet settings {sorted(unknown)}; known are {sorted(known)}.")
+        known_space = {f.name for f in fields(SearchSpace)}
+        space = data.get("space", {})
+        if not isinstance(space, SearchSpace) and (unknown := set(space) - known_space):
+            raise ValueError(f"Unknown search space settings {sorted(unknown)}; known are {sorted(known_space)}.")
+        return cls(**data)
+
+
+_REGISTRY: dict[str, Callable[[], SupernetConfig]] = {}
+
+
+def register_supernet(name: str, config: Callable[[], SupernetConfig]) -> None:
+    """Makes `create_supernet(name)` known.
+
+    Raises:
+        ValueError: If the name is taken by another configuration.
+    """
+    if name in _REGISTRY and _REGISTRY[name]() != config():
+        raise ValueError(f"Supernet name {name!r} is taken; registered are {list_supernets()}.")
+    _REGISTRY[name] = config
+
+
+def list_supernets() -> list[str]:
+    """Names that `create_supernet` knows."""
+    return sorted(_REGISTRY)
+
+
+def supernet_config(name: str) -> SupernetConfig:
+    """The configuration registered under `name`.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(
+            f"Unknown supernet {name!r}; registered are {list_supernets()}. Add yours with register_supernet(name, config)."
+        )
+    return _REGISTRY[name]()
+
+
+def _paper(embed_dims: tuple[int, ...], mlp_ratios: tuple[float, ...], heads: int) -> Callable[[], SupernetConfig]:
+    return lambda: SupernetConfig(space=SearchSpace((3, 3, 3, 3), embed_dims, mlp_ratios, (heads,)))
+
+
+# The search spaces of PRANCE (arXiv 2407.05010, table of search spaces; configs of the public repository).
+register_supernet("prance_vit_tiny", _paper((176, 192, 216, 240), (2, 4, 6), 3))
+register_supernet("prance_vit_small", _paper((320, 352, 368, 384, 400, 416), (2, 3.5, 5), 7))
+register_supernet("prance_vit_base", _paper((672, 696, 720, 744, 768), (2, 3.5, 5), 12))
+register_supernet(
+    "digits",
+    lambda: SupernetConfig(
+        space=SearchSpace((1, 3, 3, 3), (16, 32, 48, 64), (0.5, 1.0, 2.0), (1, 2, 3, 4), min_keep_rate=1 / 16),
+        img_size=48,
+        patch_size=12,
+        in_chans=1,
+        num_classes=10,
+        head_dim=16,
+        stem="conv",
+        mean=(0.2,),
+        std=(0.35,),
+    ),
+)

@@ -1,0 +1,87 @@
+"""Elastic layers: modules that own full-size weights, functions that use a prefix of them as a view."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:
+    """The first `out_features` rows of `layer`, over as many inputs as `x` has.
+
+    Args:
+        layer: Full-size linear layer.
+        x: (..., C) with C at most the layer's inputs.
+        out_features: Outputs to compute.
+
+    Returns:
+        (..., out_features).
+    """
+    return F.linear(x, layer.weight[:out_features, : x.shape[-1]], layer.bias[:out_features])
+
+
+def layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Layer norm over the C active channels of `x` (..., C)."""
+    c = x.shape[-1]
+    return F.layer_norm(x, (c,), layer.weight[:c], layer.bias[:c], layer.eps)
+
+
+def set_width(x: Tensor, width: int) -> Tensor:
+    """Truncates or zero-pads the channels of `x` (..., C) to (..., width)."""
+    if x.shape[-1] >= width:
+        return x[..., :width]
+    return F.pad(x, (0, width - x.shape[-1]))
+
+
+class PatchEmbed(nn.Sequential):
+    """Image (B, in_chans, S, S) to patches (B, N, C); "patch" is one convolution, "conv" three with batch norm."""
+
+    def __init__(self, stem: str, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        if stem == "patch":
+            super().__init__(nn.Conv2d(in_chans, embed_dim, patch_size, patch_size))
+            return
+        last = patch_size // 4
+        super().__init__(
+            nn.Conv2d(in_chans, embed_dim // 4, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(embed_dim // 4),
+            nn.Hardswish(),
+            nn.Conv2d(embed_dim // 4, embed_dim // 2, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(embed_dim // 2),
+            nn.Hardswish(),
+            nn.Conv2d(embed_dim // 2, embed_dim, max(last, 3), last, 0 if last >= 3 else 1, bias=False),
+            nn.BatchNorm2d(embed_dim),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).flatten(2).transpose(1, 2)
+
+
+class ElasticBlock(nn.Module):
+    """Weights of one pre-norm transformer block.
+
+    The rows of `qkv` are ordered (head, q|k|v, head_dim), so that the first h heads are a prefix of the weight: a view,
+    not a copy.
+    """
+
+    def __init__(
+        self, embed_dim: int, hidden_dim: int, num_heads: int, head_dim: int, norm_eps: float, lln: bool
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, norm_eps)
+        self.qkv = nn.Linear(embed_dim, 3 * num_heads * head_dim)
+        self.proj = nn.Linear(num_heads * head_dim, embed_dim)
+        self.norm2 = nn.LayerNorm(embed_dim, norm_eps)
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+        self.lln = nn.Linear(embed_dim, embed_dim) if lln else None
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Variance 1 / fan-in, residual branches damped by .2, zero biases, identity boundary map."""
+        for layer, gain in ((self.qkv, 1.0), (self.fc1, 1.0), (self.proj, 0.2), (self.fc2, 0.2)):
+            nn.init.trunc_normal_(layer.weight, std=gain * layer.in_features**-0.5)
+            nn.init.zeros_(layer.bias)
+        if self.lln is not None:
+            nn.init.eye_(self.lln.weight)
+            nn.init.zeros_(self.lln.bias)

@@ -1,0 +1,266 @@
+"""Which part of the supernet runs for which image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import SearchSpace
+
+
+def round_half_even(values: Tensor) -> Tensor:
+    """`numpy.round`'s rule, so that actions map to the same choices everywhere."""
+    return torch.round(values).long()
+
+
+def _check_keep_rate(keep_rate: Tensor) -> None:
+    bad = ~((keep_rate > 0) & (keep_rate <= 1))
+    if bool(bad.any()):
+        raise ValueError(f"keep_rate holds {keep_rate[bad].tolist()[:4]}; every entry must lie in (0, 1].")
+
+
+def _check_choices(name: str, values: Tensor, allowed: tuple[float, ...], note: str = "") -> None:
+    bad = ~torch.isin(values.double(), torch.tensor(allowed, dtype=torch.float64))
+    if bool(bad.any()):
+        image, block = (int(v) for v in bad.nonzero()[0])
+        raise ValueError(
+            f"{name}={values[image, block].item()} of image {image}, block {block} is not one of {list(allowed)}{note}."
+        )
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """Sizes of one group of blocks for B images.
+
+    Attributes:
+        embed_dim: (B, blocks) int64, width of each block.
+        mlp_ratio: (B, blocks) float64, hidden width of each MLP over `embed_dim`.
+        keep_rate: (B,) float64 in (0, 1], patches kept / patches present before.
+    """
+
+    embed_dim: Tensor
+    mlp_ratio: Tensor
+    keep_rate: Tensor
+
+    def __getitem__(self, index: Any) -> GroupChoice:
+        return GroupChoice(self.embed_dim[index], self.mlp_ratio[index], self.keep_rate[index])
+
+    def validate(self, space: SearchSpace) -> None:
+        """Checks that every choice belongs to `space`.
+
+        Raises:
+            ValueError: With the value, its place (blocks counted within the group) and what is allowed.
+        """
+        _check_choices("embed_dim", self.embed_dim, space.embed_dims)
+        _check_choices("mlp_ratio", self.mlp_ratio, space.mlp_ratios)
+        _check_keep_rate(self.keep_rate)
+
+    @classmethod
+    def full(cls, space: SearchSpace, group: int, batch_size: int) -> GroupChoice:
+        """Everything at its maximum."""
+        shape = (batch_size, space.groups[group])
+        return cls(
+            torch.full(shape, space.embed_dims[-1]),
+            torch.full(shape, space.mlp_ratios[-1], dtype=torch.float64),
+            torch.ones(batch_size, dtype=torch.float64),
+        )
+
+    @classmethod
+    def from_actions(cls, space: SearchSpace, actions: Tensor) -> GroupChoice:
+        """Decodes actions.
+
+        Args:
+            space: The search space.
+            actions: (B, A) in [0, 1]: an mlp_ratio per block, an embed_dim per block, a keep_rate.
+
+        Returns:
+            Indices are round(a * (k - 1)), half to even; keep_rate is min_keep_rate + (1 - min_keep_rate) * a.
+
+        Raises:
+            ValueError: If the shape is wrong or an entry lies outside [0, 1].
+        """
+        n = space.blocks_per_decision
+        actions = torch.as_tensor(actions).cpu().double()
+        if actions.ndim != 2 or actions.shape[1] != space.action_size:
+            raise ValueError(f"actions have the shape {tuple(actions.shape)}; expected (B, {space.action_size}).")
+        bad = ~((actions >= 0) & (actions <= 1))
+        if bool(bad.any()):
+            raise ValueError(f"actions hold {actions[bad].tolist()[:4]}; every entry must lie in [0, 1]: clip them first.")
+        ratios = torch.tensor(space.mlp_ratios, dtype=torch.float64)
+        dims = torch.tensor(space.embed_dims)
+        return cls(
+            dims[round_half_even(actions[:, n : 2 * n] * (len(dims) - 1))],
+            ratios[round_half_even(actions[:, :n] * (len(ratios) - 1))],
+            space.min_keep_rate + (1 - space.min_keep_rate) * actions[:, 2 * n],
+        )
+
+
+@dataclass(frozen=True)
+class SubnetConfig:
+    """One choice of widths and keep rates for each of B images.
+
+    Attributes:
+        embed_dim: (B, depth) int64. The blocks of the first group are at full width.
+        mlp_ratio: (B, depth) float64.
+        keep_rate: (B, num_decisions) float64 in (0, 1].
+
+    Raises:
+        ValueError: If shapes disagree or a number is not finite or out of range. Membership in a search space is
+            checked by `validate`, which every network call does.
+    """
+
+    embed_dim: Tensor
+    mlp_ratio: Tensor
+    keep_rate: Tensor
+
+    def __post_init__(self) -> None:
+        embed_dim = torch.as_tensor(self.embed_dim).cpu()
+        object.__setattr__(self, "mlp_ratio", torch.as_tensor(self.mlp_ratio, dtype=torch.float64).cpu())
+        object.__setattr__(self, "keep_rate", torch.as_tensor(self.keep_rate, dtype=torch.float64).cpu())
+        if embed_dim.is_floating_point() and not bool((embed_dim == embed_dim.round()).all()):
+            raise ValueError(f"embed_dim holds {embed_dim.flatten().tolist()[:8]}; widths are whole numbers.")
+        object.__setattr__(self, "embed_dim", embed_dim.long())
+        shapes = tuple(tuple(getattr(self, n).shape) for n in ("embed_dim", "mlp_ratio", "keep_rate"))
+        if any(len(s) != 2 for s in shapes) or shapes[0] != shapes[1] or shapes[0][0] != shapes[2][0]:
+            raise ValueError(
+                f"embed_dim {shapes[0]}, mlp_ratio {shapes[1]} and keep_rate {shapes[2]} must have the shapes "
+                "(B, depth), (B, depth) and (B, num_decisions)."
+            )
+        _check_keep_rate(self.keep_rate)
+
+    def __len__(self) -> int:
+        return self.embed_dim.shape[0]
+
+    def __getitem__(self, index: Any) -> SubnetConfig:
+        """The subnets of the images `index`; an int gives a batch of one."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"Image {index} of {len(self)} subnets.")
+            index = slice(index, index + 1) if index != -1 else slice(index, None)
+        return SubnetConfig(self.embed_dim[index], self.mlp_ratio[index], self.keep_rate[index])
+
+    def expand(self, batch_size: int) -> SubnetConfig:
+        """This one subnet for `batch_size` images.
+
+        Raises:
+            ValueError: If this is neither one subnet nor already `batch_size` of them.
+        """
+        if len(self) == batch_size:
+            return self
+        if len(self) != 1:
+            raise ValueError(f"A batch of {batch_size} images got {len(self)} subnets; pass 1 or {batch_size}.")
+        return SubnetConfig(*(t.expand(batch_size, -1) for t in (self.embed_dim, self.mlp_ratio, self.keep_rate)))
+
+    def validate(self, space: SearchSpace) -> None:
+        """Checks that every choice belongs to `space`.
+
+        Raises:
+            ValueError: With the value, its place and what is allowed.
+        """
+        if self.embed_dim.shape[1] != space.depth or self.keep_rate.shape[1] != space.num_decisions:
+            raise ValueError(
+                f"A subnet with {self.embed_dim.shape[1]} blocks and {self.keep_rate.shape[1]} keep rates does not fit "
+                f"a supernet with {space.depth} blocks and {space.num_decisions} decisions."
+            )
+        for name, values, allowed in (
+            ("embed_dim", self.embed_dim, space.embed_dims),
+            ("mlp_ratio", self.mlp_ratio, space.mlp_ratios),
+        ):
+            _check_choices(name, values[:, : space.groups[0]], allowed[-1:], " (the first group is not decided)")
+            _check_choices(name, values, allowed)
+
+    def group(self, space: SearchSpace, group: int) -> GroupChoice:
+        """The choice for one group of blocks."""
+        blocks = slice(space.blocks(group).start, space.blocks(group).stop)
+        keep = self.keep_rate[:, group - 1] if group else torch.ones(len(self), dtype=torch.float64)
+        return GroupChoice(self.embed_dim[:, blocks], self.mlp_ratio[:, blocks], keep)
+
+    @classmethod
+    def _from_choices(cls, space: SearchSpace, choices: list[GroupChoice]) -> SubnetConfig:
+        choices = [GroupChoice.full(space, 0, len(choices[0].keep_rate)), *choices]
+        return cls(
+            torch.cat([c.embed_dim for c in choices], dim=1),
+            torch.cat([c.mlp_ratio for c in choices], dim=1),
+            torch.stack([c.keep_rate for c in choices[1:]], dim=1),
+        )
+
+    @classmethod
+    def full(cls, space: SearchSpace, batch_size: int = 1) -> SubnetConfig:
+        """Every choice at its maximum, every patch kept."""
+        return cls.from_actions(space, torch.ones(batch_size, space.num_decisions, space.action_size))
+
+    @classmethod
+    def min(cls, space: SearchSpace, batch_size: int = 1) -> SubnetConfig:
+        """Every choice at its minimum."""
+        return cls.from_actions(space, torch.zeros(batch_size, space.num_decisions, space.action_size))
+
+    @classmethod
+    def random(
+        cls, space: SearchSpace, batch_size: int = 1, generator: torch.Generator | None = None
+    ) -> SubnetConfig:
+        """Every choice uniform and independent, keep rates uniform in [min_keep_rate, 1]."""
+        shape = (batch_size, space.depth)
+        dims, ratios = torch.tensor(space.embed_dims), torch.tensor(space.mlp_ratios, dtype=torch.float64)
+        embed_dim = dims[torch.randint(len(dims), shape, generator=generator)]
+        mlp_ratio = ratios[torch.randint(len(ratios), shape, generator=generator)]
+        embed_dim[:, : space.groups[0]], mlp_ratio[:, : space.groups[0]] = dims[-1], ratios[-1]
+        uniform = torch.rand(batch_size, space.num_decisions, generator=generator, dtype=torch.float64)
+        return cls(embed_dim, mlp_ratio, space.min_keep_rate + (1 - space.min_keep_rate) * uniform)
+
+    @classmethod
+    def from_actions(cls, space: SearchSpace, actions: Tensor) -> SubnetConfig:
+        """Decodes whole episodes.
+
+        Args:
+            space: The search space.
+            actions: (B, num_decisions, A) in [0, 1], see `GroupChoice.from_actions`.
+
+        Raises:
+            ValueError: If the shape is wrong or an entry lies outside [0, 1].
+        """
+        actions = torch.as_tensor(actions).cpu()
+        if actions.ndim != 3 or tuple(actions.shape[1:]) != (space.num_decisions, space.action_size):
+            raise ValueError(
+                f"actions have the shape {tuple(actions.shape)}; expected (B, {space.num_decisions}, {space.action_size})."
+            )
+        return cls._from_choices(space, [GroupChoice.from_actions(space, a) for a in actions.unbind(1)])
+
+    def to_actions(self, space: SearchSpace) -> Tensor:
+        """Inverse of `from_actions`: (B, num_decisions, A) float64 in [0, 1].
+
+        Raises:
+            ValueError: If this is not in the search space, or a keep rate lies below `space.min_keep_rate`.
+        """
+        self.validate(space)
+        if bool((self.keep_rate < space.min_keep_rate).any()):
+            raise ValueError(
+                f"keep_rate={self.keep_rate.min().item()} has no action: the smallest is {space.min_keep_rate}."
+            )
+
+        def unit(values: Tensor, choices: tuple[float, ...]) -> Tensor:
+            index = torch.searchsorted(torch.tensor(choices, dtype=torch.float64), values.double().contiguous())
+            return index.double() / max(len(choices) - 1, 1)
+
+        ratios, dims = unit(self.mlp_ratio, space.mlp_ratios), unit(self.embed_dim, space.embed_dims)
+        keep = (self.keep_rate - space.min_keep_rate) / max(1 - space.min_keep_rate, 1e-12)
+        return torch.stack(
+            [
+                torch.cat([ratios[:, list(space.blocks(g))], dims[:, list(space.blocks(g))], keep[:, g - 1 : g]], dim=1)
+                for g in range(1, len(space.groups))
+            ],
+            dim=1,
+        )
+
+    def to_json(self) -> str:
+        """JSON text with one list per field."""
+        return json.dumps({n: getattr(self, n).tolist() for n in ("embed_dim", "mlp_ratio", "keep_rate")})
+
+    @classmethod
+    def from_json(cls, text: str) -> SubnetConfig:
+        """Inverse of `to_json`."""
+        data = json.loads(text)
+        return cls(data["embed_dim"], data["mlp_ratio"], data["keep_rate"])

@@ -1,0 +1,70 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from supernet import SearchSpace, Supernet, SupernetConfig, freeze, supernet_config
+
+torch.set_num_threads(1)
+settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("reproducible")
+
+CONFIGS = {
+    "conv-tied-lln": supernet_config("digits"),
+    "patch-fixed-plain": SupernetConfig(
+        SearchSpace((2, 1, 1, 1), (20, 24, 40), (1.5, 3.3), (3,), 0.2), 40, 8, 3, 5, head_dim=8, lln=False
+    ),
+    "patch-tied-plain": SupernetConfig(
+        SearchSpace((1, 2, 2), (8, 24, 32), (1, 2), (1, 3, 3), 0.05), 24, 4, 3, 7, head_dim=8, lln=False
+    ),
+    "conv-fixed-lln": SupernetConfig(
+        SearchSpace((1, 3, 3), (16, 28, 36), (0.5, 2), (2,), 0.1), 32, 8, 3, 6, head_dim=12, stem="conv"
+    ),
+}
+
+
+@cache
+@torch.no_grad()
+def _random_net(config: SupernetConfig) -> Supernet:
+    net = freeze(Supernet(config))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.normal_(0, 0.2, generator=generator)
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            module.weight += 1
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return net
+
+
+@pytest.fixture(scope="session")
+def digits_net() -> Supernet:
+    """The digits supernet with random weights of std .2, so that its outputs are not degenerate; frozen, shared."""
+    return _random_net(CONFIGS["conv-tied-lln"])
+
+
+@pytest.fixture(scope="session", params=CONFIGS.values(), ids=list(CONFIGS))
+def any_net(request: pytest.FixtureRequest) -> Supernet:
+    """A random frozen supernet of every kind: stem, heads tied to the width or fixed, `lln` on and off."""
+    return _random_net(request.param)
+
+
+@pytest.fixture(scope="session")
+def random_images() -> Callable[[Supernet, int], torch.Tensor]:
+    """Uniform noise of the size that a supernet takes."""
+
+    def images(net: Supernet, batch_size: int) -> torch.Tensor:
+        c = net.config
+        generator = torch.Generator().manual_seed(batch_size)
+        return torch.rand(batch_size, c.in_chans, c.img_size, c.img_size, generator=generator)
+
+    return images
