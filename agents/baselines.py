@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prance_env.spaces import action_space, observation_layout
 from supernet import SubnetConfig, SupernetConfig
-from supernet.checkpoint import write_atomically
+from supernet.files import write_text
 
 
 class BaselineAgent(ABC):
@@ -56,8 +56,7 @@ class BaselineAgent(ABC):
             "normalize_actions": self.normalize_actions,
             **self._extra(),
         }
-        text = json.dumps(data, indent=2) + "\n"
-        write_atomically(Path(path), lambda name: Path(name).write_text(text) and None)
+        write_text(Path(path), json.dumps(data, indent=2) + "\n")
 
     def _extra(self) -> dict[str, Any]:
         return {}

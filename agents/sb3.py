@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from stable_baselines3 import PPO
@@ -32,7 +32,9 @@ def ppo_defaults(num_decisions: int) -> dict[str, Any]:
     }
 
 
-def make_sb3(algorithm: str, env: VecEnv, seed: int | None = None, device: str = "cpu", **overrides: Any) -> BaseAlgorithm:
+def make_sb3(
+    algorithm: str, env: VecEnv, seed: int | None = None, device: str = "cpu", **overrides: Any
+) -> BaseAlgorithm:
     """An SB3 algorithm for an environment of this package.
 
     Args:
@@ -50,5 +52,5 @@ def make_sb3(algorithm: str, env: VecEnv, seed: int | None = None, device: str =
     num_decisions = env.get_attr("config")[0].space.num_decisions
     arguments = {**ppo_defaults(num_decisions), **overrides}
     model = ALGORITHMS[algorithm]("MlpPolicy", env, seed=seed, device=device, **arguments)
-    torch.nn.init.constant_(model.policy.action_net.bias, INITIAL_ACTION)
+    torch.nn.init.constant_(cast(torch.nn.Linear, model.policy.action_net).bias, INITIAL_ACTION)
     return model

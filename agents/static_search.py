@@ -47,7 +47,9 @@ def pareto_front(cost: NDArray[np.float64], gain: NDArray[np.float64]) -> Ints:
     return order[gain[order] > best]
 
 
-def correct_of_static(engine: InferenceEngine, index: Ints, actions: Actions, batch_size: int = 512) -> NDArray[np.bool_]:
+def correct_of_static(
+    engine: InferenceEngine, index: Ints, actions: Actions, batch_size: int = 512
+) -> NDArray[np.bool_]:
     """(N,) whether one static subnet, given as (num_decisions, A), classifies the images `index` correctly."""
     space = engine.config.space
     out = []
@@ -73,13 +75,13 @@ def evolve_static_front(
     index: Ints,
     num_subnets: int = 300,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda tried: None,
+    progress: Callable[[int], object] = lambda tried: None,
 ) -> SearchResult:
     """Evolutionary search for static subnets.
 
     A third of the subnets are a structured start (all combinations of one width, one ratio and one keep rate are
-    sampled from coarse to fine); then parents are drawn from the current fronts of all images and of each stratum, crossed
-    with another parent in half of the cases, and mutated.
+    sampled from coarse to fine); then parents are drawn from the current fronts of all images and of each stratum,
+    crossed with another parent in half of the cases, and mutated.
 
     Args:
         engine: Supernet and images.

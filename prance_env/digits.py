@@ -1,8 +1,9 @@
 """The bundled task: which handwritten digit occurs twice?
 
-A scene is a 4 x 4 grid of 12-pixel cells. n of them hold a digit, all different but for one that occurs twice; the label
-is that digit (with n = 1, the only digit). Few digits need few patches, many need most of them, and a glance at the scene
-tells how many there are: this is what makes it worthwhile to look before choosing how much to compute.
+A scene is a 4 x 4 grid of 12-pixel cells. n of them hold a digit, all different but for one that occurs twice; the
+label
+is that digit (with n = 1, the only digit). Few digits need few patches, many need most of them, and a glance at the
+scene tells how many there are: this is what makes it worthwhile to look before choosing how much to compute.
 
 The digits are real handwriting, the 1,797 images of 8 x 8 pixels that scikit-learn ships (UCI Optical Recognition of
 Handwritten Digits). Every source digit belongs to exactly one split.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +89,10 @@ def _tiles(split: str) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
 
 
 def make_scenes(
-    num_scenes: int, split: str = "train", seed: int | Sequence[int] = 0, num_digits: int | None = None
+    num_scenes: int,
+    split: str = "train",
+    seed: int | np.integer[Any] | Sequence[int] = 0,
+    num_digits: int | None = None,
 ) -> Scenes:
     """Draws scenes; the same arguments give the same scenes.
 
@@ -105,8 +110,10 @@ def make_scenes(
         raise ValueError(f"num_scenes={num_scenes} must be at least 1.")
     if num_digits is not None and not 1 <= num_digits <= MAX_DIGITS:
         raise ValueError(f"num_digits={num_digits} must lie in 1..{MAX_DIGITS}.")
+    seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
+    if min(seeds) < 0:
+        raise ValueError(f"seed={seed!r} must be non-negative.")
     tiles, by_class = _tiles(split)
-    seeds = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
     rng = np.random.default_rng([*seeds, SPLITS.index(split)])
     weights = np.array(NUM_DIGITS_WEIGHTS)
     n = rng.choice(MAX_DIGITS, num_scenes, p=weights / weights.sum()) + 1

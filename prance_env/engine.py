@@ -85,8 +85,8 @@ class Episodes:
 class InferenceEngine:
     """Runs episodes of one frozen supernet over one data set.
 
-    What no action can change, the output of the patch embedding and the first group and the verdict of the full network,
-    is computed once per image and kept.
+    What no action can change, the output of the patch embedding and the first group and the verdict of the full
+    network, is computed once per image and kept.
 
     Args:
         net: The supernet, frozen.
@@ -121,7 +121,9 @@ class InferenceEngine:
         """
         if len(index) and (index.min() < 0 or index.max() >= len(self.dataset)):
             bad = index[(index < 0) | (index >= len(self.dataset))]
-            raise IndexError(f"index={bad[0]} is not an image of this data set; allowed are 0..{len(self.dataset) - 1}.")
+            raise IndexError(
+                f"index={bad[0]} is not an image of this data set; allowed are 0..{len(self.dataset) - 1}."
+            )
         self._ensure_known(index)
         c, space, batch = self.config, self.config.space, len(index)
         n = c.num_patches + 1
@@ -171,7 +173,11 @@ class InferenceEngine:
         macs, prediction, prob = self._to_go(state, episodes.label, reward.mode != "terminal" or last)
 
         blocks = space.blocks(decision + 1)
-        embed_dim, mlp_ratio, keep_rate = episodes.embed_dim.copy(), episodes.mlp_ratio.copy(), episodes.keep_rate.copy()
+        embed_dim, mlp_ratio, keep_rate = (
+            episodes.embed_dim.copy(),
+            episodes.mlp_ratio.copy(),
+            episodes.keep_rate.copy(),
+        )
         embed_dim[:, blocks.start : blocks.stop] = choice.embed_dim.numpy()
         mlp_ratio[:, blocks.start : blocks.stop] = choice.mlp_ratio.numpy()
         keep_rate[:, decision] = choice.keep_rate.numpy()
@@ -229,7 +235,9 @@ class InferenceEngine:
             part = missing[begin : begin + CACHE_BATCH]
             images = self.dataset.images[torch.from_numpy(part)].to(self._prefix.device)
             state = self.net.begin(images)
-            self._prefix[torch.from_numpy(part).to(self._prefix.device)] = state.tokens.view(len(part), *self._prefix.shape[1:])
+            self._prefix[torch.from_numpy(part).to(self._prefix.device)] = state.tokens.view(
+                len(part), *self._prefix.shape[1:]
+            )
             _, prediction, prob = self._to_go(state, self.labels[part], True)
             self._full_prediction[part], self._full_prob[part] = prediction, prob
             self._known[part] = True
@@ -263,7 +271,9 @@ def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:
         )
     folder = BUNDLED[supernet] if checkpoint is None else Path(checkpoint)
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"checkpoint={str(folder)!r} holds no {CONFIG}; pass a folder written by save_pretrained.")
+        raise FileNotFoundError(
+            f"checkpoint={str(folder)!r} holds no {CONFIG}; pass a folder written by save_pretrained."
+        )
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -49,8 +49,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     | 1 | patches left / patches of the image | [0, 1] |
     | 1 | MACs spent / MACs of the full network | [0, 1] |
 
-    `"cls_only"` leaves out what the classifier says, `"constant"` all but the decision (a control: the best such agent is
-    a static subnet). `prance_env.observation_layout` gives the slices.
+    `"cls_only"` leaves out what the classifier says, `"constant"` all but the decision (a control: the best such
+    agent is a static subnet). `prance_env.observation_layout` gives the slices.
 
     ## Rewards
     Result-to-Go: after every decision the rest of the network is run at full size, and the reward is
@@ -88,7 +88,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         FileNotFoundError: If the checkpoint is missing.
     """
 
-    metadata = {"render_modes": RENDER_MODES, "render_fps": 2}
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012
 
     def __init__(
         self,
@@ -109,7 +109,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         self.settings = EnvSettings(
             supernet, checkpoint, dataset, split, RewardConfig.from_dict(reward), observation, normalize_actions, device
         )
-        self.observation_space, self.action_space = self.settings.spaces()
+        observation_space, action_space = self.settings.spaces()
+        self.observation_space, self.action_space = cast(Any, observation_space), cast(Any, action_space)
         self.render_mode = render_mode
         self._lanes: Lanes | None = None
 
@@ -141,7 +142,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         lanes = self._lanes
         if lanes is None or bool(lanes.terminated()[0]):
             raise ResetNeeded("The episode has not begun or is over; call reset() before step().")
-        action = check_action_shape(action, self.action_space.shape)
+        action = check_action_shape(action, self.action_space.shape or ())
         lanes.step(action[None], np.ones(1, dtype=bool))
         reward, terminated = float(lanes.rewards()[0]), bool(lanes.terminated()[0])
         return lanes.observations()[0], reward, terminated, False, self._info(lanes)

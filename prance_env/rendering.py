@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -26,10 +28,13 @@ def dim_dropped(image: NDArray[np.uint8], kept: NDArray[np.bool_], side: int = I
     Returns:
         (side, side, 3) uint8.
     """
-    grid = int(round(len(kept) ** 0.5))
+    grid = math.isqrt(len(kept))
     rgb = np.broadcast_to(image, (3, *image.shape[1:])) if image.shape[0] == 1 else image[:3]
-    large = np.asarray(Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0))).resize((side, side), Image.NEAREST))
-    mask = np.asarray(Image.fromarray(kept.reshape(grid, grid)).resize((side, side), Image.NEAREST), dtype=bool)
+    large = np.asarray(
+        Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0))).resize((side, side), Image.Resampling.NEAREST)
+    )
+    patches = Image.fromarray((255 * kept.reshape(grid, grid)).astype(np.uint8))
+    mask = np.asarray(patches.resize((side, side), Image.Resampling.NEAREST)) > 0
     dark = large * DIM + np.array([40, 0, 0])
     return np.where(mask[..., None], large, dark).astype(np.uint8)
 

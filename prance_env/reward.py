@@ -80,6 +80,8 @@ def accuracy_term(kind: str, correct: Bools, full_correct: Bools, prob: Floats, 
     if kind == "top1":
         return correct.astype(np.float64)
     if kind == "prob":
-        return prob
+        return np.asarray(prob, dtype=np.float64)
     agreement = 1.0 - (full_correct & ~correct)
-    return agreement if kind == "agreement" else 0.5 * agreement + 0.5 * np.minimum(1.0, 1.0 + prob - full_prob)
+    if kind == "agreement":
+        return agreement
+    return (0.5 * agreement + 0.5 * np.minimum(1.0, 1.0 + prob - full_prob)).astype(np.float64)

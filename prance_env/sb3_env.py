@@ -18,8 +18,8 @@ from .vector_env import PranceVectorEnv
 class PranceVecEnv(VecEnv):
     """SB3 `VecEnv` over a `PranceVectorEnv`.
 
-    The info of a lane is filled only where its episode has just ended (it then also has `terminal_observation`); filling
-    hundreds of dictionaries at every step would cost more than it tells.
+    The info of a lane is filled only where its episode has just ended (it then also has `terminal_observation`);
+    filling hundreds of dictionaries at every step would cost more than it tells.
 
     Args:
         envs: With autoreset mode SAME_STEP, which is what SB3 means by a vector environment.

@@ -28,8 +28,8 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
     Args:
         num_envs: N.
         autoreset_mode: What happens when an episode ends: `AutoresetMode.NEXT_STEP` (Gymnasium's default: the following
-            step ignores its action and resets), `SAME_STEP` (the step that ends the episode returns the next one's first
-            observation, and `final_obs` and `final_info` in the infos), or `DISABLED` (call
+            step ignores its action and resets), `SAME_STEP` (the step that ends the episode returns the next one's
+            first observation, and `final_obs` and `final_info` in the infos), or `DISABLED` (call
             `reset(options={"reset_mask": ...})`). A name or a member.
         supernet: See `PranceEnv`, likewise the others.
         checkpoint: See there.
@@ -108,7 +108,8 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
 
         Args:
             seed: Lane i is seeded with `seed + i`, or with entry i of a sequence; None goes on with the old generators.
-            options: May hold "index", the image of every lane ((num_envs,) integers), and "reset_mask", (num_envs,) bool:
+            options: May hold "index", the image of every lane ((num_envs,) integers), and "reset_mask", (num_envs,)
+            bool:
                 only these lanes are reset.
 
         Raises:
@@ -129,7 +130,7 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
             self._lanes = Lanes(self.settings, self.num_envs)
         for lane in np.flatnonzero(mask):
             if seeds[lane] is not None:
-                self._lanes.seed(lane, seeds[lane])
+                self._lanes.seed(int(lane), seeds[lane])
         index = options.get("index")
         if index is not None:
             index = np.asarray(index, dtype=np.int64)
@@ -140,9 +141,7 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         self._ended[mask] = False
         return self._lanes.observations(), _with_masks(self._lanes.infos(), mask)
 
-    def step(
-        self, actions: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], Floats, Bools, Bools, dict[str, Any]]:
+    def step(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float32], Floats, Bools, Bools, dict[str, Any]]:
         """Takes one decision in every lane (NEXT_STEP: in every lane that has not ended).
 
         Raises:
@@ -150,7 +149,7 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
             ValueError: If the actions have another shape or hold NaN.
         """
         lanes = self.lanes
-        actions = check_action_shape(actions, self.action_space.shape)
+        actions = check_action_shape(actions, self.action_space.shape or ())
         if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
             raise ResetNeeded(
                 f"Environments {np.flatnonzero(self._ended)[:8].tolist()} have ended; call "
@@ -195,7 +194,9 @@ def _check_reset_mask(mask: Any, num_envs: int) -> Bools:
     if mask is None:
         return np.ones(num_envs, dtype=bool)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"options['reset_mask'] must be a boolean numpy array, not {getattr(mask, 'dtype', type(mask))}.")
+        raise TypeError(
+            f"options['reset_mask'] must be a boolean numpy array, not {getattr(mask, 'dtype', type(mask))}."
+        )
     if mask.shape != (num_envs,) or not mask.any():
         raise ValueError(f"options['reset_mask']={mask} must have the shape ({num_envs},) and hold at least one True.")
     return mask

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .config import SupernetConfig, supernet_config
+from .files import write_atomically, write_text
 from .vit import Supernet
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-
-
-def write_atomically(path: Path, write: Callable[[str], None]) -> None:
-    """Calls `write(temporary name)` beside `path`, then renames: a killed process leaves the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -43,11 +28,11 @@ def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torc
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in net.state_dict().items()
+        k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous()
+        for k, v in net.state_dict().items()
     }
     write_atomically(folder / WEIGHTS, lambda name: save_file(tensors, name))
-    text = json.dumps(net.config.to_dict(), indent=2) + "\n"
-    write_atomically(folder / CONFIG, lambda name: Path(name).write_text(text) and None)
+    write_text(folder / CONFIG, json.dumps(net.config.to_dict(), indent=2) + "\n")
 
 
 def from_pretrained(folder: str | Path) -> Supernet:

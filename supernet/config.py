@@ -200,7 +200,8 @@ def supernet_config(name: str) -> SupernetConfig:
     """
     if name not in _REGISTRY:
         raise ValueError(
-            f"Unknown supernet {name!r}; registered are {list_supernets()}. Add yours with register_supernet(name, config)."
+            f"Unknown supernet {name!r}; registered are {list_supernets()}. "
+            "Add yours with register_supernet(name, config)."
         )
     return _REGISTRY[name]()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import set_width
+from .layers import ElasticBlock, set_width
 from .macs import hidden_dims
 from .reduction import kept_tokens
 from .subnet import SubnetConfig
@@ -49,6 +50,8 @@ class StaticViT(nn.Module):
 
     def __init__(self, net: Supernet, blocks: list[StaticBlock], norm: nn.LayerNorm, head: nn.Linear) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.patch_embed = copy.deepcopy(net.patch_embed)
         self.cls_token = nn.Parameter(net.cls_token.detach().clone())
         self.pos_embed = nn.Parameter(net.pos_embed.detach().clone())
@@ -61,7 +64,7 @@ class StaticViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Float images (B, in_chans, img_size, img_size) in 0..1 to logits (B, num_classes)."""
         x = self.patch_embed((images - self.mean) / self.std)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(x)[:, 0]))
 
 
@@ -103,7 +106,7 @@ def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
     for group in range(len(space.groups)):
         kept = kept_tokens(tokens, subnet.keep_rate[:, group - 1].numpy()) if group else tokens
         for i in space.blocks(group):
-            source, w, h = net.blocks[i], int(widths[0, i]), int(hidden[0, i])
+            source, w, h = cast(ElasticBlock, net.blocks[i]), int(widths[0, i]), int(hidden[0, i])
             inner = space.heads(w) * config.head_dim
             first, last = i == space.blocks(group)[0], i == space.blocks(group)[-1] and group < len(space.groups) - 1
             block = StaticBlock(w, space.heads(w), int(kept[0]) if first and kept[0] < tokens[0] else None)

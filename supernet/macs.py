@@ -1,7 +1,7 @@
 """Exact multiply-accumulates and parameters of subnets, by formula.
 
-Counted are the convolutions, linear layers and both attention products, as PyTorch's flop counter does (which counts each
-twice). Not counted, as there: norms, biases, softmax, activations. Papers call this number FLOPs.
+Counted are the convolutions, linear layers and both attention products, as PyTorch's flop counter does (which counts
+each twice). Not counted, as there: norms, biases, softmax, activations. Papers call this number FLOPs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ def stem_shapes(config: SupernetConfig) -> list[tuple[int, int, int, int]]:
     if config.stem == "patch":
         return [(config.in_chans, d, config.patch_size, side)]
     half, quarter = config.img_size // 2, config.img_size // 4
-    return [(config.in_chans, d // 4, 3, half), (d // 4, d // 2, 3, quarter), (d // 2, d, max(config.patch_size // 4, 3), side)]
+    return [
+        (config.in_chans, d // 4, 3, half),
+        (d // 4, d // 2, 3, quarter),
+        (d // 2, d, max(config.patch_size // 4, 3), side),
+    ]
 
 
 def stem_macs(config: SupernetConfig) -> int:
@@ -51,7 +55,9 @@ def group_macs(config: SupernetConfig, group: int, choice: GroupChoice, num_toke
     macs = np.zeros_like(num_tokens)
     for i in range(space.groups[group]):
         w = choice.embed_dim[:, i].numpy()
-        inner = np.array([space.heads(d) for d in space.embed_dims])[np.searchsorted(space.embed_dims, w)] * config.head_dim
+        inner = (
+            np.array([space.heads(d) for d in space.embed_dims])[np.searchsorted(space.embed_dims, w)] * config.head_dim
+        )
         hidden = hidden_dims(w, choice.mlp_ratio[:, i].numpy())
         macs += num_tokens * w * inner * 4 + 2 * num_tokens**2 * inner
         if i == 0:
@@ -92,7 +98,7 @@ def remaining_macs(config: SupernetConfig, group: int, num_tokens: Ints, subnet:
 
 
 def subnet_params(config: SupernetConfig, embed_dim: Ints, mlp_ratio: Ints) -> Ints:
-    """Parameters of the extracted static networks: (B,) for (B, depth) sizes. Batch norm's statistics are not counted."""
+    """Parameters of the extracted static networks, (B,) for (B, depth) sizes; without batch norm's statistics."""
     space = config.space
     d = config.embed_dim
     convs = sum(i * o * k * k for i, o, k, _ in stem_shapes(config))

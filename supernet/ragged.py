@@ -1,10 +1,12 @@
 """Computing images of different lengths and widths in one batch, without masks over what is not there.
 
-Tokens of B images are packed into one (T, C) buffer, image after image. Linear layers run once per distinct width over a
-contiguous slice of rows; attention runs over chunks of images of (nearly) equal length.
+Tokens of B images are packed into one (T, C) buffer, image after image. Linear layers run once per distinct width
+over a contiguous slice of rows; attention runs over chunks of images of (nearly) equal length.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -43,7 +45,7 @@ def runs(*keys: Ints) -> list[tuple[int, int]]:
     for key in keys:
         changes[1:] |= key[1:] != key[:-1]
     bounds = [*np.flatnonzero(changes).tolist(), len(changes)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
 
 
 def length_chunks(lengths: Ints) -> list[tuple[int, int]]:

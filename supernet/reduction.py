@@ -14,7 +14,8 @@ Reduction = Callable[[Tensor, Ints, Ints], Tensor]
 
 
 def kept_tokens(num_tokens: Ints, keep_rate: Ints) -> Ints:
-    """Tokens left of `num_tokens` (class token included): ceil(keep_rate * patches), at least one, plus the class token.
+    """Tokens left of `num_tokens` (class token included): ceil(keep_rate * patches), at least one, plus the class
+    token.
 
     The ceiling is EViT's; a slack of 1e-6 keeps float noise from adding a patch.
     """

@@ -89,7 +89,9 @@ class GroupChoice:
             raise ValueError(f"actions have the shape {tuple(actions.shape)}; expected (B, {space.action_size}).")
         bad = ~((actions >= 0) & (actions <= 1))
         if bool(bad.any()):
-            raise ValueError(f"actions hold {actions[bad].tolist()[:4]}; every entry must lie in [0, 1]: clip them first.")
+            raise ValueError(
+                f"actions hold {actions[bad].tolist()[:4]}; every entry must lie in [0, 1]: clip them first."
+            )
         ratios = torch.tensor(space.mlp_ratios, dtype=torch.float64)
         dims = torch.tensor(space.embed_dims)
         return cls(
@@ -199,9 +201,7 @@ class SubnetConfig:
         return cls.from_actions(space, torch.zeros(batch_size, space.num_decisions, space.action_size))
 
     @classmethod
-    def random(
-        cls, space: SearchSpace, batch_size: int = 1, generator: torch.Generator | None = None
-    ) -> SubnetConfig:
+    def random(cls, space: SearchSpace, batch_size: int = 1, generator: torch.Generator | None = None) -> SubnetConfig:
         """Every choice uniform and independent, keep rates uniform in [min_keep_rate, 1]."""
         shape = (batch_size, space.depth)
         dims, ratios = torch.tensor(space.embed_dims), torch.tensor(space.mlp_ratios, dtype=torch.float64)
@@ -225,7 +225,8 @@ class SubnetConfig:
         actions = torch.as_tensor(actions).cpu()
         if actions.ndim != 3 or tuple(actions.shape[1:]) != (space.num_decisions, space.action_size):
             raise ValueError(
-                f"actions have the shape {tuple(actions.shape)}; expected (B, {space.num_decisions}, {space.action_size})."
+                f"actions have the shape {tuple(actions.shape)}; "
+                f"expected (B, {space.num_decisions}, {space.action_size})."
             )
         return cls._from_choices(space, [GroupChoice.from_actions(space, a) for a in actions.unbind(1)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import macs
-from .config import SupernetConfig
+from .config import SearchSpace, SupernetConfig
 from .layers import ElasticBlock, PatchEmbed, layer_norm, linear, set_width
 from .ragged import Ints, attention, rows_of, runs, take_rows
 from .reduction import TOKEN_MODES, kept_tokens
@@ -33,6 +33,8 @@ class Supernet(nn.Module):
         super().__init__()
         if config.space.token_mode not in TOKEN_MODES:
             raise ValueError(f"token_mode={config.space.token_mode!r} is unknown; choose one of {sorted(TOKEN_MODES)}.")
+        self.mean: Tensor
+        self.std: Tensor
         self.config = config
         space, d = config.space, config.embed_dim
         ends = {space.blocks(g)[-1] for g in range(len(space.groups) - 1)}
@@ -57,10 +59,10 @@ class Supernet(nn.Module):
             nn.init.trunc_normal_(tensor, std=0.02)
         nn.init.zeros_(self.head.bias)
         for block in self.blocks:
-            block.init_weights()
+            cast(ElasticBlock, block).init_weights()
 
     @property
-    def space(self) -> Any:
+    def space(self) -> SearchSpace:
         """The search space."""
         return self.config.space
 
@@ -102,7 +104,8 @@ class Supernet(nn.Module):
     def run_group(self, state: InferenceState, group: int, choice: GroupChoice) -> InferenceState:
         """Runs one group of blocks.
 
-        A boundary hands on the full width; the first block of the next group truncates it to its own. Inside a group the
+        A boundary hands on the full width; the first block of the next group truncates it to its own. Inside a group
+        the
         residual is truncated or zero-padded where widths change. Patches leave between attention and MLP of the first
         block.
 
@@ -117,7 +120,9 @@ class Supernet(nn.Module):
         """
         space = self.config.space
         if group != state.group or group >= len(space.groups):
-            raise ValueError(f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}.")
+            raise ValueError(
+                f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}."
+            )
         if tuple(choice.embed_dim.shape) != (len(state), space.groups[group]):
             raise ValueError(
                 f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
@@ -139,7 +144,7 @@ class Supernet(nn.Module):
                 images, lengths = images[order], lengths[order]
             w, f = widths[images, i], hidden[images]
             kept = kept_tokens(lengths, keep[images]) if group and i == 0 else lengths
-            block = self.blocks[block_index]
+            block = cast(ElasticBlock, self.blocks[block_index])
             boundary = i == len(space.blocks(group)) - 1 and not last_group
 
             x, scores = self._attention(block, x, lengths, w, with_class_row=bool((kept < lengths).any()))
@@ -222,7 +227,7 @@ class Supernet(nn.Module):
         """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads."""
         order = np.argsort(choice.embed_dim[:, 0].numpy(), kind="stable")
         rows = rows_of(order, state.num_tokens)
-        block = self.blocks[self.space.blocks(state.group)[0]]
+        block = cast(ElasticBlock, self.blocks[self.space.blocks(state.group)[0]])
         _, scores = self._attention(
             block,
             take_rows(state.tokens, rows),

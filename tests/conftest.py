@@ -39,7 +39,7 @@ def _random_net(config: SupernetConfig) -> Supernet:
         parameter.normal_(0, 0.2, generator=generator)
     for module in net.modules():
         if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
-            module.weight += 1
+            module.weight.add_(1)
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.2, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)

@@ -34,9 +34,11 @@ def naive_logits(net: Supernet, image: Tensor, subnet: SubnetConfig) -> Tensor:
     config, space = net.config, net.config.space
     full = config.embed_dim
 
-    def norm(layer: nn.Module, x: Tensor, width: int) -> Tensor:
+    def norm(layer: Any, x: Tensor, width: int) -> Tensor:
         active = x[:, :width]
-        scaled = (active - active.mean(1, keepdim=True)) / (active.var(1, correction=0, keepdim=True) + layer.eps).sqrt()
+        scaled = (active - active.mean(1, keepdim=True)) / (
+            active.var(1, correction=0, keepdim=True) + layer.eps
+        ).sqrt()
         return F.pad(scaled * layer.weight[:width] + layer.bias[:width], (0, full - width))
 
     def mask(size: int, active: int) -> Tensor:
@@ -49,7 +51,7 @@ def naive_logits(net: Supernet, image: Tensor, subnet: SubnetConfig) -> Tensor:
     index = 0
     for group, blocks in enumerate(space.groups):
         for i in range(blocks):
-            block = net.blocks[index]
+            block: Any = net.blocks[index]
             width = int(subnet.embed_dim[0, index])
             hidden = int(width * float(subnet.mlp_ratio[0, index]))
             tied = len(space.num_heads) > 1
@@ -195,7 +197,7 @@ def test_indexing_a_state_selects_reorders_and_repeats_images(digits_net: Supern
     state = digits_net.run_group(digits_net.begin(images), 1, subnet.group(digits_net.space, 1))
     logits = digits_net.finish(state, subnet)
     alone = digits_net.run_group(digits_net.begin(images[4:5]), 1, subnet[4].group(digits_net.space, 1))
-    assert torch.equal(state[4].source, alone.source)
+    assert torch.equal(state[[4]].source, alone.source)
     for index in ([4], [5, 2, 2, 8, 0, 5], slice(3, 7), torch.tensor([8, 7]), torch.arange(9) % 2 == 0):
         chosen = torch.arange(9)[index]
         picked = state[index]
@@ -285,6 +287,16 @@ def test_extracted_networks_own_their_weights(digits_net: Supernet, random_image
     assert static(images).abs().max() == 0
 
 
+def test_an_extracted_network_exports_with_a_free_batch_size(digits_net: Supernet, random_images: Images) -> None:
+    subnet = random_subnets(digits_net, 8)[5]
+    static = digits_net.extract(subnet)
+    free = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(static, (random_images(digits_net, 4),), dynamic_shapes=free).module()
+    for batch_size in (2, 7):
+        images = random_images(digits_net, batch_size)
+        assert_close(exported(images), digits_net(images, subnet))
+
+
 def changed(subnet: SubnetConfig, name: str, place: Any, value: float) -> SubnetConfig:
     tensor = getattr(subnet, name).clone()
     tensor[place] = value
@@ -295,7 +307,10 @@ def changed(subnet: SubnetConfig, name: str, place: Any, value: float) -> Subnet
     ("call", "message"),
     [
         (lambda net, x, s: net(x, changed(s, "embed_dim", (1, 4), 20)), r"embed_dim=20 .*block 4 .*\[16, 32, 48, 64\]"),
-        (lambda net, x, s: net(x, changed(s, "embed_dim", (0, 0), 48)), r"embed_dim=48 .*block 0 .*\[64\].*first group"),
+        (
+            lambda net, x, s: net(x, changed(s, "embed_dim", (0, 0), 48)),
+            r"embed_dim=48 .*block 0 .*\[64\].*first group",
+        ),
         (lambda net, x, s: net(x, changed(s, "mlp_ratio", (2, 9), 3)), r"mlp_ratio=3.0 of image 2.*\[0.5, 1.0, 2.0\]"),
         (lambda net, x, s: net(x, changed(s, "mlp_ratio", (2, 9), math.nan)), "mlp_ratio=nan"),
         (lambda net, x, s: net(x, replace(s, keep_rate=s.keep_rate[:, :2])), "2 keep rates.*3 decisions"),

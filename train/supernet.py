@@ -2,8 +2,8 @@
 
 Sandwich rule (once-for-all networks): every step trains the full network on the labels, and the smallest and a random
 subnet on the full network's output. What the subnets want does not reach the stem and the first group, which would
-otherwise learn to answer alone and leave nothing to decide; three auxiliary losses shape the tokens instead (which digit a
-patch shows, how many digits there are, where the class token looks).
+otherwise learn to answer alone and leave nothing to decide; three auxiliary losses shape the tokens instead (which
+digit a patch shows, how many digits there are, where the class token looks).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from prance_env.digits import MAX_DIGITS, make_scenes
 from supernet import GroupChoice, InferenceState, SearchSpace, SubnetConfig, Supernet, create_supernet, save_pretrained
-from supernet.checkpoint import write_atomically
+from supernet.files import write_atomically
 
 
 @dataclass
@@ -165,7 +165,11 @@ def subnet_accuracies(net: Supernet, cfg: SupernetTraining, split: str = "val") 
     random = SubnetConfig.random(net.space, cfg.val_scenes, torch.Generator().manual_seed(0))
     start = net.begin(scenes.images.to(device))
     out = {}
-    for name, subnet in (("full", SubnetConfig.full(net.space)), ("random", random), ("min", SubnetConfig.min(net.space))):
+    for name, subnet in (
+        ("full", SubnetConfig.full(net.space)),
+        ("random", random),
+        ("min", SubnetConfig.min(net.space)),
+    ):
         logits = net.finish(start, subnet.expand(cfg.val_scenes))
         out[name] = (logits.argmax(-1).cpu() == scenes.labels).double().mean().item()
     return out
@@ -222,7 +226,9 @@ def train_supernet(cfg: SupernetTraining, out: Path, device: str = "cpu", resume
         checkpoint = torch.load(last, map_location=device, weights_only=True)
         if checkpoint["settings"] != asdict(cfg):
             changed = {k for k, v in asdict(cfg).items() if checkpoint["settings"].get(k) != v}
-            raise ValueError(f"{last} was written with other values of {sorted(changed)}; resume with the same settings.")
+            raise ValueError(
+                f"{last} was written with other values of {sorted(changed)}; resume with the same settings."
+            )
         net.load_state_dict(checkpoint["net"])
         aux.load_state_dict(checkpoint["aux"])
         ema.load_state_dict(checkpoint["ema"])
@@ -280,23 +286,3 @@ def train_supernet(cfg: SupernetTraining, out: Path, device: str = "cpu", resume
     finally:
         writer.close()
     return ema.eval()
-
-
-if __name__ == "__main__":
-    import tyro
-
-    @dataclass
-    class _A:
-        preset: str = "digits"
-        out: Path = Path("runs/x")
-        steps: int = 0
-        seed: int = 0
-        resume: bool = False
-
-    a = tyro.cli(_A)
-    c = PRESETS[a.preset]
-    c.seed = a.seed
-    if a.steps:
-        c.steps = a.steps
-    torch.set_num_threads(1)
-    train_supernet(c, a.out, resume=a.resume)

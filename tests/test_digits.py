@@ -1,0 +1,97 @@
+"""The bundled task: deterministic scenes with the right label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prance_env.digits import CELL, GRID, MAX_DIGITS, NUM_DIGITS_WEIGHTS, SPLITS, Scenes, make_scenes, source_splits
+
+
+def assert_same(a: Scenes, b: Scenes) -> None:
+    for name, value in vars(a).items():
+        assert torch.equal(value, getattr(b, name)), name
+
+
+def test_the_same_seed_gives_the_same_scenes_and_another_seed_others() -> None:
+    scenes = make_scenes(20, "test", seed=5)
+    assert_same(make_scenes(20, "test", seed=5), scenes)
+    assert_same(make_scenes(20, "test", seed=np.int64(5)), scenes)
+    assert_same(make_scenes(20, "test", seed=[5]), scenes)
+    for other in (make_scenes(20, "test", seed=6), make_scenes(20, "test", seed=[5, 1]), make_scenes(20, seed=5)):
+        assert not torch.equal(other.images, scenes.images)
+        assert not torch.equal(other.cells, scenes.cells)
+
+
+def test_every_source_digit_belongs_to_exactly_one_split() -> None:
+    splits = source_splits()
+    assert tuple(splits) == SPLITS
+    assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(1797))
+
+
+def test_only_the_label_occurs_twice() -> None:
+    scenes = make_scenes(500, seed=1)
+    for label, count, cells in zip(scenes.labels, scenes.num_digits, scenes.cells, strict=True):
+        times = torch.bincount(cells[cells >= 0], minlength=10)
+        assert times.sum() == count
+        assert times[label] == (1 if count == 1 else 2)
+        times[label] = 0
+        assert times.max() <= 1
+
+
+def test_numbers_of_digits_and_labels_follow_their_distribution() -> None:
+    scenes = make_scenes(4000, "val", seed=2)
+    shares = torch.bincount(scenes.num_digits, minlength=MAX_DIGITS + 1)[1:] / 4000
+    assert (shares - torch.tensor(NUM_DIGITS_WEIGHTS)).abs().max() < 0.03
+    assert (torch.bincount(scenes.labels, minlength=10) / 4000 - 0.1).abs().max() < 0.03
+    occupied = (scenes.cells >= 0).float().mean(0)
+    assert (occupied - occupied.mean()).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("num_digits", range(1, MAX_DIGITS + 1))
+def test_a_fixed_number_of_digits_is_kept(num_digits: int) -> None:
+    scenes = make_scenes(10, num_digits=num_digits)
+    assert scenes.num_digits.tolist() == [num_digits] * 10
+    assert ((scenes.cells >= 0).sum(1) == num_digits).all()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_cells_with_a_digit_are_bright_and_the_others_dark(split: str) -> None:
+    scenes = make_scenes(300, split, seed=3)
+    assert scenes.images.dtype == torch.uint8
+    assert scenes.images.shape == (300, 1, 48, 48)
+    cells = scenes.images.view(300, GRID, CELL, GRID, CELL).float().mean((2, 4)).view(300, GRID * GRID)
+    occupied = scenes.cells >= 0
+    assert cells[occupied].min() > 25 > 15 > cells[~occupied].max()
+
+
+def test_a_digit_looks_like_its_class_and_less_like_the_others() -> None:
+    def tiles_and_classes(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        scenes = make_scenes(600, split, seed=4)
+        tiles = scenes.images.view(-1, GRID, CELL, GRID, CELL).transpose(2, 3).reshape(-1, CELL * CELL).float()
+        classes = scenes.cells.flatten()
+        return tiles[classes >= 0], classes[classes >= 0]
+
+    train, train_classes = tiles_and_classes("train")
+    test, test_classes = tiles_and_classes("test")
+    nearest = train_classes[torch.cdist(test, train).argmin(1)]
+    assert (nearest == test_classes).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "dev"}, r"split='dev'.*\('train', 'val', 'test'\)"),
+        ({"num_scenes": 0}, "num_scenes=0 .*at least 1"),
+        ({"num_digits": 0}, r"num_digits=0 .*1\.\.11"),
+        ({"num_digits": 12}, r"num_digits=12 .*1\.\.11"),
+        ({"seed": -1}, "seed=-1 must be non-negative"),
+        ({"seed": [3, -1]}, r"seed=\[3, -1\] must be non-negative"),
+    ],
+)
+def test_an_impossible_request_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_scenes(**{"num_scenes": 4, **arguments})

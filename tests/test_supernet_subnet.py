@@ -1,0 +1,219 @@
+"""Subnets, search spaces and the registry of supernets: decoding, validation, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from supernet import (
+    GroupChoice,
+    SearchSpace,
+    SubnetConfig,
+    SupernetConfig,
+    config,
+    list_supernets,
+    register_supernet,
+    supernet_config,
+)
+
+FIELDS = ("embed_dim", "mlp_ratio", "keep_rate")
+SPACE = SearchSpace((1, 2, 2), (8, 16, 24), (1.1, 3.3), (1,), 0.25)
+SPACES = [SPACE, *(supernet_config(name).space for name in ("digits", "prance_vit_tiny", "prance_vit_base"))]
+
+
+@st.composite
+def spaces_and_two_actions(draw: st.DrawFn) -> tuple[SearchSpace, NDArray[np.float64], NDArray[np.float64]]:
+    space = draw(st.sampled_from(SPACES))
+    shape = (draw(st.integers(1, 4)), space.num_decisions, space.action_size)
+    unit = arrays(np.float64, shape, elements=st.floats(0, 1) | st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+    return space, draw(unit), draw(unit)
+
+
+def assert_equal(subnet: SubnetConfig, expected: SubnetConfig) -> None:
+    for name in FIELDS:
+        assert torch.equal(getattr(subnet, name), getattr(expected, name)), name
+
+
+@given(spaces_and_two_actions())
+def test_actions_decode_into_the_space_by_the_documented_formula(
+    case: tuple[SearchSpace, NDArray[np.float64], NDArray[np.float64]],
+) -> None:
+    space, actions, _ = case
+    subnet = SubnetConfig.from_actions(space, torch.from_numpy(actions))
+    subnet.validate(space)
+    n, first = space.blocks_per_decision, space.groups[0]
+    dims, ratios = np.array(space.embed_dims), np.array(space.mlp_ratios)
+    batch = len(actions)
+    chosen_dims = dims[np.round(actions[:, :, n : 2 * n] * (len(dims) - 1)).astype(int)].reshape(batch, -1)
+    chosen_ratios = ratios[np.round(actions[:, :, :n] * (len(ratios) - 1)).astype(int)].reshape(batch, -1)
+    assert (subnet.embed_dim[:, :first] == dims[-1]).all()
+    assert (subnet.mlp_ratio[:, :first] == ratios[-1]).all()
+    assert subnet.embed_dim[:, first:].tolist() == chosen_dims.tolist()
+    assert subnet.mlp_ratio[:, first:].tolist() == chosen_ratios.tolist()
+    keep = space.min_keep_rate + (1 - space.min_keep_rate) * actions[:, :, 2 * n]
+    np.testing.assert_allclose(subnet.keep_rate.numpy(), keep, rtol=0, atol=1e-12)
+    assert (subnet.keep_rate >= space.min_keep_rate).all()
+
+
+@given(spaces_and_two_actions())
+def test_a_larger_action_never_chooses_less(
+    case: tuple[SearchSpace, NDArray[np.float64], NDArray[np.float64]],
+) -> None:
+    space, a, b = case
+    small = SubnetConfig.from_actions(space, torch.from_numpy(np.minimum(a, b)))
+    large = SubnetConfig.from_actions(space, torch.from_numpy(np.maximum(a, b)))
+    for name in FIELDS:
+        assert (getattr(small, name) <= getattr(large, name)).all(), name
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_actions_of_a_subnet_decode_to_that_subnet(space: SearchSpace) -> None:
+    subnet = SubnetConfig.random(space, 50)
+    again = SubnetConfig.from_actions(space, subnet.to_actions(space))
+    assert torch.equal(again.embed_dim, subnet.embed_dim)
+    assert torch.equal(again.mlp_ratio, subnet.mlp_ratio)
+    torch.testing.assert_close(again.keep_rate, subnet.keep_rate, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_full_min_and_random_subnets_span_the_space(space: SearchSpace) -> None:
+    first = space.groups[0]
+    full, least = SubnetConfig.full(space, 2), SubnetConfig.min(space, 2)
+    assert set(full.embed_dim.unique().tolist()) == {space.embed_dims[-1]}
+    assert (full.keep_rate == 1).all()
+    assert set(least.embed_dim[:, first:].unique().tolist()) == {space.embed_dims[0]}
+    assert (least.keep_rate == space.min_keep_rate).all()
+
+    drawn = SubnetConfig.random(space, 400, torch.Generator().manual_seed(0))
+    for subnet in (full, least, drawn):
+        subnet.validate(space)
+    assert_equal(SubnetConfig.random(space, 400, torch.Generator().manual_seed(0)), drawn)
+    for block in range(first, space.depth):
+        assert set(drawn.embed_dim[:, block].tolist()) == set(space.embed_dims)
+        assert set(drawn.mlp_ratio[:, block].tolist()) == set(space.mlp_ratios)
+    assert drawn.keep_rate.min() < space.min_keep_rate + 0.05
+    assert drawn.keep_rate.max() > 0.95
+
+
+def test_json_gives_back_exactly_the_same_subnets() -> None:
+    subnet = SubnetConfig.random(SPACE, 5)
+    again = SubnetConfig.from_json(subnet.to_json())
+    again.validate(SPACE)
+    assert_equal(again, subnet)
+    assert json.loads(subnet.to_json()).keys() == set(FIELDS)
+
+
+def test_plain_lists_keep_their_precision() -> None:
+    subnet = SubnetConfig([[24, 8, 16, 24, 24]], [[3.3, 1.1, 3.3, 1.1, 3.3]], [[0.7, 0.3]])  # type: ignore[arg-type]
+    subnet.validate(SPACE)
+    assert subnet.mlp_ratio.tolist() == [[3.3, 1.1, 3.3, 1.1, 3.3]]
+    assert subnet.keep_rate.tolist() == [[0.7, 0.3]]
+
+
+def test_subnets_are_indexed_iterated_and_expanded_by_image() -> None:
+    subnet = SubnetConfig.random(SPACE, 3)
+    images = list(subnet)  # type: ignore[call-overload]
+    assert [one.to_json() for one in images] == [subnet[i].to_json() for i in (0, 1, 2)]
+    assert_equal(subnet[-1], subnet[2:])
+    assert_equal(subnet[[2, 0]], subnet[torch.tensor([2, 0])])
+    assert_equal(subnet[1].expand(4), subnet[[1, 1, 1, 1]])
+    assert subnet.expand(3) is subnet
+    with pytest.raises(IndexError, match="3 of 3"):
+        subnet[3]
+    with pytest.raises(ValueError, match="batch of 5 images got 3 subnets; pass 1 or 5"):
+        subnet.expand(5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep_rate": torch.tensor([[0.0, 1.0]])}, r"keep_rate holds \[0.0\].*\(0, 1\]"),
+        ({"keep_rate": torch.tensor([[1.0, math.nan]])}, r"keep_rate holds \[nan\].*\(0, 1\]"),
+        ({"keep_rate": torch.tensor([[1.5, 1.0]])}, r"keep_rate holds \[1.5\].*\(0, 1\]"),
+        ({"keep_rate": torch.ones(2, 2)}, r"embed_dim \(1, 5\).*keep_rate \(2, 2\).*\(B, num_decisions\)"),
+        ({"embed_dim": torch.full((1, 4), 24)}, r"embed_dim \(1, 4\), mlp_ratio \(1, 5\).*\(B, depth\)"),
+        ({"embed_dim": torch.full((1, 5), 8.5)}, r"8.5.*whole numbers"),
+        ({"embed_dim": torch.tensor([[24, 24, 20, 24, 24]])}, r"embed_dim=20 .*block 2 .*\[8, 16, 24\]"),
+        ({"embed_dim": torch.tensor([[16, 24, 24, 24, 24]])}, r"embed_dim=16 .*block 0 .*\[24\].*first group"),
+        (
+            {"mlp_ratio": torch.tensor([[3.3, 2, 1.1, 1.1, 1.1]], dtype=torch.float64)},
+            r"mlp_ratio=2.0 .*\[1.1, 3.3\]",
+        ),
+        ({"mlp_ratio": torch.full((1, 5), math.nan)}, r"mlp_ratio=nan .*\[3.3\]"),
+        ({"keep_rate": torch.ones(1, 3)}, "5 blocks and 3 keep rates .*5 blocks and 2 decisions"),
+    ],
+)
+def test_a_subnet_outside_the_space_is_refused(changes: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SubnetConfig.full(SPACE), **changes).validate(SPACE)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -0.1, 1.1, math.inf])
+def test_actions_outside_the_unit_interval_are_refused(bad: float) -> None:
+    actions = torch.full((2, 2, 5), 0.5)
+    actions[1, 1, 2] = bad
+    with pytest.raises(ValueError, match=rf"{bad:.3g}.*\[0, 1\]"):
+        SubnetConfig.from_actions(SPACE, actions)
+    with pytest.raises(ValueError, match=rf"{bad:.3g}.*\[0, 1\]"):
+        GroupChoice.from_actions(SPACE, actions[:, 1])
+
+
+def test_actions_of_a_wrong_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3, 5\).*\(B, 2, 5\)"):
+        SubnetConfig.from_actions(SPACE, torch.zeros(2, 3, 5))
+    with pytest.raises(ValueError, match=r"\(2, 4\).*\(B, 5\)"):
+        GroupChoice.from_actions(SPACE, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SearchSpace(embed_dims=(16, 8)), r"embed_dims=\(16, 8\).*ascending"),
+        (lambda: SearchSpace(embed_dims=()), r"embed_dims=\(\).*non-empty"),
+        (lambda: SearchSpace(mlp_ratios=(0.0, 1.0)), r"mlp_ratios=\(0.0, 1.0\)"),
+        (lambda: SearchSpace(mlp_ratios=(1.0, math.nan)), r"mlp_ratios=\(1.0, nan\)"),
+        (lambda: SearchSpace(groups=(3,)), r"groups=\(3,\).*two groups"),
+        (lambda: SearchSpace(groups=(3, 2, 3)), r"groups=\(3, 2, 3\).*same number of blocks"),
+        (lambda: SearchSpace(num_heads=(1, 2)), r"num_heads=\(1, 2\).*one per embed_dims"),
+        (lambda: SearchSpace(num_heads=(4, 3, 2, 1)), r"num_heads=\(4, 3, 2, 1\).*must not decrease"),
+        (lambda: SearchSpace(min_keep_rate=0), r"min_keep_rate=0 .*\(0, 1\]"),
+        (lambda: SearchSpace(min_keep_rate=math.nan), r"min_keep_rate=nan .*\(0, 1\]"),
+        (lambda: SupernetConfig(img_size=225), "img_size=225 .*multiple of patch_size=16"),
+        (lambda: SupernetConfig(num_classes=0), "num_classes=0 .*positive integer"),
+        (lambda: SupernetConfig(stem="unet"), r"stem='unet'.*\('patch', 'conv'\)"),
+        (lambda: SupernetConfig(stem="conv", patch_size=14), "multiple of 4, not 14"),
+        (lambda: SupernetConfig(in_chans=1), r"mean=.*self.in_chans=1"),
+        (lambda: SupernetConfig.from_dict({"imgsize": 32}), r"\['imgsize'\].*'img_size'"),
+        (lambda: SupernetConfig.from_dict({"space": {"dims": [8]}}), r"\['dims'\].*'embed_dims'"),
+        (lambda: supernet_config("vit_huge"), r"'vit_huge'.*\['digits', 'prance_vit_base'.*register_supernet"),
+        (lambda: register_supernet("digits", SupernetConfig), "'digits' is taken"),
+    ],
+)
+def test_an_impossible_configuration_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", list_supernets())
+def test_a_configuration_survives_json(name: str) -> None:
+    original = supernet_config(name)
+    assert SupernetConfig.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+
+
+def test_a_registered_configuration_is_found_and_may_be_registered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "_REGISTRY", dict(config._REGISTRY))
+    for _ in range(2):
+        register_supernet("mine", lambda: SupernetConfig(SPACE))
+    assert "mine" in list_supernets()
+    assert supernet_config("mine").space == SPACE

@@ -1,0 +1,233 @@
+"""The `prance` command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, arg, subcommand
+
+Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
+Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
+
+
+@dataclass
+class SupernetArgs:
+    """Stage 1: train the supernet of the Digits task.
+
+    Examples:
+        prance train supernet --preset digits --out runs/supernet
+        prance train supernet --preset digits-quick --out runs/quick
+        prance train supernet --preset digits --out runs/supernet --resume
+    """
+
+    out: Path
+    """Run folder."""
+    preset: Literal["digits", "digits-quick"] = "digits"
+    """digits: the bundled supernet's recipe; digits-quick: the same in a few minutes."""
+    seed: int = 0
+    """Fixes everything."""
+    steps: int | None = None
+    """Optimiser steps, instead of the preset's."""
+    resume: bool = False
+    """Continue an interrupted run; the result is the same as without interruption."""
+    device: Device = "cpu"
+    threads: Threads = 1
+
+    def run(self) -> None:
+        from dataclasses import replace
+
+        from .run_folder import write_command
+        from .supernet import PRESETS, train_supernet
+
+        _set_threads(self.threads)
+        settings = replace(PRESETS[self.preset], seed=self.seed)
+        if self.steps is not None:
+            settings = replace(settings, steps=self.steps)
+        write_command(self.out, self)
+        train_supernet(settings, self.out, self.device, self.resume)
+        print(f"Supernet written to {self.out}; use it with --checkpoint {self.out}")
+
+
+@dataclass
+class AgentArgs:
+    """Stage 2: train an agent on a frozen supernet.
+
+    Examples:
+        prance train agent --out runs/agent
+        prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
+        prance train agent --out runs/agent --resume
+    """
+
+    out: Path
+    """Run folder."""
+    env: str = "Prance-Digits-v0"
+    """Environment id."""
+    algo: Literal["ppo"] = "ppo"
+    """Stable-Baselines3 algorithm."""
+    checkpoint: str | None = None
+    """Folder with the supernet; the bundled one if not given."""
+    observation: Literal["cls", "cls_only", "constant"] = "cls"
+    """What the agent sees."""
+    total_timesteps: int = 400_000
+    """Decisions, three an image."""
+    n_envs: int = 256
+    """Images at a time."""
+    macs_weight: float = 0.06
+    """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent."""
+    seed: int = 0
+    """Fixes everything."""
+    resume: bool = False
+    """Continue an interrupted run from its last checkpoint."""
+    device: Device = "cpu"
+    threads: Threads = 1
+
+    def run(self) -> None:
+        from .agent import AgentTraining, train_agent
+
+        _set_threads(self.threads)
+        settings = AgentTraining(
+            env=self.env,
+            algo=self.algo,
+            checkpoint=self.checkpoint,
+            observation=self.observation,
+            total_timesteps=self.total_timesteps,
+            n_envs=self.n_envs,
+            macs_weight=self.macs_weight,
+            seed=self.seed,
+            device=self.device,
+        )
+        train_agent(settings, self.out, self.resume)
+        print(f"Agent written to {self.out}; evaluate it with: prance eval --agent {self.out}")
+
+
+@dataclass
+class Train:
+    """Train a supernet or an agent."""
+
+    stage: Annotated[SupernetArgs, subcommand("supernet")] | Annotated[AgentArgs, subcommand("agent")]
+
+    def run(self) -> None:
+        self.stage.run()
+
+
+@dataclass
+class Eval:
+    """Run agents over every image of a split: accuracy, MACs, patches, by difficulty.
+
+    An agent is a run folder of `prance train agent`, a file saved by an agent, or one of: full, random.
+
+    Examples:
+        prance eval --agent full random
+        prance eval --agent runs/agent --split test --out runs/agent/eval
+    """
+
+    agent: list[str]
+    """Agents to evaluate, side by side."""
+    env: str = "Prance-Digits-v0"
+    """Environment id."""
+    split: Literal["train", "val", "test"] = "test"
+    """Images."""
+    checkpoint: str | None = None
+    """Folder with the supernet; the bundled one if not given."""
+    out: Path | None = None
+    """Folder for metrics.json and one CSV of per-image rows per agent."""
+    seed: int = 0
+    """Of the random agent."""
+    device: Device = "cpu"
+    threads: Threads = 0
+
+    def run(self) -> None:
+        from .report import run_eval
+
+        _set_threads(self.threads)
+        run_eval(self.agent, self.env, self.split, self.checkpoint, self.out, self.seed, self.device)
+
+
+@dataclass
+class Demo:
+    """Everything at once: train an agent on the bundled supernet, compare it, draw it. About four minutes.
+
+    Examples:
+        prance demo
+        prance demo --out my-demo --seed 1
+        prance demo --quick
+    """
+
+    out: Path = Path("demo")
+    """Folder for metrics.json, report.md, pareto.png, episodes.png and the agent."""
+    seed: int = 0
+    """Fixes everything."""
+    quick: bool = False
+    """A short training and search, to see that everything runs; the agent is not good."""
+    device: Device = "cpu"
+    threads: Threads = 0
+
+    def run(self) -> None:
+        from .demo import run_demo
+
+        _set_threads(self.threads)
+        run_demo(self.out, self.seed, self.quick, self.device)
+
+
+@dataclass
+class List:
+    """Show the registered environments, supernets, and agents.
+
+    Examples:
+        prance list
+    """
+
+    def run(self) -> None:
+        from .report import print_registered
+
+        print_registered()
+
+
+@dataclass
+class Prance:
+    """Vision Transformers whose inference is a reinforcement-learning environment.
+
+    Examples:
+        prance demo
+        prance list
+        prance train agent --out runs/agent
+        prance eval --agent runs/agent full random
+    """
+
+    command: (
+        Annotated[Demo, subcommand("demo")]
+        | Annotated[Train, subcommand("train")]
+        | Annotated[Eval, subcommand("eval")]
+        | Annotated[List, subcommand("list")]
+    ) = field()
+
+    def run(self) -> None:
+        self.command.run()
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    if threads < 0:
+        raise ValueError(f"--threads {threads} must be 0 or more.")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line, Ctrl-C is quiet."""
+    args = tyro.cli(Prance, prog="prance", config=(OmitArgPrefixes, OmitSubcommandPrefixes))
+    try:
+        args.run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, FileNotFoundError, FileExistsError) as e:
+        sys.exit(f"prance: {e}")
+
+
+if __name__ == "__main__":
+    main()

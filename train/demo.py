@@ -1,0 +1,125 @@
+"""`prance demo`: the whole story on the bundled task, from an untrained agent to a report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from agents.baselines import FullAgent, RandomAgent, StaticAgent
+from agents.static_search import evolve_static_front
+from supernet import SubnetConfig
+from supernet.files import write_text
+
+from .agent import AgentTraining, train_agent
+from .evaluate import evaluate
+from .plots import plot_by_difficulty, plot_episodes, plot_pareto
+from .report import env_settings, markdown_table, results_table, write_json
+
+ENV = "Prance-Digits-v0"
+TIMESTEPS, SUBNETS, SEARCH_IMAGES = 450_000, 300, 1024
+QUICK_TIMESTEPS, QUICK_SUBNETS, QUICK_SEARCH_IMAGES = 15_360, 30, 256
+FRONT_POINTS = 12
+
+
+def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu") -> dict[str, Any]:
+    """Trains an agent on the bundled supernet and compares it on test with static subnets.
+
+    Training sees the train split, the search for static subnets the validation split; the test split is read once.
+
+    Args:
+        out: Folder to write.
+        seed: Fixes everything.
+        quick: Short forms of training and search.
+        device: Torch device of the supernet.
+
+    Returns:
+        What is written to `metrics.json`.
+    """
+    begun = time.perf_counter()
+    console = Console()
+    timesteps, subnets, images = (
+        (QUICK_TIMESTEPS, QUICK_SUBNETS, QUICK_SEARCH_IMAGES) if quick else (TIMESTEPS, SUBNETS, SEARCH_IMAGES)
+    )
+    training = AgentTraining(env=ENV, total_timesteps=timesteps, seed=seed, device=device)
+    console.rule("1/3  training: PPO chooses widths and patches for every image")
+    agent = train_agent(training, out / "agent")
+
+    console.rule("2/3  the opponent: an evolutionary search for the best static subnets")
+    val = env_settings(ENV, "val", device=device).engine()
+    with tqdm(total=subnets, desc="static subnets", unit="subnet") as bar:
+        found = evolve_static_front(val, np.arange(images), subnets, seed, progress=lambda tried: bar.update(1))
+    front = found.front()
+    front = front[np.unique(np.linspace(0, len(front) - 1, FRONT_POINTS).round().astype(int))]
+
+    console.rule("3/3  evaluation on test digits that nobody has seen")
+    settings = env_settings(ENV, "test", device=device)
+    config = settings.config()
+    results = {"full": evaluate(FullAgent(config), settings), "agent": evaluate(agent, settings)}
+    results["random"] = evaluate(RandomAgent(config, seed=seed), settings)
+    mean = SubnetConfig.from_actions(config.space, torch.from_numpy(results["agent"].mean_action()))
+    results["mean_action"] = evaluate(StaticAgent(mean, config), settings)
+    metrics: dict[str, Any] = {
+        name: {**result.summary(), "by_difficulty": result.by_difficulty()} for name, result in results.items()
+    }
+    metrics["static_front"] = []
+    for i in tqdm(front, desc="static front", unit="subnet"):
+        subnet = SubnetConfig.from_actions(config.space, torch.from_numpy(found.actions[i : i + 1]))
+        static = evaluate(StaticAgent(subnet, config), settings)
+        metrics["static_front"].append({**static.summary(), "actions": found.actions[i].round(4).tolist()})
+    metrics["seed"], metrics["quick"] = seed, quick
+
+    engine = settings.engine()
+    plot_pareto(metrics, out / "pareto.png")
+    strata = {name: results[name].by_difficulty() for name in ("full", "agent", "mean_action")}
+    plot_by_difficulty(strata, engine.dataset.difficulty_name, out / "difficulty.png")
+    difficulty = engine.dataset.difficulty.numpy()
+    shown = np.concatenate([np.flatnonzero(difficulty == n)[:1] for n in (1, 2, 3, 5, 8, 11)])
+    plot_episodes(agent, engine, settings, shown, out / "episodes.png")
+    metrics["seconds"] = round(time.perf_counter() - begun, 1)
+    write_json(out / "metrics.json", metrics)
+    summaries = {name: metrics[name] for name in results}
+    write_text(out / "report.md", _report(metrics, summaries))
+
+    console.print(results_table("the agent on test, by number of digits", metrics["agent"]["by_difficulty"]))
+    fronts = {f"static {i + 1}": s for i, s in enumerate(metrics["static_front"])}
+    console.print(results_table("test", {**summaries, **fronts}))
+    console.print(f"{metrics['seconds']:.0f} s. Look at {out}/report.md, {out}/pareto.png and {out}/episodes.png")
+    return metrics
+
+
+def _report(metrics: dict[str, Any], summaries: dict[str, Any]) -> str:
+    fronts = {f"static {i + 1}": s for i, s in enumerate(metrics["static_front"])}
+    lines = [
+        "# prance demo",
+        "",
+        f"Seed {metrics['seed']}{', quick form' if metrics['quick'] else ''}, {metrics['seconds']} s. The agent was "
+        "trained on the train split, static subnets were searched on the validation split, and all figures are "
+        "from the test split. "
+        "`mean_action` is the agent's average action as one static subnet for all images.",
+        "",
+        markdown_table(summaries),
+        "",
+        "![accuracy against MACs](pareto.png)",
+        "",
+        "## The agent by number of digits",
+        "",
+        markdown_table(metrics["agent"]["by_difficulty"], "digits"),
+        "",
+        "![by number of digits](difficulty.png)",
+        "",
+        "## What it keeps",
+        "",
+        "![episodes](episodes.png)",
+        "",
+        "## The static front",
+        "",
+        markdown_table(fronts),
+        "",
+    ]
+    return "\n".join(lines)

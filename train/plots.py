@@ -1,0 +1,113 @@
+"""Figures: the front of accuracy against MACs, and what an agent does to images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+
+from prance_env.engine import InferenceEngine
+from prance_env.lanes import EnvSettings
+from prance_env.rendering import dim_dropped
+from supernet.files import write_atomically
+
+from .evaluate import Agent, play
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    write_atomically(path, lambda name: figure.savefig(name, format="png", dpi=110, bbox_inches="tight"))
+    plt.close(figure)
+
+
+def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
+    """Accuracy against MACs of the agents in `metrics` and of the static front.
+
+    Args:
+        metrics: As in `metrics.json`: summaries by name, and "static_front", a list of summaries.
+        path: PNG file to write.
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    front = sorted(metrics["static_front"], key=lambda s: s["macs_fraction"])
+    axes.plot(
+        [s["macs_fraction"] for s in front],
+        [s["accuracy"] for s in front],
+        "o-",
+        color="#888888",
+        label="best static subnets (searched on val)",
+    )
+    styles = {
+        "full": ("s", "#222222"),
+        "agent": ("*", "#d62728"),
+        "random": ("X", "#9467bd"),
+        "mean_action": ("P", "#ff7f0e"),
+    }
+    labels = {"mean_action": "agent's mean action, static"}
+    for name, (marker, colour) in styles.items():
+        if name in metrics:
+            point = (metrics[name]["macs_fraction"], metrics[name]["accuracy"])
+            size = 260 if name == "agent" else 90
+            axes.scatter(*point, marker=marker, s=size, color=colour, zorder=3, label=labels.get(name, name))
+    axes.set_xlabel("MACs / MACs of the full network")
+    axes.set_ylabel("accuracy on test")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_name: str, path: Path) -> None:
+    """MACs and accuracy per stratum.
+
+    Args:
+        rows: Agent name to `Evaluation.by_difficulty()`.
+        difficulty_name: Label of the axis.
+        path: PNG file to write.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axes, key, title in zip(panels, ("macs_fraction", "accuracy"), ("MACs / full", "accuracy"), strict=True):
+        for name, strata in rows.items():
+            axes.plot([int(d) for d in strata], [s[key] for s in strata.values()], "o-", label=name)
+        axes.set_xlabel(difficulty_name)
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    _save(figure, path)
+
+
+def plot_episodes(
+    agent: Agent, engine: InferenceEngine, settings: EnvSettings, index: NDArray[np.int64], path: Path
+) -> None:
+    """One row per image: the image, and what is left of it after each decision, with dropped patches dimmed.
+
+    Args:
+        agent: Who decides.
+        engine: Supernet and images.
+        settings: Observation and action convention of the agent.
+        index: Images to show.
+        path: PNG file to write.
+    """
+    steps = play(agent, engine, settings, index)
+    figure, grid = plt.subplots(len(index), len(steps), figsize=(2.1 * len(steps), 2.35 * len(index)), squeeze=False)
+    for column, episodes in enumerate(steps):
+        kept = episodes.state.kept(engine.config.num_patches).cpu().numpy()
+        for row in range(len(index)):
+            axes = grid[row, column]
+            axes.imshow(dim_dropped(engine.dataset.images[int(index[row])].numpy(), kept[row]))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column == 0:
+                axes.set_title(f"which digit twice? {episodes.label[row]}", fontsize=9)
+                continue
+            spent = episodes.macs[row] / engine.full_macs
+            title = f"decision {column}: {kept[row].sum()} patches"
+            if column == len(steps) - 1:
+                title = f"says {episodes.prediction[row]}, {spent:.0%} of the MACs"
+            axes.set_title(
+                title, fontsize=9, color="#222222" if column < len(steps) - 1 or episodes.success[row] else "#c00"
+            )
+    _save(figure, path)

@@ -1,0 +1,33 @@
+"""What every run folder holds: the command and the settings that made it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from supernet.files import write_text
+
+
+def write_command(folder: Path, settings: Any) -> None:
+    """Writes `command.txt` and `config.yml` (the fields of the dataclass `settings`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    write_text(folder / "config.yml", yaml.safe_dump(plain, sort_keys=False))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings in `config.yml`.
+
+    Raises:
+        FileNotFoundError: If the folder is not a run folder.
+    """
+    path = folder / "config.yml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it holds no config.yml.")
+    return yaml.safe_load(path.read_text())
