@@ -33,7 +33,8 @@ NUM_DIGITS_WEIGHTS = (0.18, 0.18, 0.18, 0.025, 0.025, 0.025, 0.025, 0.09, 0.09, 
 MAX_DIGITS = len(NUM_DIGITS_WEIGHTS)
 
 TILES = {"train": 40_000, "val": 10_000, "test": 10_000}
-NOISE_STD = 0.08
+# Ranges of a digit's rendering: pixels per source pixel, height / width, radians, pixels, brightness; noise of a scene.
+SCALE, ASPECT, ANGLE, SHIFT, GAIN, NOISE_STD = (1.1, 1.4), (0.92, 1.08), (-0.15, 0.15), (-0.8, 0.8), (0.7, 1.1), 0.08
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def _tiles(split: str) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
     rng = np.random.default_rng([1, SPLITS.index(split)])
     m = TILES[split]
     pick = source[rng.permutation(m) % len(source)]
-    scale, aspect = rng.uniform(1.1, 1.4, m), rng.uniform(0.92, 1.08, m)
-    angle, shift, gain = rng.uniform(-0.15, 0.15, m), rng.uniform(-0.8, 0.8, (2, m)), rng.uniform(0.7, 1.1, m)
+    scale, aspect = rng.uniform(*SCALE, m), rng.uniform(*ASPECT, m)
+    angle, shift, gain = rng.uniform(*ANGLE, m), rng.uniform(*SHIFT, (2, m)), rng.uniform(*GAIN, m)
     # affine_grid maps output to input coordinates, both in [-1, 1]: an 8-pixel digit in a 12-pixel cell.
     sx, sy = CELL / 8 / (scale * aspect), CELL / 8 / (scale / aspect)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -114,7 +115,8 @@ def make_scenes(
     if min(seeds) < 0:
         raise ValueError(f"seed={seed!r} must be non-negative.")
     tiles, by_class = _tiles(split)
-    rng = np.random.default_rng([*seeds, SPLITS.index(split)])
+    # numpy ignores trailing zeros of a seed; ending on the count keeps seed=3 and seed=[3, 0] apart.
+    rng = np.random.default_rng([SPLITS.index(split), *seeds, len(seeds)])
     weights = np.array(NUM_DIGITS_WEIGHTS)
     n = rng.choice(MAX_DIGITS, num_scenes, p=weights / weights.sum()) + 1
     if num_digits is not None:

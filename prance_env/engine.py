@@ -29,7 +29,7 @@ BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 CACHE_BATCH = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Episodes:
     """B episodes that are equally far, as a value; index it by lane with `episodes[lanes]`.
 

@@ -84,4 +84,5 @@ def accuracy_term(kind: str, correct: Bools, full_correct: Bools, prob: Floats, 
     agreement = 1.0 - (full_correct & ~correct)
     if kind == "agreement":
         return agreement
-    return (0.5 * agreement + 0.5 * np.minimum(1.0, 1.0 + prob - full_prob)).astype(np.float64)
+    not_worse: Floats = np.minimum(np.ones_like(prob), 1.0 + prob - full_prob)
+    return 0.5 * (agreement + not_worse)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .ragged import Ints, rows_of, starts, take_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InferenceState:
     """B images between two groups. Never mutated; index it by image with `state[indices]`.
 

@@ -32,7 +32,7 @@ def _check_choices(name: str, values: Tensor, allowed: tuple[float, ...], note: 
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupChoice:
     """Sizes of one group of blocks for B images.
 
@@ -101,7 +101,7 @@ class GroupChoice:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SubnetConfig:
     """One choice of widths and keep rates for each of B images.
 

@@ -157,7 +157,7 @@ class Supernet(nn.Module):
             back = np.argsort(images)
             rows = rows_of(back, lengths)
             x, source, lengths = take_rows(x, rows), take_rows(source, rows), lengths[back]
-        return InferenceState(group + 1, x, lengths, source, widths[:, -1], state.macs + spent)
+        return InferenceState(group + 1, x, lengths, source, widths[:, -1].copy(), state.macs + spent)
 
     def finish(self, state: InferenceState, subnet: SubnetConfig | None = None) -> Tensor:
         """Runs the rest of the network and the head: Result-to-Go.

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from prance_env import digits
 from prance_env.digits import CELL, GRID, MAX_DIGITS, NUM_DIGITS_WEIGHTS, SPLITS, Scenes, make_scenes, source_splits
 
 
@@ -30,6 +32,19 @@ def test_every_source_digit_belongs_to_exactly_one_split() -> None:
     splits = source_splits()
     assert tuple(splits) == SPLITS
     assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(1797))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_split_shows_only_its_own_source_digits(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = make_scenes(50, split)
+    source = load_digits()
+    source.images[np.setdiff1d(np.arange(1797), source_splits()[split])] = 0
+    monkeypatch.setattr(digits, "load_digits", lambda: source)
+    digits._tiles.cache_clear()
+    try:
+        assert_same(make_scenes(50, split), scenes)
+    finally:
+        digits._tiles.cache_clear()
 
 
 def test_only_the_label_occurs_twice() -> None:

@@ -22,7 +22,7 @@ from supernet import (
     save_pretrained,
     supernet_config,
 )
-from supernet.checkpoint import write_atomically
+from supernet.files import write_atomically
 
 Weights = dict[str, torch.Tensor]
 
@@ -174,6 +174,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         write_atomically(path, break_halfway)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    write_atomically(path, lambda name: Path(name).write_text("new") and None)
+    write_atomically(path, lambda name: Path(name).write_text("new"))
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

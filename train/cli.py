@@ -18,7 +18,8 @@ Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice
 class SupernetArgs:
     """Stage 1: train the supernet of the Digits task.
 
-    Examples:
+    For example:
+
         prance train supernet --preset digits --out runs/supernet
         prance train supernet --preset digits-quick --out runs/quick
         prance train supernet --preset digits --out runs/supernet --resume
@@ -56,7 +57,8 @@ class SupernetArgs:
 class AgentArgs:
     """Stage 2: train an agent on a frozen supernet.
 
-    Examples:
+    For example:
+
         prance train agent --out runs/agent
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
         prance train agent --out runs/agent --resume
@@ -120,7 +122,8 @@ class Eval:
 
     An agent is a run folder of `prance train agent`, a file saved by an agent, or one of: full, random.
 
-    Examples:
+    For example:
+
         prance eval --agent full random
         prance eval --agent runs/agent --split test --out runs/agent/eval
     """
@@ -151,7 +154,8 @@ class Eval:
 class Demo:
     """Everything at once: train an agent on the bundled supernet, compare it, draw it. About four minutes.
 
-    Examples:
+    For example:
+
         prance demo
         prance demo --out my-demo --seed 1
         prance demo --quick
@@ -174,10 +178,40 @@ class Demo:
 
 
 @dataclass
+class Headroom:
+    """Measure on validation images what there is to win by looking: the best static subnet for all images against the
+    best one for few, some and many digits.
+
+    For example:
+
+        prance headroom
+        prance headroom --checkpoint runs/supernet-0 runs/supernet-1 --out runs/headroom
+    """
+
+    checkpoint: list[str] = field(default_factory=list)
+    """Folders with supernets; the bundled one if none is given."""
+    env: str = "Prance-Digits-v0"
+    """Environment id."""
+    num_subnets: int = 400
+    """Static subnets to search among."""
+    out: Path | None = None
+    """Folder for headroom.json."""
+    device: Device = "cpu"
+    threads: Threads = 0
+
+    def run(self) -> None:
+        from .headroom import run_headroom
+
+        _set_threads(self.threads)
+        run_headroom([*self.checkpoint] or [None], self.env, self.num_subnets, self.out, self.device)
+
+
+@dataclass
 class List:
     """Show the registered environments, supernets, and agents.
 
-    Examples:
+    For example:
+
         prance list
     """
 
@@ -191,7 +225,8 @@ class List:
 class Prance:
     """Vision Transformers whose inference is a reinforcement-learning environment.
 
-    Examples:
+    For example:
+
         prance demo
         prance list
         prance train agent --out runs/agent
@@ -202,6 +237,7 @@ class Prance:
         Annotated[Demo, subcommand("demo")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Eval, subcommand("eval")]
+        | Annotated[Headroom, subcommand("headroom")]
         | Annotated[List, subcommand("list")]
     ) = field()
 

@@ -58,6 +58,7 @@ class SupernetTraining:
     attention_weight: float = 0.1
     checkpoint_every: int = 500
     val_scenes: int = 2000
+    early_patch: bool = True
     seed: int = 0
 
 
@@ -142,7 +143,7 @@ def step_loss(net: Supernet, aux: AuxiliaryHeads, cfg: SupernetTraining, step: i
         choice = GroupChoice.full(space, group, batch)
         loss = loss + cfg.attention_weight * attention_loss(net, state, choice, cells)
         state = net.run_group(state, group, choice)
-        if group == 1:
+        if group == 1 and cfg.early_patch:
             loss = loss + cfg.patch_weight * fade * patch_loss(aux.early, state, cells)
     loss = loss + cfg.patch_weight * fade * patch_loss(aux.late, state, cells)
     logits = net.forward_head(state)
