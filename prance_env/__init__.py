@@ -12,12 +12,14 @@ from .registration import register_envs
 if TYPE_CHECKING:
     from .engine import InferenceEngine
     from .env import PranceEnv
+    from .lanes import EnvSettings
     from .reward import RewardConfig
     from .sb3_env import PranceVecEnv, make_sb3_env
     from .spaces import observation_layout
     from .vector_env import PranceVectorEnv
 
 _EXPORTS = {
+    "EnvSettings": "lanes",
     "InferenceEngine": "engine",
     "PranceEnv": "env",
     "PranceVecEnv": "sb3_env",
@@ -28,6 +30,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "EnvSettings",
     "InferenceEngine",
     "PranceEnv",
     "PranceVecEnv",

@@ -32,6 +32,13 @@ class ImageDataset:
         return len(self.labels)
 
 
+def check_dataset(name: str, split: str) -> None:
+    """Raises ValueError unless there is such a data set with such a split."""
+    if name != "digits":
+        raise ValueError(f"dataset={name!r} is unknown; available is 'digits'.")
+    check_split(split)
+
+
 def load_dataset(name: str, split: str) -> ImageDataset:
     """Loads a data set by name.
 
@@ -42,8 +49,6 @@ def load_dataset(name: str, split: str) -> ImageDataset:
     Raises:
         ValueError: If the name or the split is unknown.
     """
-    if name != "digits":
-        raise ValueError(f"dataset={name!r} is unknown; available is 'digits'.")
-    check_split(split)
+    check_dataset(name, split)
     scenes = make_scenes(DIGITS_SCENES[split], split, seed=0)
     return ImageDataset(scenes.images, scenes.labels, scenes.num_digits, "num_digits")

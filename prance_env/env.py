@@ -10,6 +10,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 
+from .engine import Ints
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
 from .reward import RewardConfig
@@ -128,7 +129,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             self._lanes = Lanes(self.settings, 1)
         index = (options or {}).get("index")
         total = len(self._lanes.engine.dataset)
-        index = int(self.np_random.integers(total)) if index is None else int(index)
+        index = int(self.np_random.integers(total)) if index is None else int(check_index(index, ()))
         self._lanes.start(np.zeros(1, dtype=np.int64), np.array([index]))
         return self._lanes.observations()[0], self._info(self._lanes)
 
@@ -170,6 +171,21 @@ def check_render_mode(render_mode: str | None) -> None:
     """Raises ValueError unless the mode is None or in `RENDER_MODES`."""
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise ValueError(f"render_mode={render_mode!r} is unknown; choose None or one of {RENDER_MODES}.")
+
+
+def check_index(index: Any, shape: tuple[int, ...]) -> Ints:
+    """`options["index"]` as an array.
+
+    Raises:
+        ValueError: If its shape is not `shape` or it holds no whole numbers.
+    """
+    array = np.asarray(index)
+    if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"options['index']={index!r} has the shape {array.shape} and type {array.dtype}; "
+            f"expected whole numbers of shape {shape}."
+        )
+    return array.astype(np.int64)
 
 
 def check_action_shape(action: Any, shape: tuple[int, ...]) -> NDArray[np.floating]:

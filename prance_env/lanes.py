@@ -11,11 +11,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from supernet import SupernetConfig
 
+from .datasets import check_dataset
 from .engine import Episodes, InferenceEngine, Ints, read_config, shared_engine
 from .reward import Bools, Floats, RewardConfig
 from .spaces import action_space, decode_actions, observation_space
@@ -33,6 +35,43 @@ class EnvSettings:
     observation: str
     normalize_actions: bool
     device: str
+
+    def __post_init__(self) -> None:
+        check_dataset(self.dataset, self.split)
+        try:
+            torch.device(self.device)
+        except RuntimeError as e:
+            raise ValueError(f"device={self.device!r} is unknown; pass one such as 'cpu' or 'cuda:0'.") from e
+
+    @classmethod
+    def from_id(
+        cls,
+        env_id: str = "Prance-Digits-v0",
+        split: str = "train",
+        checkpoint: str | None = None,
+        observation: str = "cls",
+        device: str = "cpu",
+    ) -> EnvSettings:
+        """Settings of a registered environment with the default reward, for evaluation.
+
+        Args:
+            env_id: A registered id of this package.
+            split: See `PranceEnv`, likewise the others.
+            checkpoint: See there.
+            observation: See there.
+            device: See there.
+
+        Raises:
+            ValueError: If the id is not one of this package's.
+        """
+        try:
+            kwargs = gym.spec(env_id).kwargs
+        except gym.error.Error as e:
+            raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
+        if "supernet" not in kwargs:
+            raise ValueError(f"{env_id!r} is not an environment of prance_env; `prance list` shows the known ones.")
+        supernet, dataset = kwargs["supernet"], kwargs["dataset"]
+        return cls(supernet, checkpoint, dataset, split, RewardConfig(), observation, True, device)
 
     def config(self) -> SupernetConfig:
         """Configuration of the supernet."""
@@ -91,8 +130,7 @@ class Lanes:
         Raises:
             ValueError: If an action holds NaN.
         """
-        unit = np.zeros((self.num_lanes, actions.shape[1]))
-        unit[lanes] = decode_actions(actions[lanes], self.settings.normalize_actions)
+        unit = decode_actions(np.where(lanes[:, None], actions, 0), self.settings.normalize_actions)
         parts: list[tuple[Ints, Episodes]] = []
         for members, episodes in self.parts:
             moving = lanes[members]

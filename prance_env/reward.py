@@ -81,8 +81,7 @@ def accuracy_term(kind: str, correct: Bools, full_correct: Bools, prob: Floats, 
         return correct.astype(np.float64)
     if kind == "prob":
         return np.asarray(prob, dtype=np.float64)
-    agreement = 1.0 - (full_correct & ~correct)
+    agreement = np.where(full_correct & ~correct, 0.0, 1.0)
     if kind == "agreement":
         return agreement
-    not_worse: Floats = np.minimum(np.ones_like(prob), 1.0 + prob - full_prob)
-    return 0.5 * (agreement + not_worse)
+    return np.asarray(0.5 * (agreement + np.minimum(1.0, 1.0 + prob - full_prob)), dtype=np.float64)

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from .engine import Ints
-from .env import check_action_shape, check_render_mode
+from .env import check_action_shape, check_index, check_render_mode
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
 from .reward import Bools, Floats, RewardConfig
@@ -133,10 +133,7 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
                 self._lanes.seed(int(lane), seeds[lane])
         index = options.get("index")
         if index is not None:
-            index = np.asarray(index, dtype=np.int64)
-            if index.shape != (self.num_envs,):
-                raise ValueError(f"options['index'] has the shape {index.shape}; expected ({self.num_envs},).")
-            index = index[mask]
+            index = check_index(index, (self.num_envs,))[mask]
         self._lanes.start(np.flatnonzero(mask), index)
         self._ended[mask] = False
         return self._lanes.observations(), _with_masks(self._lanes.infos(), mask)

@@ -15,7 +15,7 @@ from agents.baselines import BaselineAgent, FullAgent, RandomAgent
 from agents.sb3 import ALGORITHMS, make_sb3
 from prance_env import make_sb3_env
 from prance_env.lanes import EnvSettings
-from supernet.files import write_atomically
+from supernet.files import write_atomically, write_text
 
 from .evaluate import Agent
 from .run_folder import read_config, write_command
@@ -95,6 +95,12 @@ class _Checkpoints(BaseCallback):
             f.write(json.dumps(row) + "\n")
 
 
+def _forget_after(metrics: Path, timesteps: int) -> None:
+    """Drops the rows of the stretch that a resumed run repeats."""
+    rows = metrics.read_text().splitlines(keepends=True)
+    write_text(metrics, "".join(r for r in rows if json.loads(r)["timesteps"] <= timesteps))
+
+
 def _save(model: BaseAlgorithm, path: Path) -> None:
     with path.open("wb") as f:
         model.save(f)
@@ -137,6 +143,7 @@ def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progre
     )
     if resume:
         model = ALGORITHMS[settings.algo].load(out / LAST, env=env)
+        _forget_after(out / "metrics.jsonl", model.num_timesteps)
     else:
         model = make_sb3(settings.algo, env, seed=settings.seed, tensorboard_log=str(out))
     callback = _Checkpoints(out, settings.seed)

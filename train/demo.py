@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
 from agents.static_search import evolve_static_front
+from prance_env.lanes import EnvSettings
 from supernet import SubnetConfig
 from supernet.files import write_text
 
 from .agent import AgentTraining, train_agent
 from .evaluate import evaluate
 from .plots import plot_by_difficulty, plot_episodes, plot_pareto
-from .report import env_settings, markdown_table, results_table, write_json
+from .report import markdown_table, results_table, write_json
 
 ENV = "Prance-Digits-v0"
 TIMESTEPS, SUBNETS, SEARCH_IMAGES = 450_000, 300, 1024
@@ -51,14 +52,14 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     agent = train_agent(training, out / "agent")
 
     console.rule("2/3  the opponent: an evolutionary search for the best static subnets")
-    val = env_settings(ENV, "val", device=device).engine()
+    val = EnvSettings.from_id(ENV, "val", device=device).engine()
     with tqdm(total=subnets, desc="static subnets", unit="subnet") as bar:
         found = evolve_static_front(val, np.arange(images), subnets, seed, progress=lambda tried: bar.update(1))
     front = found.front()
     front = front[np.unique(np.linspace(0, len(front) - 1, FRONT_POINTS).round().astype(int))]
 
     console.rule("3/3  evaluation on test digits that nobody has seen")
-    settings = env_settings(ENV, "test", device=device)
+    settings = EnvSettings.from_id(ENV, "test", device=device)
     config = settings.config()
     results = {"full": evaluate(FullAgent(config), settings), "agent": evaluate(agent, settings)}
     results["random"] = evaluate(RandomAgent(config, seed=seed), settings)

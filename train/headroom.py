@@ -1,7 +1,7 @@
 """How much there is to win by looking: static subnets against the best static subnet per stratum.
 
-Subnets are searched and chosen on one half of the validation images and read on the other half. "static" is one subnet for
-all images; "per stratum" picks one for few, some and many digits, which is what an agent can do that only counts.
+Subnets are searched and chosen on one half of the validation images and read on the other half. "static" is one subnet
+for all images; "per stratum" picks one for few, some and many digits, which is what an agent can do that only counts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from agents.static_search import SearchResult, correct_of_static, evolve_static_front
 from prance_env.engine import InferenceEngine
+from prance_env.lanes import EnvSettings
 
-from .report import env_settings, write_json
+from .report import write_json
 
 STRATA_BOUNDS = (4, 8)  # few: 1..3 digits, some: 4..7, many: 8..11
 DROPS = (0.005, 0.01, 0.02)
@@ -50,8 +51,8 @@ def measure_headroom(engine: InferenceEngine, num_subnets: int, seed: int = 0) -
     """Searches static subnets on half of the engine's images and compares the two ways of using them.
 
     Returns:
-        Accuracy of the full and of the smallest subnet on the other half, and for each allowed drop in accuracy the MACs
-        and the accuracy of both, with the saving of the second.
+        Accuracy of the full and of the smallest subnet on the other half, and for each allowed drop in accuracy the
+        MACs and the accuracy of both, with the saving of the second.
     """
     half = len(engine.dataset) // 2
     select, read = np.arange(half), np.arange(half, 2 * half)
@@ -106,7 +107,9 @@ def run_headroom(checkpoints: list[str | None], env: str, num_subnets: int, out:
     results = {}
     for checkpoint in checkpoints:
         name = checkpoint or "bundled"
-        results[name] = measure_headroom(env_settings(env, "val", checkpoint, device=device).engine(), num_subnets)
+        results[name] = measure_headroom(
+            EnvSettings.from_id(env, "val", checkpoint, device=device).engine(), num_subnets
+        )
         for row in results[name]["rows"]:
             table.add_row(
                 name,

@@ -14,33 +14,12 @@ from rich.table import Table
 
 from agents.sb3 import ALGORITHMS
 from prance_env.lanes import EnvSettings
-from prance_env.reward import RewardConfig
 from supernet import Supernet, list_supernets, supernet_config
 from supernet.files import write_atomically, write_text
 
 from .agent import MODEL, load_agent
 from .evaluate import Evaluation, evaluate
 from .run_folder import read_config
-
-
-def env_settings(
-    env: str, split: str, checkpoint: str | None = None, observation: str = "cls", device: str = "cpu"
-) -> EnvSettings:
-    """Settings of a registered environment.
-
-    Raises:
-        ValueError: If the id is not one of this package's.
-    """
-    try:
-        spec = gym.spec(env)
-    except gym.error.Error as e:
-        raise ValueError(f"Environment id {env!r} is unknown ({e}); `prance list` shows the registered ones.") from e
-    if "supernet" not in spec.kwargs:
-        raise ValueError(f"{env!r} is not an environment of prance_env; `prance list` shows the registered ones.")
-    kwargs = spec.kwargs
-    return EnvSettings(
-        kwargs["supernet"], checkpoint, kwargs["dataset"], split, RewardConfig(), observation, True, device
-    )
 
 
 def results_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
@@ -107,7 +86,7 @@ def run_eval(
             observation = trained["observation"]
             if checkpoint is None:
                 checkpoint = trained["checkpoint"]
-        settings = env_settings(env, split, checkpoint, observation, device)
+        settings = EnvSettings.from_id(env, split, checkpoint, observation, device)
         with console.status(f"{name} on {split} ..."):
             result = evaluate(load_agent(name, settings, seed), settings)
         metrics[name] = {**result.summary(), "by_difficulty": result.by_difficulty()}
@@ -131,14 +110,15 @@ def print_registered() -> None:
     )
     for spec in gym.registry.values():
         if spec.id.startswith("Prance-"):
-            observation, action = env_settings(spec.id, "train").spaces()
+            observation, action = EnvSettings.from_id(spec.id, "train").spaces()
             low, high = float(action.low.min()), float(action.high.max())
             box = f"Box({low:g}, {high:g}, {action.shape})"
             table.add_row(spec.id, f"Box{observation.shape}", box, spec.kwargs["supernet"])
     console.print(table)
-    table = Table(
-        "supernet", "groups", "embed_dim", "mlp_ratio", "heads", "image", "MMACs", "params", title="Supernets"
-    )
+    table = Table(title="Supernets")
+    table.add_column("supernet", no_wrap=True)
+    for column in ("groups", "embed_dim", "mlp_ratio", "heads", "image", "MMACs", "params"):
+        table.add_column(column)
     for name in list_supernets():
         config = supernet_config(name)
         net = Supernet(config)
@@ -151,7 +131,7 @@ def print_registered() -> None:
             " ".join(map(str, space.num_heads)),
             f"{config.in_chans}x{config.img_size}x{config.img_size}",
             f"{net.macs().item() / 1e6:.1f}",
-            f"{net.params().item():,}",
+            f"{net.params().item() / 1e6:.1f} M",
         )
     console.print(table)
     console.print(f"Agents: full, random (prance eval); algorithms: {', '.join(ALGORITHMS)} (prance train agent)")

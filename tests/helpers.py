@@ -1,0 +1,112 @@
+"""What several test files need: small engines, played episodes, recorded rollouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prance_env import InferenceEngine, RewardConfig
+from prance_env.datasets import ImageDataset
+from prance_env.engine import Episodes
+from prance_env.lanes import EnvSettings
+from supernet import SearchSpace, SubnetConfig, Supernet
+
+ENV_ID = "Prance-Digits-v0"
+INFO_KEYS = [
+    "index",
+    "label",
+    "decision",
+    "embed_dim",
+    "mlp_ratio",
+    "num_tokens",
+    "macs",
+    "macs_fraction",
+    "reward_accuracy",
+    "reward_macs",
+    "reward_tokens",
+    "prediction",
+    "is_success",
+]
+Actions = NDArray[np.float64]
+
+
+@torch.inference_mode()
+def make_engine(net: Supernet, num_images: int = 64) -> InferenceEngine:
+    """An engine over noise of varying contrast; the full network is right about every other image."""
+    c = net.config
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.rand(num_images, c.in_chans, c.img_size, c.img_size, generator=generator)
+    contrast = torch.rand(num_images, 1, 1, 1, generator=generator)
+    images = (255 * noise * contrast).to(torch.uint8)
+    number = torch.arange(num_images)
+    labels = (net(images).argmax(1) + number % 2) % c.num_classes
+    return InferenceEngine(net, ImageDataset(images, labels, number % 3, "remainder"))
+
+
+def unit_actions(space: SearchSpace, batch_size: int, seed: int = 0) -> Actions:
+    """(batch, T, A) uniform actions in [0, 1]; the first image keeps everything, the second as little as possible."""
+    actions = np.random.default_rng(seed).random((batch_size, space.num_decisions, space.action_size))
+    actions[:2] = np.array([1.0, 0.0])[:batch_size, None, None]
+    return actions
+
+
+def played(engine: InferenceEngine, actions: Actions, reward: RewardConfig) -> list[Episodes]:
+    """The episodes before and after every decision, on the images 0, 1, 2, ..."""
+    path = [engine.start(np.arange(len(actions)))]
+    for decision in range(actions.shape[1]):
+        path.append(engine.step(path[-1], actions[:, decision], reward))
+    return path
+
+
+def partial_subnet(space: SearchSpace, actions: Actions, decisions: int) -> SubnetConfig:
+    """The subnets after some decisions, later ones at full size."""
+    actions = actions.copy()
+    actions[:, decisions:] = 1
+    return SubnetConfig.from_actions(space, torch.from_numpy(actions))
+
+
+def comparable(value: Any) -> Any:
+    """Plain data that `==` compares bit for bit, with types."""
+    if isinstance(value, dict):
+        return {k: comparable(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [comparable(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return ("array", str(value.dtype), comparable(value.tolist()))
+    return (type(value).__name__, value)
+
+
+def transcript(env: gym.Env[Any, Any], seed: int | None, steps: int = 7) -> list[Any]:
+    """Everything that an environment returns in a rollout of fixed random actions."""
+    low, high, shape = env.action_space.low, env.action_space.high, env.action_space.shape  # type: ignore[attr-defined]
+    actions = np.random.default_rng(0).uniform(low, high, (steps, *shape)).astype(np.float32)
+    rows = [comparable(env.reset(seed=seed))]
+    for action in actions:
+        step = env.step(action)
+        rows.append(comparable(step))
+        if step[2]:
+            rows.append(comparable(env.reset()))
+    return rows
+
+
+@dataclass(frozen=True)
+class FixedSettings(EnvSettings):
+    """Settings whose engine is given."""
+
+    fixed: InferenceEngine
+
+    def engine(self) -> InferenceEngine:
+        """The given one."""
+        return self.fixed
+
+
+def settings_for(engine: InferenceEngine, observation: str = "cls", normalize_actions: bool = True) -> EnvSettings:
+    """What `evaluate` needs to run an agent on `engine`."""
+    return FixedSettings(
+        "digits", None, "digits", "val", RewardConfig(), observation, normalize_actions, "cpu", fixed=engine
+    )

@@ -1,0 +1,33 @@
+"""`prance demo` in its quick form: every step runs and the files hold what they promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from train.demo import FRONT_POINTS, run_demo
+
+
+@pytest.mark.slow
+def test_the_quick_demo_writes_metrics_figures_and_a_report(tmp_path: Path) -> None:
+    run_demo(tmp_path, quick=True)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("full", "agent", "random", "mean_action"):
+        summary = metrics[name]
+        assert summary["n_images"] >= 2000
+        assert 0 <= summary["accuracy"] <= 1
+        assert 0 < summary["macs_fraction"] <= 1
+        assert 0 < summary["patches_fraction"] <= 1
+        assert sum(s["n_images"] for s in summary["by_difficulty"].values()) == summary["n_images"]
+    assert metrics["full"]["macs_fraction"] == 1
+    assert 2 <= len(metrics["static_front"]) <= FRONT_POINTS
+    costs = [s["macs_fraction"] for s in metrics["static_front"]]
+    assert costs == sorted(costs)
+    for name in ("pareto.png", "episodes.png", "difficulty.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.size[0] > 300
+            assert len(image.convert("RGB").getcolors(2**24) or []) > 20
+    assert "![accuracy against MACs](pareto.png)" in (tmp_path / "report.md").read_text()
