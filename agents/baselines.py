@@ -77,7 +77,7 @@ class BaselineAgent(ABC):
             if data["agent"] == "RandomAgent":
                 return RandomAgent(*common, seed=data["seed"])
             return {"FullAgent": FullAgent}[data["agent"]](*common)
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} is not a baseline agent's file ({e!r}); save the agent again.") from e
 
 

@@ -34,7 +34,7 @@ MAX_DIGITS = len(NUM_DIGITS_WEIGHTS)
 
 TILES = {"train": 40_000, "val": 10_000, "test": 10_000}
 # Ranges of a digit's rendering: pixels per source pixel, height / width, radians, pixels, brightness; noise of a scene.
-SCALE, ASPECT, ANGLE, SHIFT, GAIN, NOISE_STD = (1.1, 1.4), (0.92, 1.08), (-0.15, 0.15), (-0.8, 0.8), (0.7, 1.1), 0.08
+SCALE, ASPECT, ANGLE, SHIFT, GAIN, NOISE_STD = (1.0, 1.4), (0.9, 1.1), (-0.2, 0.2), (-1.0, 1.0), (0.6, 1.1), 0.1
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def make_sb3_env(
     """A native batch of environments, ready for Stable-Baselines3.
 
     Args:
-        env_id: A registered id of this package.
+        env_id: A registered id of this package, with or without "prance_env:" in front.
         n_envs: Number of lanes.
         seed: Lane i is seeded with `seed + i` at the first reset.
         env_kwargs: Arguments of the environment, see `PranceEnv`.
@@ -106,7 +106,7 @@ def make_sb3_env(
         ValueError: If the id is not one of this package's.
         TypeError: If an argument is unknown.
     """
-    spec = gym.spec(env_id)
+    spec = gym.spec(env_id.removeprefix("prance_env:"))
     if spec.vector_entry_point != "prance_env.vector_env:PranceVectorEnv":
         raise ValueError(f"{env_id!r} is not an environment of prance_env; use SB3's make_vec_env for it.")
     envs = PranceVectorEnv(n_envs, AutoresetMode.SAME_STEP, **{**spec.kwargs, **env_kwargs})

@@ -223,7 +223,6 @@ register_supernet(
         in_chans=1,
         num_classes=10,
         head_dim=16,
-        stem="conv",
         mean=(0.2,),
         std=(0.35,),
     ),

@@ -17,7 +17,7 @@ from helpers import ENV_ID, INFO_KEYS
 
 from prance_env import PranceVectorEnv
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error", "default::ResourceWarning")
 MODES = list(AutoresetMode)
 N = 5
 

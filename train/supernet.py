@@ -46,11 +46,11 @@ class SupernetTraining:
         seed: Fixes everything.
     """
 
-    steps: int = 6000
+    steps: int = 5000
     batch_size: int = 128
     lr: float = 2e-3
     weight_decay: float = 0.05
-    full_only: float = 0.3
+    full_only: float = 0.35
     label_smoothing: float = 0.05
     ema_decay: float = 0.998
     patch_weight: float = 0.5
@@ -58,7 +58,6 @@ class SupernetTraining:
     attention_weight: float = 0.1
     checkpoint_every: int = 500
     val_scenes: int = 2000
-    early_patch: bool = True
     seed: int = 0
 
 
@@ -73,8 +72,7 @@ class AuxiliaryHeads(nn.Module):
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        self.early = nn.Linear(embed_dim, 11)
-        self.late = nn.Linear(embed_dim, 11)
+        self.patch = nn.Linear(embed_dim, 11)
         self.count = nn.Linear(embed_dim, MAX_DIGITS)
 
 
@@ -143,9 +141,7 @@ def step_loss(net: Supernet, aux: AuxiliaryHeads, cfg: SupernetTraining, step: i
         choice = GroupChoice.full(space, group, batch)
         loss = loss + cfg.attention_weight * attention_loss(net, state, choice, cells)
         state = net.run_group(state, group, choice)
-        if group == 1 and cfg.early_patch:
-            loss = loss + cfg.patch_weight * fade * patch_loss(aux.early, state, cells)
-    loss = loss + cfg.patch_weight * fade * patch_loss(aux.late, state, cells)
+    loss = loss + cfg.patch_weight * fade * patch_loss(aux.patch, state, cells)
     logits = net.forward_head(state)
     loss = loss + F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing)
 

@@ -1,0 +1,245 @@
+"""The Stable-Baselines3 face: training, evaluation and every wrapper that users put around it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import NameNotFound
+from gymnasium.vector import AutoresetMode
+from helpers import ENV_ID, INFO_KEYS
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecVideoRecorder
+
+from agents import make_sb3
+from prance_env import PranceVecEnv, PranceVectorEnv, make_sb3_env, observation_layout
+
+pytestmark = pytest.mark.filterwarnings("error", "default::ResourceWarning")
+N = 4
+
+
+def native(**kwargs: Any) -> PranceVectorEnv:
+    """The same lanes without the SB3 face."""
+    envs = gym.make_vec(ENV_ID, N, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
+    assert isinstance(envs, PranceVectorEnv)
+    return envs
+
+
+def horizon(venv: VecEnv) -> int:
+    """Decisions per episode."""
+    return int(venv.get_attr("config")[0].space.num_decisions)
+
+
+def random_actions(venv: VecEnv, steps: int) -> np.ndarray:
+    """(steps, N, A) actions."""
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (steps, venv.num_envs, *(venv.action_space.shape or ()))).astype(np.float32)
+
+
+def small_ppo(venv: VecEnv, seed: int = 0, rollouts: int = 2, **kwargs: Any) -> BaseAlgorithm:
+    """A PPO that has seen a few rollouts of two episodes per lane."""
+    steps = 2 * horizon(venv)
+    model = make_sb3("ppo", venv, seed=seed, batch_size=steps * venv.num_envs, n_epochs=2, **kwargs)
+    return model.learn(rollouts * steps * venv.num_envs)
+
+
+def test_it_returns_what_the_native_batch_returns_in_the_types_of_sb3() -> None:
+    venv, envs = PranceVecEnv(native()), native()
+    venv.seed(6)
+    np.testing.assert_array_equal(venv.reset(), envs.reset(seed=6)[0])
+    for actions in random_actions(venv, 2 * horizon(venv) + 1):
+        observations, rewards, dones, infos = venv.step(actions)
+        expected, values, terminations, truncations, vector_info = envs.step(actions)
+        assert type(observations) is np.ndarray
+        assert (observations.dtype, rewards.dtype, dones.dtype) == (np.float32, np.float32, np.bool_)
+        np.testing.assert_array_equal(observations, expected)
+        np.testing.assert_array_equal(rewards, values.astype(np.float32))
+        np.testing.assert_array_equal(dones, terminations)
+        assert not truncations.any()
+        for lane, info in enumerate(infos):
+            if not dones[lane]:
+                assert info == {}
+                continue
+            np.testing.assert_array_equal(info["terminal_observation"], vector_info["final_obs"][lane])
+            assert info["TimeLimit.truncated"] is False
+            assert set(info) == {*INFO_KEYS, "terminal_observation", "TimeLimit.truncated"}
+            assert {type(info[key]) for key in INFO_KEYS} <= {int, float, bool, np.ndarray}
+            final = vector_info["final_info"]
+            assert [info[k] for k in ("index", "macs", "is_success")] == [
+                final[k][lane] for k in ("index", "macs", "is_success")
+            ]
+
+
+def test_a_seed_counts_for_one_reset_and_options_choose_the_images_of_one_reset() -> None:
+    venv, envs = make_sb3_env(ENV_ID, N, seed=3), native()
+    for seed in (3, None):
+        np.testing.assert_array_equal(venv.reset(), envs.reset(seed=seed)[0])
+    venv.set_options([{"index": i} for i in (5, 6, 7, 8)])
+    np.testing.assert_array_equal(venv.reset(), envs.reset(options={"index": np.array([5, 6, 7, 8])})[0])
+    np.testing.assert_array_equal(venv.reset(), envs.reset()[0])
+    venv.set_options([{"index": 5}, {}, {"index": 6}, {}])
+    with pytest.raises(ValueError, match=r"'index'.*\[1, 3\]"):
+        venv.reset()
+
+
+def test_the_monitor_counts_every_decision_of_every_episode() -> None:
+    venv = make_sb3_env(n_envs=N, seed=0)
+    venv.reset()
+    returns, episodes = np.zeros(N), 0
+    for actions in random_actions(venv, 5 * horizon(venv)):
+        _, rewards, dones, infos = venv.step(actions)
+        returns += rewards
+        for lane in np.flatnonzero(dones):
+            assert infos[lane]["episode"]["l"] == horizon(venv)
+            assert infos[lane]["episode"]["r"] == pytest.approx(returns[lane], abs=1e-5)
+            returns[lane] = 0
+            episodes += 1
+    assert episodes == 5 * N
+
+
+def test_returned_arrays_are_fresh_and_belong_to_the_caller() -> None:
+    venv, untouched = make_sb3_env(n_envs=N, seed=0), make_sb3_env(n_envs=N, seed=0)
+    given = [venv.reset()]
+    np.testing.assert_array_equal(given[0], untouched.reset())
+    for actions in random_actions(venv, 2 * horizon(venv)):
+        for array in given:
+            array.fill(77)
+        observations, rewards, dones, infos = venv.step(actions)
+        expected = untouched.step(actions)
+        assert all((array == array.dtype.type(77)).all() for array in given)
+        np.testing.assert_array_equal(observations, expected[0])
+        np.testing.assert_array_equal(rewards, expected[1])
+        finals = [info["terminal_observation"] for info in infos if "terminal_observation" in info]
+        for a, b in zip(finals, [i["terminal_observation"] for i in expected[3] if i], strict=True):
+            np.testing.assert_array_equal(a, b)
+        given += [observations, rewards, dones, *finals]
+
+
+def test_ppo_stores_the_decisions_of_an_episode_in_order() -> None:
+    venv = make_sb3_env(n_envs=N)
+    model = small_ppo(venv, rollouts=1)
+    assert isinstance(model, PPO)
+    buffer, t = model.rollout_buffer, horizon(venv)
+    # After learning, SB3's buffer is flattened lane by lane.
+    rows = buffer.observations.reshape(N, 2 * t, -1)
+    decision = rows[:, :, observation_layout(venv.get_attr("config")[0], "cls")["decision"]]
+    expected = np.tile(np.eye(t), (2, 1))
+    np.testing.assert_array_equal(decision, np.tile(expected, (N, 1, 1)))
+    np.testing.assert_array_equal(buffer.episode_starts, np.tile(np.arange(2 * t) % t == 0, (N, 1)).T)
+
+
+def test_the_same_seed_trains_the_same_policy_bit_for_bit() -> None:
+    first, again, other = (small_ppo(make_sb3_env(n_envs=N), seed=seed).policy.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_sb3_refuses_the_native_batch_and_takes_ours() -> None:
+    with pytest.raises(ValueError):
+        PPO("MlpPolicy", native())  # type: ignore[arg-type]
+    PPO("MlpPolicy", PranceVecEnv(native()), n_steps=horizon(PranceVecEnv(native())), batch_size=N)
+
+
+def test_the_adapter_insists_on_the_autoreset_that_sb3_means() -> None:
+    envs = gym.make_vec(ENV_ID, N)
+    assert isinstance(envs, PranceVectorEnv)
+    with pytest.raises(ValueError, match=r"SAME_STEP.*NEXT_STEP"):
+        PranceVecEnv(envs)
+
+
+def test_evaluate_policy_plays_whole_episodes() -> None:
+    venv = make_sb3_env(n_envs=N, seed=0)
+    model = make_sb3("ppo", venv, seed=0, batch_size=N)
+    rewards, lengths = evaluate_policy(
+        model, venv, n_eval_episodes=10, deterministic=False, return_episode_rewards=True
+    )
+    assert isinstance(rewards, list)
+    assert lengths == [horizon(venv)] * 10
+    assert len(set(rewards)) > 1
+
+
+def test_eval_callback_logs_the_success_rate(tmp_path: Path) -> None:
+    venv = make_sb3_env(n_envs=N)
+    model = make_sb3("ppo", venv, seed=0, batch_size=2 * N * horizon(venv), n_epochs=1)
+    model.set_logger(configure(str(tmp_path), ["json"]))
+    callback = EvalCallback(
+        make_sb3_env(n_envs=N, split="val", seed=5), eval_freq=horizon(venv), n_eval_episodes=8, verbose=0
+    )
+    model.learn(2 * N * horizon(venv), callback=callback)
+    model.logger.close()
+    rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    rates = [row["eval/success_rate"] for row in rows if "eval/success_rate" in row]
+    lengths = [row["eval/mean_ep_length"] for row in rows if "eval/mean_ep_length" in row]
+    assert len(rates) == 2
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert lengths == [horizon(venv)] * 2
+    assert "rollout/success_rate" in rows[-1]
+
+
+def test_it_trains_under_vec_normalize_and_terminal_observations_are_normalised_too() -> None:
+    plain = make_sb3_env(n_envs=N)
+    venv = VecNormalize(plain, training=False, norm_reward=False)
+    venv.obs_rms.mean += 1
+    plain.seed(0)
+    untouched = make_sb3_env(n_envs=N, seed=0)
+    np.testing.assert_array_equal(venv.reset(), venv.normalize_obs(untouched.reset()))
+    for actions in random_actions(venv, horizon(venv)):
+        observations, _, _, infos = venv.step(actions)
+        expected, _, _, raw = untouched.step(actions)
+        np.testing.assert_array_equal(observations, venv.normalize_obs(expected))
+    for info, other in zip(infos, raw, strict=True):
+        np.testing.assert_array_equal(info["terminal_observation"], venv.normalize_obs(other["terminal_observation"]))
+    assert small_ppo(VecNormalize(make_sb3_env(n_envs=N))).num_timesteps == 4 * N * horizon(venv)
+
+
+def test_videos_can_be_recorded(tmp_path: Path) -> None:
+    venv = make_sb3_env(n_envs=2, seed=0, render_mode="rgb_array")
+    recorder = VecVideoRecorder(venv, str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=2)
+    recorder.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # moviepy's own
+        for actions in random_actions(recorder, 3):
+            recorder.step(actions)
+    (video,) = tmp_path.glob("*.mp4")
+    assert video.stat().st_size > 1000
+
+
+def test_all_lanes_are_one_object_for_attributes_and_methods() -> None:
+    venv = PranceVecEnv(native(render_mode="ansi"))
+    assert venv.get_attr("render_mode") == ["ansi"] * N
+    assert venv.get_attr("num_envs", indices=[0, 2]) == [N, N]
+    assert venv.env_is_wrapped(Monitor, indices=1) == [False]
+    venv.set_attr("note", 3)
+    assert venv.get_attr("note") == [3] * N
+    with pytest.raises(ValueError, match=r"'note'.*all"):
+        venv.set_attr("note", 4, indices=[0])
+    venv.reset()
+    (texts,) = venv.env_method("render", indices=0)
+    assert len(texts) == N
+    with pytest.raises(RuntimeError, match="step_async"):
+        venv.step_wait()
+    venv.close()
+
+
+def test_the_factory_passes_arguments_on_and_refuses_unknown_ones() -> None:
+    venv = make_sb3_env(f"prance_env:{ENV_ID}", n_envs=2, observation="constant", split="val")
+    assert venv.observation_space.shape == (horizon(venv),)
+    with pytest.raises(TypeError, match="frameskip"):
+        make_sb3_env(frameskip=1)
+    with pytest.raises(NameNotFound, match="Prance-Digits"):
+        make_sb3_env("Prance-Digit-v0")
+    with pytest.raises(ValueError, match=r"CartPole-v1.*make_vec_env"):
+        make_sb3_env("CartPole-v1")
+    with pytest.raises(ValueError, match="num_envs=0"):
+        make_sb3_env(n_envs=0)
