@@ -65,7 +65,7 @@ class EnvSettings:
             ValueError: If the id is not one of this package's.
         """
         try:
-            kwargs = gym.spec(env_id).kwargs
+            kwargs = gym.spec(env_id.removeprefix("prance_env:")).kwargs
         except gym.error.Error as e:
             raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
         if "supernet" not in kwargs:

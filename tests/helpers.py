@@ -83,8 +83,8 @@ def comparable(value: Any) -> Any:
 
 def transcript(env: gym.Env[Any, Any], seed: int | None, steps: int = 7) -> list[Any]:
     """Everything that an environment returns in a rollout of fixed random actions."""
-    low, high, shape = env.action_space.low, env.action_space.high, env.action_space.shape  # type: ignore[attr-defined]
-    actions = np.random.default_rng(0).uniform(low, high, (steps, *shape)).astype(np.float32)
+    box: Any = env.action_space
+    actions = np.random.default_rng(0).uniform(box.low, box.high, (steps, *box.shape)).astype(np.float32)
     rows = [comparable(env.reset(seed=seed))]
     for action in actions:
         step = env.step(action)

@@ -69,6 +69,7 @@ def test_a_static_agent_is_its_subnet(engine: InferenceEngine, observation: str,
 
 def test_results_are_broken_down_by_stratum(engine: InferenceEngine) -> None:
     result = evaluate(RandomAgent(engine.config, seed=1), settings_for(engine))
+    np.testing.assert_allclose(result.mean_action(), result.actions.mean(0)[None])
     parts = result.by_difficulty()
     assert sorted(parts) == ["0", "1", "2"]
     for key, total in result.summary().items():
@@ -176,21 +177,22 @@ def test_static_subnets_are_judged_like_the_network_itself(engine: InferenceEngi
     np.testing.assert_array_equal(macs_of_static(engine, actions), expected_macs)
 
 
-def test_the_search_tries_as_many_distinct_subnets_as_asked_and_is_reproducible(engine: InferenceEngine) -> None:
+def test_the_search_tries_as_many_distinct_subnets_as_asked_and_is_reproducible(any_net: Supernet) -> None:
+    engine, index = make_engine(any_net, 16), np.arange(16)
     tried: list[int] = []
 
     def search(seed: int, **kwargs: Any) -> SearchResult:
-        return evolve_static_front(engine, np.arange(IMAGES), num_subnets=12, seed=seed, **kwargs)
+        return evolve_static_front(engine, index, num_subnets=24, seed=seed, **kwargs)
 
     result, again, other = search(1, progress=tried.append), search(1), search(2)
-    assert tried == list(range(1, 13))
-    assert len(np.unique(result.actions.reshape(12, -1).round(6), axis=0)) == 12
+    assert tried == list(range(1, 25))
+    assert len(np.unique(result.actions.reshape(24, -1).round(6), axis=0)) == 24
     assert ((result.actions >= 0) & (result.actions <= 1)).all()
     for name, value in vars(result).items():
         np.testing.assert_array_equal(value, getattr(again, name))
     assert not np.array_equal(result.actions, other.actions)
-    for number in (0, 5, 11):
-        expected = correct_of_static(engine, np.arange(IMAGES), result.actions[number])
+    for number in (0, 5, 23):
+        expected = correct_of_static(engine, index, result.actions[number])
         np.testing.assert_array_equal(result.correct[number], expected)
     np.testing.assert_array_equal(result.macs_fraction, macs_of_static(engine, result.actions))
 
@@ -208,10 +210,10 @@ def test_the_front_of_a_search_rises_and_nothing_tried_beats_it(engine: Inferenc
 
 def test_an_untrained_ppo_starts_near_the_full_network_with_whole_episodes_per_rollout() -> None:
     venv = make_sb3_env(n_envs=8, seed=0)
-    model: Any = make_sb3("ppo", venv, seed=0, batch_size=24)
+    model: Any = make_sb3("ppo", venv, seed=0, batch_size=16)
     actions, _ = model.predict(venv.reset(), deterministic=True)
     np.testing.assert_allclose(actions, INITIAL_ACTION, atol=0.1)
     assert model.n_steps % venv.get_attr("config")[0].space.num_decisions == 0
-    assert model.batch_size == 24
+    assert model.batch_size == 16
     with pytest.raises(ValueError, match=r"'dreamer'.*\['ppo'\]"):
         make_sb3("dreamer", venv)

@@ -92,12 +92,13 @@ def test_a_terminal_reward_says_nothing_about_predictions_before_the_end(engine:
 def test_accuracy_terms_of_a_table_worked_out_by_hand() -> None:
     correct, full_correct = np.array([True, True, False, False]), np.array([True, False, True, False])
     prob, full_prob = np.array([0.9, 0.6, 0.2, 0.3]), np.array([0.8, 0.4, 0.7, 0.5])
-    for kind, expected in {
+    table: dict[str, list[float]] = {
         "agreement": [1, 1, 0, 1],
         "top1": [1, 1, 0, 0],
         "prob": [0.9, 0.6, 0.2, 0.3],
         "mixed": [1, 1, 0.25, 0.9],
-    }.items():
+    }
+    for kind, expected in table.items():
         term = accuracy_term(kind, correct, full_correct, prob, full_prob)
         assert term.dtype == np.float64
         np.testing.assert_allclose(term, expected)

@@ -190,7 +190,8 @@ def test_eval_callback_logs_the_success_rate(tmp_path: Path) -> None:
 def test_it_trains_under_vec_normalize_and_terminal_observations_are_normalised_too() -> None:
     plain = make_sb3_env(n_envs=N)
     venv = VecNormalize(plain, training=False, norm_reward=False)
-    venv.obs_rms.mean += 1
+    statistics: Any = venv.obs_rms
+    statistics.mean += 1
     plain.seed(0)
     untouched = make_sb3_env(n_envs=N, seed=0)
     np.testing.assert_array_equal(venv.reset(), venv.normalize_obs(untouched.reset()))

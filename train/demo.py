@@ -19,7 +19,7 @@ from supernet.files import write_text
 
 from .agent import AgentTraining, train_agent
 from .evaluate import evaluate
-from .plots import plot_by_difficulty, plot_episodes, plot_pareto
+from .plots import plot_by_difficulty, plot_episodes, plot_pareto, plot_scenes
 from .report import markdown_table, results_table, write_json
 
 ENV = "Prance-Digits-v0"
@@ -80,6 +80,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     strata = {name: results[name].by_difficulty() for name in ("full", "agent", "mean_action")}
     plot_by_difficulty(strata, engine.dataset.difficulty_name, out / "difficulty.png")
     difficulty = engine.dataset.difficulty.numpy()
+    plot_scenes(engine, np.arange(24), out / "scenes.png")
     shown = np.concatenate([np.flatnonzero(difficulty == n)[:1] for n in (1, 2, 3, 5, 8, 11)])
     plot_episodes(agent, engine, settings, shown, out / "episodes.png")
     metrics["seconds"] = round(time.perf_counter() - begun, 1)
@@ -114,7 +115,11 @@ def _report(metrics: dict[str, Any], summaries: dict[str, Any]) -> str:
         "",
         "![by number of digits](difficulty.png)",
         "",
-        "## What it keeps",
+        "## The task: which digit occurs twice?",
+        "",
+        "![scenes](scenes.png)",
+        "",
+        "## What the agent keeps",
         "",
         "![episodes](episodes.png)",
         "",

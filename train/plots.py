@@ -79,6 +79,25 @@ def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_
     _save(figure, path)
 
 
+def plot_scenes(engine: InferenceEngine, index: NDArray[np.int64], path: Path) -> None:
+    """The images `index` with their labels and strata.
+
+    Args:
+        engine: Whose data set.
+        index: Images to show, eight a row.
+        path: PNG file to write.
+    """
+    dataset = engine.dataset
+    rows = -(-len(index) // 8)
+    figure, grid = plt.subplots(rows, 8, figsize=(12, 1.75 * rows), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, i in zip(grid.flat, index.tolist(), strict=False):
+        axes.imshow(dataset.images[i, 0], cmap="gray")
+        axes.set_title(f"label {dataset.labels[i]}, {dataset.difficulty_name} {dataset.difficulty[i]}", fontsize=8)
+    _save(figure, path)
+
+
 def plot_episodes(
     agent: Agent, engine: InferenceEngine, settings: EnvSettings, index: NDArray[np.int64], path: Path
 ) -> None:
