@@ -17,11 +17,11 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO}
 INITIAL_ACTION = 0.6
 
 
-def ppo_defaults(num_decisions: int) -> dict[str, Any]:
-    """PPO's arguments for episodes of `num_decisions` steps: rollouts of whole episodes, no discount."""
+def ppo_defaults(num_decisions: int, n_envs: int) -> dict[str, Any]:
+    """PPO's arguments for episodes of `num_decisions` steps: rollouts of two, four mini-batches, no discount."""
     return {
         "n_steps": 2 * num_decisions,
-        "batch_size": 384,
+        "batch_size": max(2 * num_decisions * n_envs // 4, 2),
         "n_epochs": 6,
         "learning_rate": LinearSchedule(1.5e-3, 1e-4, 1.0),
         "gamma": 1.0,
@@ -50,7 +50,7 @@ def make_sb3(
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm={algorithm!r} is unknown; choose one of {sorted(ALGORITHMS)}.")
     num_decisions = env.get_attr("config")[0].space.num_decisions
-    arguments = {**ppo_defaults(num_decisions), **overrides}
+    arguments = {**ppo_defaults(num_decisions, env.num_envs), **overrides}
     model = ALGORITHMS[algorithm]("MlpPolicy", env, seed=seed, device=device, **arguments)
     torch.nn.init.constant_(cast(torch.nn.Linear, model.policy.action_net).bias, INITIAL_ACTION)
     return model

@@ -144,7 +144,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         if lanes is None or bool(lanes.terminated()[0]):
             raise ResetNeeded("The episode has not begun or is over; call reset() before step().")
         action = check_action_shape(action, self.action_space.shape or ())
-        lanes.step(action[None], np.ones(1, dtype=bool))
+        lanes.step(action[None])
         reward, terminated = float(lanes.rewards()[0]), bool(lanes.terminated()[0])
         return lanes.observations()[0], reward, terminated, False, self._info(lanes)
 

@@ -124,24 +124,20 @@ class Lanes:
             generator = self.generators[lane] = seeding.np_random()[0]
         return int(generator.integers(len(self.engine.dataset)))
 
-    def step(self, actions: NDArray[np.floating], lanes: Bools) -> None:
-        """Takes one decision in the lanes marked True.
+    def step(self, actions: NDArray[np.floating]) -> None:
+        """Takes one decision in every lane whose episode is not over; the actions (N, A) of the others are ignored.
 
         Raises:
             ValueError: If an action holds NaN.
         """
-        unit = decode_actions(np.where(lanes[:, None], actions, 0), self.settings.normalize_actions)
-        parts: list[tuple[Ints, Episodes]] = []
-        for members, episodes in self.parts:
-            moving = lanes[members]
-            if moving.all():
-                parts.append((members, self.engine.step(episodes, unit[members], self.settings.reward)))
-                continue
-            if moving.any():
-                step = self.engine.step(episodes[np.flatnonzero(moving)], unit[members[moving]], self.settings.reward)
-                parts.append((members[moving], step))
-            parts.append((members[~moving], episodes[np.flatnonzero(~moving)]))
-        self.parts = parts
+        unit = decode_actions(np.where(self.terminated()[:, None], 0, actions), self.settings.normalize_actions)
+        self.parts = [
+            (
+                members,
+                episodes if self._over(episodes) else self.engine.step(episodes, unit[members], self.settings.reward),
+            )
+            for members, episodes in self.parts
+        ]
 
     def observations(self) -> NDArray[np.float32]:
         """(N, O) float32, a fresh array."""
@@ -153,8 +149,7 @@ class Lanes:
 
     def terminated(self) -> Bools:
         """(N,) whether every decision of the episode has been taken."""
-        decisions = self.engine.config.space.num_decisions
-        return self._gather([np.full(len(e), e.decision == decisions) for _, e in self.parts])
+        return self._gather([np.full(len(e), self._over(e)) for _, e in self.parts])
 
     def infos(self) -> dict[str, NDArray[Any]]:
         """One array with N rows per key; always the same keys, shapes and types."""
@@ -167,6 +162,9 @@ class Lanes:
             if lane in members:
                 return episodes[np.flatnonzero(members == lane)]
         raise IndexError(f"lane={lane} has no episode; lanes are 0..{self.num_lanes - 1}.")
+
+    def _over(self, episodes: Episodes) -> bool:
+        return episodes.decision == self.engine.config.space.num_decisions
 
     def _gather(self, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
         out = np.empty((self.num_lanes, *values[0].shape[1:]), dtype=values[0].dtype)

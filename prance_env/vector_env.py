@@ -153,7 +153,7 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
                 "reset(options={'reset_mask': terminated}) first, or choose another autoreset_mode."
             )
         running = ~self._ended
-        lanes.step(actions, running)
+        lanes.step(actions)
         if self._ended.any():
             lanes.start(np.flatnonzero(self._ended))
         rewards, terminated = np.where(running, lanes.rewards(), 0.0), lanes.terminated()

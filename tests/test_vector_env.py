@@ -16,7 +16,6 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from helpers import ENV_ID, INFO_KEYS
 
 from prance_env import PranceVectorEnv
-from prance_env.lanes import Lanes
 
 pytestmark = pytest.mark.filterwarnings("error", "default::ResourceWarning")
 MODES = list(AutoresetMode)
@@ -128,19 +127,6 @@ def test_every_lane_is_the_single_environment_with_its_seed() -> None:
                 obs, info = env.reset()
             np.testing.assert_allclose(batch[lane], obs, rtol=0, atol=1e-5)
             assert step_infos["macs"][lane] == info["macs"]
-
-
-def test_lanes_can_be_stepped_in_any_order() -> None:
-    settings = make_envs().settings
-    together, apart = Lanes(settings, N), Lanes(settings, N)
-    for lanes in (together, apart):
-        lanes.start(np.arange(N), np.arange(N))
-    for actions, _ in zip(random_actions(), range(2), strict=False):
-        together.step(actions, np.ones(N, dtype=bool))
-        for some in (np.arange(N) % 2 == 1, np.arange(N) == 2, np.isin(np.arange(N), [0, 4])):
-            apart.step(actions, some)
-    assert_same(apart.infos(), together.infos())
-    assert_same((apart.observations(), apart.rewards()), (together.observations(), together.rewards()))
 
 
 @pytest.mark.parametrize("mode", MODES)
