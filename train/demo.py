@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     )
     training = AgentTraining(env=ENV, total_timesteps=timesteps, seed=seed, device=device)
     console.rule("1/3  training: PPO chooses widths and patches for every image")
+    shutil.rmtree(out / "agent", ignore_errors=True)  # of an earlier demo
     agent = train_agent(training, out / "agent")
 
     console.rule("2/3  the opponent: an evolutionary search for the best static subnets")

@@ -106,7 +106,7 @@ def run_headroom(checkpoints: list[str | None], env: str, num_subnets: int, out:
     )
     results = {}
     for checkpoint in checkpoints:
-        name = checkpoint or "bundled"
+        name = Path(checkpoint).name if checkpoint else "bundled"
         results[name] = measure_headroom(
             EnvSettings.from_id(env, "val", checkpoint, device=device).engine(), num_subnets
         )
