@@ -1,9 +1,8 @@
 """The bundled task: which handwritten digit occurs twice?
 
 A scene is a 4 x 4 grid of 12-pixel cells. n of them hold a digit, all different but for one that occurs twice; the
-label
-is that digit (with n = 1, the only digit). Few digits need few patches, many need most of them, and a glance at the
-scene tells how many there are: this is what makes it worthwhile to look before choosing how much to compute.
+label is that digit (with n = 1, the only digit). Few digits need few patches, many need most of them, and a glance at
+the scene tells how many there are: this makes it worthwhile to look before choosing how much to compute.
 
 The digits are real handwriting, the 1,797 images of 8 x 8 pixels that scikit-learn ships (UCI Optical Recognition of
 Handwritten Digits). Every source digit belongs to exactly one split.

@@ -105,9 +105,8 @@ class Supernet(nn.Module):
         """Runs one group of blocks.
 
         A boundary hands on the full width; the first block of the next group truncates it to its own. Inside a group
-        the
-        residual is truncated or zero-padded where widths change. Patches leave between attention and MLP of the first
-        block.
+        the residual is truncated or zero-padded where widths change. Patches leave between attention and MLP of the
+        first block.
 
         Args:
             state: Where the images are; unchanged.

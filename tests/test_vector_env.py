@@ -142,6 +142,8 @@ def test_a_reset_can_choose_the_images(mode: AutoresetMode) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gymnasiums_episode_statistics_count_every_decision_of_every_episode(mode: AutoresetMode) -> None:
+    if mode == AutoresetMode.SAME_STEP and tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4):
+        pytest.skip("Gymnasium before 1.4 counts SAME_STEP episodes wrongly (its PR #1624)")
     envs = make_envs(mode)
     length = envs.config.space.num_decisions
     recorder = RecordEpisodeStatistics(envs)

@@ -168,7 +168,7 @@ class Demo:
     quick: bool = False
     """A short training and search, to see that everything runs; the agent is not good."""
     device: Device = "cpu"
-    threads: Threads = 0
+    threads: Threads = 2
 
     def run(self) -> None:
         from .demo import run_demo

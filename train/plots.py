@@ -94,7 +94,7 @@ def plot_scenes(engine: InferenceEngine, index: NDArray[np.int64], path: Path) -
         axes.axis("off")
     for axes, i in zip(grid.flat, index.tolist(), strict=False):
         axes.imshow(dataset.images[i, 0], cmap="gray")
-        axes.set_title(f"label {dataset.labels[i]}, {dataset.difficulty_name} {dataset.difficulty[i]}", fontsize=8)
+        axes.set_title(f"{dataset.labels[i]}  ({dataset.difficulty_name} {dataset.difficulty[i]})", fontsize=8)
     _save(figure, path)
 
 
