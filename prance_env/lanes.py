@@ -5,6 +5,7 @@ What the Gymnasium and the Stable-Baselines3 faces have in common: settings, see
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from .datasets import check_dataset
 from .engine import Episodes, InferenceEngine, Ints, read_config, shared_engine
 from .reward import Bools, Floats, RewardConfig
 from .spaces import action_space, decode_actions, observation_space
+
+IMPORTED_IN = os.getpid()
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,9 @@ class EnvSettings:
 
     def engine(self) -> InferenceEngine:
         """The engine, which all environments of a process with the same arguments share."""
+        if os.getpid() != IMPORTED_IN:
+            # A forked child would wait for ever for the OpenMP threads that its parent had.
+            torch.set_num_threads(1)
         return shared_engine(self.supernet, self.checkpoint, self.dataset, self.split, self.device)
 
 

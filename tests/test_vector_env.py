@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -335,3 +337,17 @@ def test_a_bad_reset_is_refused_with_what_is_expected(
 def test_a_wrong_argument_is_refused(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make_envs(**kwargs)
+
+
+@pytest.mark.slow
+def test_forked_workers_run_even_after_their_parent_has_used_threads() -> None:
+    code = (
+        "import gymnasium as gym, prance_env, torch\n"
+        "torch.set_num_threads(2)\n"
+        f"env = gym.make({ENV_ID!r}); env.reset(seed=0); env.step(env.action_space.sample())\n"
+        "torch.rand(512, 512) @ torch.rand(512, 512)\n"
+        f"envs = gym.make_vec({ENV_ID!r}, num_envs=2, vectorization_mode='async')\n"
+        "envs.reset(seed=0); envs.step(envs.action_space.sample()); envs.close(); print('closed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["closed"]

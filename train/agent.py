@@ -46,7 +46,7 @@ class AgentTraining:
     observation: str = "cls"
     total_timesteps: int = 400_000
     n_envs: int = 256
-    macs_weight: float = 0.05
+    macs_weight: float = 0.04
     seed: int = 0
     device: str = "cpu"
 
@@ -169,8 +169,7 @@ def load_agent(name: str, settings: EnvSettings, seed: int = 0) -> Agent:
 
     Args:
         name: "full", "random", a run folder of `train_agent`, or a JSON file that a baseline saved. SB3's `model.zip`
-        holds
-            pickled objects: load only what you trust.
+            holds pickled objects: load only what you trust.
         settings: Environment that the agent is to act in.
         seed: Of the random agent.
 
