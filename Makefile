@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@
 
-demo: $(VENV)/.installed  ## Trains an agent on the bundled supernet and shows what it saves (about 4 minutes).
+demo: $(VENV)/.installed  ## Trains an agent on the bundled supernet and shows what it saves (2 to 4 minutes).
 	$(BIN)/prance demo --out $(OUT)
 
 test: $(VENV)/.installed  ## The whole test-suite.

@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 
 from prance_env import digits
 from prance_env.digits import CELL, GRID, MAX_DIGITS, NUM_DIGITS_WEIGHTS, SPLITS, Scenes, make_scenes, source_splits
+from prance_env.engine import BUNDLED
+from supernet import GroupChoice, freeze, from_pretrained
 
 
 def assert_same(a: Scenes, b: Scenes) -> None:
@@ -110,3 +112,15 @@ def test_a_digit_looks_like_its_class_and_less_like_the_others() -> None:
 def test_an_impossible_request_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_scenes(**{"num_scenes": 4, **arguments})
+
+
+def test_the_bundled_supernet_looks_at_the_digits_when_it_decides_what_to_drop() -> None:
+    net = freeze(from_pretrained(BUNDLED["digits"]))
+    scenes = make_scenes(200, "val", seed=5)
+    with torch.inference_mode():
+        state = net.begin(scenes.images)
+        attention = net.class_attention(state, GroupChoice.full(net.space, 1, 200)).view(200, -1)[:, 1:]
+    ranked = attention.argsort(dim=1, descending=True)
+    for row, cells, n in zip(ranked, scenes.cells, scenes.num_digits.tolist(), strict=True):
+        assert (cells[row[:n]] >= 0).all()
+        assert (cells[row[n:]] < 0).all()

@@ -152,7 +152,7 @@ class Eval:
 
 @dataclass
 class Demo:
-    """Everything at once: train an agent on the bundled supernet, compare it, draw it. About four minutes.
+    """Everything at once: train an agent on the bundled supernet, compare it, draw it. Two to four minutes.
 
     For example:
 
