@@ -93,7 +93,7 @@ def plot_scenes(engine: InferenceEngine, index: NDArray[np.int64], path: Path) -
     for axes in grid.flat:
         axes.axis("off")
     for axes, i in zip(grid.flat, index.tolist(), strict=False):
-        axes.imshow(dataset.images[i, 0], cmap="gray")
+        axes.imshow(dataset.images[i, 0].numpy(), cmap="gray")
         axes.set_title(f"{dataset.labels[i]}  ({dataset.difficulty_name} {dataset.difficulty[i]})", fontsize=8)
     _save(figure, path)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from tqdm import tqdm
 from prance_env.digits import MAX_DIGITS, make_scenes
 from supernet import GroupChoice, InferenceState, SearchSpace, SubnetConfig, Supernet, create_supernet, save_pretrained
 from supernet.files import write_atomically
+
+from .interrupt import deferred_interrupt
 
 
 @dataclass
@@ -179,6 +182,16 @@ def _learning_rate(cfg: SupernetTraining, step: int) -> float:
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (cfg.steps - warmup)))
 
 
+@torch.no_grad()
+def _average(ema: Supernet, net: Supernet, decay: float) -> None:
+    """Moves the averaged weights towards the current ones; counters are copied."""
+    for averaged, value in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
+        if averaged.is_floating_point():
+            averaged.lerp_(value, 1 - decay)
+        else:
+            averaged.copy_(value)
+
+
 def train_supernet(cfg: SupernetTraining, out: Path, device: str = "cpu", resume: bool = False) -> Supernet:
     """Trains the Digits supernet and writes it to `out`.
 
@@ -248,8 +261,7 @@ def train_supernet(cfg: SupernetTraining, out: Path, device: str = "cpu", resume
         save_pretrained(ema, out)
 
     bar = tqdm(range(first, cfg.steps), initial=first, total=cfg.steps, desc="supernet", unit="step", mininterval=1)
-    step = first
-    try:
+    with deferred_interrupt() as interrupted, closing(writer):
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(cfg, step)
@@ -260,13 +272,7 @@ def train_supernet(cfg: SupernetTraining, out: Path, device: str = "cpu", resume
             loss.backward()
             nn.utils.clip_grad_norm_(params, 1.0)
             optimizer.step()
-            with torch.no_grad():
-                decay = min(cfg.ema_decay, (step + 1) / (step + 10))
-                for averaged, value in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
-                    if averaged.is_floating_point():
-                        averaged.lerp_(value, 1 - decay)
-                    else:
-                        averaged.copy_(value)
+            _average(ema, net, min(cfg.ema_decay, (step + 1) / (step + 10)))
             if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:
                 save(step + 1)
                 row = {"step": step + 1, "loss": loss.item(), "seconds": time.perf_counter() - begun}
@@ -276,10 +282,9 @@ def train_supernet(cfg: SupernetTraining, out: Path, device: str = "cpu", resume
                 for k, v in row.items():
                     writer.add_scalar(f"supernet/{k}", v, step + 1)
                 bar.set_postfix(full=row["val_accuracy_full"], min=row["val_accuracy_min"], loss=row["loss"])
-    except KeyboardInterrupt:
-        save(step)
-        print(f"\nStopped at step {step}; continue with --resume.")
-        raise
-    finally:
-        writer.close()
+            if interrupted():
+                save(step + 1)
+                bar.close()
+                print(f"Stopped after step {step + 1} of {cfg.steps}; continue with --resume.")
+                raise KeyboardInterrupt
     return ema.eval()
