@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import gymnasium as gym
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -12,9 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO}
 
-# Mean action of an untrained policy: nearly everything at full size. The agent then starts from an accurate network and
-# learns what it can leave out, rather than from a broken one.
-INITIAL_ACTION = 0.6
+# Mean action of an untrained policy, from 0 (everything at its minimum) to 1. The agent then starts from an accurate
+# network and learns what it can leave out, rather than from a broken one.
+INITIAL_ACTION = 0.8
 
 
 def ppo_defaults(num_decisions: int, n_envs: int) -> dict[str, Any]:
@@ -52,5 +53,7 @@ def make_sb3(
     num_decisions = env.get_attr("config")[0].space.num_decisions
     arguments = {**ppo_defaults(num_decisions, env.num_envs), **overrides}
     model = ALGORITHMS[algorithm]("MlpPolicy", env, seed=seed, device=device, **arguments)
-    torch.nn.init.constant_(cast(torch.nn.Linear, model.policy.action_net).bias, INITIAL_ACTION)
+    box = cast(gym.spaces.Box, env.action_space)
+    mean = torch.as_tensor(box.low + INITIAL_ACTION * (box.high - box.low))
+    cast(torch.nn.Linear, model.policy.action_net).bias.data.copy_(mean)
     return model
