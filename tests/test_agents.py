@@ -15,7 +15,7 @@ from agents import BaselineAgent, FullAgent, RandomAgent, StaticAgent, make_sb3
 from agents.sb3 import INITIAL_ACTION
 from agents.static_search import SearchResult, correct_of_static, evolve_static_front, macs_of_static, pareto_front
 from prance_env import InferenceEngine, make_sb3_env
-from prance_env.spaces import OBSERVATIONS, observation_layout
+from prance_env.spaces import OBSERVATIONS, decode_actions, observation_layout
 from supernet import SubnetConfig, Supernet
 from train.evaluate import evaluate
 
@@ -208,11 +208,12 @@ def test_the_front_of_a_search_rises_and_nothing_tried_beats_it(engine: Inferenc
             assert value <= accuracy[front[result.macs_fraction[front] <= macs]].max()
 
 
-def test_an_untrained_ppo_starts_near_the_full_network_with_whole_episodes_per_rollout() -> None:
-    venv = make_sb3_env(n_envs=8, seed=0)
+@pytest.mark.parametrize("normalize_actions", [True, False])
+def test_an_untrained_ppo_starts_near_the_full_network_with_whole_episodes_per_rollout(normalize_actions: bool) -> None:
+    venv = make_sb3_env(n_envs=8, seed=0, normalize_actions=normalize_actions)
     model: Any = make_sb3("ppo", venv, seed=0, batch_size=16)
     actions, _ = model.predict(venv.reset(), deterministic=True)
-    np.testing.assert_allclose(actions, INITIAL_ACTION, atol=0.1)
+    np.testing.assert_allclose(decode_actions(actions, normalize_actions), INITIAL_ACTION, atol=0.05)
     assert model.n_steps % venv.get_attr("config")[0].space.num_decisions == 0
     assert model.batch_size == 16
     with pytest.raises(ValueError, match=r"'dreamer'.*\['ppo'\]"):
