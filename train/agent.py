@@ -46,7 +46,7 @@ class AgentTraining:
     observation: str = "cls"
     total_timesteps: int = 400_000
     n_envs: int = 256
-    macs_weight: float = 0.04
+    macs_weight: float = 0.05
     seed: int = 0
     device: str = "cpu"
 

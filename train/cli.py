@@ -78,7 +78,7 @@ class AgentArgs:
     """Decisions, three an image."""
     n_envs: int = 256
     """Images at a time."""
-    macs_weight: float = 0.04
+    macs_weight: float = 0.05
     """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent."""
     seed: int = 0
     """Fixes everything."""
