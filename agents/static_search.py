@@ -98,6 +98,7 @@ def evolve_static_front(
     difficulty = engine.dataset.difficulty.numpy()[index]
     strata = [None, difficulty <= np.median(difficulty), difficulty > np.median(difficulty)]
     tried: list[Actions] = []
+    macs: list[float] = []
     correct: list[NDArray[np.bool_]] = []
     seen: set[bytes] = set()
     queue = _structured_start(space, num_subnets // 3, rng)
@@ -105,7 +106,7 @@ def evolve_static_front(
         if queue:
             actions = queue.pop(0)
         else:
-            result = SearchResult(np.stack(tried), macs_of_static(engine, np.stack(tried)), np.stack(correct))
+            result = SearchResult(np.stack(tried), np.array(macs), np.stack(correct))
             front = result.front(strata[rng.integers(len(strata))])
             actions = tried[rng.choice(front)].copy()
             if rng.random() < 0.5:
@@ -117,10 +118,10 @@ def evolve_static_front(
             continue
         seen.add(key)
         tried.append(actions)
+        macs.append(macs_of_static(engine, actions[None])[0])
         correct.append(correct_of_static(engine, index, actions))
         progress(len(tried))
-    stacked = np.stack(tried)
-    return SearchResult(stacked, macs_of_static(engine, stacked), np.stack(correct))
+    return SearchResult(np.stack(tried), np.array(macs), np.stack(correct))
 
 
 def _structured_start(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Actions]:

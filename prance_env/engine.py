@@ -6,7 +6,6 @@ Stable-Baselines3.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,6 +100,7 @@ class InferenceEngine:
         self.net, self.dataset = net, dataset
         self.labels: Ints = dataset.labels.numpy()
         self.full_macs = int(net.macs().item())
+        self._prefix_macs = self.full_macs - int(remaining_macs(c, 1, np.array([c.num_patches + 1]))[0])
         self._known = np.zeros(len(dataset), dtype=bool)
         device, dtype = net.cls_token.device, net.cls_token.dtype
         self._prefix = torch.empty(len(dataset), c.num_patches + 1, c.embed_dim, device=device, dtype=dtype)
@@ -134,7 +134,7 @@ class InferenceEngine:
             num_tokens=np.full(batch, n, dtype=np.int64),
             source=torch.arange(-1, n - 1, device=device).repeat(batch),
             embed_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            macs=self.full_macs - remaining_macs(c, 1, np.full(batch, n, dtype=np.int64)),
+            macs=np.full(batch, self._prefix_macs, dtype=np.int64),
         )
         zeros = np.zeros(batch)
         return Episodes(
@@ -278,8 +278,3 @@ def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:
             f"checkpoint={str(folder)!r} holds no {CONFIG}; pass a folder written by save_pretrained."
         )
     return folder
-
-
-def read_config(supernet: str, checkpoint: str | None) -> SupernetConfig:
-    """Configuration of a supernet without its weights, which is all that the spaces need."""
-    return SupernetConfig.from_dict(json.loads((checkpoint_folder(supernet, checkpoint) / CONFIG).read_text()))

@@ -17,9 +17,10 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from supernet import SupernetConfig
+from supernet.checkpoint import load_config
 
 from .datasets import check_dataset
-from .engine import Episodes, InferenceEngine, Ints, read_config, shared_engine
+from .engine import Episodes, InferenceEngine, Ints, checkpoint_folder, shared_engine
 from .reward import Bools, Floats, RewardConfig
 from .spaces import action_space, decode_actions, observation_space
 
@@ -78,7 +79,7 @@ class EnvSettings:
 
     def config(self) -> SupernetConfig:
         """Configuration of the supernet."""
-        return read_config(self.supernet, self.checkpoint)
+        return load_config(checkpoint_folder(self.supernet, self.checkpoint))
 
     def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Observation and action space."""

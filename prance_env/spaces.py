@@ -98,18 +98,17 @@ def observe(net: Supernet, state: InferenceState, observation: str, full_macs: i
     layout = observation_layout(config, observation)
     parts = {"embed_dim": one_hots[0], "decision": one_hots[1], "patches_left": host[:, :1], "macs_spent": host[:, 1:2]}
     if "class_token" in layout:
-        parts["class_token"], parts["log_norm"] = _normalised_class_token(state, config)
+        parts["class_token"], parts["log_norm"] = _normalised_class_token(net, state)
     if "max_prob" in layout:
         parts["max_prob"], parts["entropy"] = _confidence(net, state)
     return torch.cat([parts[name] for name in layout], dim=1).float()
 
 
-def _normalised_class_token(state: InferenceState, config: SupernetConfig) -> tuple[Tensor, Tensor]:
+def _normalised_class_token(net: Supernet, state: InferenceState) -> tuple[Tensor, Tensor]:
     """(B, D) layer-normed class token and (B, 1) log of its root mean square."""
     token = state.class_token.float()
-    last = state.group == len(config.space.groups)
-    width = state.embed_dim if last else np.full(len(state), config.embed_dim)
-    normed = torch.zeros(len(state), config.embed_dim, device=token.device)
+    width = net.class_token_width(state)
+    normed = torch.zeros(len(state), net.config.embed_dim, device=token.device)
     log_norm = torch.zeros(len(state), 1, device=token.device)
     order = np.argsort(width, kind="stable")
     for a, b in runs(width[order]):

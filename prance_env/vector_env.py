@@ -88,7 +88,6 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._lanes: Lanes | None = None
-        self._ended = np.zeros(self.num_envs, dtype=bool)
 
     @property
     def lanes(self) -> Lanes:
@@ -135,7 +134,6 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         if index is not None:
             index = check_index(index, (self.num_envs,))[mask]
         self._lanes.start(np.flatnonzero(mask), index)
-        self._ended[mask] = False
         return self._lanes.observations(), _with_masks(self._lanes.infos(), mask)
 
     def step(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float32], Floats, Bools, Bools, dict[str, Any]]:
@@ -147,23 +145,20 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         """
         lanes = self.lanes
         actions = check_action_shape(actions, self.action_space.shape or ())
-        if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
+        ended = np.flatnonzero(lanes.terminated())
+        if self.autoreset_mode == AutoresetMode.DISABLED and len(ended):
             raise ResetNeeded(
-                f"Environments {np.flatnonzero(self._ended)[:8].tolist()} have ended; call "
+                f"Environments {ended[:8].tolist()} have ended; call "
                 "reset(options={'reset_mask': terminated}) first, or choose another autoreset_mode."
             )
-        running = ~self._ended
         lanes.step(actions)
-        if self._ended.any():
-            lanes.start(np.flatnonzero(self._ended))
-        rewards, terminated = np.where(running, lanes.rewards(), 0.0), lanes.terminated()
+        if len(ended):
+            lanes.start(ended)
+        rewards, terminated = lanes.rewards(), lanes.terminated()
         infos: dict[str, Any] = {}
-        if self.autoreset_mode == AutoresetMode.SAME_STEP:
-            if terminated.any():
-                infos = _final(lanes, terminated)
-                lanes.start(np.flatnonzero(terminated))
-        else:
-            self._ended = terminated.copy()
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
+            infos = _final(lanes, terminated)
+            lanes.start(np.flatnonzero(terminated))
         infos |= _with_masks(lanes.infos(), np.ones(self.num_envs, dtype=bool))
         return lanes.observations(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
 

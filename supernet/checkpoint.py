@@ -35,6 +35,21 @@ def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torc
     write_text(folder / CONFIG, json.dumps(net.config.to_dict(), indent=2) + "\n")
 
 
+def load_config(folder: Path) -> SupernetConfig:
+    """The configuration in a folder that `save_pretrained` wrote, without the weights.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}; pass a folder written by save_pretrained.")
+    try:
+        return SupernetConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (json.JSONDecodeError, TypeError) as e:
+        raise ValueError(f"{folder / CONFIG} is not a supernet configuration ({e}); save the supernet again.") from e
+
+
 def from_pretrained(folder: str | Path) -> Supernet:
     """Loads what `save_pretrained` wrote, in evaluation mode on the CPU in float32.
 
@@ -43,13 +58,7 @@ def from_pretrained(folder: str | Path) -> Supernet:
         ValueError: If a file is damaged or does not fit; nothing is half-loaded.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}; pass a folder written by save_pretrained.")
-    try:
-        config = SupernetConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    except (json.JSONDecodeError, TypeError) as e:
-        raise ValueError(f"{folder / CONFIG} is not a supernet configuration ({e}); save the supernet again.") from e
-    net = Supernet(config)
+    net = Supernet(load_config(folder))
     load_weights(net, folder / WEIGHTS)
     return net.eval()
 

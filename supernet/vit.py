@@ -184,13 +184,19 @@ class Supernet(nn.Module):
             state = self.run_group(state, group, choice)
         return state
 
+    def class_token_width(self, state: InferenceState) -> Ints:
+        """(B,) active channels of the class tokens: full at a boundary, the last block's at the end."""
+        if state.group == len(self.space.groups):
+            return state.embed_dim
+        return np.full(len(state), self.config.embed_dim)
+
     def forward_head(self, state: InferenceState) -> Tensor:
         """Final norm and classifier on the class tokens of any state: (B, num_classes) logits.
 
         At a boundary before the end this is an early exit: the class token there has full width.
         """
         cls = state.class_token
-        width = state.embed_dim if state.group == len(self.space.groups) else np.full(len(state), self.config.embed_dim)
+        width = self.class_token_width(state)
         order = np.argsort(width, kind="stable")
         out = [
             linear(self.head, layer_norm(self.norm, rows[:, : width[order[a]]]), self.config.num_classes)

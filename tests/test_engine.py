@@ -14,9 +14,10 @@ from helpers import ENV_ID, make_engine, played, unit_actions
 
 from prance_env import InferenceEngine, RewardConfig
 from prance_env.datasets import DIGITS_SCENES, load_dataset
-from prance_env.engine import Episodes, checkpoint_folder, read_config, shared_engine
+from prance_env.engine import Episodes, checkpoint_folder, shared_engine
 from prance_env.lanes import EnvSettings
 from supernet import Supernet, list_supernets, save_pretrained
+from supernet.checkpoint import load_config
 
 REWARD = RewardConfig("potential", "mixed", 0.3, 0.1)
 
@@ -123,7 +124,7 @@ def test_environments_with_the_same_arguments_share_one_engine() -> None:
 
 def test_another_checkpoint_brings_its_own_sizes(digits_net: Supernet, tmp_path: Path) -> None:
     save_pretrained(digits_net, tmp_path)
-    assert read_config("digits", str(tmp_path)) == digits_net.config
+    assert load_config(checkpoint_folder("digits", str(tmp_path))) == digits_net.config
     net = shared_engine("digits", str(tmp_path), "digits", "val", "cpu").net
     for a, b in zip(net.state_dict().values(), digits_net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -135,12 +136,12 @@ def test_a_missing_supernet_or_checkpoint_is_named_with_the_remedy(tmp_path: Pat
     with pytest.raises(ValueError, match="'prance_vit_base' has no bundled weights; pass checkpoint="):
         checkpoint_folder("prance_vit_base", None)
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*config\.json.*save_pretrained"):
-        read_config("digits", str(tmp_path))
+        load_config(checkpoint_folder("digits", str(tmp_path)))
 
 
 def test_the_bundled_splits_have_their_sizes_and_unknown_ones_are_refused() -> None:
     dataset = load_dataset("digits", "val")
-    config = read_config("digits", None)
+    config = load_config(checkpoint_folder("digits", None))
     assert len(dataset) == DIGITS_SCENES["val"] == len(dataset.images) == len(dataset.difficulty)
     assert dataset.images.dtype == torch.uint8
     assert tuple(dataset.images.shape[1:]) == (config.in_chans, config.img_size, config.img_size)

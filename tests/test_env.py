@@ -277,3 +277,9 @@ def test_an_image_that_does_not_exist_is_refused_and_the_episode_stays(index: in
 def test_an_image_index_must_be_whole() -> None:
     with pytest.raises(ValueError, match=r"3\.7.*whole"):
         make_env().reset(options={"index": 3.7})
+
+
+def test_a_damaged_configuration_is_named_when_the_environment_is_made(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not a supernet configuration"):
+        gym.make(ENV_ID, checkpoint=str(tmp_path))

@@ -62,8 +62,10 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
 
 def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tmp_path: Path) -> None:
     train_supernet(TINY, tmp_path / "run")
+    settings = (tmp_path / "run" / "config.yml").read_text()
     with pytest.raises(FileExistsError, match="--resume"):
-        train_supernet(TINY, tmp_path / "run")
+        train_supernet(replace(TINY, seed=5), tmp_path / "run")
+    assert (tmp_path / "run" / "config.yml").read_text() == settings
     with pytest.raises(ValueError, match="lr"):
         train_supernet(replace(TINY, lr=1.0), tmp_path / "run", resume=True)
     with pytest.raises(FileNotFoundError, match=r"last\.pt"):

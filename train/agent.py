@@ -131,7 +131,8 @@ def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progre
         changed = sorted(k for k, v in asdict(settings).items() if read_config(out).get(k) != v)
         if changed:
             raise ValueError(f"{out} was trained with other values of {changed}; resume with the same settings.")
-    write_command(out, settings)
+    if not resume:
+        write_command(out, settings)
     env = make_sb3_env(
         settings.env,
         settings.n_envs,

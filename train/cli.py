@@ -41,14 +41,12 @@ class SupernetArgs:
     def run(self) -> None:
         from dataclasses import replace
 
-        from .run_folder import write_command
         from .supernet import PRESETS, train_supernet
 
         _set_threads(self.threads)
         settings = replace(PRESETS[self.preset], seed=self.seed)
         if self.steps is not None:
             settings = replace(settings, steps=self.steps)
-        write_command(self.out, self)
         train_supernet(settings, self.out, self.device, self.resume)
         print(f"Supernet written to {self.out}; use it with --checkpoint {self.out}")
 

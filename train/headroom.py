@@ -107,14 +107,13 @@ def run_headroom(checkpoints: list[str | None], env: str, num_subnets: int, out:
     results = {}
     for checkpoint in checkpoints:
         name = Path(checkpoint).name if checkpoint else "bundled"
-        results[name] = measure_headroom(
-            EnvSettings.from_id(env, "val", checkpoint, device=device).engine(), num_subnets
-        )
-        for row in results[name]["rows"]:
+        settings = EnvSettings.from_id(env, "val", checkpoint, device=device)
+        result = results[checkpoint or "bundled"] = measure_headroom(settings.engine(), num_subnets)
+        for row in result["rows"]:
             table.add_row(
                 name,
-                f"{results[name]['full_accuracy']:.2%}",
-                f"{results[name]['min_accuracy']:.2%}",
+                f"{result['full_accuracy']:.2%}",
+                f"{result['min_accuracy']:.2%}",
                 f"{row['drop']:.1%}",
                 f"{row['static_macs']:.3f}",
                 f"{row['static_accuracy']:.2%}",

@@ -27,6 +27,7 @@ from supernet import GroupChoice, InferenceState, SearchSpace, SubnetConfig, Sup
 from supernet.files import write_atomically
 
 from .interrupt import deferred_interrupt
+from .run_folder import write_command
 
 
 @dataclass
@@ -217,6 +218,8 @@ def train_supernet(cfg: SupernetTraining, out: Path, device: str = "cpu", resume
         raise FileExistsError(f"{out} holds a run already; pass --resume to continue it, or another --out.")
     if resume and not last.exists():
         raise FileNotFoundError(f"{last} does not exist, so there is nothing to resume; drop --resume.")
+    if not resume:
+        write_command(out, cfg)
     torch.manual_seed(cfg.seed)
     net = create_supernet("digits").to(device).train()
     aux = AuxiliaryHeads(net.config.embed_dim).to(device)
