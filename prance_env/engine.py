@@ -15,9 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supernet import GroupChoice, InferenceState, Supernet, SupernetConfig, freeze, from_pretrained, list_supernets
+from supernet import (
+    GroupChoice,
+    InferenceState,
+    SubnetConfig,
+    Supernet,
+    SupernetConfig,
+    freeze,
+    from_pretrained,
+    list_supernets,
+)
 from supernet.checkpoint import CONFIG
-from supernet.macs import remaining_macs
 
 from .datasets import ImageDataset, load_dataset
 from .reward import Bools, Floats, RewardConfig, accuracy_term
@@ -100,10 +108,9 @@ class InferenceEngine:
         self.net, self.dataset = net, dataset
         self.labels: Ints = dataset.labels.numpy()
         self.full_macs = int(net.macs().item())
-        self._prefix_macs = self.full_macs - int(remaining_macs(c, 1, np.array([c.num_patches + 1]))[0])
         self._known = np.zeros(len(dataset), dtype=bool)
-        device, dtype = net.cls_token.device, net.cls_token.dtype
-        self._prefix = torch.empty(len(dataset), c.num_patches + 1, c.embed_dim, device=device, dtype=dtype)
+        device, dtype = net.pos_embed.device, net.pos_embed.dtype
+        self._prefix = torch.empty(len(dataset), c.num_tokens, c.embed_dim, device=device, dtype=dtype)
         self._full_prediction = np.zeros(len(dataset), dtype=np.int64)
         self._full_prob = np.zeros(len(dataset))
 
@@ -126,16 +133,7 @@ class InferenceEngine:
             )
         self._ensure_known(index)
         c, space, batch = self.config, self.config.space, len(index)
-        n = c.num_patches + 1
-        device = self._prefix.device
-        state = InferenceState(
-            group=1,
-            tokens=self._prefix[torch.from_numpy(index).to(device)].view(batch * n, -1),
-            num_tokens=np.full(batch, n, dtype=np.int64),
-            source=torch.arange(-1, n - 1, device=device).repeat(batch),
-            embed_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            macs=np.full(batch, self._prefix_macs, dtype=np.int64),
-        )
+        state = self.net.begun(self._prefix[torch.from_numpy(index).to(self._prefix.device)])
         zeros = np.zeros(batch)
         return Episodes(
             index=index,
@@ -143,7 +141,7 @@ class InferenceEngine:
             state=state,
             embed_dim=np.full((batch, space.depth), c.embed_dim, dtype=np.int64),
             mlp_ratio=np.full((batch, space.depth), space.mlp_ratios[-1]),
-            keep_rate=np.ones((batch, space.num_decisions)),
+            keep_rate=SubnetConfig.full(space, batch).keep_rate.numpy(),
             macs=np.full(batch, self.full_macs, dtype=np.int64),
             prediction=self._full_prediction[index],
             prob=self._full_prob[index],

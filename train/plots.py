@@ -113,7 +113,7 @@ def plot_episodes(
     steps = play(agent, engine, settings, index)
     figure, grid = plt.subplots(len(index), len(steps), figsize=(2.1 * len(steps), 2.35 * len(index)), squeeze=False)
     for column, episodes in enumerate(steps):
-        kept = episodes.state.kept(engine.config.num_patches).cpu().numpy()
+        kept = episodes.state.kept().cpu().numpy()
         for row in range(len(index)):
             axes = grid[row, column]
             axes.imshow(dim_dropped(engine.dataset.images[int(index[row])].numpy(), kept[row]))
