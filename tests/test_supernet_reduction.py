@@ -305,7 +305,7 @@ def test_two_rates_compose_each_relative_to_what_the_stage_before_left() -> None
     assert counts.tolist() == [[51, 26], [3, 2]]
 
 
-# ---- invariants of METHODS 2.6 ----------------------------------------------------------------------------------
+# ---- the contract --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", OURS + AUTHORS)
