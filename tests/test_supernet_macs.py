@@ -76,7 +76,7 @@ def test_every_larger_choice_costs_more_in_the_papers_spaces(name: str) -> None:
 # ---- published figures ------------------------------------------------------------------------------------------
 #
 # What papers on token reduction count is N C 768 + C classes + sum over blocks of (4 N C^2 + 2 N^2 C), with the tokens
-# before the reduction, and 8 N C^2 with those after it; N = 197 also for the patch embedding. Ours differs by three terms:
+# before the reduction, and 8 N C^2, with those after it; N = 197 also for the patch embedding. Ours differs by:
 #   - 768 C less, since the class token is not embedded from a patch: 196 patches, not 197;
 #   + N C at every reduction by class attention: one more row of queries times keys;
 #   + (merged tokens) * (possible targets) * (dimension compared) at every merge: the similarities.
