@@ -103,6 +103,8 @@ class Supernet(nn.Module):
             key_mean=tokens.new_zeros(batch * n, dtype=torch.float32) if key_mean else None,
         )
         if c.space.decide_first_group:
+            if choice is not None:
+                raise ValueError("The first group is decided (decide_first_group=True): pass its choice to run_group.")
             return state
         choice = GroupChoice.full(c.space, 0, batch) if choice is None else choice
         return self.run_group(state, 0, choice, next_dim)
@@ -130,8 +132,15 @@ class Supernet(nn.Module):
         Args:
             tokens: `begin(images).tokens`, one row of tokens per image.
             key_mean: (B, num_tokens) likewise.
+
+        Raises:
+            ValueError: If a shape is wrong.
         """
         c, batch, n = self.config, len(tokens), self.config.num_tokens
+        if tuple(tokens.shape[1:]) != (n, c.embed_dim):
+            raise ValueError(f"tokens have the shape {tuple(tokens.shape)}; expected (B, {n}, {c.embed_dim}).")
+        if key_mean is not None and tuple(key_mean.shape) != (batch, n):
+            raise ValueError(f"key_mean has the shape {tuple(key_mean.shape)}; expected ({batch}, {n}).")
         spent, group = macs.stem_macs(c), 0
         if not c.space.decide_first_group:
             first = GroupChoice.full(c.space, 0, 1)
@@ -168,17 +177,7 @@ class Supernet(nn.Module):
             ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is
                 not in the search space.
         """
-        space = self.config.space
-        if group != state.group or group >= len(space.groups):
-            raise ValueError(
-                f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}."
-            )
-        if tuple(choice.embed_dim.shape) != (len(state), space.groups[group]):
-            raise ValueError(
-                f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
-                f"({len(state)}, {space.groups[group]})."
-            )
-        choice.validate(space)
+        self._check_choice(state, group, choice)
         spent, _ = macs.group_macs(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
         packed, patch_token, token_dim, key_mean = run_blocks(self, state, choice, next_dim)
         return InferenceState(
@@ -308,7 +307,12 @@ class Supernet(nn.Module):
         return self.forward_head(self.forward_features(images, subnet))
 
     def class_attention(self, state: InferenceState, choice: GroupChoice) -> Tensor:
-        """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads."""
+        """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads.
+
+        Raises:
+            ValueError: As in `run_group`.
+        """
+        self._check_choice(state, state.group, choice)
         widths = choice.embed_dim[:, 0].numpy()
         reads, _ = macs.block_widths(self.config, state.group, choice.embed_dim.numpy(), state.token_dim, None)
         order = np.lexsort((reads[:, 0], widths))
@@ -342,6 +346,24 @@ class Supernet(nn.Module):
         from .extract import extract
 
         return extract(self, subnet)
+
+    def _check_choice(self, state: InferenceState, group: int, choice: GroupChoice) -> None:
+        space = self.config.space
+        if group != state.group or group >= len(space.groups):
+            raise ValueError(
+                f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}."
+            )
+        if tuple(choice.embed_dim.shape) != (len(state), space.groups[group]):
+            raise ValueError(
+                f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
+                f"({len(state)}, {space.groups[group]})."
+            )
+        choice.validate(space)
+        if group < space.first_decided and bool((choice.keep_rate != 1).any()):
+            raise ValueError(
+                f"keep_rate={choice.keep_rate.min().item()} before group {group}, which no decision precedes: all "
+                "patches stay there, keep_rate must be 1."
+            )
 
     def _checked(self, subnet: SubnetConfig | None) -> SubnetConfig:
         subnet = SubnetConfig.full(self.space) if subnet is None else subnet
