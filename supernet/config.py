@@ -100,7 +100,13 @@ class SearchSpace:
         return self.num_heads[-1]
 
     def blocks(self, group: int) -> range:
-        """Indices of the blocks of `group`."""
+        """Indices of the blocks of `group`.
+
+        Raises:
+            IndexError: If there is no such group.
+        """
+        if not 0 <= group < len(self.groups):
+            raise IndexError(f"group={group} does not exist; the space has the groups 0..{len(self.groups) - 1}.")
         start = sum(self.groups[:group])
         return range(start, start + self.groups[group])
 

@@ -99,14 +99,23 @@ class StaticViT(nn.Module):
         self.norm = _norm(net.norm, embed_dim, net.zoom(embed_dim))
         self.head = None if net.head is None else _linear(net.head, config.num_classes, embed_dim)
         self.embed_dim, self.global_pool, self.fc_norm = embed_dim, config.global_pool, config.fc_norm
+        self.image_shape = (config.in_chans, config.img_size, config.img_size)
         self.register_buffer("mean", net.mean.clone(), persistent=False)
         self.register_buffer("std", net.std.clone(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_chans, img_size, img_size), uint8 or normalised floats, to logits (B, num_classes)."""
+        """Images (B, in_chans, img_size, img_size), uint8 or normalised floats, to logits (B, num_classes).
+
+        Raises:
+            ValueError: If shape or dtype is wrong.
+        """
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(f"images have the shape {tuple(images.shape)}; expected (B, *{self.image_shape}).")
         if images.dtype == torch.uint8:
             images = (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std
-        x = self.patch_embed(images)
+        elif not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
+        x = self.patch_embed(images.to(self.pos_embed.dtype))
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x, size = self.norm_pre(x + self.pos_embed), None

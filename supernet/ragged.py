@@ -91,7 +91,12 @@ def attention(
     Returns:
         Output (T, num_heads * head_dim), and the attention of the class token to every token of its image, averaged
         over heads, (T,) float32 or None. One extra query row; the full attention matrix is never built.
+
+    Raises:
+        ValueError: If the lengths do not ascend.
     """
+    if (lengths[1:] < lengths[:-1]).any():
+        raise ValueError(f"lengths={lengths} must ascend, so that images of one length lie together.")
     ends = np.cumsum(lengths)
     outs, scores = [], []
     for begin, end in length_chunks(lengths, qkv.device.type):

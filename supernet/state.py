@@ -77,10 +77,12 @@ class InferenceState:
         """(B, length) `key_mean`, zero-padded on the right: the observation of the authors' selector.
 
         Raises:
-            ValueError: If the state carries none.
+            ValueError: If the state carries none, or has images of more tokens than `length`.
         """
         if self.key_mean is None:
             raise ValueError("This state carries no key_mean; begin the inference with begin(images, key_mean=True).")
+        if length < self.num_tokens.max():
+            raise ValueError(f"length={length} is too short: an image has {self.num_tokens.max()} tokens.")
         out = self.key_mean.new_zeros(len(self), length)
         valid = np.arange(length) < self.num_tokens[:, None]
         out[torch.from_numpy(valid).to(out.device)] = self.key_mean

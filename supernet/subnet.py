@@ -78,6 +78,11 @@ class GroupChoice:
         Raises:
             ValueError: With the value, its place (blocks counted within the group) and what is allowed.
         """
+        if self.mlp_ratio.shape != self.embed_dim.shape:
+            raise ValueError(
+                f"mlp_ratio has the shape {tuple(self.mlp_ratio.shape)}; with embed_dim it must be one entry per image "
+                f"and block, {tuple(self.embed_dim.shape)}."
+            )
         _check_choices("embed_dim", self.embed_dim, space.embed_dims)
         _check_choices("mlp_ratio", self.mlp_ratio, space.mlp_ratios)
         _check_rates_shape(tuple(self.keep_rate.shape), space, (len(self.embed_dim),))
@@ -166,7 +171,8 @@ class SubnetConfig:
 
     def __getitem__(self, index: Any) -> SubnetConfig:
         """The subnets of the images `index`; an int gives a batch of one."""
-        if isinstance(index, int):
+        if isinstance(index, int | np.integer):
+            index = int(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"Image {index} of {len(self)} subnets.")
             index = slice(index, index + 1) if index != -1 else slice(index, None)
@@ -296,6 +302,13 @@ class SubnetConfig:
 
     @classmethod
     def from_json(cls, text: str) -> SubnetConfig:
-        """Inverse of `to_json`."""
-        data = json.loads(text)
-        return cls(data["embed_dim"], data["mlp_ratio"], data["keep_rate"])
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: If the text is not what `to_json` writes.
+        """
+        data, names = json.loads(text), ("embed_dim", "mlp_ratio", "keep_rate")
+        if not isinstance(data, dict) or set(data) != set(names):
+            found = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"A subnet is a JSON object of the lists {list(names)}; this holds {found}.")
+        return cls(*(data[name] for name in names))

@@ -90,19 +90,12 @@ class Supernet(nn.Module):
             ValueError: If shape, dtype or choice is wrong.
         """
         tokens = self.embed(images)
-        c, batch, n = self.config, len(tokens), self.config.num_tokens
-        state = InferenceState(
-            group=0,
-            tokens=tokens.reshape(batch * n, -1),
-            num_tokens=np.full(batch, n, dtype=np.int64),
-            size=None,
-            patch_token=torch.arange(c.num_prefix_tokens, n, device=tokens.device).repeat(batch, 1),
-            embed_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            token_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            macs=np.full(batch, macs.stem_macs(c), dtype=np.int64),
-            key_mean=tokens.new_zeros(batch * n, dtype=torch.float32) if key_mean else None,
-        )
+        c, batch = self.config, len(tokens)
+        carried = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32) if key_mean else None
+        state = self._state(0, tokens, carried, macs.stem_macs(c))
         if c.space.decide_first_group:
+            if choice is not None:
+                raise ValueError("The first group is decided (decide_first_group=True): pass its choice to run_group.")
             return state
         choice = GroupChoice.full(c.space, 0, batch) if choice is None else choice
         return self.run_group(state, 0, choice, next_dim)
@@ -130,20 +123,32 @@ class Supernet(nn.Module):
         Args:
             tokens: `begin(images).tokens`, one row of tokens per image.
             key_mean: (B, num_tokens) likewise.
+
+        Raises:
+            ValueError: If a shape is wrong.
         """
         c, batch, n = self.config, len(tokens), self.config.num_tokens
+        if tuple(tokens.shape[1:]) != (n, c.embed_dim):
+            raise ValueError(f"tokens have the shape {tuple(tokens.shape)}; expected (B, {n}, {c.embed_dim}).")
+        if key_mean is not None and tuple(key_mean.shape) != (batch, n):
+            raise ValueError(f"key_mean has the shape {tuple(key_mean.shape)}; expected ({batch}, {n}).")
         spent, group = macs.stem_macs(c), 0
         if not c.space.decide_first_group:
             first = GroupChoice.full(c.space, 0, 1)
             spent, group = spent + int(macs.group_macs(c, 0, first, np.array([n]))[0][0]), 1
+        return self._state(group, tokens, key_mean, spent)
+
+    def _state(self, group: int, tokens: Tensor, key_mean: Tensor | None, spent: int) -> InferenceState:
+        """Images (B, num_tokens, embed_dim) with all their patches, before `group`."""
+        c, (batch, n, d) = self.config, tokens.shape
         return InferenceState(
             group=group,
-            tokens=tokens.reshape(batch * n, -1),
+            tokens=tokens.reshape(batch * n, d),
             num_tokens=np.full(batch, n, dtype=np.int64),
             size=None,
             patch_token=torch.arange(c.num_prefix_tokens, n, device=tokens.device).repeat(batch, 1),
-            embed_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            token_dim=np.full(batch, c.embed_dim, dtype=np.int64),
+            embed_dim=np.full(batch, d, dtype=np.int64),
+            token_dim=np.full(batch, d, dtype=np.int64),
             macs=np.full(batch, spent, dtype=np.int64),
             key_mean=None if key_mean is None else key_mean.reshape(-1),
         )
@@ -168,17 +173,7 @@ class Supernet(nn.Module):
             ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is
                 not in the search space.
         """
-        space = self.config.space
-        if group != state.group or group >= len(space.groups):
-            raise ValueError(
-                f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}."
-            )
-        if tuple(choice.embed_dim.shape) != (len(state), space.groups[group]):
-            raise ValueError(
-                f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
-                f"({len(state)}, {space.groups[group]})."
-            )
-        choice.validate(space)
+        self._check_choice(state, group, choice)
         spent, _ = macs.group_macs(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
         packed, patch_token, token_dim, key_mean = run_blocks(self, state, choice, next_dim)
         return InferenceState(
@@ -308,7 +303,12 @@ class Supernet(nn.Module):
         return self.forward_head(self.forward_features(images, subnet))
 
     def class_attention(self, state: InferenceState, choice: GroupChoice) -> Tensor:
-        """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads."""
+        """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads.
+
+        Raises:
+            ValueError: As in `run_group`.
+        """
+        self._check_choice(state, state.group, choice)
         reads, _ = macs.block_widths(self.config, state.group, choice.embed_dim.numpy(), state.token_dim, None)
         packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
         block = cast(ElasticBlock, self.blocks[self.space.blocks(state.group)[0]])
@@ -342,6 +342,24 @@ class Supernet(nn.Module):
         from .extract import extract
 
         return extract(self, subnet)
+
+    def _check_choice(self, state: InferenceState, group: int, choice: GroupChoice) -> None:
+        space = self.config.space
+        if group != state.group or group >= len(space.groups):
+            raise ValueError(
+                f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}."
+            )
+        if tuple(choice.embed_dim.shape) != (len(state), space.groups[group]):
+            raise ValueError(
+                f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
+                f"({len(state)}, {space.groups[group]})."
+            )
+        choice.validate(space)
+        if group < space.first_decided and bool((choice.keep_rate != 1).any()):
+            raise ValueError(
+                f"keep_rate={choice.keep_rate.min().item()} before group {group}, which no decision precedes: all "
+                "patches stay there, keep_rate must be 1."
+            )
 
     def _checked(self, subnet: SubnetConfig | None) -> SubnetConfig:
         subnet = SubnetConfig.full(self.space) if subnet is None else subnet
