@@ -141,7 +141,7 @@ def merge_ranked(
         return new_position
     slot = torch.arange(num_merged, device=device)
     real = slot < column(stop - kept, device)
-    merged = order.gather(1, (column(kept, device) + slot).clamp(max=n - 1).expand(len(order), -1))
+    merged = order.gather(1, (column(kept, device) + slot).clamp(max=n - 1).expand(order.shape[0], -1))
     targets = order[:, prefix:num_kept]
     unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
@@ -202,7 +202,7 @@ def _match(metric: Tensor, now: Ints, remove: Ints, prefix: int) -> Tensor:
     value, partner = alike.masked_fill((odd >= length)[:, None], float("-inf")).max(dim=2)
     order = value.masked_fill(even >= length, float("-inf")).argsort(dim=1, descending=True, stable=True)
     merged = ranks_of(order) < gone
-    odd_new = ((length + 1) // 2 - gone + odd // 2).expand(len(metric), -1)
+    odd_new = ((length + 1) // 2 - gone + odd // 2).expand(metric.shape[0], -1)
     even_new = torch.where(merged, odd_new.gather(1, partner), prefix + (~merged).cumsum(1) - 1)
     new = torch.cat([even_new, odd_new], dim=1)
     place = torch.cat([even, odd]).argsort()
@@ -230,19 +230,19 @@ def combine(x: Tensor, into: Tensor, num_out: int, weight: Tensor | None, normal
     target = torch.where(into < 0, num_out, into)
     if weight is None:
         order = target.argsort(dim=1, stable=True)[:, :num_out]
-        rows = order + x.shape[1] * torch.arange(len(x), device=x.device)[:, None]
-        return x.reshape(-1, x.shape[2]).index_select(0, rows.reshape(-1)).view(len(x), num_out, x.shape[2])
+        rows = order + x.shape[1] * torch.arange(x.shape[0], device=x.device)[:, None]
+        return x.reshape(-1, x.shape[2]).index_select(0, rows.reshape(-1)).view(x.shape[0], num_out, x.shape[2])
     if normalise:
         # Shares first: those of a token that stays alone are exactly 1.
         weight = weight / total_size(weight, into, num_out).gather(1, into.clamp(min=0))
-    out = x.new_zeros(len(x), num_out + 1, x.shape[2])
+    out = x.new_zeros(x.shape[0], num_out + 1, x.shape[2])
     return out.scatter_add(1, target[..., None].expand_as(x), x * weight[..., None].to(x.dtype))[:, :num_out]
 
 
 def total_size(size: Tensor, into: Tensor, num_out: int) -> Tensor:
     """Sizes (or weights) of what came together: (B, num_out) from (B, N)."""
     target = torch.where(into < 0, num_out, into)
-    return size.new_zeros(len(size), num_out + 1).scatter_add(1, target, size)[:, :num_out]
+    return size.new_zeros(size.shape[0], num_out + 1).scatter_add(1, target, size)[:, :num_out]
 
 
 def _free(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
