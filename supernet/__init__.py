@@ -3,6 +3,9 @@
 from .checkpoint import create_supernet, from_pretrained, load_weights, save_pretrained
 from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
 from .extract import StaticViT, extract
+from .prance import average_choice, load_prance_checkpoint
+from .prance_reported import reported_macs, reported_params
+from .reduction import TOKEN_MODES, TokenMode
 from .state import InferenceState
 from .subnet import GroupChoice, SubnetConfig
 from .vit import Supernet, freeze
@@ -12,16 +15,22 @@ __all__ = [
     "InferenceState",
     "SearchSpace",
     "StaticViT",
+    "TOKEN_MODES",
+    "TokenMode",
     "SubnetConfig",
     "Supernet",
     "SupernetConfig",
+    "average_choice",
     "create_supernet",
     "extract",
     "freeze",
     "from_pretrained",
     "list_supernets",
+    "load_prance_checkpoint",
     "load_weights",
     "register_supernet",
+    "reported_macs",
+    "reported_params",
     "save_pretrained",
     "supernet_config",
 ]

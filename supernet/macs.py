@@ -92,7 +92,8 @@ def group_macs(
     Returns:
         (B,) MACs and (B,) tokens after the group.
     """
-    space, widths = config.space, choice.embed_dim.numpy()
+    space = config.space
+    widths: Ints = choice.embed_dim.numpy()
     reads, gives = block_widths(config, group, widths, token_dim, next_dim)
     hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
     inner = _inner_dims(config, widths)
