@@ -2,7 +2,7 @@
 
 from .checkpoint import create_supernet, from_pretrained, load_weights, save_pretrained
 from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
-from .extract import StaticViT, extract
+from .extract import StaticViT, extract, load_static, save_static
 from .prance import average_choice, load_prance_checkpoint
 from .prance_reported import reported_macs, reported_params
 from .reduction import TOKEN_MODES, TokenMode
@@ -27,10 +27,12 @@ __all__ = [
     "from_pretrained",
     "list_supernets",
     "load_prance_checkpoint",
+    "load_static",
     "load_weights",
     "register_supernet",
     "reported_macs",
     "reported_params",
     "save_pretrained",
+    "save_static",
     "supernet_config",
 ]

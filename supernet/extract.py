@@ -17,7 +17,16 @@ from .static_vit import StaticBlock, StaticViT
 from .subnet import SubnetConfig
 from .vit import Supernet
 
-__all__ = ["DESCRIPTION", "StaticBlock", "StaticViT", "describe", "extract", "load_static", "save_static"]
+__all__ = [
+    "DESCRIPTION",
+    "StaticBlock",
+    "StaticViT",
+    "describe",
+    "extract",
+    "load_static",
+    "save_static",
+    "write_weights",
+]
 
 DESCRIPTION = "static.json"
 FORMAT = 1
@@ -62,9 +71,13 @@ def save_static(static: StaticViT, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in static.state_dict().items()}
-    write_atomically(folder / WEIGHTS, lambda name: save_file(tensors, name))
+    write_atomically(folder / WEIGHTS, lambda name: write_weights(static, name))
     write_text(folder / DESCRIPTION, json.dumps(describe(static, [folder / WEIGHTS]), indent=2) + "\n")
+
+
+def write_weights(static: StaticViT, path: str | Path) -> None:
+    """Writes the weights alone, as safetensors."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in static.state_dict().items()}, path)
 
 
 def describe(static: StaticViT, files: list[Path]) -> dict[str, Any]:
