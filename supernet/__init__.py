@@ -1,5 +1,7 @@
 """Elastic Vision Transformers: one set of weights, a sub-network for every image."""
 
+from typing import TYPE_CHECKING, Any
+
 from .checkpoint import create_supernet, from_pretrained, load_weights, save_pretrained
 from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
 from .extract import StaticViT, extract, load_static, save_static
@@ -9,6 +11,9 @@ from .reduction import TOKEN_MODES, TokenMode
 from .state import InferenceState
 from .subnet import GroupChoice, SubnetConfig
 from .vit import Supernet, freeze
+
+if TYPE_CHECKING:
+    from .timm_convert import from_timm
 
 __all__ = [
     "GroupChoice",
@@ -25,6 +30,7 @@ __all__ = [
     "extract",
     "freeze",
     "from_pretrained",
+    "from_timm",
     "list_supernets",
     "load_prance_checkpoint",
     "load_static",
@@ -36,3 +42,12 @@ __all__ = [
     "save_static",
     "supernet_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # timm takes seconds to import, and most who import this package do not convert.
+    if name == "from_timm":
+        from .timm_convert import from_timm
+
+        return from_timm
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
