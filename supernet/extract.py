@@ -120,7 +120,9 @@ def load_static(folder: str | Path) -> StaticViT:
     folder = Path(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {DESCRIPTION}; pass a folder that save_static or prance export wrote.")
+        raise FileNotFoundError(
+            f"{folder} holds no {DESCRIPTION}; pass a folder that save_static or prance export wrote."
+        )
     try:
         data = json.loads(path.read_text())
         if data["format"] != FORMAT:
@@ -143,7 +145,9 @@ def load_static(folder: str | Path) -> StaticViT:
             "replaced; export the network again with --format safetensors."
         )
     static.load_state_dict(state, assign=True)
-    static.mean, static.std = (torch.tensor(v).view(1, -1, 1, 1).to(static.pos_embed) for v in (config.mean, config.std))
+    static.mean, static.std = (
+        torch.tensor(v).view(1, -1, 1, 1).to(static.pos_embed) for v in (config.mean, config.std)
+    )
     return static.eval()
 
 

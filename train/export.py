@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 
 from supernet import StaticViT, SubnetConfig, Supernet
 from supernet.checkpoint import WEIGHTS
-from supernet.extract import DESCRIPTION, describe, load_static, write_weights
+from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
 from supernet.files import write_atomically, write_text
 
 from .subnet_choice import choose_subnet, open_supernet
@@ -88,7 +88,7 @@ def export_subnet(
             a file's logits differ by more than `TOLERANCE`. Nothing is written then; earlier files stay.
     """
     _check_formats(formats)
-    static = net.extract(subnet)
+    static = extract(net, subnet)
     if "onnx" in formats and 4 * static.params() >= ONNX_LIMIT:
         raise ValueError(
             f"{static.params():,} parameters exceed the 2 GiB of an ONNX file; use --format torch or safetensors."
@@ -100,7 +100,7 @@ def export_subnet(
             program = _traced(static, uint8)
         for path in staged:
             if path.suffix == ".onnx":
-                _write_onnx(program, path)
+                write_onnx(program, path)
             elif path.suffix == ".pt2":
                 torch.export.save(program, path)
             else:
@@ -145,9 +145,15 @@ def _traced(static: StaticViT, uint8: bool) -> ExportedProgram:
     return program
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> None:
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Writes what `torch.export.export` gave as one ONNX file, with input `images` and output `logits`.
+
+    Sorting stays stable, which PyTorch's exporter has no translation for.
+    """
     import onnx
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
         # TopK is stable by ONNX's specification: of equal values the one with the lower index comes first.

@@ -14,21 +14,20 @@ from supernet import SubnetConfig, Supernet, SupernetConfig, create_supernet, fr
 
 
 def open_supernet(name_or_folder: str) -> Supernet:
-    """The supernet in a folder written by `save_pretrained`, or a registered one.
-
-    Registered ones have the bundled weights, or random ones if there are none.
+    """A registered supernet, with its bundled weights or, without any, random ones; or the one that
+    `save_pretrained` wrote to a folder.
 
     Raises:
         ValueError: If it is neither, or the folder is damaged.
         FileNotFoundError: If the folder holds no supernet.
     """
+    if name_or_folder in list_supernets():
+        return create_supernet(name_or_folder, BUNDLED.get(name_or_folder))
     if Path(name_or_folder).is_dir():
         return from_pretrained(name_or_folder)
-    if name_or_folder not in list_supernets():
-        raise ValueError(
-            f"supernet={name_or_folder!r} is neither a folder written by save_pretrained nor one of {list_supernets()}."
-        )
-    return create_supernet(name_or_folder, BUNDLED.get(name_or_folder))
+    raise ValueError(
+        f"supernet={name_or_folder!r} is neither one of {list_supernets()} nor a folder written by save_pretrained."
+    )
 
 
 def choose_subnet(
