@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, arg, subcommand
 
 
 @dataclass
@@ -68,7 +68,7 @@ class ImportTimm:
         prance import timm deit_small_patch16_224 --pretrained --out runs/deit
     """
 
-    model: Positional[str]
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """Name of a model of timm."""
     out: Path
     """Folder for the supernet; use it with --checkpoint."""
@@ -91,7 +91,7 @@ class ImportPrance:
         prance import prance supernet-tiny.pth --out runs/prance-merge --token-mode merge
     """
 
-    checkpoint: Positional[Path]
+    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]]
     """Their file, or its weights as safetensors."""
     out: Path
     """Folder for the supernet; use it with --checkpoint."""

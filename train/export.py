@@ -29,6 +29,7 @@ from .subnet_choice import choose_subnet, open_supernet
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": WEIGHTS}
 TOLERANCE = 1e-4
+"""Allowed difference, for logits up to 1; in proportion for larger ones, as float32 rounds them."""
 BATCH_SIZES = (1, 2, 5)
 ONNX_LIMIT = 2**31
 """Bytes that a protobuf file can hold."""
@@ -42,11 +43,13 @@ class ExportedFile:
         path: Where it is.
         takes: "uint8", "float32", or both, comma-separated.
         difference: Largest absolute difference of its logits from the supernet's; None if nothing here can run it.
+        allowed: What it may be.
     """
 
     path: Path
     takes: str
     difference: float | None
+    allowed: float
 
 
 def run_export(
@@ -85,7 +88,7 @@ def export_subnet(
 
     Raises:
         ValueError: If a format is unknown or an extra is missing, the subnet is not exactly one of the search space, or
-            a file's logits differ by more than `TOLERANCE`. Nothing is written then; earlier files stay.
+            a file's logits differ by more than is allowed. Nothing is written then; earlier files stay.
     """
     _check_formats(formats)
     static = extract(net, subnet)
@@ -95,32 +98,43 @@ def export_subnet(
         )
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".export.") as folder:
-        staged = [Path(folder) / FILES[name] for name in dict.fromkeys(formats)]
-        if {"onnx", "torch"} & {*formats}:
-            program = _traced(static, uint8)
-        for path in staged:
-            if path.suffix == ".onnx":
-                write_onnx(program, path)
-            elif path.suffix == ".pt2":
-                torch.export.save(program, path)
-            else:
-                write_weights(static, path)
-        graph = "uint8" if uint8 else "float32"
-        takes = {path.name: "uint8, float32" if path.name == WEIGHTS else graph for path in staged}
-        description = describe(static, staged)
-        for name, entry in description["files"].items():
-            entry["takes"] = takes[name]
-        write_text(Path(folder) / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-        differences = {path: _difference(net, subnet, _runner(path), uint8, seed) for path in staged}
-        for path, difference in differences.items():
-            if difference is not None and not difference <= TOLERANCE:
+        takes = _write_all(static, formats, uint8, Path(folder))
+        images = _random_images(net, uint8, seed)
+        with torch.no_grad():
+            expected = [net(batch, subnet) for batch in images]
+        allowed = TOLERANCE * max(1.0, max(float(logits.abs().max()) for logits in expected))
+        files = []
+        for path, dtypes in takes.items():
+            difference = _difference(_runner(path), images, expected)
+            if difference is not None and not difference <= allowed:
                 raise ValueError(
-                    f"{path.name} differs from the supernet by {difference:.1e} (allowed: {TOLERANCE:g}) and was not "
+                    f"{path.name} differs from the supernet by {difference:.1e} (allowed: {allowed:.1e}) and was not "
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
-        for path in [*staged, Path(folder) / DESCRIPTION]:
+            files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
+        for path in [*takes, Path(folder) / DESCRIPTION]:
             write_atomically(out / path.name, partial(os.replace, path))
-    return [ExportedFile(out / path.name, takes[path.name], differences[path]) for path in staged]
+    return files
+
+
+def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: Path) -> dict[Path, str]:
+    """Writes the files and their description; returns what dtypes each takes."""
+    graph = "uint8" if uint8 else "float32"
+    takes = {folder / FILES[name]: "uint8, float32" if name == "safetensors" else graph for name in formats}
+    if {"onnx", "torch"} & {*formats}:
+        program = _traced(static, uint8)
+    for path in takes:
+        if path.suffix == ".onnx":
+            write_onnx(program, path)
+        elif path.suffix == ".pt2":
+            torch.export.save(program, path)
+        else:
+            write_weights(static, path)
+    description = describe(static, [*takes])
+    for path, dtypes in takes.items():
+        description["files"][path.name]["takes"] = dtypes
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    return takes
 
 
 def _check_formats(formats: Sequence[str]) -> None:
@@ -208,25 +222,28 @@ def _runner(path: Path) -> Callable[[Tensor], Tensor] | None:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
+def _random_images(net: Supernet, uint8: bool, seed: int) -> list[Tensor]:
+    c, generator = net.config, torch.Generator().manual_seed(seed)
+    shapes = [(batch_size, c.in_chans, c.img_size, c.img_size) for batch_size in BATCH_SIZES]
+    images = [torch.randint(256, shape, generator=generator, dtype=torch.uint8) for shape in shapes]
+    return images if uint8 else [(batch / 255 - net.mean) / net.std for batch in images]
+
+
 @torch.no_grad()
-def _difference(
-    net: Supernet, subnet: SubnetConfig, run: Callable[[Tensor], Tensor] | None, uint8: bool, seed: int
-) -> float | None:
-    """Largest absolute difference of logits on random images; NaN if one is NaN."""
+def _difference(run: Callable[[Tensor], Tensor] | None, images: list[Tensor], expected: list[Tensor]) -> float | None:
+    """Largest absolute difference of logits; NaN if one is NaN."""
     if run is None:
         return None
-    c, generator, largest = net.config, torch.Generator().manual_seed(seed), torch.zeros(())
-    for batch_size in BATCH_SIZES:
-        shape = (batch_size, c.in_chans, c.img_size, c.img_size)
-        images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-        if not uint8:
-            images = (images / 255 - net.mean) / net.std
-        logits = run(images)
+    largest = torch.zeros(())
+    for batch, target in zip(images, expected, strict=True):
+        logits = run(batch)
         # Without a classifier the supernet pads its features with zeros.
-        expected = net(images, subnet)[:, : logits.shape[1]]
-        if logits.shape != expected.shape:
-            raise ValueError(f"The file gives {tuple(logits.shape)} for {batch_size} images, not {expected.shape}.")
-        largest = torch.maximum(largest, (logits - expected).abs().max())
+        target = target[:, : logits.shape[1]]
+        if logits.shape != target.shape:
+            raise ValueError(
+                f"The file gives {tuple(logits.shape)} for {len(batch)} images, not {tuple(target.shape)}."
+            )
+        largest = torch.maximum(largest, (logits - target).abs().max())
     return float(largest)
 
 
@@ -234,11 +251,12 @@ def _print(net: Supernet, subnet: SubnetConfig, files: list[ExportedFile], conso
     table = Table("file", "takes", title="Exported")
     table.add_column("bytes", justify="right")
     table.add_column("largest difference", justify="right")
+    table.add_column("allowed", justify="right")
     for file in files:
         difference = "not run: pip install onnxruntime" if file.difference is None else f"{file.difference:.1e}"
-        table.add_row(str(file.path), file.takes, f"{file.path.stat().st_size:,}", difference)
+        table.add_row(str(file.path), file.takes, f"{file.path.stat().st_size:,}", difference, f"{file.allowed:.1e}")
     description = files[0].path.with_name(DESCRIPTION)
-    table.add_row(str(description), "", f"{description.stat().st_size:,}", "")
+    table.add_row(str(description), "", f"{description.stat().st_size:,}", "", "")
     console.print(table)
     macs, full = int(net.macs(subnet)), int(net.macs())
     console.print(
