@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -268,7 +269,7 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_the_command_says_what_it_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net, out = small_net("prune"), tmp_path / "out"
+    net, out = small_net("prune"), tmp_path / "exported"
     save_pretrained(net, tmp_path / "net")
     subnet = cut_subnet(net)
     (tmp_path / "subnet.json").write_text(subnet.to_json())
@@ -285,6 +286,12 @@ def test_the_command_says_what_it_wrote(
     description = json.loads((out / "static.json").read_text())
     assert (description["macs"], description["params"]) == (macs, net.params(subnet).item())
     assert (description["mean"], description["std"]) == ([*net.config.mean], [*net.config.std])
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    images = torch.from_numpy(names["images"])
+    assert_same(torch.from_numpy(names["logits"]), net(images, subnet))
 
 
 @pytest.mark.slow
