@@ -105,11 +105,11 @@ class StaticBlock(nn.Module):
         bias = None if size is None else size.log()
         mask = None if bias is None else bias.to(x.dtype)[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, n, -1)
-        x = x[..., : self.sizes.embed_dim] + self.proj(out)
+        x = _add_linear(x[..., : self.sizes.embed_dim], self.proj, out)
         if self.counts is not None:
             x, size = self._reduce(x, size, q, k, bias)
-        y = self.fc2(self.act(self.fc1(self.norm2(x))))
-        return set_width(x if self.lln is None else self.lln(x), y.shape[-1]) + y, size
+        y = self.act(self.fc1(self.norm2(x)))
+        return _add_linear(set_width(x if self.lln is None else self.lln(x), self.fc2.out_features), self.fc2, y), size
 
     def _reduce(
         self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
@@ -123,6 +123,12 @@ class StaticBlock(nn.Module):
         into, weight = mode.assign(scores, metric, size, self.tokens, self.counts, int(self.class_token))
         x = combine(x, into, kept, weight, mode.normalise)
         return x, total_size(size, into, kept) if mode.sized else None
+
+
+def _add_linear(x: Tensor, layer: nn.Linear, y: Tensor) -> Tensor:
+    """x + layer(y), as one product that is added to its bias and x: a pass over the tokens less."""
+    flat = torch.addmm((x + layer.bias).flatten(0, 1), y.flatten(0, 1), layer.weight.t())
+    return flat.view(*y.shape[:2], -1)
 
 
 class StaticViT(nn.Module):

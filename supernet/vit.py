@@ -309,14 +309,14 @@ class Supernet(nn.Module):
 
     def class_attention(self, state: InferenceState, choice: GroupChoice) -> Tensor:
         """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads."""
-        widths = choice.embed_dim[:, 0].numpy()
         reads, _ = macs.block_widths(self.config, state.group, choice.embed_dim.numpy(), state.token_dim, None)
-        order = np.lexsort((reads[:, 0], widths))
-        packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state))).sorted_by(order)
+        packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
         block = cast(ElasticBlock, self.blocks[self.space.blocks(state.group)[0]])
-        _, scores, _ = attention_half(self, block, packed, reads[order, 0], widths[order], with_scores=True)
+        packed, scores, _ = attention_half(
+            self, block, packed, reads[:, 0], choice.embed_dim[:, 0].numpy(), with_scores=True
+        )
         assert scores is not None
-        return take_rows(scores, np.argsort(rows_of(order, state.num_tokens)))
+        return take_rows(scores, rows_of(np.argsort(packed.images), packed.lengths))
 
     # ---- costs --------------------------------------------------------------------------------------------------
 

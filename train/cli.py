@@ -207,6 +207,57 @@ class Headroom:
 
 
 @dataclass
+class Bench:
+    """Time full, static and per-image subnets against timm's ViT and ToMe; prints MACs and milliseconds side by side.
+
+    For example:
+
+        prance bench
+        prance bench --model deit_tiny_patch16_224 --batch-size 1 16 64 256 --out bench.json
+        prance bench --device cuda --dtype bfloat16 --batch-size 256
+        prance bench --token-mode merge --macs-fraction 0.6 --memory
+    """
+
+    model: tuple[str, ...] = ("deit_tiny_patch16_224", "deit_small_patch16_224")
+    """Models of timm."""
+    batch_size: tuple[int, ...] = (64, 256)
+    """Images at a time."""
+    token_mode: Literal["prune", "prune_fused", "merge", "prune_merge", "tome"] = "prune"
+    """How patches leave in the subnets."""
+    macs_fraction: float = 0.5
+    """MACs of the subnets, relative to the full network."""
+    repeats: int = 5
+    """Timed rounds, of which the median counts."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and images."""
+    memory: bool = False
+    """Also measure the peak memory of a forward pass."""
+    out: Path | None = None
+    """JSON file for the figures."""
+    seed: int = 0
+    """Of subnets and images."""
+    device: Device = "cpu"
+    threads: Threads = 2
+
+    def run(self) -> None:
+        from .bench import BenchSettings, run_bench
+
+        _set_threads(self.threads)
+        settings = BenchSettings(
+            models=self.model,
+            batch_sizes=self.batch_size,
+            token_mode=self.token_mode,
+            macs_fraction=self.macs_fraction,
+            repeats=self.repeats,
+            device=self.device,
+            dtype=self.dtype,
+            memory=self.memory,
+            seed=self.seed,
+        )
+        run_bench(settings, self.out)
+
+
+@dataclass
 class List:
     """Show the registered environments, supernets, and agents.
 
@@ -240,6 +291,7 @@ class Prance:
         | Annotated[Headroom, subcommand("headroom")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Import, subcommand("import")]
+        | Annotated[Bench, subcommand("bench")]
         | Annotated[List, subcommand("list")]
     ) = field()
 
