@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, arg, subcommand
 
+from .cli_network import Export, Import
+
 Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
 
@@ -287,6 +289,8 @@ class Prance:
         | Annotated[Train, subcommand("train")]
         | Annotated[Eval, subcommand("eval")]
         | Annotated[Headroom, subcommand("headroom")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Import, subcommand("import")]
         | Annotated[Bench, subcommand("bench")]
         | Annotated[List, subcommand("list")]
     ) = field()
