@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -87,7 +88,7 @@ class GaussianPolicy(nn.Module):
 def _mlp(sizes: Sequence[int], activation: str, last_gain: float) -> nn.Sequential:
     """Linear layers with `activation` between them; orthogonal weights of gain 1 (`last_gain` at the end), no bias."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in pairwise(sizes):
         linear: Any = nn.Linear(inputs, outputs)
         nn.init.orthogonal_(linear.weight, 1.0)
         nn.init.zeros_(linear.bias)

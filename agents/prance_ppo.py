@@ -55,6 +55,8 @@ class PrancePPO:
         spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
     ) -> None:
         self.config = PrancePPOConfig.tuned() if config is None else config
+        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed!r} must be a whole number in [0, 2**63).")
         self.seed, self.device = seed, torch.device(device)
         self.tensorboard_log, self.verbose = tensorboard_log, verbose
         if isinstance(env, str):
@@ -248,7 +250,9 @@ class PrancePPO:
         seen: list[Tensor] = []
         for _ in range(c.n_epochs):
             order = torch.randperm(size, generator=self.generator, device=self.device)
-            shuffled = [x[order].split(c.batch_size or size) for x in (observations, actions, old_log_prob, scaled, returns)]
+            shuffled = [
+                x[order].split(c.batch_size or size) for x in (observations, actions, old_log_prob, scaled, returns)
+            ]
             for batch in zip(*shuffled, strict=True):
                 seen.append(self._step(*batch))
         self.n_updates += 1
@@ -309,13 +313,15 @@ class PrancePPO:
 
 
 def make_env(env_id: str, n_envs: int) -> VectorEnv[Any, Any, Any]:
-    """`n_envs` environments as PrancePPO needs them, natively batched where the id has that."""
-    if gym.spec(env_id).vector_entry_point is not None:
-        return gym.make_vec(
-            env_id, n_envs, vectorization_mode="vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP
-        )
-    modes = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    return gym.make_vec(env_id, n_envs, vectorization_mode="sync", vector_kwargs=modes)
+    """`n_envs` environments in autoreset mode SAME_STEP: one native batch if the id is this project's.
+
+    Raises:
+        gymnasium.error.Error: If the id is unknown.
+    """
+    same_step: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    if str(gym.spec(env_id).vector_entry_point).startswith("prance_env."):
+        return gym.make_vec(env_id, n_envs, vectorization_mode="vector_entry_point", **same_step)
+    return gym.make_vec(env_id, n_envs, vectorization_mode="sync", vector_kwargs=same_step)
 
 
 def _check_spaces(observation: gym.Space[Any], action: gym.Space[Any]) -> tuple[gym.spaces.Box, gym.spaces.Box]:

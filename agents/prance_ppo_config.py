@@ -120,9 +120,8 @@ class PrancePPOConfig:
         """
         names = {f.name for f in fields(cls)}
         if set(data) != names:
-            raise ValueError(
-                f"settings of PrancePPO: missing are {sorted(names - set(data))}, unknown are {sorted(set(data) - names)}."
-            )
+            missing, unknown = sorted(names - set(data)), sorted(set(data) - names)
+            raise ValueError(f"Of the settings of PrancePPO, missing are {missing} and unknown are {unknown}.")
         return cls(**data)
 
 

@@ -109,9 +109,7 @@ def advantages_of(rollout: Rollout, policy: GaussianPolicy, gamma: float, gae_la
     return gae(rollout.rewards, values[:-1], next_values, ends, gamma, gae_lambda), values[:-1]
 
 
-def gae(
-    rewards: Tensor, values: Tensor, next_values: Tensor, ends: Tensor, gamma: float, gae_lambda: float
-) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, next_values: Tensor, ends: Tensor, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantage estimates (T, N), each from its own episode only (arXiv 1506.02438, eq. 16).
 
     Args:
