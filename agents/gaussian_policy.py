@@ -31,6 +31,8 @@ class GaussianPolicy(nn.Module):
         initial_action: Mean of the untrained policy, as a fraction of the box's range.
     """
 
+    low: Tensor
+    high: Tensor
     centre: Tensor
     half_range: Tensor
 
@@ -46,8 +48,9 @@ class GaussianPolicy(nn.Module):
     ) -> None:
         super().__init__()
         low, high = torch.as_tensor(action_box.low), torch.as_tensor(action_box.high)
-        self.register_buffer("centre", (high + low) / 2, persistent=False)
-        self.register_buffer("half_range", (high - low) / 2, persistent=False)
+        bounds = {"low": low, "high": high, "centre": (high + low) / 2, "half_range": (high - low) / 2}
+        for name, bound in bounds.items():
+            self.register_buffer(name, bound, persistent=False)
         sizes = [observation_size, *hidden]
         self.actor = _mlp([*sizes, len(low)], activation, last_gain=0.01)
         self.critic = _mlp([*sizes, 1], activation, last_gain=1.0)
@@ -74,6 +77,10 @@ class GaussianPolicy(nn.Module):
         mean = self.mean(observations)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         return mean + self.log_std.exp() * noise
+
+    def clip(self, actions: Tensor) -> Tensor:
+        """(B, A) actions as the environment takes them."""
+        return actions.clamp(self.low, self.high)
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(B,) joint log-density of the (B, A) actions."""

@@ -183,9 +183,7 @@ class PrancePPO:
         batch = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=self.device)
         with torch.no_grad():
             actions = self.policy.mean(batch) if deterministic else self.policy.sample(batch, self._predict_generator)
-        box = self.action_space
-        clipped = np.clip(actions.cpu().numpy(), box.low, box.high)
-        return clipped.reshape(*shape[:-1], -1), state
+        return self.policy.clip(actions).cpu().numpy().reshape(*shape[:-1], -1), state
 
     def save(self, path: str | Path) -> None:
         """Writes a folder, see `agents.prance_ppo_files`."""
@@ -233,7 +231,7 @@ class PrancePPO:
             self._observation, _ = env.reset(seed=seed)
             self._returns = torch.zeros(env.num_envs, device=self.device)
         rollout = collect(env, self.policy, self._observation, c.n_steps, self.generator)
-        self._observation = rollout.observations[-1]
+        self._observation = rollout.observation
         self.num_timesteps += c.n_steps * env.num_envs
         return rollout
 

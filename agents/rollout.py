@@ -26,6 +26,7 @@ class Rollout:
         truncated: (T, N) bool.
         final_observations: (K, O) last observations of the K truncated episodes, in the order of `truncated.nonzero()`.
         final_infos: One entry per key of `final_info` that holds numbers: those of the episodes that have ended.
+        observation: (N, O) where the environment stands, as it gave it.
     """
 
     observations: Tensor
@@ -35,6 +36,7 @@ class Rollout:
     truncated: Tensor
     final_observations: Tensor
     final_infos: dict[str, NDArray[Any]] = field(default_factory=dict)
+    observation: Any = None
 
 
 @torch.no_grad()
@@ -50,26 +52,27 @@ def collect(
     Args:
         env: With autoreset mode SAME_STEP.
         policy: Samples actions; the environment gets them clipped to its box.
-        observation: (N, O) where the environment stands.
+        observation: (N, O) where the environment stands; if it is a tensor, the environment gets tensors, too.
         n_steps: T.
         generator: Of the actions.
     """
     device = policy.log_std.device
-    box: Any = env.action_space
+    on_device = isinstance(observation, Tensor)
     observations, actions, rewards = [_tensor(observation, device)], [], []
     terminated, truncated, final_observations, final_infos = [], [], [], []
     for _ in range(n_steps):
         actions.append(policy.sample(observations[-1], generator))
-        clipped = np.clip(actions[-1].cpu().numpy(), box.low, box.high)
-        observation, reward, ends, cuts, infos = env.step(clipped)
+        clipped = policy.clip(actions[-1])
+        observation, reward, ends, cuts, infos = env.step(clipped if on_device else clipped.cpu().numpy())
         observations.append(_tensor(observation, device))
         rewards.append(_tensor(reward, device))
         terminated.append(torch.as_tensor(ends, device=device))
-        truncated.append(torch.as_tensor(cuts & ~ends, device=device))
-        if (cuts & ~ends).any():
-            final_observations += [_tensor(o, device) for o in infos["final_obs"][cuts & ~ends]]
-        if (ends | cuts).any() and "final_info" in infos:
-            final_infos.append({k: v[ends | cuts] for k, v in infos["final_info"].items() if _is_numeric(k, v)})
+        cuts = cuts & ~ends
+        truncated.append(torch.as_tensor(cuts, device=device))
+        if cuts.any():
+            final_observations += [_tensor(o, device) for o in infos["final_obs"][cuts]]
+        if (ends | cuts).any():
+            final_infos.append(_numbers(infos.get("final_info", {}), ends | cuts))
     size = observations[0].shape[1]
     return Rollout(
         observations=torch.stack(observations),
@@ -79,6 +82,7 @@ def collect(
         truncated=torch.stack(truncated),
         final_observations=torch.stack(final_observations) if final_observations else torch.empty(0, size).to(device),
         final_infos=_concatenate(final_infos),
+        observation=observation,
     )
 
 
@@ -86,8 +90,11 @@ def _tensor(values: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32, device=device)
 
 
-def _is_numeric(key: str, value: Any) -> bool:
-    return not key.startswith("_") and isinstance(value, np.ndarray) and value.dtype.kind in "bif"
+def _numbers(infos: dict[str, Any], rows: Any) -> dict[str, NDArray[Any]]:
+    """The rows of all infos that are one number or more per environment."""
+    picked = {k: v[rows] for k, v in infos.items() if not k.startswith("_") and isinstance(v, np.ndarray | Tensor)}
+    arrays = {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in picked.items()}
+    return {k: v for k, v in arrays.items() if v.dtype.kind in "bif"}
 
 
 def _concatenate(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -102,8 +102,7 @@ class PranceSelector:
         batch = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32)
         with torch.no_grad():
             actions = self.policy.mean(batch) if deterministic else self.policy.sample(batch, self._generator)
-        box = self.action_space
-        return np.clip(actions.numpy(), box.low, box.high).reshape(*shape[:-1], -1), state
+        return self.policy.clip(actions).numpy().reshape(*shape[:-1], -1), state
 
     def value(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B,) what the authors' critic expects.

@@ -158,6 +158,7 @@ def test_a_rollout_holds_what_the_environment_gave_and_it_gets_clipped_actions()
     rollout = collect(env, policy, first, 6, torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(rollout.observations[0], first)
     np.testing.assert_array_equal(rollout.observations[-1], env.observation)
+    assert rollout.observation is env.observation
     assert rollout.actions.abs().max() > 1
     np.testing.assert_array_equal(np.stack(env.received), rollout.actions.clamp(-1, 1))
     assert not (rollout.terminated & rollout.truncated).any()
@@ -170,6 +171,28 @@ def test_a_rollout_holds_what_the_environment_gave_and_it_gets_clipped_actions()
         ("is_success", "macs_fraction", "num_tokens"), ended
     )
     assert (rollout.final_infos["macs_fraction"] == 0.5).all()
+
+
+class OnDevice(Guess):
+    """The same environment in tensors, with the final observations as one tensor."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return torch.from_numpy(super().reset(seed=seed)[0]), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        assert isinstance(actions, torch.Tensor)
+        *arrays, infos = super().step(actions.numpy())
+        if infos:
+            rows = [np.zeros(OBSERVATION) if o is None else o for o in infos["final_obs"]]
+            infos["final_obs"] = torch.from_numpy(np.stack(rows))
+            infos["final_info"] = {k: torch.from_numpy(v) for k, v in infos["final_info"].items()}
+        return (*(torch.from_numpy(a) for a in arrays), infos)  # type: ignore[return-value]
+
+
+def test_an_environment_of_tensors_is_trained_on_without_arrays_and_with_the_same_result() -> None:
+    agents = [PrancePPO(env, QUICK, seed=1).learn(400) for env in (Guess(16, 0.3, 0.1), OnDevice(16, 0.3, 0.1))]
+    assert_same(*(state_of(agent) for agent in agents))
+    assert agents[0].metrics["rollout/patches"] == agents[1].metrics["rollout/patches"]
 
 
 @pytest.mark.parametrize("box", [BOX, gym.spaces.Box(np.float32([0, -3]), np.float32([1, 5]))])
