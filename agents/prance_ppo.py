@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class PrancePPO:
         if isinstance(env, str):
             env = make_env(env, self.config.n_envs)
         if env is not None:
+            _check_kind(env)
             spaces = env.single_observation_space, env.single_action_space
         if spaces is None:
             raise ValueError("PrancePPO needs an environment, an environment's id, or spaces=(observation, action).")
@@ -94,8 +96,9 @@ class PrancePPO:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._predict_generator = torch.Generator(self.device).manual_seed(seed)
         self.num_timesteps = self.n_updates = 0
+        self.metrics: dict[str, float] = {}
         self._observation: Any = None
-        self._returns = torch.zeros(0)
+        self._running = torch.zeros(0)
 
     def set_env(self, env: VectorEnv[Any, Any, Any]) -> None:
         """The environment to train on.
@@ -103,6 +106,7 @@ class PrancePPO:
         Raises:
             ValueError: If it has other spaces than this agent, or another autoreset mode than SAME_STEP.
         """
+        _check_kind(env)
         spaces = env.single_observation_space, env.single_action_space
         if spaces != (self.observation_space, self.action_space):
             raise ValueError(
@@ -112,6 +116,8 @@ class PrancePPO:
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(f"The environment has autoreset_mode={mode}; make it with AutoresetMode.SAME_STEP.")
+        if env.num_envs * self.config.n_steps < 2:
+            raise ValueError(f"A rollout of {env.num_envs} environment and n_steps=1 is too short; raise n_steps.")
         self.env, self._observation = env, None
 
     def learn(
@@ -146,7 +152,7 @@ class PrancePPO:
         log_to = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         self._observation = None
         begun = time.perf_counter()
-        with tqdm(total=total_timesteps, unit="step", disable=not progress_bar) as bar:
+        with tqdm(total=total_timesteps, unit="step", disable=not progress_bar) as bar, closing(log_to):
             while self.num_timesteps < last:
                 self._anneal(self.num_timesteps / last)
                 rollout = self._collect(env)
@@ -161,7 +167,6 @@ class PrancePPO:
                 self.metrics = metrics
                 if callback is not None and callback(self) is False:
                     break
-        log_to.close()
         return self
 
     def predict(
@@ -229,7 +234,7 @@ class PrancePPO:
         if restart or self._observation is None:
             seed = int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0] // 2)
             self._observation, _ = env.reset(seed=seed)
-            self._returns = torch.zeros(env.num_envs, device=self.device)
+            self._running = torch.zeros(env.num_envs, 2, device=self.device)
         rollout = collect(env, self.policy, self._observation, c.n_steps, self.generator)
         self._observation = rollout.observation
         self.num_timesteps += c.n_steps * env.num_envs
@@ -263,7 +268,7 @@ class PrancePPO:
         return {
             **metrics,
             "train/entropy_loss": -policy.entropy().item(),
-            "train/explained_variance": float("nan") if spread == 0 else (1 - (-advantages).var() / spread).item(),
+            "train/explained_variance": float("nan") if spread == 0 else (1 - advantages.var() / spread).item(),
             "train/std": policy.log_std.exp().mean().item(),
             "train/clip_range": c.clip_range,
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -294,12 +299,14 @@ class PrancePPO:
     def _describe(self, rollout: Rollout) -> dict[str, float]:
         """Means over the episodes that ended in a rollout."""
         ends = rollout.terminated | rollout.truncated
+        metrics: dict[str, float] = {}
         finished = []
         for reward, end in zip(rollout.rewards, ends, strict=True):
-            self._returns = self._returns + reward
-            finished.append(self._returns[end])
-            self._returns = self._returns.masked_fill(end, 0)
-        metrics = {"rollout/ep_rew_mean": torch.cat(finished).mean().item()} if ends.any() else {}
+            self._running = self._running + torch.stack([reward, torch.ones_like(reward)], dim=1)
+            finished.append(self._running[end])
+            self._running = self._running.masked_fill(end[:, None], 0)
+        if ends.any():
+            metrics["rollout/ep_rew_mean"], metrics["rollout/ep_len_mean"] = torch.cat(finished).mean(0).tolist()
         infos = rollout.final_infos
         if "is_success" in infos:
             metrics["rollout/success_rate"] = metrics["rollout/accuracy"] = float(infos["is_success"].mean())
@@ -320,6 +327,13 @@ def make_env(env_id: str, n_envs: int) -> VectorEnv[Any, Any, Any]:
     if str(gym.spec(env_id).vector_entry_point).startswith("prance_env."):
         return gym.make_vec(env_id, n_envs, vectorization_mode="vector_entry_point", **same_step)
     return gym.make_vec(env_id, n_envs, vectorization_mode="sync", vector_kwargs=same_step)
+
+
+def _check_kind(env: Any) -> None:
+    if not isinstance(env, VectorEnv):
+        raise ValueError(
+            f"PrancePPO takes a Gymnasium VectorEnv, not {type(env).__name__}; PranceVectorEnv(9, 'SAME_STEP') is one."
+        )
 
 
 def _check_spaces(observation: gym.Space[Any], action: gym.Space[Any]) -> tuple[gym.spaces.Box, gym.spaces.Box]:

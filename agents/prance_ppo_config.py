@@ -91,18 +91,17 @@ class PrancePPOConfig:
         settings: dict[str, Any] = {
             "n_envs": 512,
             "n_steps": 3,
-            "n_epochs": 6,
-            "batch_size": 384,
+            "n_epochs": 4,
             "gamma": 1.0,
             "gae_lambda": 0.95,
             "ent_coef": 0.0,
-            "actor_lr": 1.5e-3,
-            "critic_lr": 1.5e-3,
+            "actor_lr": 5e-3,
+            "critic_lr": 8e-3,
             "final_lr": 1 / 15,
             "hidden": (64, 64),
             "activation": "tanh",
-            "initial_std": 0.15,
-            "final_std": 0.05,
+            "initial_std": 0.2,
+            "final_std": 0.03,
             "initial_action": 0.8,
         }
         return cls(**{**settings, **overrides})
