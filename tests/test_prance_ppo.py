@@ -136,19 +136,21 @@ def test_a_truncated_episode_is_worth_its_last_observation_and_a_terminated_one_
     policy = GaussianPolicy(1, BOX, (), "tanh")
     with torch.no_grad():
         policy.critic[0].weight.fill_(1)  # the value is the observation
-    observations = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
-    mark = torch.zeros(1, 3, dtype=torch.bool)
+    observations = torch.arange(1.0, 10.0).view(3, 3, 1)
+    none = torch.zeros(3, dtype=torch.bool)
     rollout = Rollout(
         observations,
-        torch.zeros(1, 3, ACTION),
-        torch.tensor([[0.5, 0.5, 0.5]]),
-        terminated=mark.index_fill(1, torch.tensor(0), True),
-        truncated=mark.index_fill(1, torch.tensor(1), True),
+        torch.zeros(2, 3, ACTION),
+        torch.full((2, 3), 0.5),
+        terminated=torch.stack([torch.tensor([True, False, False]), none]),
+        truncated=torch.stack([torch.tensor([False, True, False]), none]),
         final_observations=torch.tensor([[70.0]]),
     )
-    advantages, values = advantages_of(rollout, policy, 0.5, 0.9)
-    assert values.tolist() == [[1, 2, 3]]
-    assert advantages.tolist() == [[0.5 - 1, 0.5 + 35 - 2, 0.5 + 3 - 3]]
+    advantages, values = advantages_of(rollout, policy, gamma=0.5, gae_lambda=0.8)
+    assert values.tolist() == [[1, 2, 3], [4, 5, 6]]
+    later = [0.5 + 0.5 * after - before for before, after in ((4, 7), (5, 8), (6, 9))]
+    assert advantages[1].tolist() == later
+    assert advantages[0].tolist() == pytest.approx([0.5 - 1, 0.5 + 35 - 2, 0.5 + 3 - 3 + 0.4 * later[2]])
 
 
 def test_a_rollout_holds_what_the_environment_gave_and_it_gets_clipped_actions() -> None:
