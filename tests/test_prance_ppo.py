@@ -287,14 +287,14 @@ def test_an_update_is_two_adam_steps_on_the_clipped_objective() -> None:
 
 def test_the_ratio_is_that_of_whole_actions_and_is_clipped() -> None:
     agent = PrancePPO(Guess(8), PrancePPOConfig.paper(hidden=(8,), ent_coef=0.0))
-    observations, actions = torch.randn(4, OBSERVATION), 0.1 * torch.randn(4, ACTION)
+    observations, actions = torch.randn(6, OBSERVATION), 0.1 * torch.randn(6, ACTION)
     density = agent.policy.log_prob(observations, actions).detach()
-    shift = torch.tensor([0.1, 0.5, -0.1, -0.5])
-    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
-    seen = agent._step(observations, actions, density - shift, advantages, torch.zeros(4))
-    ratios = [math.exp(0.1), 1.2, -math.exp(-0.1), -0.8]
-    assert seen[0].item() == pytest.approx(-np.mean(ratios), abs=1e-5)
-    assert seen[4].item() == 0.5
+    shift = torch.tensor([0.1, 0.5, 0.5, -0.1, -0.5, -0.5])
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0, 1.0])
+    seen = agent._step(observations, actions, density - shift, advantages, torch.zeros(6))
+    objective = [math.exp(0.1), 1.2, -math.exp(0.5), -math.exp(-0.1), -0.8, math.exp(-0.5)]
+    assert seen[0].item() == pytest.approx(-np.mean(objective), abs=1e-5)
+    assert seen[4].item() == pytest.approx(4 / 6)
     assert seen[3].item() == pytest.approx(float((shift.exp() - 1 - shift).mean()), abs=1e-5)
 
 
