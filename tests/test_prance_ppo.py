@@ -367,6 +367,9 @@ def test_episodes_are_restarted_with_seeds_of_their_own(monkeypatch: pytest.Monk
     env = Guess(8)
     PrancePPO(env, PrancePPOConfig.tuned(n_steps=2, batch_size=8, hidden=(4,), restart_every=3)).learn(8 * 2 * 7)
     assert len(env.seeds) == len(set(env.seeds)) == 3
+    other = Guess(8)
+    PrancePPO(other, PrancePPOConfig.tuned(n_steps=2, hidden=(4,), restart_every=3), seed=1).learn(8 * 2 * 7)
+    assert not set(env.seeds) & set(other.seeds)
     env = Guess(8)
     PrancePPO(env, PrancePPOConfig.tuned(n_steps=2, batch_size=8, hidden=(4,), restart_every=0)).learn(8 * 2 * 7)
     assert len(env.seeds) == 1
@@ -380,6 +383,7 @@ def test_deviation_and_learning_rate_fall_linearly() -> None:
     stds, rates = np.array(seen).T
     np.testing.assert_allclose(stds / 2, np.linspace(0.3, 0.05, 11)[:10], rtol=1e-5)
     np.testing.assert_allclose(rates, np.linspace(1e-2, 5e-3, 11)[:10], rtol=1e-6)
+    assert agent.optimizer.param_groups[1]["lr"] == pytest.approx(5e-3 * 0.55)
 
 
 def test_a_learned_deviation_changes_and_an_annealed_one_gets_no_gradient() -> None:
@@ -388,6 +392,16 @@ def test_a_learned_deviation_changes_and_an_annealed_one_gets_no_gradient() -> N
         before = agent.policy.log_std.detach().clone()
         agent.learn(2_000)
         assert bool((agent.policy.log_std < before - 0.02).all()) == learn_std
+
+
+def test_the_entropy_is_worth_its_weight() -> None:
+    config = PrancePPOConfig.paper(hidden=(8,), ent_coef=0.3, learn_std=True, actor_lr=1e-2)
+    agent = PrancePPO(Guess(8), config)
+    before, entropy = agent.policy.log_std.detach().clone(), agent.policy.entropy().item()
+    nothing = torch.zeros(4)
+    seen = agent._step(torch.randn(4, OBSERVATION), torch.randn(4, ACTION), nothing, nothing, nothing)
+    assert seen[2].item() == pytest.approx((seen[0] + seen[1]).item() - 0.3 * entropy, rel=1e-4)
+    torch.testing.assert_close(agent.policy.log_std.detach(), before + 1e-2, atol=1e-4, rtol=0)
 
 
 def test_tensorboard_gets_the_names_of_stable_baselines_and_what_prance_is_about(tmp_path: Path) -> None:
