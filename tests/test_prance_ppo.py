@@ -285,6 +285,25 @@ def test_an_update_is_two_adam_steps_on_the_clipped_objective() -> None:
     assert metrics["train/approx_kl"] == pytest.approx(0, abs=1e-6)
 
 
+def test_every_epoch_sees_every_transition_once_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = PrancePPO(Guess(10), PrancePPOConfig.tuned(n_epochs=3, n_steps=2, batch_size=8, hidden=(4,)))
+    batches: list[list[list[float]]] = []
+
+    def record(observations: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        batches.append(observations.tolist())
+        return torch.zeros(5)
+
+    monkeypatch.setattr(agent, "_step", record)
+    env = agent._env()
+    rollout = agent._collect(env)
+    agent._update(rollout)
+    assert [len(b) for b in batches] == [8, 8, 4] * 3
+    epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
+    expected = sorted(rollout.observations[:-1].flatten(0, 1).tolist())
+    assert all(sorted(epoch) == expected for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
 def test_the_ratio_is_that_of_whole_actions_and_is_clipped() -> None:
     agent = PrancePPO(Guess(8), PrancePPOConfig.paper(hidden=(8,), ent_coef=0.0))
     observations, actions = torch.randn(6, OBSERVATION), 0.1 * torch.randn(6, ACTION)

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-import prance_env.reward
 from agents import PrancePPO, PrancePPOConfig, PranceSelector, load_prance_selector
 from agents.gaussian_policy import GaussianPolicy
 from agents.rollout import gae
 from agents.selector import exploration_std
+from prance_env.reward import RewardConfig, accuracy_term
 from prance_env.spaces import decode_actions
-from supernet import GroupChoice, SearchSpace, supernet_config
+from supernet import GroupChoice, SearchSpace, create_supernet, supernet_config
 
 RECORDED = np.load(Path(__file__).parent / "fixtures" / "ppo.npz")
 MODES = {"prune": 1, "prune_merge": 2}
@@ -90,14 +90,16 @@ def test_actions_stand_for_the_authors_choices(mode: str, size: str) -> None:
             np.testing.assert_allclose(choice.keep_rate, rates, atol=1e-8)
 
 
-@pytest.mark.skipif(not hasattr(prance_env.reward, "paper_reward"), reason="the package has no preset of the paper yet")
-@pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_rewards_are_the_authors(kind: str) -> None:
-    data = {k: recorded(f"reward_{kind}/{k}") for k in ("in_acc", "in_target_acc", "in_flops", "out_total_reward")}
-    found = prance_env.reward.paper_reward(
-        data["in_acc"], data["in_target_acc"], data["in_flops"], recorded("hand_action")[:, -1]
-    )
-    np.testing.assert_allclose(found, data["out_total_reward"], atol=1e-6)
+@pytest.mark.skipif(not hasattr(RewardConfig, "paper"), reason="this version has no preset of the paper's reward")
+def test_rewards_are_the_authors() -> None:
+    accuracy, target, flops = (recorded(f"reward_hard/{k}") for k in ("in_acc", "in_target_acc", "in_flops"))
+    keep_rate = recorded("hand_action")[:, -1]
+    full_macs = create_supernet("prance_vit_tiny").macs().item()
+    reward = RewardConfig.paper(supernet_config("prance_vit_tiny"))  # type: ignore[attr-defined, unused-ignore]
+    unused = np.zeros(len(flops))
+    found = accuracy_term(reward.accuracy, accuracy == 100, target == 100, unused, unused)
+    found = found - reward.macs_weight * flops / full_macs - reward.token_weight * keep_rate
+    np.testing.assert_allclose(found, recorded("reward_hard/out_total_reward"), atol=1e-6)
 
 
 def flat_update() -> dict[str, Tensor]:
