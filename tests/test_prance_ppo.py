@@ -298,7 +298,7 @@ def test_every_epoch_sees_every_transition_once_in_an_order_of_its_own(monkeypat
     rollout = agent._collect(env)
     agent._update(rollout)
     assert [len(b) for b in batches] == [8, 8, 4] * 3
-    epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
+    epochs = [[row for batch in batches[i : i + 3] for row in batch] for i in (0, 3, 6)]
     expected = sorted(rollout.observations[:-1].flatten(0, 1).tolist())
     assert all(sorted(epoch) == expected for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
