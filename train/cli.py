@@ -60,6 +60,7 @@ class AgentArgs:
     For example:
 
         prance train agent --out runs/agent
+        prance train agent --out runs/agent --algo prance_ppo
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
         prance train agent --out runs/agent --resume
     """
@@ -68,16 +69,18 @@ class AgentArgs:
     """Run folder."""
     env: str = "Prance-Digits-v0"
     """Environment id."""
-    algo: Literal["ppo"] = "ppo"
-    """Stable-Baselines3 algorithm."""
+    algo: Literal["ppo", "prance_ppo"] = "ppo"
+    """ppo: Stable-Baselines3's; prance_ppo: PRANCE's, faster, and saved without pickles."""
+    preset: Literal["tuned", "paper"] = "tuned"
+    """Settings of prance_ppo: what learns best here, or the paper's."""
     checkpoint: str | None = None
     """Folder with the supernet; the bundled one if not given."""
     observation: Literal["cls", "cls_only", "constant"] = "cls"
     """What the agent sees."""
     total_timesteps: int = 400_000
     """Decisions, three an image."""
-    n_envs: int = 256
-    """Images at a time."""
+    n_envs: int | None = None
+    """Images at a time; what suits the algorithm if not given."""
     macs_weight: float = 0.05
     """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent."""
     seed: int = 0
@@ -94,6 +97,7 @@ class AgentArgs:
         settings = AgentTraining(
             env=self.env,
             algo=self.algo,
+            preset=self.preset,
             checkpoint=self.checkpoint,
             observation=self.observation,
             total_timesteps=self.total_timesteps,
