@@ -32,10 +32,15 @@ class DecodingPool(Generic[Task, Result]):
     def __init__(self, work: Callable[[Task], Result], num_workers: int) -> None:
         self.work, self.num_workers = work, num_workers
         self._executor: Executor | None = None
-        self.started_in: int | None = None
+        self._started_in: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_executor": None, "started_in": None}
+        return {**vars(self), "_executor": None, "_started_in": None}
+
+    @property
+    def belongs_to_parent(self) -> bool:
+        """Whether this process was forked after the workers were started, so that it cannot talk to them."""
+        return self._started_in not in (None, os.getpid())
 
     def submit(self, task: Task) -> Future[Result]:
         """Begins a task.
@@ -47,8 +52,8 @@ class DecodingPool(Generic[Task, Result]):
             done: Future[Result] = Future()
             done.set_result(self.work(task))
             return done
-        if self._executor is None or self.started_in != os.getpid():
-            self.started_in = os.getpid()
+        if self._executor is None or self.belongs_to_parent:
+            self._started_in = os.getpid()
             if multiprocessing.current_process().daemon:
                 self._executor = ThreadPoolExecutor(self.num_workers)
             else:
