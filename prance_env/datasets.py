@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,7 +35,6 @@ class ImageSource(Protocol):
         difficulty: (N,) int64, a stratum to break results down by; all the same where nobody knows one.
         difficulty_name: What `difficulty` counts.
         image_shape: (C, H, W) of every image.
-        identity: Differs whenever any image or label differs; the key of caches on disk.
         lookahead: How many images `prefetch` takes at once; 0 where it does nothing.
     """
 
@@ -49,15 +47,14 @@ class ImageSource(Protocol):
         """(C, H, W) of every image."""
 
     @property
-    def identity(self) -> str:
-        """Differs whenever any image or label differs."""
-
-    @property
     def lookahead(self) -> int:
         """How many images `prefetch` takes at once."""
 
     def __len__(self) -> int:
         """Number of images."""
+
+    def identity(self) -> str:
+        """Differs whenever any image differs; part of the key of caches on disk."""
 
     def fetch(self, indices: Ints) -> Tensor:
         """(B, C, H, W) uint8."""
@@ -130,7 +127,6 @@ class ImageDataset:
         """(C, H, W) of every image."""
         return tuple(self.images.shape[1:])
 
-    @cached_property
     def identity(self) -> str:
         """`name`, or a digest of images and labels."""
         if self.name is not None:
@@ -138,7 +134,7 @@ class ImageDataset:
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
             digest.update(f"{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.cpu().contiguous().numpy())
         return digest.hexdigest()
 
     @property

@@ -6,7 +6,6 @@ import warnings
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,7 +88,6 @@ class DecodedSource:
         self._pending: OrderedDict[int, tuple[Future[list[Pixels | str]], int]] = OrderedDict()
         self._stand_in: dict[int, int] = {}
 
-    @cached_property
     def identity(self) -> str:
         """What tells these images from others: files, transform and decoder."""
         return f"{self.samples.identity()} {self.transform} Pillow {PIL.__version__}"

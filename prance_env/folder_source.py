@@ -74,7 +74,9 @@ def split_folder(folder: Path, split: str) -> Path:
         if name in present:
             return folder / name
     if others := [name for name in present if any(name in known for known in SPLIT_FOLDERS.values())]:
-        raise ValueError(f"split={split!r} is not in {folder}, which has {others}; choose one of these or add {names[0]!r}.")
+        raise ValueError(
+            f"split={split!r} is not in {folder}, which has {others}; choose one of these or add {names[0]!r}."
+        )
     return folder
 
 

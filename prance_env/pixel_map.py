@@ -159,8 +159,6 @@ def _decoded(
             if not isinstance(result, str):
                 yield result, item.label
             elif on_error == "raise":
-                raise OSError(
-                    f"{item.name} cannot be decoded: {result}. Repair or remove it, or pass on_error='skip'."
-                )
+                raise OSError(f"{item.name} cannot be decoded: {result}. Repair or remove it, or pass on_error='skip'.")
             else:
                 warnings.warn(f"{item.name} cannot be decoded: {result}; it is left out.", stacklevel=2)

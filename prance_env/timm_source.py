@@ -176,4 +176,6 @@ def _load_shards(
             yield StreamItem(name, image, label)
 
     stats = [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in shards if os.path.exists(name)]
-    return pixel_map(stream, transform, f"{config} {split} {shards} {stats} {transform}", cache_dir, num_workers, on_error)
+    return pixel_map(
+        stream, transform, f"{config} {split} {shards} {stats} {transform}", cache_dir, num_workers, on_error
+    )
