@@ -246,7 +246,7 @@ class DiskStore:
 
 def _checksum(record: np.void, row: NDArray[np.uint8]) -> int:
     """Over the prefix, if the record says that there is one, and the verdict."""
-    start = zlib.crc32(np.ascontiguousarray(row)) if record["known"] == PREFIX else 0
+    start = zlib.crc32(np.ascontiguousarray(row).data) if record["known"] == PREFIX else 0
     return zlib.crc32(record["prediction"].tobytes() + record["prob"].tobytes(), start)
 
 
@@ -261,7 +261,7 @@ def cache_key(net: Supernet, source: ImageSource) -> str:
         digest.update(f"{part}\n".encode())
     for name, tensor in net.state_dict().items():
         digest.update(f"{name}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    digest.update(source.labels.cpu().contiguous().numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    digest.update(source.labels.cpu().contiguous().numpy().data)
     digest.update(source.identity().encode())
     return digest.hexdigest()[:32]

@@ -108,9 +108,7 @@ class DatasetConfig:
                 )
         given = [f.name for f in fields(self) if f.name != "name" and getattr(self, f.name) != f.default]
         if excess := [name for name in given if name not in allowed]:
-            raise ValueError(
-                f"dataset={self.name!r} has no use for {excess}; {f'allowed are {list(allowed)}' if allowed else 'it takes none'}."
-            )
+            raise ValueError(f"dataset={self.name!r} has no use for {excess}; what it takes is {list(allowed)}.")
 
     def read_class_map(self) -> dict[str, int] | None:
         """Class name to label, or None.

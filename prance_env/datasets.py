@@ -38,9 +38,17 @@ class ImageSource(Protocol):
         lookahead: How many images `prefetch` takes at once; 0 where it does nothing.
     """
 
-    labels: Tensor
-    difficulty: Tensor
-    difficulty_name: str
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+
+    @property
+    def difficulty(self) -> Tensor:
+        """(N,) int64."""
+
+    @property
+    def difficulty_name(self) -> str:
+        """What `difficulty` counts."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -107,15 +115,15 @@ class ImageDataset:
         """
         if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
             raise ValueError(
-                f"images are {images.dtype} of the shape {tuple(images.shape)}; expected uint8 (N, C, H, W) with N >= 1. "
+                f"images are {images.dtype} of the shape {tuple(images.shape)}; expected uint8 (N, C, H, W), N >= 1. "
                 "Floats in 0..1 become (255 * images).round().to(torch.uint8)."
             )
         difficulty = torch.zeros(len(images), dtype=torch.int64) if difficulty is None else difficulty
         for what, values in (("labels", labels), ("difficulty", difficulty)):
             if tuple(values.shape) != (len(images),) or values.is_floating_point() or values.is_complex():
                 raise ValueError(
-                    f"{what} are {values.dtype} of the shape {tuple(values.shape)}; expected whole numbers of the shape "
-                    f"({len(images)},), one per image."
+                    f"{what} are {values.dtype} of the shape {tuple(values.shape)}; expected whole numbers of the "
+                    f"shape ({len(images)},), one per image."
                 )
         return cls(images, labels.to(torch.int64), difficulty.to(torch.int64), difficulty_name, name)
 
@@ -134,7 +142,7 @@ class ImageDataset:
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
             digest.update(f"{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy())
+            digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     @property

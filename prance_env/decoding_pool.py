@@ -20,9 +20,9 @@ _work: Callable[[Any], Any]
 class DecodingPool(Generic[Task, Result]):
     """Runs `work` elsewhere while this process goes on.
 
-    The workers are started by the first task. They are processes; where a process may not have children (it is daemonic,
-    as those of Gymnasium's `AsyncVectorEnv` and SB3's `SubprocVecEnv` are) they are threads, which overlap as well,
-    because Pillow decodes without holding the interpreter's lock. A forked child gets workers of its own.
+    The workers are started by the first task. They are processes; where a process may not have children (it is
+    daemonic, as those of Gymnasium's `AsyncVectorEnv` and SB3's `SubprocVecEnv` are) they are threads, which overlap as
+    well, because Pillow decodes without holding the interpreter's lock. A forked child gets workers of its own.
 
     Args:
         work: What to run; it, tasks and results must be picklable.

@@ -29,6 +29,7 @@ Ints = NDArray[np.int64]
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 CACHE_BATCH = 256
 CACHE_MB = 1024.0
+STEADY_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,10 +238,7 @@ class InferenceEngine:
         macs = self.net.macs_to_go(state)
         if not predict:
             return macs, np.full(len(state), -1, dtype=np.int64), np.zeros(len(state))
-        probs = self.net.finish(state).float().softmax(-1)
-        at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
-        packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
-        return macs, packed[0].astype(np.int64), packed[1].astype(np.float64)
+        return macs, *_verdict(self.net.finish(state), label)
 
     @property
     def lookahead(self) -> int:
@@ -277,8 +275,8 @@ class InferenceEngine:
 
     def _compute(self, part: Ints) -> tuple[Ints, Tensor]:
         """Fetches images, computes what is kept of them and keeps it: as `_prefixes`."""
-        # A lone image takes other kernels and differs in the last bits. It is computed twice over, so that what is kept
-        # does not depend on which images were asked for together.
+        # A lone image takes other kernels and differs in the last bits, as does a classifier with few rows. Both are
+        # given copies, so that what is kept does not depend on which images were asked for together.
         part = np.resize(part, max(len(part), 2))
         device = self.net.cls_token.device
         images = self.dataset.fetch(part)
@@ -290,10 +288,19 @@ class InferenceEngine:
         known = self.cache.known[shown]
         prediction, prob = self._full_prediction[shown], self._full_prob[shown]
         if not known.all():
-            _, fresh_prediction, fresh_prob = self._to_go(state, self.labels[shown], True)
-            prediction, prob = np.where(known, prediction, fresh_prediction), np.where(known, prob, fresh_prob)
+            end = self.net.run_to_end(state)[np.resize(np.arange(len(part)), max(len(part), STEADY_ROWS))]
+            fresh = _verdict(self.net.forward_head(end)[: len(part)], self.labels[shown])
+            prediction, prob = np.where(known, prediction, fresh[0]), np.where(known, prob, fresh[1])
         self.cache.write(shown, tokens, prediction, prob)
         return shown, tokens
+
+
+def _verdict(logits: Tensor, label: Ints) -> tuple[Ints, Floats]:
+    """(B,) class predicted and probability of the label."""
+    probs = logits.float().softmax(-1)
+    at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
+    packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
+    return packed[0].astype(np.int64), packed[1].astype(np.float64)
 
 
 @lru_cache(maxsize=8)

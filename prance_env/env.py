@@ -76,8 +76,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     Args:
         supernet: Name of a registered supernet.
         checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones.
-        dataset: Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every split;
-            a name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to
+        dataset: Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every
+            split; a name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to
             `register_dataset`; or a dict with the fields of `prance_env.dataset_config.DatasetConfig`.
         split: "train", "val" or "test"; timm's readers also take names of their own.
         reward: Fields of `RewardConfig`, as a dict; None gives the defaults.

@@ -108,8 +108,8 @@ def load_folder(
         raise ValueError(f"class_map={config.class_map!r} lacks the classes {missing[:8]} of {folder}; add them.")
     if class_map is None and len(listed.classes) < num_classes:
         warnings.warn(
-            f"{folder} has {len(listed.classes)} classes, the supernet {num_classes}; label k is the k-th folder in "
-            "alphabetical order. If that is not what the supernet means, pass dataset={'name': ..., 'class_map': FILE}.",
+            f"{folder} has {len(listed.classes)} classes, the supernet {num_classes}; label k is the k-th folder by "
+            "alphabet. If that is not what the supernet means, pass dataset={'name': ..., 'class_map': FILE}.",
             stacklevel=2,
         )
     label_of = [k if class_map is None else class_map[name] for k, name in enumerate(listed.classes)]

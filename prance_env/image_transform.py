@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ def upright(image: Image.Image, in_chans: int) -> Image.Image:
         ValueError: If the image holds floating-point numbers, whose range nobody knows.
         OSError: If the file is damaged.
     """
-    image = cast(Image.Image, ImageOps.exif_transpose(image))
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("mode 'F' (floating point) has no range to show it in; convert the file to 8 or 16 bits")
     if image.mode.startswith("I"):

@@ -110,7 +110,12 @@ def _open(config: DatasetConfig, split: str) -> tuple[Any, str]:
 
     if config.prefix == "torch" and split not in _TORCH_SPLITS:
         raise ValueError(f"split={split!r} is unknown; choose one of {_TORCH_SPLITS}.")
-    options = {"input_key": config.input_key, "target_key": config.target_key, "num_samples": config.num_samples}
+    options: dict[str, Any] = {
+        "class_map": config.read_class_map(),
+        "input_key": config.input_key,
+        "target_key": config.target_key,
+        "num_samples": config.num_samples,
+    }
     problems = []
     for name in _SPLITS.get(split, (split,)):
         try:
@@ -118,7 +123,6 @@ def _open(config: DatasetConfig, split: str) -> tuple[Any, str]:
                 config.name,
                 root=config.root,
                 split=name,
-                class_map=config.read_class_map(),
                 is_training=False,
                 download=config.download,
                 input_img_mode="",
@@ -127,14 +131,14 @@ def _open(config: DatasetConfig, split: str) -> tuple[Any, str]:
         except Exception as e:
             problems.append(f"split {name!r}: {type(e).__name__}: {e}")
     raise ValueError(
-        f"dataset={config.name!r} with root={config.root!r} could not be opened. {' '.join(problems)} Check the name and "
-        "the split; pass dataset={'name': ..., 'root': FOLDER, 'download': True} to have it fetched into FOLDER."
+        f"dataset={config.name!r} with root={config.root!r} could not be opened. {' '.join(problems)} Check the name "
+        "and the split; pass dataset={'name': ..., 'root': FOLDER, 'download': True} to have it fetched into FOLDER."
     )
 
 
 def _labels(opened: Any) -> list[int]:
     """Labels of an indexable data set, if possible without decoding an image."""
-    reader = getattr(opened, "reader", None)
+    reader: Any = getattr(opened, "reader", None)
     if hasattr(reader, "iter_targets"):
         labels = list(reader.iter_targets())
     elif reader is not None:
