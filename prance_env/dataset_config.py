@@ -70,8 +70,10 @@ class DatasetConfig:
         if isinstance(value, str):
             return cls(value)
         known = [f.name for f in fields(cls)]
-        if not isinstance(value, dict) or "name" not in value or not set(value) <= set(known):
+        if not isinstance(value, dict) or "name" not in value:
             raise ValueError(f"dataset={value!r} is neither a name nor a dict with 'name' and some of {known[1:]}.")
+        if unknown := sorted(set(value) - set(known)):
+            raise ValueError(f"dataset={value!r} has the unknown fields {unknown}; known are {known}.")
         return cls(**value)
 
     @property

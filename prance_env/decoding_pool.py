@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar, cast
 
 Task = TypeVar("Task")
@@ -58,6 +60,9 @@ class DecodingPool(Generic[Task, Result]):
                 self._executor = ThreadPoolExecutor(self.num_workers)
             else:
                 self._executor = ProcessPoolExecutor(self.num_workers, initializer=_begin, initargs=(self.work,))
+                # A process that multiprocessing has started waits for its children before it tells executors to end;
+                # this comes before that, and before the executor's queue is closed (which has priority 10).
+                Finalize(self._executor, _shut_down, (weakref.ref(self._executor),), exitpriority=100)
         try:
             if isinstance(self._executor, ThreadPoolExecutor):
                 return self._executor.submit(self.work, task)
@@ -82,6 +87,11 @@ class DecodingPool(Generic[Task, Result]):
             f"A process that decodes images has died ({error}), perhaps for want of memory; "
             "call again, or pass fewer num_workers (0: no processes)."
         )
+
+
+def _shut_down(executor: weakref.ref[ProcessPoolExecutor]) -> None:
+    if (alive := executor()) is not None:
+        alive.shutdown(cancel_futures=True)
 
 
 def _begin(work: Callable[[Any], Any]) -> None:

@@ -90,6 +90,8 @@ def load_timm(
     if config.prefix == "wds":
         return _load_shards(config, split, transform, num_workers, on_error, cache_dir)
     opened, split = _open(config, split)
+    if config.prefix == "hfds":
+        _check_columns(opened.reader, config)
     if config.prefix in ("hfids", "tfds"):
 
         def stream() -> Iterator[StreamItem]:
@@ -134,6 +136,15 @@ def _open(config: DatasetConfig, split: str) -> tuple[Any, str]:
         f"dataset={config.name!r} with root={config.root!r} could not be opened. {' '.join(problems)} Check the name "
         "and the split; pass dataset={'name': ..., 'root': FOLDER, 'download': True} to have it fetched into FOLDER."
     )
+
+
+def _check_columns(reader: Any, config: DatasetConfig) -> None:
+    row = reader.dataset[0]
+    # timm casts the image column, which makes an empty one where there is none.
+    columns = [name for name, value in row.items() if value is not None]
+    for what, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
+        if key not in columns:
+            raise ValueError(f"dataset={config.name!r} has no column {what}={key!r}; it has {columns}.")
 
 
 def _labels(opened: Any) -> list[int]:
