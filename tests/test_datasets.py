@@ -125,7 +125,7 @@ def test_a_class_map_says_which_label_a_folder_has(folder: Path, tmp_path: Path)
     source = load_dataset({"name": str(folder), "class_map": str(names)}, "val", CONFIG)
     assert source.labels.tolist() == [1] * 12 + [2] * 12 + [0] * 12
     names.write_text("class_2\nclass_0\n")
-    with pytest.raises(ValueError, match="lacks the classes.*class_1"):
+    with pytest.raises(ValueError, match=r"lacks the classes.*class_1"):
         load_dataset({"name": str(folder), "class_map": str(names)}, "val", CONFIG)
     with pytest.raises(FileNotFoundError, match="class_map="):
         load_dataset({"name": str(folder), "class_map": "nowhere.txt"}, "val", CONFIG)
@@ -237,9 +237,9 @@ def test_tensors_of_another_kind_are_refused() -> None:
         with pytest.raises(ValueError, match="expected uint8"):
             ImageDataset.from_tensors(bad, labels)
     for bad in (labels[:3], labels / 2, labels[:, None]):
-        with pytest.raises(ValueError, match="labels are.*one per image"):
+        with pytest.raises(ValueError, match=r"labels are.*one per image"):
             ImageDataset.from_tensors(images, bad)
-        with pytest.raises(ValueError, match="difficulty are.*one per image"):
+        with pytest.raises(ValueError, match=r"difficulty are.*one per image"):
             ImageDataset.from_tensors(images, labels, bad)
 
 
@@ -388,7 +388,7 @@ def test_a_worker_that_was_killed_is_reported_and_replaced(folder: Path) -> None
     for process in source._pool._executor._processes.values():  # type: ignore[union-attr]
         process.kill()
         process.join()
-    with pytest.raises(RuntimeError, match="process that decodes images has died.*num_workers"):
+    with pytest.raises(RuntimeError, match=r"process that decodes images has died.*num_workers"):
         everything(source)
     torch.testing.assert_close(everything(source), expected, rtol=0, atol=0)
 

@@ -89,5 +89,5 @@ def test_the_orientation_of_the_camera_is_applied(orientation: int, undo: Image.
 def test_what_cannot_be_shown_is_refused() -> None:
     with pytest.raises(ValueError, match="mode 'F'"):
         RGB(Image.new("F", (9, 9)))
-    with pytest.raises(ValueError, match="in_chans=4.*register_dataset"):
+    with pytest.raises(ValueError, match=r"in_chans=4.*register_dataset"):
         ImageTransform(32, 4, 0.875, "bicubic")
