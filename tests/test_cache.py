@@ -410,10 +410,10 @@ def test_memory_does_not_grow_over_many_resets(tmp_path: Path) -> None:
     config = replace(CONFIGS["conv-fixed-lln"], num_classes=3, img_size=128)
     save_pretrained(Supernet(config), tmp_path)
     envs = environment(image_folder(tmp_path / "images", 40), tmp_path, 8, cache_mb=0)
-    rollout(envs, 40)
+    rollout(envs, 24)
     before = resident_mebibytes()
-    episodes = 8 * 3 * 40 / config.space.num_decisions
-    rollout(envs, 40), rollout(envs, 40), rollout(envs, 40)
+    rollout(envs, 60)
+    episodes = 8 * 60 / config.space.num_decisions
     image, prefix = 3 * 128**2 / MEBIBYTE, (config.num_patches + 1) * config.embed_dim * 4 / MEBIBYTE
     assert resident_mebibytes() - before < 0.4 * episodes * min(image, prefix)
 

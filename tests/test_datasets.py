@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import tarfile
 import time
 import warnings
@@ -317,6 +318,9 @@ def test_an_episode_on_a_broken_image_is_one_on_its_stand_in(checkpoint: str, tm
     assert infos["index"].tolist() == [12, 12, 0, 2]
     assert infos["label"].tolist() == [1, 1, 0, 0]
     np.testing.assert_array_equal(observations[0], observations[1])
+    engine = envs.lanes.engine  # type: ignore[attr-defined]
+    engine._compute = None  # from now on broken images are known to be
+    np.testing.assert_array_equal(engine.start(np.array([35, 11])).index, [0, 12])
     for _ in range(3):
         infos = envs.step(np.zeros(envs.action_space.shape, dtype=np.float32))[4]
     assert infos["prediction"][0] == infos["prediction"][1]
@@ -385,9 +389,11 @@ def test_a_worker_that_was_killed_is_reported_and_replaced(folder: Path) -> None
     source = load_dataset(str(folder), "val", CONFIG, 1)
     expected = everything(source)
     assert isinstance(source, DecodedSource)
-    for process in source._pool._executor._processes.values():  # type: ignore[union-attr]
-        process.kill()
-        process.join()
+    (process,) = source._pool._executor._processes.values()  # type: ignore[union-attr]
+    os.kill(process.pid, signal.SIGSTOP)
+    source.prefetch(np.arange(36))
+    process.kill()
+    process.join()
     with pytest.raises(RuntimeError, match=r"process that decodes images has died.*num_workers"):
         everything(source)
     torch.testing.assert_close(everything(source), expected, rtol=0, atol=0)
@@ -496,6 +502,20 @@ def test_prefetched_images_that_nobody_fetches_are_forgotten(folder: Path) -> No
     source.prefetch(np.arange(0, 7))
     assert list(source._pending) == [20, 21, 22, *range(7)]
     assert all(isinstance(f, Future) for f, _ in source._pending.values())
+
+
+def test_the_next_chunk_is_decoded_while_the_network_computes(
+    checkpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prance_env.engine.CACHE_BATCH", 10)
+    engine = lanes_over(checkpoint, folder).engine
+    pending: list[list[int]] = []
+    original = Supernet.begin
+    monkeypatch.setattr(
+        Supernet, "begin", lambda net, images: (pending.append(list(engine.dataset._pending)), original(net, images))[1]
+    )
+    engine.start(np.arange(36))
+    assert pending == [list(range(10, 20)), list(range(20, 30)), list(range(30, 36)), []]
 
 
 def test_a_full_cache_needs_no_prefetching(checkpoint: str, folder: Path) -> None:
