@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
 
-from supernet import SearchSpace, Supernet, SupernetConfig, freeze, supernet_config
+from supernet import SearchSpace, Supernet, SupernetConfig, freeze, save_pretrained, supernet_config
 
 torch.set_num_threads(1)
 settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -68,3 +70,19 @@ def random_images() -> Callable[[Supernet, int], torch.Tensor]:
         return torch.rand(batch_size, c.in_chans, c.img_size, c.img_size, generator=generator)
 
     return images
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights for colour images of 32 pixels and three classes."""
+    folder = tmp_path_factory.mktemp("supernet")
+    save_pretrained(_random_net(replace(CONFIGS["conv-fixed-lln"], num_classes=3)), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and val, three classes of twelve images each."""
+    from image_files import image_folder
+
+    return image_folder(tmp_path_factory.mktemp("images"), per_class=12)

@@ -1,13 +1,21 @@
-"""Small folders of image files whose contents are known."""
+"""Small folders of image files whose contents are known, and a supernet that they fit."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from conftest import CONFIGS
 from PIL import Image
 
+from prance_env.datasets import ImageSource
+from prance_env.image_transform import ImageTransform
+
 SIZE = (50, 44)
+CONFIG = replace(CONFIGS["conv-fixed-lln"], num_classes=3)
+TRANSFORM = ImageTransform(CONFIG.img_size, 3, 0.875, "bicubic")
 
 
 def picture(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
@@ -32,3 +40,21 @@ def image_folder(root: Path, per_class: int = 4, classes: int = 3, splits: tuple
 def files_of(folder: Path) -> list[Path]:
     """In the order of the images."""
     return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def expected_pixels(files: list[Path]) -> torch.Tensor:
+    """What the files show."""
+    return torch.from_numpy(np.stack([TRANSFORM(Image.open(f)) for f in files]))
+
+
+def everything(source: ImageSource) -> torch.Tensor:
+    """All images."""
+    return source.fetch(np.arange(len(source)))
+
+
+def break_files(root: Path, *numbers: int) -> list[Path]:
+    """Cuts files short, or fills them with text."""
+    files = files_of(root)
+    for k in numbers:
+        files[k].write_bytes(files[k].read_bytes()[:200] if k % 2 == 0 else b"no image")
+    return files
