@@ -86,8 +86,9 @@ def test_an_episode_on_a_broken_image_is_one_on_its_stand_in(
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_compute", None)  # what was found broken is known to be
         np.testing.assert_array_equal(engine.start(np.array([35, 11])).index, [0, 12])
-    for _ in range(3):
+    for _ in range(CONFIG.space.num_decisions):
         infos = envs.step(np.zeros(envs.action_space.shape, dtype=np.float32))[4]
+    assert infos["index"].tolist() == [12, 12, 0, 2]
     assert infos["prediction"][0] == infos["prediction"][1]
 
 
