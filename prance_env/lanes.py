@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from supernet import SupernetConfig
 from supernet.checkpoint import load_config
 
-from .datasets import check_dataset
-from .engine import Episodes, InferenceEngine, Ints, checkpoint_folder, shared_engine
+from .dataset_config import DatasetConfig
+from .datasets import ON_ERROR, check_dataset
+from .engine import CACHE_MB, Episodes, InferenceEngine, Ints, checkpoint_folder, shared_engine
 from .reward import Bools, Floats, RewardConfig
 from .spaces import action_space, decode_actions, observation_space
 
@@ -33,15 +34,25 @@ class EnvSettings:
 
     supernet: str
     checkpoint: str | None
-    dataset: str
+    dataset: str | dict[str, Any]
     split: str
     reward: RewardConfig
     observation: str
     normalize_actions: bool
     device: str
+    cache_mb: float = field(default=CACHE_MB, kw_only=True)
+    cache_dir: str | None = field(default=None, kw_only=True)
+    num_workers: int = field(default=0, kw_only=True)
+    on_error: str = field(default="raise", kw_only=True)
 
     def __post_init__(self) -> None:
         check_dataset(self.dataset, self.split)
+        if not 0 <= self.cache_mb < float("inf"):
+            raise ValueError(f"cache_mb={self.cache_mb!r} must be a number of MiB >= 0; 0 keeps verdicts only.")
+        if self.num_workers != int(self.num_workers) or self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers!r} must be an integer >= 0; 0 decodes without processes.")
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error={self.on_error!r} is unknown; choose one of {ON_ERROR}.")
         try:
             torch.device(self.device)
         except RuntimeError as e:
@@ -91,7 +102,17 @@ class EnvSettings:
         if os.getpid() != IMPORTED_IN:
             # A forked child would wait for ever for the OpenMP threads that its parent had.
             torch.set_num_threads(1)
-        return shared_engine(self.supernet, self.checkpoint, self.dataset, self.split, self.device)
+        return shared_engine(
+            self.supernet,
+            self.checkpoint,
+            DatasetConfig.from_value(self.dataset),
+            self.split,
+            self.device,
+            self.cache_mb,
+            self.cache_dir,
+            self.num_workers,
+            self.on_error,
+        )
 
 
 class Lanes:
@@ -124,12 +145,24 @@ class Lanes:
             if len(stay):
                 parts.append((members[stay], episodes[stay]))
         self.parts = [*parts, (lanes, fresh)]
+        if ahead := self.engine.lookahead:
+            self.engine.prefetch(np.array([self._next_draw(lane) for lane in lanes[:ahead]]))
 
     def _draw(self, lane: int) -> int:
+        return int(self._generator(lane).integers(len(self.engine.dataset)))
+
+    def _next_draw(self, lane: int) -> int:
+        """What `_draw` will give, while the generator stays where it is."""
+        before = self._generator(lane).bit_generator.state
+        index = self._draw(lane)
+        self._generator(lane).bit_generator.state = before
+        return index
+
+    def _generator(self, lane: int) -> np.random.Generator:
         generator = self.generators[lane]
         if generator is None:
             generator = self.generators[lane] = seeding.np_random()[0]
-        return int(generator.integers(len(self.engine.dataset)))
+        return generator
 
     def step(self, actions: NDArray[np.floating]) -> None:
         """Takes one decision in every lane whose episode is not over; the actions (N, A) of the others are ignored.

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from .engine import Ints
+from .engine import CACHE_MB, Ints
 from .env import check_action_shape, check_index, check_render_mode
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
@@ -40,6 +40,10 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         normalize_actions: See there.
         device: See there.
         render_mode: See there.
+        cache_mb: See there.
+        cache_dir: See there.
+        num_workers: See there.
+        on_error: See there.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -51,13 +55,17 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         supernet: str = "digits",
         checkpoint: str | None = None,
-        dataset: str = "digits",
+        dataset: str | dict[str, Any] = "digits",
         split: str = "train",
         reward: dict[str, Any] | None = None,
         observation: str = "cls",
         normalize_actions: bool = True,
         device: str = "cpu",
         render_mode: str | None = None,
+        cache_mb: float = CACHE_MB,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+        on_error: str = "raise",
     ) -> None:
         EzPickle.__init__(
             self,
@@ -72,6 +80,10 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
             normalize_actions,
             device,
             render_mode,
+            cache_mb,
+            cache_dir,
+            num_workers,
+            on_error,
         )
         if int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
@@ -79,7 +91,18 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
         self.settings = EnvSettings(
-            supernet, checkpoint, dataset, split, RewardConfig.from_dict(reward), observation, normalize_actions, device
+            supernet,
+            checkpoint,
+            dataset,
+            split,
+            RewardConfig.from_dict(reward),
+            observation,
+            normalize_actions,
+            device,
+            cache_mb=cache_mb,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+            on_error=on_error,
         )
         self.num_envs = int(num_envs)
         self.render_mode = render_mode

@@ -125,8 +125,11 @@ class StaticBlock(nn.Module):
         return x, total_size(size, into, kept) if mode.sized else None
 
 
-def _add_linear(x: Tensor, layer: nn.Linear, y: Tensor) -> Tensor:
-    """x + layer(y), as one product that is added to its bias and x: a pass over the tokens less."""
+def _add_linear(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
+    """x + layer(y)."""
+    if type(layer) is not nn.Linear:
+        return x + layer(y)  # what users put in its place, such as a quantised layer
+    # One product that is added to its bias and x: a pass over the tokens less.
     flat = torch.addmm((x + layer.bias).flatten(0, 1), y.flatten(0, 1), layer.weight.t())
     return flat.view(*y.shape[:2], -1)
 
