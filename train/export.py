@@ -248,19 +248,21 @@ def _difference(run: Callable[[Tensor], Tensor] | None, images: list[Tensor], ex
 
 
 def _print(net: Supernet, subnet: SubnetConfig, files: list[ExportedFile], console: Console) -> None:
-    table = Table("file", "takes", title="Exported")
+    folder = files[0].path.parent
+    table = Table("file", "takes", title=f"Written to {folder}")
     table.add_column("bytes", justify="right")
     table.add_column("largest difference", justify="right")
     table.add_column("allowed", justify="right")
     for file in files:
         difference = "not run: pip install onnxruntime" if file.difference is None else f"{file.difference:.1e}"
-        table.add_row(str(file.path), file.takes, f"{file.path.stat().st_size:,}", difference, f"{file.allowed:.1e}")
-    description = files[0].path.with_name(DESCRIPTION)
-    table.add_row(str(description), "", f"{description.stat().st_size:,}", "", "")
+        table.add_row(file.path.name, file.takes, f"{file.path.stat().st_size:,}", difference, f"{file.allowed:.1e}")
+    table.add_row(DESCRIPTION, "", f"{(folder / DESCRIPTION).stat().st_size:,}", "", "")
     console.print(table)
     macs, full = int(net.macs(subnet)), int(net.macs())
     console.print(
         f"{macs:,} MACs an image ({macs / full:.1%} of the full network), {int(net.params(subnet)):,} parameters, "
         f"token mode {net.space.token_mode}. Logits were compared with the supernet's on random images in batches of "
-        f"{', '.join(map(str, BATCH_SIZES))}. Float images must be normalised with the mean and std in {DESCRIPTION}."
+        f"{', '.join(map(str, BATCH_SIZES))}."
     )
+    if any("float32" in file.takes for file in files):
+        console.print(f"Float images must be normalised already, with the mean and std in {DESCRIPTION}.")
