@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -98,7 +98,7 @@ def transcript(env: gym.Env[Any, Any], seed: int | None, steps: int = 7) -> list
 class FixedSettings(EnvSettings):
     """Settings whose engine is given."""
 
-    fixed: InferenceEngine
+    fixed: InferenceEngine = field(kw_only=True)
 
     def engine(self) -> InferenceEngine:
         """The given one."""
