@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .engine import InferenceEngine
     from .env import PranceEnv
     from .lanes import EnvSettings
+    from .latency import LatencyTable
+    from .outcome import Outcome
     from .reward import RewardConfig
     from .sb3_env import PranceVecEnv, make_sb3_env
     from .spaces import observation_layout
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "EnvSettings": "lanes",
     "InferenceEngine": "engine",
+    "LatencyTable": "latency",
+    "Outcome": "outcome",
     "PranceEnv": "env",
     "PranceVecEnv": "sb3_env",
     "PranceVectorEnv": "vector_env",
@@ -32,6 +36,8 @@ _EXPORTS = {
 __all__ = [
     "EnvSettings",
     "InferenceEngine",
+    "LatencyTable",
+    "Outcome",
     "PranceEnv",
     "PranceVecEnv",
     "PranceVectorEnv",

@@ -284,7 +284,7 @@ def check_index(index: Any, shape: tuple[int, ...]) -> Ints:
     Raises:
         ValueError: If its shape is not `shape` or it holds no whole numbers.
     """
-    array = _as_array(index)
+    array = as_array(index)
     if array.shape != shape or not np.issubdtype(array.dtype, np.integer) or array.dtype == np.uint64:
         raise ValueError(
             f"options['index']={index!r} has the shape {array.shape} and type {array.dtype}; "
@@ -299,14 +299,19 @@ def check_action_shape(action: Any, shape: tuple[int, ...]) -> NDArray[np.floati
     Raises:
         ValueError: If its shape is not `shape` or it holds no real numbers.
     """
-    array = _as_array(action)
+    array = as_array(action)
     numbers = np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)
     if array.shape != shape or not numbers:
         raise ValueError(f"The action is {array.dtype} of shape {array.shape}; expected numbers of shape {shape}.")
     return array
 
 
-def _as_array(value: Any) -> NDArray[Any]:
+def as_array(value: Any) -> NDArray[Any]:
+    """An array of whatever numbers a user may pass, tensors on any device included.
+
+    Raises:
+        ValueError: If it is ragged.
+    """
     if isinstance(value, Tensor):
         value = value.detach()
         return (value.double() if value.is_floating_point() else value).cpu().numpy()
