@@ -69,9 +69,11 @@ def restore_snapshot(lanes: Lanes, autoreset_mode: str | None, snapshot: dict[st
 def _episodes(lanes: Lanes, part: dict[str, Any]) -> Episodes:
     device = lanes.engine.net.cls_token.device
     fields = _unpacked(part["episodes"], device)
+    # In a fresh process this also makes known what the full network says about these images.
+    start = lanes.engine.start(fields["index"])
     if part["state"] is not None:
-        return Episodes(**fields, state=InferenceState(**_unpacked(part["state"], device)))
-    return replace(lanes.engine.start(fields["index"]), **fields)
+        fields["state"] = InferenceState(**_unpacked(part["state"], device))
+    return replace(start, **fields)
 
 
 def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
