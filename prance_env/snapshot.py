@@ -6,7 +6,7 @@ at their first decision are stored as the number of their image; later ones brin
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
@@ -70,10 +70,10 @@ def _episodes(lanes: Lanes, part: dict[str, Any]) -> Episodes:
     device = lanes.engine.net.cls_token.device
     fields = _unpacked(part["episodes"], device)
     # In a fresh process this also makes known what the full network says about these images.
-    start = lanes.engine.start(fields["index"])
+    state = lanes.engine.start(fields["index"]).state
     if part["state"] is not None:
-        fields["state"] = InferenceState(**_unpacked(part["state"], device))
-    return replace(start, **fields)
+        state = InferenceState(**_unpacked(part["state"], device))
+    return Episodes(**fields, state=state)
 
 
 def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
