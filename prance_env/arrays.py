@@ -1,4 +1,4 @@
-"""What an environment returns, as tensors on a device or as numpy arrays on the host, each in one go."""
+"""Numbers between users and the environment: numpy arrays on the host or tensors on a device, each in one go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNMENT = 8
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """An array of whatever numbers a user may pass, tensors on any device included.
+
+    Raises:
+        ValueError: If it is ragged.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+        return (value.double() if value.is_floating_point() else value).cpu().numpy()
+    try:
+        return np.asarray(value)
+    except ValueError as e:
+        raise ValueError(f"{value!r} is no array of numbers ({e}).") from e
 
 
 def to_host(tree: Any) -> Any:

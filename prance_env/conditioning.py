@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import as_array
+
 Floats = NDArray[np.float64]
 
 
@@ -55,10 +57,11 @@ class CostConditioning:
         Raises:
             ValueError: If the shape does not fit or a price lies outside the range.
         """
-        try:
-            prices = np.broadcast_to(np.asarray(macs_weight, dtype=np.float64), shape)
-        except (TypeError, ValueError) as e:
-            raise ValueError(f"macs_weight={macs_weight!r} must be a number, or numbers of shape {shape}.") from e
+        array = as_array(macs_weight)
+        numbers = np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)
+        if not numbers or array.shape not in ((), shape):
+            raise ValueError(f"macs_weight={macs_weight!r} must be a number, or numbers of shape {shape}.")
+        prices = np.broadcast_to(array.astype(np.float64), shape)
         if not ((prices >= self.low) & (prices <= self.high)).all():
             raise ValueError(f"macs_weight={macs_weight!r} must lie in [{self.low}, {self.high}].")
         return prices

@@ -10,9 +10,8 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .arrays import to_host
+from .arrays import as_array, to_host
 from .engine import Ints
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
@@ -176,6 +175,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             )
         except BaseException:
             self._np_random, self._np_random_seed = before
+            lanes.generators = [before[0]]
             raise
         self._lanes = lanes
         return self._returned(lanes)
@@ -304,18 +304,3 @@ def check_action_shape(action: Any, shape: tuple[int, ...]) -> NDArray[np.floati
     if array.shape != shape or not numbers:
         raise ValueError(f"The action is {array.dtype} of shape {array.shape}; expected numbers of shape {shape}.")
     return array
-
-
-def as_array(value: Any) -> NDArray[Any]:
-    """An array of whatever numbers a user may pass, tensors on any device included.
-
-    Raises:
-        ValueError: If it is ragged.
-    """
-    if isinstance(value, Tensor):
-        value = value.detach()
-        return (value.double() if value.is_floating_point() else value).cpu().numpy()
-    try:
-        return np.asarray(value)
-    except ValueError as e:
-        raise ValueError(f"{value!r} is no array of numbers ({e}).") from e

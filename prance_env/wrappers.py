@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from supernet import SearchSpace
 
-from .env import as_array
+from .arrays import as_array
 from .lanes import EnvSettings
 from .spaces import encode_actions
 
