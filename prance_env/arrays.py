@@ -49,7 +49,7 @@ def to_device(tree: Any, device: torch.device) -> Any:
     offsets = np.cumsum([0, *(-(-a.nbytes // _ALIGNMENT) * _ALIGNMENT for a in arrays)]).tolist()
     packed = np.empty(offsets[-1], dtype=np.uint8)
     for array, offset in zip(arrays, offsets, strict=False):
-        packed[offset : offset + array.nbytes] = np.frombuffer(array.tobytes(), dtype=np.uint8)
+        packed[offset : offset + array.nbytes].view(array.dtype)[:] = array.ravel()
     sent = torch.from_numpy(packed).to(device)
     tensors = iter(
         [
