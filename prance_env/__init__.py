@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .engine import InferenceEngine
     from .env import PranceEnv
     from .lanes import EnvSettings
+    from .latency import LatencyTable
+    from .outcome import Outcome
     from .reward import RewardConfig
     from .sb3_env import PranceVecEnv, make_sb3_env
     from .spaces import observation_layout
@@ -23,6 +25,8 @@ _EXPORTS = {
     "EnvSettings": "lanes",
     "ImageDataset": "datasets",
     "InferenceEngine": "engine",
+    "LatencyTable": "latency",
+    "Outcome": "outcome",
     "PranceEnv": "env",
     "PranceVecEnv": "sb3_env",
     "PranceVectorEnv": "vector_env",
@@ -36,6 +40,8 @@ __all__ = [
     "EnvSettings",
     "ImageDataset",
     "InferenceEngine",
+    "LatencyTable",
+    "Outcome",
     "PranceEnv",
     "PranceVecEnv",
     "PranceVectorEnv",

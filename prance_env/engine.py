@@ -6,9 +6,10 @@ Stable-Baselines3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +29,12 @@ from supernet import (
 from supernet.checkpoint import CONFIG
 
 from .cache import PrefixCache
+from .conditioning import CostConditioning
 from .dataset_config import DatasetConfig
 from .datasets import ImageSource, check_fits, load_dataset
-from .reward import Bools, Floats, RewardConfig, accuracy_term
+from .latency import load_latency_table
+from .outcome import Outcome
+from .reward import Bools, Floats, RewardConfig, accuracy_term, score
 from .spaces import observe
 
 Ints = NDArray[np.int64]
@@ -59,6 +63,9 @@ class Episodes:
         reward_macs: (B,) its MACs term, negative.
         reward_tokens: (B,) its token term, negative.
         value: (B,) R_t of the last decision, 0 at the start.
+        macs_weight: (B,) price of the full network in each episode; None: the reward's.
+        latency_spent_ms: (B,) milliseconds so far by the latency table; None without one.
+        latency_ms: (B,) those of the inference if finished at full size from here; None without a table.
     """
 
     index: Ints
@@ -75,12 +82,16 @@ class Episodes:
     reward_macs: Floats
     reward_tokens: Floats
     value: Floats
+    macs_weight: Floats | None = None
+    latency_spent_ms: Floats | None = None
+    latency_ms: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, lanes: Ints) -> Episodes:
-        return Episodes(**{name: value[lanes] for name, value in vars(self).items()})
+        picked: dict[str, Any] = {k: None if v is None else v[lanes] for k, v in vars(self).items()}
+        return Episodes(**picked)
 
     @property
     def decision(self) -> int:
@@ -118,6 +129,8 @@ class InferenceEngine:
         cache_dir: str | Path | None = None,
     ) -> None:
         c = net.config
+        if c.space.decide_first_group:
+            raise ValueError("An environment cannot decide the first group yet; set decide_first_group=False.")
         check_fits(dataset, c)
         self.net, self.dataset = net, dataset
         self.labels: Ints = dataset.labels.numpy()
@@ -178,11 +191,11 @@ class InferenceEngine:
         Returns:
             The episodes one group later.
         """
-        space, decision = self.config.space, episodes.decision
+        space, decision, batch = self.config.space, episodes.decision, len(episodes)
         choice = GroupChoice.from_actions(space, torch.from_numpy(actions))
         state = self.net.run_group(episodes.state, decision + 1, choice)
-        last = decision == space.num_decisions - 1
-        macs, prediction, prob = self._to_go(state, episodes.label, reward.mode != "terminal" or last)
+        paid = reward.mode != "terminal" or decision == space.num_decisions - 1
+        macs, prediction, prob = self._to_go(state, episodes.label, paid)
 
         blocks = space.blocks(decision + 1)
         embed_dim, mlp_ratio, keep_rate = (
@@ -193,25 +206,9 @@ class InferenceEngine:
         embed_dim[:, blocks.start : blocks.stop] = choice.embed_dim.numpy()
         mlp_ratio[:, blocks.start : blocks.stop] = choice.mlp_ratio.numpy()
         keep_rate[:, decision] = choice.keep_rate.numpy()
-
-        accuracy = accuracy_term(
-            reward.accuracy,
-            prediction == episodes.label,
-            self._full_prediction[episodes.index] == episodes.label,
-            prob,
-            self._full_prob[episodes.index],
-        )
-        kept = keep_rate[:, decision] if reward.mode == "result_to_go" else keep_rate.mean(1)
-        paid = reward.mode != "terminal" or last
-        terms = [
-            accuracy * paid,
-            -reward.macs_weight * macs / self.full_macs * paid,
-            -reward.token_weight * kept * paid,
-        ]
-        value = terms[0] + terms[1] + terms[2]
-        return Episodes(
-            index=episodes.index,
-            label=episodes.label,
+        latency_spent_ms, latency_ms, full_latency_ms = self._latency(episodes, choice, state, reward)
+        following = replace(
+            episodes,
             state=state,
             embed_dim=embed_dim,
             mlp_ratio=mlp_ratio,
@@ -219,17 +216,80 @@ class InferenceEngine:
             macs=macs,
             prediction=prediction,
             prob=prob,
-            reward=value - episodes.value if reward.mode == "potential" else value,
-            reward_accuracy=terms[0],
-            reward_macs=terms[1],
-            reward_tokens=terms[2],
-            value=value,
+            latency_spent_ms=latency_spent_ms,
+            latency_ms=latency_ms,
+        )
+        zeros = np.zeros(batch)
+        if not paid:
+            return replace(
+                following, reward=zeros, reward_accuracy=zeros, reward_macs=zeros, reward_tokens=zeros, value=zeros
+            )
+        full_prediction, full_prob = self._full_prediction[episodes.index], self._full_prob[episodes.index]
+        unknown = np.full(batch, np.nan)
+        outcome = Outcome(
+            index=episodes.index,
+            label=episodes.label,
+            decision=np.full(batch, decision + 1),
+            prediction=prediction,
+            prob=prob,
+            full_prediction=full_prediction,
+            full_prob=full_prob,
+            accuracy=accuracy_term(
+                reward.accuracy, following.success, full_prediction == episodes.label, prob, full_prob
+            ),
+            macs=macs,
+            full_macs=np.full(batch, self.full_macs),
+            latency_ms=unknown if latency_ms is None else latency_ms,
+            full_latency_ms=unknown if full_latency_ms is None else np.full(batch, full_latency_ms),
+            embed_dim=embed_dim,
+            mlp_ratio=mlp_ratio,
+            keep_rate=keep_rate,
+            num_tokens=state.num_tokens,
+            macs_weight=zeros + reward.macs_weight if episodes.macs_weight is None else episodes.macs_weight,
+        )
+        terms = score(reward, outcome)
+        return replace(
+            following,
+            reward=terms.value - episodes.value if reward.mode == "potential" else terms.value,
+            reward_accuracy=terms.accuracy,
+            reward_macs=terms.macs,
+            reward_tokens=terms.tokens,
+            value=terms.value,
         )
 
-    def observe(self, episodes: Episodes, observation: str) -> Tensor:
-        """(B, O) float32 observations on the device, see `prance_env.spaces.observe`."""
+    def observe(
+        self, episodes: Episodes, observation: str, cost_conditioning: CostConditioning | None = None
+    ) -> Tensor:
+        """(B, O) float32 observations on the device, see `prance_env.spaces.observe`.
+
+        Args:
+            episodes: The episodes.
+            observation: One of `prance_env.spaces.OBSERVATIONS`.
+            cost_conditioning: Range of the price that is observed; the episodes must have their `macs_weight`.
+        """
+        price = None
+        if cost_conditioning is not None:
+            assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
+            price = cost_conditioning.observe(episodes.macs_weight)
         with torch.inference_mode():
-            return observe(self.net, episodes.state, observation, self.full_macs)
+            return observe(self.net, episodes.state, observation, self.full_macs, price)
+
+    def _latency(
+        self, episodes: Episodes, choice: GroupChoice, state: InferenceState, reward: RewardConfig
+    ) -> tuple[Floats | None, Floats | None, float | None]:
+        """Milliseconds after a decision: spent, finished at full size, and of the full network."""
+        if reward.latency_table is None:
+            return None, None, None
+        table, space, group = load_latency_table(reward.latency_table), self.config.space, episodes.state.group
+        before = table.prefix_ms if episodes.latency_spent_ms is None else episodes.latency_spent_ms
+        spent = before + table.group(
+            group,
+            choice.embed_dim.numpy(),
+            choice.mlp_ratio.numpy(),
+            episodes.state.num_tokens,
+            state.num_tokens,
+        )
+        return spent, spent + table.rest(space, group + 1, state.num_tokens), table.full_ms(space)
 
     def _to_go(self, state: InferenceState, label: Ints, predict: bool) -> tuple[Ints, Ints, Floats]:
         """MACs, prediction and probability of the label if the network is finished at full size."""

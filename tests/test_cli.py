@@ -26,6 +26,8 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("train", "agent"),
         ("train", "supernet"),
         ("eval",),
+        ("bench",),
+        ("profile",),
         ("export",),
         ("import",),
         ("import", "timm"),

@@ -262,6 +262,42 @@ class Bench:
 
 
 @dataclass
+class Profile:
+    """Measure a supernet on this device: the lookup table of rewards that count milliseconds instead of MACs.
+
+    For example:
+
+        prance profile --out latency.json
+        prance profile --supernet prance_vit_small --device cuda --out h100.json
+
+    and then reward={"cost": "latency", "latency_table": "latency.json"}.
+    """
+
+    out: Path
+    """JSON file."""
+    supernet: str = "digits"
+    """Registered supernet; its weights do not matter."""
+    checkpoint: Path | None = None
+    """Folder of another one, instead."""
+    batch_size: int = 256
+    """Images per batch."""
+    token_counts: int = 6
+    """Points of the grid of token counts."""
+    repeats: int = 5
+    """Runs per point; the fastest counts."""
+    device: Device = "cpu"
+    threads: Threads = 0
+
+    def run(self) -> None:
+        from .profile import run_profile
+
+        _set_threads(self.threads)
+        run_profile(
+            self.out, self.supernet, self.checkpoint, self.device, self.batch_size, self.token_counts, self.repeats
+        )
+
+
+@dataclass
 class List:
     """Show the registered environments, supernets, and agents.
 
@@ -296,6 +332,7 @@ class Prance:
         | Annotated[Export, subcommand("export")]
         | Annotated[Import, subcommand("import")]
         | Annotated[Bench, subcommand("bench")]
+        | Annotated[Profile, subcommand("profile")]
         | Annotated[List, subcommand("list")]
     ) = field()
 
