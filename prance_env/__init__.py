@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_envs
 
 if TYPE_CHECKING:
+    from .datasets import ImageDataset, register_dataset
     from .engine import InferenceEngine
     from .env import PranceEnv
     from .lanes import EnvSettings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "EnvSettings": "lanes",
+    "ImageDataset": "datasets",
     "InferenceEngine": "engine",
     "LatencyTable": "latency",
     "Outcome": "outcome",
@@ -31,10 +33,12 @@ _EXPORTS = {
     "RewardConfig": "reward",
     "make_sb3_env": "sb3_env",
     "observation_layout": "spaces",
+    "register_dataset": "datasets",
 }
 
 __all__ = [
     "EnvSettings",
+    "ImageDataset",
     "InferenceEngine",
     "LatencyTable",
     "Outcome",
@@ -44,6 +48,7 @@ __all__ = [
     "RewardConfig",
     "make_sb3_env",
     "observation_layout",
+    "register_dataset",
     "register_envs",
 ]
 

@@ -16,12 +16,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supernet import GroupChoice, InferenceState, Supernet, SupernetConfig, freeze, from_pretrained, list_supernets
+from supernet import (
+    GroupChoice,
+    InferenceState,
+    SubnetConfig,
+    Supernet,
+    SupernetConfig,
+    freeze,
+    from_pretrained,
+    list_supernets,
+)
 from supernet.checkpoint import CONFIG
-from supernet.macs import remaining_macs
 
+from .cache import PrefixCache
 from .conditioning import CostConditioning
-from .datasets import ImageDataset, load_dataset
+from .dataset_config import DatasetConfig
+from .datasets import ImageSource, check_fits, load_dataset
 from .latency import load_latency_table
 from .outcome import Outcome
 from .reward import Bools, Floats, RewardConfig, accuracy_term, score
@@ -30,6 +40,8 @@ from .spaces import observe
 Ints = NDArray[np.int64]
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 CACHE_BATCH = 256
+CACHE_MB = 1024.0
+STEADY_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,27 +108,33 @@ class InferenceEngine:
     """Runs episodes of one frozen supernet over one data set.
 
     What no action can change, the output of the patch embedding and the first group and the verdict of the full
-    network, is computed once per image and kept.
+    network, is computed once per image and kept, as far as the budget goes.
 
     Args:
         net: The supernet, frozen.
         dataset: The images.
+        cache_mb: See `prance_env.cache.PrefixCache`.
+        cache_dir: See there.
+
+    Raises:
+        ValueError: If images or labels do not fit the supernet.
+        OSError: If the folder of the cache cannot be written.
     """
 
-    def __init__(self, net: Supernet, dataset: ImageDataset) -> None:
+    def __init__(
+        self,
+        net: Supernet,
+        dataset: ImageSource,
+        cache_mb: float = CACHE_MB,
+        cache_dir: str | Path | None = None,
+    ) -> None:
         c = net.config
-        expected = (c.in_chans, c.img_size, c.img_size)
-        if tuple(dataset.images.shape[1:]) != expected:
-            raise ValueError(f"The images are {tuple(dataset.images.shape[1:])}, but the supernet takes {expected}.")
+        check_fits(dataset, c)
         self.net, self.dataset = net, dataset
         self.labels: Ints = dataset.labels.numpy()
         self.full_macs = int(net.macs().item())
-        self._prefix_macs = self.full_macs - int(remaining_macs(c, 1, np.array([c.num_patches + 1]))[0])
-        self._known = np.zeros(len(dataset), dtype=bool)
-        device, dtype = net.cls_token.device, net.cls_token.dtype
-        self._prefix = torch.empty(len(dataset), c.num_patches + 1, c.embed_dim, device=device, dtype=dtype)
-        self._full_prediction = np.zeros(len(dataset), dtype=np.int64)
-        self._full_prob = np.zeros(len(dataset))
+        self.cache = PrefixCache(net, dataset, cache_mb, cache_dir)
+        self._full_prediction, self._full_prob = self.cache.prediction, self.cache.prob
 
     @property
     def config(self) -> SupernetConfig:
@@ -127,26 +145,20 @@ class InferenceEngine:
     def start(self, index: Ints) -> Episodes:
         """Begins one episode per entry of `index`.
 
+        A broken image is replaced by the next good one if the data set says so; `Episodes.index` tells which.
+
         Raises:
             IndexError: If an entry is not an image of the data set.
+            OSError: If an image is broken and the data set says that this is an error.
         """
         if len(index) and (index.min() < 0 or index.max() >= len(self.dataset)):
             bad = index[(index < 0) | (index >= len(self.dataset))]
             raise IndexError(
                 f"index={bad[0]} is not an image of this data set; allowed are 0..{len(self.dataset) - 1}."
             )
-        self._ensure_known(index)
+        index, prefix = self._prefixes(index)
         c, space, batch = self.config, self.config.space, len(index)
-        n = c.num_patches + 1
-        device = self._prefix.device
-        state = InferenceState(
-            group=1,
-            tokens=self._prefix[torch.from_numpy(index).to(device)].view(batch * n, -1),
-            num_tokens=np.full(batch, n, dtype=np.int64),
-            source=torch.arange(-1, n - 1, device=device).repeat(batch),
-            embed_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            macs=np.full(batch, self._prefix_macs, dtype=np.int64),
-        )
+        state = self.net.begun(prefix)
         zeros = np.zeros(batch)
         return Episodes(
             index=index,
@@ -154,7 +166,7 @@ class InferenceEngine:
             state=state,
             embed_dim=np.full((batch, space.depth), c.embed_dim, dtype=np.int64),
             mlp_ratio=np.full((batch, space.depth), space.mlp_ratios[-1]),
-            keep_rate=np.ones((batch, space.num_decisions)),
+            keep_rate=SubnetConfig.full(space, batch).keep_rate.numpy(),
             macs=np.full(batch, self.full_macs, dtype=np.int64),
             prediction=self._full_prediction[index],
             prob=self._full_prob[index],
@@ -282,38 +294,93 @@ class InferenceEngine:
         macs = self.net.macs_to_go(state)
         if not predict:
             return macs, np.full(len(state), -1, dtype=np.int64), np.zeros(len(state))
-        probs = self.net.finish(state).float().softmax(-1)
-        at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
-        packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
-        return macs, packed[0].astype(np.int64), packed[1].astype(np.float64)
+        return macs, *_verdict(self.net.finish(state), label)
 
-    def _ensure_known(self, index: Ints) -> None:
-        missing = np.unique(index[~self._known[index]])
+    @property
+    def lookahead(self) -> int:
+        """How many images it is worthwhile to name to `prefetch`; 0 if none."""
+        return 0 if self.cache.held.all() else self.dataset.lookahead
+
+    def prefetch(self, index: Ints) -> None:
+        """Has images decoded in the background that will be started soon."""
+        self.dataset.prefetch(np.unique(index[~self.cache.recall(index)]))
+
+    def _prefixes(self, index: Ints) -> tuple[Ints, Tensor]:
+        """Images that stand for `index` ((B,), the same ones unless broken), and their prefixes, (B, N + 1, C)."""
+        index = self.dataset.shown(index)
+        held = self.cache.recall(index)
+        if held.all():
+            return index, self.cache.read(index)
+        c = self.config
+        device, dtype = self.net.pos_embed.device, self.net.pos_embed.dtype
+        prefix = torch.empty(len(index), c.num_tokens, c.embed_dim, device=device, dtype=dtype)
+        if held.any():
+            prefix[torch.from_numpy(held).to(device)] = self.cache.read(index[held])
+        missing = np.unique(index[~held])
+        shown = index.copy()
         for begin in range(0, len(missing), CACHE_BATCH):
+            # The images after these are decoded while the network is busy with these.
+            self.dataset.prefetch(missing[begin : begin + 2 * CACHE_BATCH])
             part = missing[begin : begin + CACHE_BATCH]
-            # A lone image takes other kernels and differs in the last bits. It is computed twice over, so that what is
-            # kept does not depend on which images were asked for together.
-            part = np.resize(part, max(len(part), 2))
-            images = self.dataset.images[torch.from_numpy(part)].to(self._prefix.device)
-            state = self.net.begin(images)
-            self._prefix[torch.from_numpy(part).to(self._prefix.device)] = state.tokens.view(
-                len(part), *self._prefix.shape[1:]
-            )
-            _, prediction, prob = self._to_go(state, self.labels[part], True)
-            self._full_prediction[part], self._full_prob[part] = prediction, prob
-            self._known[part] = True
+            lanes = np.flatnonzero(np.isin(index, part))
+            rows, tokens = self._compute(part)
+            shown[lanes] = rows[np.searchsorted(part, index[lanes])]
+            at = torch.from_numpy(np.searchsorted(part, index[lanes])).to(device)
+            prefix[torch.from_numpy(lanes).to(device)] = tokens[at]
+        return shown, prefix
+
+    def _compute(self, part: Ints) -> tuple[Ints, Tensor]:
+        """Fetches images, computes what is kept of them and keeps it: as `_prefixes`."""
+        # A lone image takes other kernels and differs in the last bits, as does a classifier with few rows. Both are
+        # given copies, so that what is kept does not depend on which images were asked for together.
+        part = np.resize(part, max(len(part), 2))
+        device = self.net.pos_embed.device
+        images = self.dataset.fetch(part)
+        shown = self.dataset.shown(part)
+        if device.type == "cuda":
+            images = images.pin_memory()
+        state = self.net.begin(images.to(device, non_blocking=True))
+        tokens = state.tokens.view(len(part), self.config.num_tokens, -1)
+        known = self.cache.known[shown]
+        prediction, prob = self._full_prediction[shown], self._full_prob[shown]
+        if not known.all():
+            end = self.net.run_to_end(state)[np.resize(np.arange(len(part)), max(len(part), STEADY_ROWS))]
+            fresh = _verdict(self.net.forward_head(end)[: len(part)], self.labels[shown])
+            prediction, prob = np.where(known, prediction, fresh[0]), np.where(known, prob, fresh[1])
+        self.cache.write(shown, tokens, prediction, prob)
+        return shown, tokens
+
+
+def _verdict(logits: Tensor, label: Ints) -> tuple[Ints, Floats]:
+    """(B,) class predicted and probability of the label."""
+    probs = logits.float().softmax(-1)
+    at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
+    packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
+    return packed[0].astype(np.int64), packed[1].astype(np.float64)
 
 
 @lru_cache(maxsize=8)
-def shared_engine(supernet: str, checkpoint: str | None, dataset: str, split: str, device: str) -> InferenceEngine:
+def shared_engine(
+    supernet: str,
+    checkpoint: str | None,
+    dataset: str | DatasetConfig,
+    split: str,
+    device: str,
+    cache_mb: float = CACHE_MB,
+    cache_dir: str | None = None,
+    num_workers: int = 0,
+    on_error: str = "raise",
+) -> InferenceEngine:
     """The engine for these arguments; environments of one process share it, and with it weights and caches.
 
     Raises:
         ValueError: If a name is unknown or something does not fit.
-        FileNotFoundError: If the checkpoint is missing.
+        ModuleNotFoundError: If a package that the data set needs is missing.
+        OSError: If the checkpoint is missing, or a folder cannot be read or written.
     """
     net = freeze(from_pretrained(checkpoint_folder(supernet, checkpoint)).to(torch.device(device)))
-    return InferenceEngine(net, load_dataset(dataset, split))
+    source = load_dataset(dataset, split, net.config, num_workers, on_error, cache_dir)
+    return InferenceEngine(net, source, cache_mb, cache_dir)
 
 
 def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:

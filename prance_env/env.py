@@ -12,7 +12,7 @@ from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 
 from .arrays import as_array, to_host
-from .engine import Ints
+from .engine import CACHE_MB, Ints
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
 from .reward import Floats
@@ -87,8 +87,10 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     Args:
         supernet: Name of a registered supernet.
         checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones.
-        dataset: Name of an image source: "digits".
-        split: "train", "val" or "test".
+        dataset: Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every
+            split; a name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to
+            `register_dataset`; or a dict with the fields of `prance_env.dataset_config.DatasetConfig`.
+        split: "train", "val" or "test"; timm's readers also take names of their own.
         reward: Fields of `RewardConfig`, as a dict, or "preset" and changes to it; None gives the defaults.
         observation: "cls", "cls_only" or "constant".
         normalize_actions: Whether the action space is Box(-1, 1) instead of Box(0, 1).
@@ -96,10 +98,16 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         render_mode: None, "rgb_array" or "ansi".
         cost_conditioning: (low, high): range of the `macs_weight` that is drawn for every episode; (low, high, fixed):
             every episode has the third, observed in that range, as for evaluation. None: the reward's, not observed.
+        cache_mb: MiB for what no action can change, the output of the first group; of memory on the device, or of disk.
+            Beyond it, it is computed anew when an image is drawn.
+        cache_dir: Folder for that cache, so that it outlives the process and others share it; None keeps it in memory.
+        num_workers: Processes that decode image files while the network runs; 0 decodes in this one.
+        on_error: What to do about an image that cannot be decoded: "raise", or "skip" it for the next good one.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
         FileNotFoundError: If the checkpoint or the latency table is missing.
+        ModuleNotFoundError: If a package that the data set needs is missing.
     """
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012
@@ -108,7 +116,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         self,
         supernet: str = "digits",
         checkpoint: str | None = None,
-        dataset: str = "digits",
+        dataset: str | dict[str, Any] = "digits",
         split: str = "train",
         reward: dict[str, Any] | None = None,
         observation: str = "cls",
@@ -116,6 +124,10 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         device: str = "cpu",
         render_mode: str | None = None,
         cost_conditioning: Sequence[float] | None = None,
+        cache_mb: float = CACHE_MB,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+        on_error: str = "raise",
     ) -> None:
         EzPickle.__init__(
             self,
@@ -129,6 +141,10 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             device,
             render_mode,
             cost_conditioning,
+            cache_mb,
+            cache_dir,
+            num_workers,
+            on_error,
         )
         check_render_mode(render_mode)
         self.settings = EnvSettings.from_arguments(
@@ -141,6 +157,10 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             normalize_actions,
             device,
             cost_conditioning,
+            cache_mb=cache_mb,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+            on_error=on_error,
         )
         observation_space, action_space = self.settings.spaces()
         self.observation_space, self.action_space = cast(Any, observation_space), cast(Any, action_space)

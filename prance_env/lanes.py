@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
@@ -22,8 +22,9 @@ from supernet import SupernetConfig
 from supernet.checkpoint import load_config
 
 from .conditioning import CostConditioning
-from .datasets import check_dataset
-from .engine import Episodes, InferenceEngine, Ints, checkpoint_folder, shared_engine
+from .dataset_config import DatasetConfig
+from .datasets import ON_ERROR, check_dataset
+from .engine import CACHE_MB, Episodes, InferenceEngine, Ints, checkpoint_folder, shared_engine
 from .latency import load_latency_table
 from .reward import Bools, Floats, RewardConfig
 from .spaces import action_space, decode_actions, observation_layout, observation_space
@@ -42,16 +43,26 @@ class EnvSettings:
 
     supernet: str
     checkpoint: str | None
-    dataset: str
+    dataset: str | dict[str, Any]
     split: str
     reward: RewardConfig
     observation: str
     normalize_actions: bool
     device: str
     cost_conditioning: CostConditioning | None = None
+    cache_mb: float = field(default=CACHE_MB, kw_only=True)
+    cache_dir: str | None = field(default=None, kw_only=True)
+    num_workers: int = field(default=0, kw_only=True)
+    on_error: str = field(default="raise", kw_only=True)
 
     def __post_init__(self) -> None:
         check_dataset(self.dataset, self.split)
+        if not 0 <= self.cache_mb < float("inf"):
+            raise ValueError(f"cache_mb={self.cache_mb!r} must be a number of MiB >= 0; 0 keeps verdicts only.")
+        if self.num_workers != int(self.num_workers) or self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers!r} must be an integer >= 0; 0 decodes without processes.")
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error={self.on_error!r} is unknown; choose one of {ON_ERROR}.")
         if self.reward.latency_table is not None:
             load_latency_table(self.reward.latency_table).check(self.config())
         try:
@@ -64,13 +75,17 @@ class EnvSettings:
         cls,
         supernet: str,
         checkpoint: str | None,
-        dataset: str,
+        dataset: str | dict[str, Any],
         split: str,
         reward: dict[str, Any] | None,
         observation: str,
         normalize_actions: bool,
         device: str,
         cost_conditioning: Sequence[float] | None,
+        cache_mb: float = CACHE_MB,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+        on_error: str = "raise",
     ) -> EnvSettings:
         """From the plain data that environments take."""
         return cls(
@@ -83,6 +98,10 @@ class EnvSettings:
             normalize_actions,
             device,
             CostConditioning.from_plain(cost_conditioning),
+            cache_mb=cache_mb,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+            on_error=on_error,
         )
 
     @classmethod
@@ -140,7 +159,17 @@ class EnvSettings:
         if os.getpid() != IMPORTED_IN:
             # A forked child would wait for ever for the OpenMP threads that its parent had.
             torch.set_num_threads(1)
-        return shared_engine(self.supernet, self.checkpoint, self.dataset, self.split, self.device)
+        return shared_engine(
+            self.supernet,
+            self.checkpoint,
+            DatasetConfig.from_value(self.dataset),
+            self.split,
+            self.device,
+            self.cache_mb,
+            self.cache_dir,
+            self.num_workers,
+            self.on_error,
+        )
 
 
 class Lanes:
@@ -219,6 +248,16 @@ class Lanes:
                 if len(stay):
                     parts.append((members[stay], episodes[stay]))
             self.parts = [*parts, (lanes, fresh)]
+            if ahead := self.engine.lookahead:
+                self.engine.prefetch(np.array([self._next_draw(lane) for lane in lanes[:ahead].tolist()]))
+
+    def _next_draw(self, lane: int) -> int:
+        """The image that the lane will draw next, while its generator stays where it is."""
+        generator = self._generator(lane)
+        before = generator.bit_generator.state
+        index = int(generator.integers(len(self.engine.dataset)))
+        generator.bit_generator.state = before
+        return index
 
     def _generator(self, lane: int) -> np.random.Generator:
         generator = self.generators[lane]

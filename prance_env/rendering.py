@@ -41,10 +41,10 @@ def dim_dropped(image: NDArray[np.uint8], kept: NDArray[np.bool_], side: int = I
 
 def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.uint8]:
     """Frame (192, 416, 3) uint8 of a batch of one episode: the patches left, and bars of what was chosen."""
-    config, space = engine.config, engine.config.space
-    kept = episodes.state.kept(config.num_patches)[0].cpu().numpy()
+    space = engine.config.space
+    kept = episodes.state.kept()[0].cpu().numpy()
     frame = Image.new("RGB", (IMAGE_SIDE + PANEL_WIDTH, IMAGE_SIDE), BACKGROUND)
-    image = engine.dataset.images[int(episodes.index[0])].numpy()
+    image = engine.dataset.fetch(episodes.index)[0].numpy()
     frame.paste(Image.fromarray(dim_dropped(image, kept)), (0, 0))
     draw = ImageDraw.Draw(frame)
     left, width = IMAGE_SIDE + 12, PANEL_WIDTH - 24

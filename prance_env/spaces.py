@@ -129,8 +129,8 @@ def observe(
 
 def _normalised_class_token(net: Supernet, state: InferenceState) -> tuple[Tensor, Tensor]:
     """(B, D) layer-normed class token and (B, 1) log of its root mean square."""
-    token = state.class_token.float()
-    width = net.class_token_width(state)
+    token, width = net.pooled(state)
+    token = token.float()
     normed = torch.zeros(len(state), net.config.embed_dim, device=token.device)
     log_norm = torch.zeros(len(state), 1, device=token.device)
     order = np.argsort(width, kind="stable")

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from .arrays import to_device, to_host
+from .engine import CACHE_MB
 from .env import check_action_shape, check_options, check_render_mode
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
@@ -48,6 +49,10 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         device: See there.
         render_mode: See there.
         cost_conditioning: See there; every lane draws prices of its own.
+        cache_mb: See there.
+        cache_dir: See there.
+        num_workers: See there.
+        on_error: See there.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -60,7 +65,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         supernet: str = "digits",
         checkpoint: str | None = None,
-        dataset: str = "digits",
+        dataset: str | dict[str, Any] = "digits",
         split: str = "train",
         reward: dict[str, Any] | None = None,
         observation: str = "cls",
@@ -69,6 +74,10 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         render_mode: str | None = None,
         cost_conditioning: Sequence[float] | None = None,
         output: str = "numpy",
+        cache_mb: float = CACHE_MB,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+        on_error: str = "raise",
     ) -> None:
         EzPickle.__init__(
             self,
@@ -85,6 +94,10 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             render_mode,
             cost_conditioning,
             output,
+            cache_mb,
+            cache_dir,
+            num_workers,
+            on_error,
         )
         if int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
@@ -103,6 +116,10 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             normalize_actions,
             device,
             cost_conditioning,
+            cache_mb=cache_mb,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+            on_error=on_error,
         )
         self.output = output
         self.num_envs = int(num_envs)

@@ -1,27 +1,53 @@
 """Elastic Vision Transformers: one set of weights, a sub-network for every image."""
 
+from typing import TYPE_CHECKING, Any
+
 from .checkpoint import create_supernet, from_pretrained, load_weights, save_pretrained
 from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
-from .extract import StaticViT, extract
+from .extract import StaticViT, extract, load_static, save_static
+from .prance import average_choice, load_prance_checkpoint
+from .prance_reported import reported_macs, reported_params
+from .reduction import TOKEN_MODES, TokenMode
 from .state import InferenceState
 from .subnet import GroupChoice, SubnetConfig
 from .vit import Supernet, freeze
+
+if TYPE_CHECKING:
+    from .timm_convert import from_timm
 
 __all__ = [
     "GroupChoice",
     "InferenceState",
     "SearchSpace",
     "StaticViT",
+    "TOKEN_MODES",
+    "TokenMode",
     "SubnetConfig",
     "Supernet",
     "SupernetConfig",
+    "average_choice",
     "create_supernet",
     "extract",
     "freeze",
     "from_pretrained",
+    "from_timm",
     "list_supernets",
+    "load_prance_checkpoint",
+    "load_static",
     "load_weights",
     "register_supernet",
+    "reported_macs",
+    "reported_params",
     "save_pretrained",
+    "save_static",
     "supernet_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # timm takes seconds to import, and most who import this package do not convert.
+    if name == "from_timm":
+        from .timm_convert import from_timm
+
+        return from_timm
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,85 +1,35 @@
-"""A subnet as a plain module with exactly its own parameters."""
+"""A subnet as a plain module with exactly its own parameters: out of a supernet, into a folder and back."""
 
 from __future__ import annotations
 
-import copy
-from typing import cast
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from safetensors.torch import save_file
 
-from .layers import ElasticBlock, set_width
-from .macs import hidden_dims
-from .reduction import kept_tokens
+from .checkpoint import WEIGHTS, check_tensors, read_tensors
+from .config import SupernetConfig
+from .files import write_atomically, write_text
+from .static_vit import StaticBlock, StaticViT
 from .subnet import SubnetConfig
 from .vit import Supernet
 
+__all__ = [
+    "DESCRIPTION",
+    "StaticBlock",
+    "StaticViT",
+    "describe",
+    "extract",
+    "load_static",
+    "save_static",
+    "write_weights",
+]
 
-class StaticBlock(nn.Module):
-    """One block of fixed sizes; `kept` is the number of tokens that go on (None: all)."""
-
-    def __init__(self, embed_dim: int, num_heads: int, kept: int | None) -> None:
-        super().__init__()
-        self.embed_dim, self.num_heads, self.kept = embed_dim, num_heads, kept
-        self.norm1: nn.Module = nn.Identity()
-        self.qkv: nn.Module = nn.Identity()
-        self.proj: nn.Module = nn.Identity()
-        self.norm2: nn.Module = nn.Identity()
-        self.fc1: nn.Module = nn.Identity()
-        self.fc2: nn.Module = nn.Identity()
-        self.lln: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, kept, C')."""
-        x = set_width(x, self.embed_dim)
-        batch, n, _ = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, n, self.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, n, -1)
-        x = x + self.proj(out)
-        if self.kept is not None:
-            scores = (q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1).mean(1)[:, 0, 1:]
-            patches = scores.argsort(dim=1, descending=True, stable=True)[:, : self.kept - 1].sort(dim=1).values + 1
-            x = torch.cat([x[:, :1], x.gather(1, patches[..., None].expand(-1, -1, x.shape[2]))], dim=1)
-        y = self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return set_width(x if self.lln is None else self.lln(x), y.shape[-1]) + y
-
-
-class StaticViT(nn.Module):
-    """A subnet of a supernet as an ordinary ViT of fixed sizes."""
-
-    def __init__(self, net: Supernet, blocks: list[StaticBlock], norm: nn.LayerNorm, head: nn.Linear) -> None:
-        super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.patch_embed = copy.deepcopy(net.patch_embed)
-        self.cls_token = nn.Parameter(net.cls_token.detach().clone())
-        self.pos_embed = nn.Parameter(net.pos_embed.detach().clone())
-        self.blocks = nn.Sequential(*blocks)
-        self.norm = norm
-        self.head = head
-        self.register_buffer("mean", net.mean.clone(), persistent=False)
-        self.register_buffer("std", net.std.clone(), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Float images (B, in_chans, img_size, img_size) in 0..1 to logits (B, num_classes)."""
-        x = self.patch_embed((images - self.mean) / self.std)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-        return self.head(self.norm(self.blocks(x)[:, 0]))
-
-
-def _linear(layer: nn.Linear, out_features: int, in_features: int) -> nn.Linear:
-    new = nn.Linear(in_features, out_features)
-    new.weight.data = layer.weight.detach()[:out_features, :in_features].clone()
-    new.bias.data = layer.bias.detach()[:out_features].clone()
-    return new
-
-
-def _norm(layer: nn.LayerNorm, width: int) -> nn.LayerNorm:
-    new = nn.LayerNorm(width, layer.eps)
-    new.weight.data = layer.weight.detach()[:width].clone()
-    new.bias.data = layer.bias.detach()[:width].clone()
-    return new
+DESCRIPTION = "static.json"
+FORMAT = 1
 
 
 def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
@@ -95,28 +45,115 @@ def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
     Raises:
         ValueError: If `subnet` holds more than one or is not in the search space.
     """
-    if len(subnet) != 1:
-        raise ValueError(f"extract takes one subnet, not {len(subnet)}; index the batch first: subnet[0].")
-    subnet.validate(net.space)
-    config, space = net.config, net.space
-    widths = subnet.embed_dim.numpy()
-    hidden = hidden_dims(widths, subnet.mlp_ratio.numpy())
-    tokens = subnet.keep_rate.new_tensor([config.num_patches + 1]).long().numpy()
-    blocks = []
-    for group in range(len(space.groups)):
-        kept = kept_tokens(tokens, subnet.keep_rate[:, group - 1].numpy()) if group else tokens
-        for i in space.blocks(group):
-            source, w, h = cast(ElasticBlock, net.blocks[i]), int(widths[0, i]), int(hidden[0, i])
-            inner = space.heads(w) * config.head_dim
-            first, last = i == space.blocks(group)[0], i == space.blocks(group)[-1] and group < len(space.groups) - 1
-            block = StaticBlock(w, space.heads(w), int(kept[0]) if first and kept[0] < tokens[0] else None)
-            block.norm1, block.norm2 = _norm(source.norm1, w), _norm(source.norm2, w)
-            block.qkv, block.proj = _linear(source.qkv, 3 * inner, w), _linear(source.proj, w, inner)
-            block.fc1 = _linear(source.fc1, h, w)
-            block.fc2 = _linear(source.fc2, config.embed_dim if last else w, h)
-            if last and source.lln is not None:
-                block.lln = _linear(source.lln, config.embed_dim, w)
-            blocks.append(block)
-        tokens = kept
-    w = int(widths[0, -1])
-    return StaticViT(net, blocks, _norm(net.norm, w), _linear(net.head, config.num_classes, w)).eval()
+    static = StaticViT(net.config, subnet, "meta")
+    widths = subnet.embed_dim[0].tolist()
+    zooms = {"norm.weight": net.zoom(widths[-1])}
+    for i, width in enumerate(widths):
+        zooms |= {f"blocks.{i}.norm{n}.weight": net.zoom(width) for n in (1, 2)}
+    weights = net.state_dict()
+    cut = {
+        name: weights[name][tuple(slice(n) for n in target.shape)].clone(memory_format=torch.contiguous_format)
+        for name, target in static.state_dict().items()
+    }
+    for name, zoom in zooms.items():
+        cut[name] *= zoom
+    static.load_state_dict(cut, assign=True)
+    static.mean, static.std = net.mean.clone(), net.std.clone()
+    return static.eval()
+
+
+def save_static(static: StaticViT, folder: str | Path) -> None:
+    """Writes `model.safetensors` and `static.json`, atomically file by file.
+
+    Args:
+        static: The network.
+        folder: Created if missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, lambda name: write_weights(static, name))
+    write_text(folder / DESCRIPTION, json.dumps(describe(static, [folder / WEIGHTS]), indent=2) + "\n")
+
+
+def write_weights(static: StaticViT, path: str | Path) -> None:
+    """Writes the weights alone, as safetensors."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in static.state_dict().items()}, path)
+
+
+def describe(static: StaticViT, files: list[Path]) -> dict[str, Any]:
+    """What `static.json` says: everything that is needed to use the files beside it.
+
+    Args:
+        static: The network.
+        files: Its files; their digests tell later whether they belong to this description.
+
+    Returns:
+        Plain data. `config` and `subnet` determine the network; the rest follows from them.
+    """
+    config = static.config
+    return {
+        "format": FORMAT,
+        "input": ["batch", config.in_chans, config.img_size, config.img_size],
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "num_classes": config.num_classes,
+        "token_mode": config.space.token_mode,
+        "macs": static.macs(),
+        "params": static.params(),
+        "blocks": static.sizes(),
+        "subnet": json.loads(static.subnet.to_json()),
+        "config": config.to_dict(),
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files},
+    }
+
+
+def load_static(folder: str | Path) -> StaticViT:
+    """Loads what `save_static` or `prance export --format safetensors` wrote; no supernet is made.
+
+    Returns:
+        The network in evaluation mode, on the CPU in the precision of the file.
+
+    Raises:
+        FileNotFoundError: If the folder or one of the two files is missing.
+        ValueError: If a file is damaged, does not fit, or the two were not written together; nothing is half-loaded.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {DESCRIPTION}; pass a folder that save_static or prance export wrote."
+        )
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != FORMAT:
+            raise ValueError(f"format={data['format']!r} is not {FORMAT}")
+        digest, blocks = data["files"].get(WEIGHTS, {}).get("sha256"), data["blocks"]
+        config, subnet = SupernetConfig.from_dict(data["config"]), SubnetConfig.from_json(json.dumps(data["subnet"]))
+        static = StaticViT(config, subnet, "meta")
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"{path} does not describe a static network ({e!r}); export the network again.") from e
+    if blocks != json.loads(json.dumps(static.sizes())):
+        raise ValueError(
+            f"{path}: `blocks` are not the sizes that its `config` and `subnet` give here. The file was changed, or "
+            "written by another version; export the network again."
+        )
+    state = read_tensors(folder / WEIGHTS)
+    check_tensors(state, {k: tuple(v.shape) for k, v in static.state_dict().items()}, str(folder / WEIGHTS))
+    if digest != _digest(folder / WEIGHTS):
+        raise ValueError(
+            f"{folder / WEIGHTS} is not the file that {DESCRIPTION} lists: it was changed, or only one of the two was "
+            "replaced; export the network again with --format safetensors."
+        )
+    static.load_state_dict(state, assign=True)
+    static.mean, static.std = (
+        torch.tensor(v).view(1, -1, 1, 1).to(static.pos_embed) for v in (config.mean, config.std)
+    )
+    return static.eval()
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
 
 def linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:
@@ -21,10 +30,11 @@ def linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:
     return F.linear(x, layer.weight[:out_features, : x.shape[-1]], layer.bias[:out_features])
 
 
-def layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
-    """Layer norm over the C active channels of `x` (..., C)."""
+def layer_norm(layer: nn.LayerNorm, x: Tensor, zoom: float = 1.0) -> Tensor:
+    """Layer norm over the C active channels of `x` (..., C); its gain is multiplied by `zoom`."""
     c = x.shape[-1]
-    return F.layer_norm(x, (c,), layer.weight[:c], layer.bias[:c], layer.eps)
+    weight = layer.weight[:c]
+    return F.layer_norm(x, (c,), weight if zoom == 1 else weight * zoom, layer.bias[:c], layer.eps)
 
 
 def set_width(x: Tensor, width: int) -> Tensor:

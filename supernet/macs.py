@@ -1,7 +1,8 @@
 """Exact multiply-accumulates and parameters of subnets, by formula.
 
-Counted are the convolutions, linear layers and both attention products, as PyTorch's flop counter does (which counts
-each twice). Not counted, as there: norms, biases, softmax, activations. Papers call this number FLOPs.
+Counted are the convolutions, linear layers, both attention products and the similarities of merging modes, as PyTorch's
+flop counter does (which counts each twice). Not counted, as there: norms, biases, softmax, activations, sums. Papers
+call this number FLOPs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import numpy as np
 
 from .config import SupernetConfig
 from .ragged import Ints
-from .reduction import kept_tokens
 from .subnet import GroupChoice, SubnetConfig
 
 
@@ -34,11 +34,51 @@ def stem_macs(config: SupernetConfig) -> int:
 
 
 def hidden_dims(embed_dim: Ints, mlp_ratio: Ints) -> Ints:
-    """Hidden width of an MLP: int(embed_dim * mlp_ratio)."""
-    return (embed_dim * mlp_ratio).astype(np.int64)
+    """Hidden width of an MLP: int(embed_dim * mlp_ratio), with a slack against float noise."""
+    return (embed_dim * mlp_ratio + 1e-6).astype(np.int64)
 
 
-def group_macs(config: SupernetConfig, group: int, choice: GroupChoice, num_tokens: Ints) -> tuple[Ints, Ints]:
+def block_widths(
+    config: SupernetConfig, group: int, embed_dim: Ints, token_dim: Ints | None, next_dim: Ints | None
+) -> tuple[Ints, Ints]:
+    """Channels that the blocks of a group read and hand on.
+
+    Ours: a block reads its own width and hands it on, but a group's last block hands on the full width. The authors':
+    a block hands on the width of the next one, full while that is not decided, and a group's first block reads what it
+    was handed.
+
+    Args:
+        config: The supernet.
+        group: Index of the group.
+        embed_dim: (B, blocks) widths of its blocks.
+        token_dim: (B,) what the group is handed; None: the width of its first block.
+        next_dim: (B,) width of the next group's first block; None: not decided yet.
+
+    Returns:
+        Two (B, blocks) arrays.
+    """
+    reads, gives = embed_dim.copy(), embed_dim.copy()
+    last = group == len(config.space.groups) - 1
+    if config.prance_embed_dim is None:
+        if not last:
+            gives[:, -1] = config.embed_dim
+        return reads, gives
+    gives[:, :-1] = embed_dim[:, 1:]
+    if not last:
+        gives[:, -1] = config.embed_dim if next_dim is None else next_dim
+    if group and token_dim is not None:
+        reads[:, 0] = token_dim
+    return reads, gives
+
+
+def group_macs(
+    config: SupernetConfig,
+    group: int,
+    choice: GroupChoice,
+    num_tokens: Ints,
+    token_dim: Ints | None = None,
+    next_dim: Ints | None = None,
+) -> tuple[Ints, Ints]:
     """MACs of one group of blocks.
 
     Args:
@@ -46,37 +86,56 @@ def group_macs(config: SupernetConfig, group: int, choice: GroupChoice, num_toke
         group: Index of the group.
         choice: Its sizes, for B images.
         num_tokens: (B,) tokens before the group, class token included.
+        token_dim: See `block_widths`.
+        next_dim: See `block_widths`.
 
     Returns:
         (B,) MACs and (B,) tokens after the group.
     """
     space = config.space
-    after = kept_tokens(num_tokens, choice.keep_rate.numpy()) if group else num_tokens
-    macs = np.zeros_like(num_tokens)
+    widths: Ints = choice.embed_dim.numpy()
+    reads, gives = block_widths(config, group, widths, token_dim, next_dim)
+    hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
+    inner = _inner_dims(config, widths)
+    macs: Ints = np.zeros_like(num_tokens)
     for i in range(space.groups[group]):
-        w = choice.embed_dim[:, i].numpy()
-        inner = (
-            np.array([space.heads(d) for d in space.embed_dims])[np.searchsorted(space.embed_dims, w)] * config.head_dim
-        )
-        hidden = hidden_dims(w, choice.mlp_ratio[:, i].numpy())
-        macs += num_tokens * w * inner * 4 + 2 * num_tokens**2 * inner
-        if i == 0:
-            macs += np.where(after < num_tokens, num_tokens * inner, 0)
-            num_tokens = after
-        boundary = i == space.groups[group] - 1 and group < len(space.groups) - 1
-        out = config.embed_dim if boundary else w
-        macs += num_tokens * hidden * (w + out)
-        if boundary and config.lln:
-            macs += num_tokens * w * out
+        linear: Ints = inner[:, i] * (3 * reads[:, i] + widths[:, i])
+        macs = macs + num_tokens * (linear + 2 * num_tokens * inner[:, i])
+        if i == 0 and group >= space.first_decided:
+            mode, prefix = config.token_mode, config.num_prefix_tokens
+            counts = mode.counts(num_tokens, choice.rates, prefix)
+            reduced = (counts[:, -1] < num_tokens) | mode.always
+            if mode.uses_scores:
+                macs = macs + np.where(reduced, num_tokens * inner[:, i], 0)
+            dims = widths[:, i] if mode.metric == "tokens" else np.full_like(num_tokens, config.head_dim)
+            macs = macs + mode.macs(num_tokens, counts, dims, prefix)
+            num_tokens = counts[:, -1]
+        mlp: Ints = hidden[:, i] * (widths[:, i] + gives[:, i])
+        macs = macs + num_tokens * mlp
+    if config.lln and group < len(space.groups) - 1:
+        macs = macs + num_tokens * widths[:, -1] * gives[:, -1]
     return macs, num_tokens
 
 
-def head_macs(config: SupernetConfig, embed_dim: Ints) -> Ints:
-    """MACs of the classifier on a class token of width `embed_dim` (B,)."""
-    return embed_dim * config.num_classes
+def _inner_dims(config: SupernetConfig, embed_dim: Ints) -> Ints:
+    """Channels of all heads together, for widths of any shape."""
+    space = config.space
+    heads = np.array([space.heads(d) for d in space.embed_dims])
+    return heads[np.searchsorted(space.embed_dims, embed_dim)] * config.head_dim
 
 
-def remaining_macs(config: SupernetConfig, group: int, num_tokens: Ints, subnet: SubnetConfig | None = None) -> Ints:
+def head_macs(config: SupernetConfig, token_dim: Ints) -> Ints:
+    """MACs of the classifier on pooled tokens of width `token_dim` (B,)."""
+    return token_dim * config.num_classes
+
+
+def remaining_macs(
+    config: SupernetConfig,
+    group: int,
+    num_tokens: Ints,
+    subnet: SubnetConfig | None = None,
+    token_dim: Ints | None = None,
+) -> Ints:
     """MACs of everything from `group` to the logits.
 
     Args:
@@ -84,6 +143,7 @@ def remaining_macs(config: SupernetConfig, group: int, num_tokens: Ints, subnet:
         group: The next group to run.
         num_tokens: (B,) tokens before it, class token included.
         subnet: Sizes of the groups to come; None is full size.
+        token_dim: See `block_widths`.
 
     Returns:
         (B,) MACs.
@@ -92,26 +152,35 @@ def remaining_macs(config: SupernetConfig, group: int, num_tokens: Ints, subnet:
     subnet = SubnetConfig.full(space, batch) if subnet is None else subnet
     total = head_macs(config, subnet.embed_dim[:, -1].numpy())
     for g in range(group, len(space.groups)):
-        spent, num_tokens = group_macs(config, g, subnet.group(space, g), num_tokens)
-        total = total + spent
+        next_dim = next_widths(config, g, subnet)
+        spent, num_tokens = group_macs(config, g, subnet.group(space, g), num_tokens, token_dim, next_dim)
+        token_dim, total = next_dim, total + spent
     return total
 
 
-def subnet_params(config: SupernetConfig, embed_dim: Ints, mlp_ratio: Ints) -> Ints:
-    """Parameters of the extracted static networks, (B,) for (B, depth) sizes; without batch norm's statistics."""
-    space = config.space
-    d = config.embed_dim
+def next_widths(config: SupernetConfig, group: int, subnet: SubnetConfig) -> Ints | None:
+    """(B,) widths of the first block after `group`, None after the last."""
+    if group == len(config.space.groups) - 1:
+        return None
+    return subnet.embed_dim[:, config.space.blocks(group + 1)[0]].numpy()
+
+
+def subnet_params(config: SupernetConfig, subnet: SubnetConfig) -> Ints:
+    """(B,) parameters of the extracted static networks; without batch norm's statistics."""
+    space, d = config.space, config.embed_dim
     convs = sum(i * o * k * k for i, o, k, _ in stem_shapes(config))
     affine = d if config.stem == "patch" else 2 * sum(o for _, o, _, _ in stem_shapes(config))
-    params = np.full(len(embed_dim), convs + affine + d * (config.num_patches + 2), dtype=np.int64)
-    heads = np.array([space.heads(c) for c in space.embed_dims])
-    ends = {space.blocks(g)[-1] for g in range(len(space.groups) - 1)}
-    for i in range(space.depth):
-        w = embed_dim[:, i]
-        inner = heads[np.searchsorted(space.embed_dims, w)] * config.head_dim
-        hidden = hidden_dims(w, mlp_ratio[:, i])
-        out = np.full_like(w, d) if i in ends else w
-        params += 4 * w + 3 * inner * (w + 1) + w * (inner + 1) + hidden * (w + 1) + out * (hidden + 1)
-        if i in ends and config.lln:
-            params += out * (w + 1)
-    return params + embed_dim[:, -1] * (2 + config.num_classes) + config.num_classes
+    embeddings = d * (config.num_tokens + config.num_prefix_tokens) + (2 * d if config.pre_norm else 0)
+    widths = subnet.embed_dim.numpy()
+    params = np.full(len(subnet), convs + affine + embeddings, dtype=np.int64)
+    for group in range(len(space.groups)):
+        blocks = list(space.blocks(group))
+        w = widths[:, blocks]
+        _, out = block_widths(config, group, w, None, next_widths(config, group, subnet))
+        inner = _inner_dims(config, w)
+        hidden = hidden_dims(w, subnet.mlp_ratio.numpy()[:, blocks])
+        params += (4 * w + 3 * inner * (w + 1) + w * (inner + 1) + hidden * (w + 1) + out * (hidden + 1)).sum(1)
+        if config.lln and group < len(space.groups) - 1:
+            params += out[:, -1] * (w[:, -1] + 1)
+    last = widths[:, -1]
+    return params + 2 * last + (config.num_classes * (last + 1) if config.num_classes else 0)

@@ -20,17 +20,25 @@ class InferenceState:
         group: The group of blocks to run next.
         tokens: (T, C) packed, image after image, each with its class token first.
         num_tokens: (B,) tokens per image, class token included.
-        source: (T,) int64, patch of the image a token came from (row-major), -1 for class tokens.
-        embed_dim: (B,) width of the last block that ran.
+        size: (T,) float32, how many patches a token stands for; None: one each (modes without sizes always).
+        patch_token: (B, num_patches) int64, position among its image's tokens of the one that holds the patch (the
+            class token has position 0), -1 if the patch was dropped.
+        embed_dim: (B,) width of the last block that ran, full before the first.
+        token_dim: (B,) active channels of the tokens: what the last block handed on.
         macs: (B,) multiply-accumulates spent so far.
+        key_mean: (T,) float32, mean over heads and channels of the last block's keys, what the authors' selector
+            observes; None unless `Supernet.begin` was asked for it.
     """
 
     group: int
     tokens: Tensor
     num_tokens: Ints
-    source: Tensor
+    size: Tensor | None
+    patch_token: Tensor
     embed_dim: Ints
+    token_dim: Ints
     macs: Ints
+    key_mean: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.num_tokens)
@@ -42,25 +50,40 @@ class InferenceState:
             self.group,
             take_rows(self.tokens, rows),
             self.num_tokens[images],
-            take_rows(self.source, rows),
+            None if self.size is None else take_rows(self.size, rows),
+            take_rows(self.patch_token, images),
             self.embed_dim[images],
+            self.token_dim[images],
             self.macs[images],
+            None if self.key_mean is None else take_rows(self.key_mean, rows),
         )
 
     @property
     def class_token(self) -> Tensor:
-        """(B, C) class tokens."""
-        if len(self.source) == len(self) * int(self.num_tokens[0]) and self.num_tokens.min() == self.num_tokens.max():
+        """(B, C) first tokens."""
+        if self.num_tokens.min() == self.num_tokens.max():
             return self.tokens.view(len(self), -1, self.tokens.shape[1])[:, 0]
         return take_rows(self.tokens, starts(self.num_tokens))
 
     def detach(self) -> InferenceState:
         """The same values, cut from the autograd graph."""
-        return replace(self, tokens=self.tokens.detach())
+        return replace(self, tokens=self.tokens.detach(), size=None if self.size is None else self.size.detach())
 
-    def kept(self, num_patches: int) -> Tensor:
-        """(B, num_patches) bool: which patches of the image are still there."""
-        mask = torch.zeros(len(self), num_patches + 1, dtype=torch.bool, device=self.source.device)
-        image = torch.from_numpy(np.repeat(np.arange(len(self)), self.num_tokens)).to(self.source.device)
-        mask[image, self.source] = True  # class tokens, -1, land in the spare last column
-        return mask[:, :-1]
+    def kept(self) -> Tensor:
+        """(B, num_patches) bool: which patches of the image are still represented."""
+        return self.patch_token >= 0
+
+    def padded_key_mean(self, length: int) -> Tensor:
+        """(B, length) `key_mean`, zero-padded on the right: the observation of the authors' selector.
+
+        Raises:
+            ValueError: If the state carries none, or has images of more tokens than `length`.
+        """
+        if self.key_mean is None:
+            raise ValueError("This state carries no key_mean; begin the inference with begin(images, key_mean=True).")
+        if length < self.num_tokens.max():
+            raise ValueError(f"length={length} is too short: an image has {self.num_tokens.max()} tokens.")
+        out = self.key_mean.new_zeros(len(self), length)
+        valid = np.arange(length) < self.num_tokens[:, None]
+        out[torch.from_numpy(valid).to(out.device)] = self.key_mean
+        return out

@@ -6,10 +6,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import SearchSpace
+
+# A keep rate of 0 would be an error; the smallest action of a space with min_keep_rate 0 keeps one patch.
+SMALLEST_RATE = 1e-9
 
 
 def round_half_even(values: Tensor) -> Tensor:
@@ -21,6 +26,17 @@ def _check_keep_rate(keep_rate: Tensor) -> None:
     bad = ~((keep_rate > 0) & (keep_rate <= 1))
     if bool(bad.any()):
         raise ValueError(f"keep_rate holds {keep_rate[bad].tolist()[:4]}; every entry must lie in (0, 1].")
+
+
+def _rates_shape(space: SearchSpace) -> tuple[int, ...]:
+    return () if space.num_rates == 1 else (space.num_rates,)
+
+
+def _check_rates_shape(shape: tuple[int, ...], space: SearchSpace, leading: tuple[int, ...]) -> None:
+    if shape != leading + _rates_shape(space):
+        raise ValueError(
+            f"keep_rate has the shape {shape}; token_mode={space.token_mode!r} takes {leading + _rates_shape(space)}."
+        )
 
 
 def _check_choices(name: str, values: Tensor, allowed: tuple[float, ...], note: str = "") -> None:
@@ -39,7 +55,8 @@ class GroupChoice:
     Attributes:
         embed_dim: (B, blocks) int64, width of each block.
         mlp_ratio: (B, blocks) float64, hidden width of each MLP over `embed_dim`.
-        keep_rate: (B,) float64 in (0, 1], patches kept / patches present before.
+        keep_rate: (B,) float64 in (0, 1], patches kept / patches present before; (B, 2) for a token mode with two
+            stages ("prune_merge"), the second relative to what the first left.
     """
 
     embed_dim: Tensor
@@ -49,14 +66,26 @@ class GroupChoice:
     def __getitem__(self, index: Any) -> GroupChoice:
         return GroupChoice(self.embed_dim[index], self.mlp_ratio[index], self.keep_rate[index])
 
+    @property
+    def rates(self) -> NDArray[np.float64]:
+        """(B, num_rates) keep rates, whether there is one or two."""
+        rates: NDArray[np.float64] = self.keep_rate.numpy()
+        return rates.reshape(len(rates), -1)
+
     def validate(self, space: SearchSpace) -> None:
         """Checks that every choice belongs to `space`.
 
         Raises:
             ValueError: With the value, its place (blocks counted within the group) and what is allowed.
         """
+        if self.mlp_ratio.shape != self.embed_dim.shape:
+            raise ValueError(
+                f"mlp_ratio has the shape {tuple(self.mlp_ratio.shape)}; with embed_dim it must be one entry per image "
+                f"and block, {tuple(self.embed_dim.shape)}."
+            )
         _check_choices("embed_dim", self.embed_dim, space.embed_dims)
         _check_choices("mlp_ratio", self.mlp_ratio, space.mlp_ratios)
+        _check_rates_shape(tuple(self.keep_rate.shape), space, (len(self.embed_dim),))
         _check_keep_rate(self.keep_rate)
 
     @classmethod
@@ -66,7 +95,7 @@ class GroupChoice:
         return cls(
             torch.full(shape, space.embed_dims[-1]),
             torch.full(shape, space.mlp_ratios[-1], dtype=torch.float64),
-            torch.ones(batch_size, dtype=torch.float64),
+            torch.ones(batch_size, *_rates_shape(space), dtype=torch.float64),
         )
 
     @classmethod
@@ -75,10 +104,10 @@ class GroupChoice:
 
         Args:
             space: The search space.
-            actions: (B, A) in [0, 1]: an mlp_ratio per block, an embed_dim per block, a keep_rate.
+            actions: (B, A) in [0, 1]: an mlp_ratio per block, an embed_dim per block, the keep rates.
 
         Returns:
-            Indices are round(a * (k - 1)), half to even; keep_rate is min_keep_rate + (1 - min_keep_rate) * a.
+            Indices are round(a * (k - 1)), half to even; a keep rate is min_keep_rate + (1 - min_keep_rate) * a.
 
         Raises:
             ValueError: If the shape is wrong or an entry lies outside [0, 1].
@@ -97,7 +126,9 @@ class GroupChoice:
         return cls(
             dims[round_half_even(actions[:, n : 2 * n] * (len(dims) - 1))],
             ratios[round_half_even(actions[:, :n] * (len(ratios) - 1))],
-            space.min_keep_rate + (1 - space.min_keep_rate) * actions[:, 2 * n],
+            (space.min_keep_rate + (1 - space.min_keep_rate) * actions[:, 2 * n :])
+            .clamp(min=SMALLEST_RATE)
+            .reshape(-1, *_rates_shape(space)),
         )
 
 
@@ -106,9 +137,9 @@ class SubnetConfig:
     """One choice of widths and keep rates for each of B images.
 
     Attributes:
-        embed_dim: (B, depth) int64. The blocks of the first group are at full width.
+        embed_dim: (B, depth) int64.
         mlp_ratio: (B, depth) float64.
-        keep_rate: (B, num_decisions) float64 in (0, 1].
+        keep_rate: (B, num_decisions) float64 in (0, 1], or (B, num_decisions, 2), see `GroupChoice`.
 
     Raises:
         ValueError: If shapes disagree or a number is not finite or out of range. Membership in a search space is
@@ -127,10 +158,11 @@ class SubnetConfig:
             raise ValueError(f"embed_dim holds {embed_dim.flatten().tolist()[:8]}; widths are whole numbers.")
         object.__setattr__(self, "embed_dim", embed_dim.long())
         shapes = tuple(tuple(getattr(self, n).shape) for n in ("embed_dim", "mlp_ratio", "keep_rate"))
-        if any(len(s) != 2 for s in shapes) or shapes[0] != shapes[1] or shapes[0][0] != shapes[2][0]:
+        ranks = [len(s) for s in shapes]
+        if ranks not in ([2, 2, 2], [2, 2, 3]) or shapes[0] != shapes[1] or shapes[0][0] != shapes[2][0]:
             raise ValueError(
                 f"embed_dim {shapes[0]}, mlp_ratio {shapes[1]} and keep_rate {shapes[2]} must have the shapes "
-                "(B, depth), (B, depth) and (B, num_decisions)."
+                "(B, depth), (B, depth) and (B, num_decisions), or (B, num_decisions, 2) for two rates a decision."
             )
         _check_keep_rate(self.keep_rate)
 
@@ -139,7 +171,8 @@ class SubnetConfig:
 
     def __getitem__(self, index: Any) -> SubnetConfig:
         """The subnets of the images `index`; an int gives a batch of one."""
-        if isinstance(index, int):
+        if isinstance(index, int | np.integer):
+            index = int(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"Image {index} of {len(self)} subnets.")
             index = slice(index, index + 1) if index != -1 else slice(index, None)
@@ -155,7 +188,7 @@ class SubnetConfig:
             return self
         if len(self) != 1:
             raise ValueError(f"A batch of {batch_size} images got {len(self)} subnets; pass 1 or {batch_size}.")
-        return SubnetConfig(*(t.expand(batch_size, -1) for t in (self.embed_dim, self.mlp_ratio, self.keep_rate)))
+        return self[[0] * batch_size]
 
     def validate(self, space: SearchSpace) -> None:
         """Checks that every choice belongs to `space`.
@@ -168,26 +201,26 @@ class SubnetConfig:
                 f"A subnet with {self.embed_dim.shape[1]} blocks and {self.keep_rate.shape[1]} keep rates does not fit "
                 f"a supernet with {space.depth} blocks and {space.num_decisions} decisions."
             )
-        for name, values, allowed in (
-            ("embed_dim", self.embed_dim, space.embed_dims),
-            ("mlp_ratio", self.mlp_ratio, space.mlp_ratios),
-        ):
-            _check_choices(name, values[:, : space.groups[0]], allowed[-1:], " (the first group is not decided)")
-            _check_choices(name, values, allowed)
+        _check_rates_shape(tuple(self.keep_rate.shape), space, (len(self), space.num_decisions))
+        _check_choices("embed_dim", self.embed_dim, space.embed_dims)
+        _check_choices("mlp_ratio", self.mlp_ratio, space.mlp_ratios)
 
     def group(self, space: SearchSpace, group: int) -> GroupChoice:
         """The choice for one group of blocks."""
         blocks = slice(space.blocks(group).start, space.blocks(group).stop)
-        keep = self.keep_rate[:, group - 1] if group else torch.ones(len(self), dtype=torch.float64)
+        decision = group - space.first_decided
+        keep = self.keep_rate[:, decision] if decision >= 0 else torch.ones_like(self.keep_rate[:, 0])
         return GroupChoice(self.embed_dim[:, blocks], self.mlp_ratio[:, blocks], keep)
 
     @classmethod
     def _from_choices(cls, space: SearchSpace, choices: list[GroupChoice]) -> SubnetConfig:
-        choices = [GroupChoice.full(space, 0, len(choices[0].keep_rate)), *choices]
+        keep_rate = torch.stack([c.keep_rate for c in choices], dim=1)
+        if not space.decide_first_group:
+            choices = [GroupChoice.full(space, 0, len(keep_rate)), *choices]
         return cls(
             torch.cat([c.embed_dim for c in choices], dim=1),
             torch.cat([c.mlp_ratio for c in choices], dim=1),
-            torch.stack([c.keep_rate for c in choices[1:]], dim=1),
+            keep_rate,
         )
 
     @classmethod
@@ -202,14 +235,17 @@ class SubnetConfig:
 
     @classmethod
     def random(cls, space: SearchSpace, batch_size: int = 1, generator: torch.Generator | None = None) -> SubnetConfig:
-        """Every choice uniform and independent, keep rates uniform in [min_keep_rate, 1]."""
+        """Every decided choice uniform and independent, keep rates uniform in [min_keep_rate, 1]."""
         shape = (batch_size, space.depth)
         dims, ratios = torch.tensor(space.embed_dims), torch.tensor(space.mlp_ratios, dtype=torch.float64)
         embed_dim = dims[torch.randint(len(dims), shape, generator=generator)]
         mlp_ratio = ratios[torch.randint(len(ratios), shape, generator=generator)]
-        embed_dim[:, : space.groups[0]], mlp_ratio[:, : space.groups[0]] = dims[-1], ratios[-1]
-        uniform = torch.rand(batch_size, space.num_decisions, generator=generator, dtype=torch.float64)
-        return cls(embed_dim, mlp_ratio, space.min_keep_rate + (1 - space.min_keep_rate) * uniform)
+        if not space.decide_first_group:
+            embed_dim[:, : space.groups[0]], mlp_ratio[:, : space.groups[0]] = dims[-1], ratios[-1]
+        rates = (batch_size, space.num_decisions, *_rates_shape(space))
+        uniform = torch.rand(rates, generator=generator, dtype=torch.float64)
+        keep_rate = space.min_keep_rate + (1 - space.min_keep_rate) * uniform
+        return cls(embed_dim, mlp_ratio, keep_rate.clamp(min=SMALLEST_RATE))
 
     @classmethod
     def from_actions(cls, space: SearchSpace, actions: Tensor) -> SubnetConfig:
@@ -234,13 +270,18 @@ class SubnetConfig:
         """Inverse of `from_actions`: (B, num_decisions, A) float64 in [0, 1].
 
         Raises:
-            ValueError: If this is not in the search space, or a keep rate lies below `space.min_keep_rate`.
+            ValueError: If this is not in the search space, a keep rate lies below `space.min_keep_rate`, or a group
+                that is not decided is not at full size.
         """
         self.validate(space)
         if bool((self.keep_rate < space.min_keep_rate).any()):
             raise ValueError(
                 f"keep_rate={self.keep_rate.min().item()} has no action: the smallest is {space.min_keep_rate}."
             )
+        if not space.decide_first_group:
+            note = " (the first group is not decided)"
+            _check_choices("embed_dim", self.embed_dim[:, : space.groups[0]], space.embed_dims[-1:], note)
+            _check_choices("mlp_ratio", self.mlp_ratio[:, : space.groups[0]], space.mlp_ratios[-1:], note)
 
         def unit(values: Tensor, choices: tuple[float, ...]) -> Tensor:
             index = torch.searchsorted(torch.tensor(choices, dtype=torch.float64), values.double().contiguous())
@@ -248,13 +289,12 @@ class SubnetConfig:
 
         ratios, dims = unit(self.mlp_ratio, space.mlp_ratios), unit(self.embed_dim, space.embed_dims)
         keep = (self.keep_rate - space.min_keep_rate) / max(1 - space.min_keep_rate, 1e-12)
-        return torch.stack(
-            [
-                torch.cat([ratios[:, list(space.blocks(g))], dims[:, list(space.blocks(g))], keep[:, g - 1 : g]], dim=1)
-                for g in range(1, len(space.groups))
-            ],
-            dim=1,
-        )
+        keep = keep.reshape(len(self), space.num_decisions, space.num_rates)
+        actions = []
+        for decision in range(space.num_decisions):
+            blocks = list(space.blocks(decision + space.first_decided))
+            actions.append(torch.cat([ratios[:, blocks], dims[:, blocks], keep[:, decision]], dim=1))
+        return torch.stack(actions, dim=1)
 
     def to_json(self) -> str:
         """JSON text with one list per field."""
@@ -262,6 +302,13 @@ class SubnetConfig:
 
     @classmethod
     def from_json(cls, text: str) -> SubnetConfig:
-        """Inverse of `to_json`."""
-        data = json.loads(text)
-        return cls(data["embed_dim"], data["mlp_ratio"], data["keep_rate"])
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: If the text is not what `to_json` writes.
+        """
+        data, names = json.loads(text), ("embed_dim", "mlp_ratio", "keep_rate")
+        if not isinstance(data, dict) or set(data) != set(names):
+            found = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"A subnet is a JSON object of the lists {list(names)}; this holds {found}.")
+        return cls(*(data[name] for name in names))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import macs
 from .config import SearchSpace, SupernetConfig
 from .layers import ElasticBlock, PatchEmbed, layer_norm, linear, set_width
-from .ragged import Ints, attention, rows_of, runs, take_rows
-from .reduction import TOKEN_MODES, kept_tokens
+from .ragged import Ints, rows_of, runs, starts, take_rows
+from .runtime import Packed, attention_half, run_blocks
 from .state import InferenceState
 from .subnet import GroupChoice, SubnetConfig
 
@@ -31,23 +31,22 @@ class Supernet(nn.Module):
 
     def __init__(self, config: SupernetConfig) -> None:
         super().__init__()
-        if config.space.token_mode not in TOKEN_MODES:
-            raise ValueError(f"token_mode={config.space.token_mode!r} is unknown; choose one of {sorted(TOKEN_MODES)}.")
         self.mean: Tensor
         self.std: Tensor
         self.config = config
         space, d = config.space, config.embed_dim
         ends = {space.blocks(g)[-1] for g in range(len(space.groups) - 1)}
         self.patch_embed = PatchEmbed(config.stem, config.patch_size, config.in_chans, d)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches + 1, d))
-        hidden = int(d * space.mlp_ratios[-1])
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, d)) if config.class_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, d))
+        self.norm_pre = nn.LayerNorm(d, config.norm_eps) if config.pre_norm else nn.Identity()
+        hidden = int(macs.hidden_dims(np.array(d), np.array(space.mlp_ratios[-1])))
         self.blocks = nn.ModuleList(
             ElasticBlock(d, hidden, space.max_heads, config.head_dim, config.norm_eps, config.lln and i in ends)
             for i in range(space.depth)
         )
         self.norm = nn.LayerNorm(d, config.norm_eps)
-        self.head = nn.Linear(d, config.num_classes)
+        self.head = nn.Linear(d, config.num_classes) if config.num_classes else None
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
         self.init_weights()
@@ -55,9 +54,12 @@ class Supernet(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Truncated normal with std .02 for embeddings and head (ViT); blocks as in `ElasticBlock.init_weights`."""
-        for tensor in (self.cls_token, self.pos_embed, self.head.weight):
-            nn.init.trunc_normal_(tensor, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.head is not None:
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
         for block in self.blocks:
             cast(ElasticBlock, block).init_weights()
 
@@ -68,40 +70,92 @@ class Supernet(nn.Module):
 
     # ---- step by step -------------------------------------------------------------------------------------------
 
-    def begin(self, images: Tensor) -> InferenceState:
-        """Patch embedding, class token and the first group, which is not decided.
+    def begin(
+        self,
+        images: Tensor,
+        choice: GroupChoice | None = None,
+        next_dim: Ints | None = None,
+        key_mean: bool = False,
+    ) -> InferenceState:
+        """Everything before the first decision: embeddings and, if it is not decided, the first group.
 
         Args:
-            images: (B, in_chans, img_size, img_size); uint8 in 0..255 or float in 0..1. Normalised here.
+            images: (B, in_chans, img_size, img_size); uint8, which is normalised here with `config.mean` and `.std`, or
+                floats that are normalised already, as timm's models take them.
+            choice: Sizes of an undecided first group; None is full size.
+            next_dim: See `run_group`.
+            key_mean: Whether the state is to carry the mean keys that the authors' selector observes.
 
         Raises:
-            ValueError: If the shape or dtype is wrong.
+            ValueError: If shape, dtype or choice is wrong.
         """
+        tokens = self.embed(images)
+        c, batch = self.config, len(tokens)
+        carried = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32) if key_mean else None
+        state = self._state(0, tokens, carried, macs.stem_macs(c))
+        if c.space.decide_first_group:
+            if choice is not None:
+                raise ValueError("The first group is decided (decide_first_group=True): pass its choice to run_group.")
+            return state
+        choice = GroupChoice.full(c.space, 0, batch) if choice is None else choice
+        return self.run_group(state, 0, choice, next_dim)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches, class token, positions and CLIP's norm: (B, num_tokens, embed_dim); see `begin` for the images."""
         c = self.config
         if images.ndim != 4 or tuple(images.shape[1:]) != (c.in_chans, c.img_size, c.img_size) or not len(images):
             raise ValueError(
                 f"images have the shape {tuple(images.shape)}; this supernet takes (B, {c.in_chans}, {c.img_size}, "
                 f"{c.img_size}) with B >= 1. Resize them, or create the supernet with img_size=."
             )
-        dtype = self.pos_embed.dtype
         if images.dtype == torch.uint8:
-            images = images.to(dtype) / 255
+            images = (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std
         elif not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255 or floats in 0..1.")
-        patches = self.patch_embed((images.to(dtype) - self.mean) / self.std)
-        batch, n = len(images), c.num_patches + 1
-        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), patches], dim=1) + self.pos_embed
-        state = InferenceState(
-            group=0,
-            tokens=tokens.reshape(batch * n, -1),
-            num_tokens=np.full(batch, n, dtype=np.int64),
-            source=torch.arange(-1, n - 1, device=tokens.device).repeat(batch),
-            embed_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            macs=np.full(batch, macs.stem_macs(c), dtype=np.int64),
-        )
-        return self.run_group(state, 0, GroupChoice.full(c.space, 0, batch))
+            raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
+        x = self.patch_embed(images.to(self.pos_embed.dtype))
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return self.norm_pre(x + self.pos_embed)
 
-    def run_group(self, state: InferenceState, group: int, choice: GroupChoice) -> InferenceState:
+    def begun(self, tokens: Tensor, key_mean: Tensor | None = None) -> InferenceState:
+        """The state that `begin` gave, from its tokens (B, num_tokens, embed_dim), for those who keep them.
+
+        Args:
+            tokens: `begin(images).tokens`, one row of tokens per image.
+            key_mean: (B, num_tokens) likewise.
+
+        Raises:
+            ValueError: If a shape is wrong.
+        """
+        c, batch, n = self.config, len(tokens), self.config.num_tokens
+        if tuple(tokens.shape[1:]) != (n, c.embed_dim):
+            raise ValueError(f"tokens have the shape {tuple(tokens.shape)}; expected (B, {n}, {c.embed_dim}).")
+        if key_mean is not None and tuple(key_mean.shape) != (batch, n):
+            raise ValueError(f"key_mean has the shape {tuple(key_mean.shape)}; expected ({batch}, {n}).")
+        spent, group = macs.stem_macs(c), 0
+        if not c.space.decide_first_group:
+            first = GroupChoice.full(c.space, 0, 1)
+            spent, group = spent + int(macs.group_macs(c, 0, first, np.array([n]))[0][0]), 1
+        return self._state(group, tokens, key_mean, spent)
+
+    def _state(self, group: int, tokens: Tensor, key_mean: Tensor | None, spent: int) -> InferenceState:
+        """Images (B, num_tokens, embed_dim) with all their patches, before `group`."""
+        c, (batch, n, d) = self.config, tokens.shape
+        return InferenceState(
+            group=group,
+            tokens=tokens.reshape(batch * n, d),
+            num_tokens=np.full(batch, n, dtype=np.int64),
+            size=None,
+            patch_token=torch.arange(c.num_prefix_tokens, n, device=tokens.device).repeat(batch, 1),
+            embed_dim=np.full(batch, d, dtype=np.int64),
+            token_dim=np.full(batch, d, dtype=np.int64),
+            macs=np.full(batch, spent, dtype=np.int64),
+            key_mean=None if key_mean is None else key_mean.reshape(-1),
+        )
+
+    def run_group(
+        self, state: InferenceState, group: int, choice: GroupChoice, next_dim: Ints | None = None
+    ) -> InferenceState:
         """Runs one group of blocks.
 
         A boundary hands on the full width; the first block of the next group truncates it to its own. Inside a group
@@ -112,51 +166,27 @@ class Supernet(nn.Module):
             state: Where the images are; unchanged.
             group: Must be `state.group`.
             choice: Sizes for every image of the state.
+            next_dim: (B,) width of the first block of the next group if it is known already; only the authors' rules
+                make use of it.
 
         Raises:
             ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is
                 not in the search space.
         """
-        space = self.config.space
-        if group != state.group or group >= len(space.groups):
-            raise ValueError(
-                f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}."
-            )
-        if tuple(choice.embed_dim.shape) != (len(state), space.groups[group]):
-            raise ValueError(
-                f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
-                f"({len(state)}, {space.groups[group]})."
-            )
-        choice.validate(space)
-        spent, _ = macs.group_macs(self.config, group, choice, state.num_tokens)
-        widths, ratios, keep = choice.embed_dim.numpy(), choice.mlp_ratio.numpy(), choice.keep_rate.numpy()
-        last_group = group == len(space.groups) - 1
-
-        x, lengths, source = state.tokens, state.num_tokens, state.source
-        images = np.arange(len(state))  # which image stands at each place of the packed buffer
-        for i, block_index in enumerate(space.blocks(group)):
-            hidden = macs.hidden_dims(widths[:, i], ratios[:, i])
-            order = np.lexsort((hidden[images], widths[images, i]))
-            if not np.array_equal(order, np.arange(len(order))):
-                rows = rows_of(order, lengths)
-                x, source = take_rows(x, rows), take_rows(source, rows)
-                images, lengths = images[order], lengths[order]
-            w, f = widths[images, i], hidden[images]
-            kept = kept_tokens(lengths, keep[images]) if group and i == 0 else lengths
-            block = cast(ElasticBlock, self.blocks[block_index])
-            boundary = i == len(space.blocks(group)) - 1 and not last_group
-
-            x, scores = self._attention(block, x, lengths, w, with_class_row=bool((kept < lengths).any()))
-            if scores is not None:
-                survivors = TOKEN_MODES[space.token_mode](scores, lengths, kept)
-                x, source, lengths = x.index_select(0, survivors), source.index_select(0, survivors), kept
-            x = self._mlp(block, x, lengths, w, f, boundary)
-
-        if not np.array_equal(images, np.arange(len(images))):
-            back = np.argsort(images)
-            rows = rows_of(back, lengths)
-            x, source, lengths = take_rows(x, rows), take_rows(source, rows), lengths[back]
-        return InferenceState(group + 1, x, lengths, source, widths[:, -1].copy(), state.macs + spent)
+        self._check_choice(state, group, choice)
+        spent, _ = macs.group_macs(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
+        packed, patch_token, token_dim, key_mean = run_blocks(self, state, choice, next_dim)
+        return InferenceState(
+            group=group + 1,
+            tokens=packed.x,
+            num_tokens=packed.lengths,
+            size=packed.size,
+            patch_token=patch_token,
+            embed_dim=choice.embed_dim[:, -1].numpy().copy(),
+            token_dim=token_dim,
+            macs=state.macs + spent,
+            key_mean=key_mean,
+        )
 
     def finish(self, state: InferenceState, subnet: SubnetConfig | None = None) -> Tensor:
         """Runs the rest of the network and the head: Result-to-Go.
@@ -180,44 +210,88 @@ class Supernet(nn.Module):
         """`finish` without the head."""
         space = self.config.space
         for group in range(state.group, len(space.groups)):
-            choice = GroupChoice.full(space, group, len(state)) if subnet is None else subnet.group(space, group)
-            state = self.run_group(state, group, choice)
+            if subnet is None:
+                state = self.run_group(state, group, GroupChoice.full(space, group, len(state)))
+            else:
+                next_dim = macs.next_widths(self.config, group, subnet)
+                state = self.run_group(state, group, subnet.group(space, group), next_dim)
         return state
 
-    def class_token_width(self, state: InferenceState) -> Ints:
-        """(B,) active channels of the class tokens: full at a boundary, the last block's at the end."""
-        if state.group == len(self.space.groups):
-            return state.embed_dim
-        return np.full(len(state), self.config.embed_dim)
+    def pooled(self, state: InferenceState) -> tuple[Tensor, Ints]:
+        """What the classifier would look at: (B, C) class tokens, or means of the patches, before the last norm.
+
+        Returns:
+            The tokens, and (B,) how many of their channels are active.
+        """
+        if self.config.class_token and self.config.global_pool == "token":
+            return state.class_token, state.token_dim
+        return self._mean_patch(state, state.tokens), state.token_dim
 
     def forward_head(self, state: InferenceState) -> Tensor:
-        """Final norm and classifier on the class tokens of any state: (B, num_classes) logits.
+        """Last norm and classifier on the pooled tokens of any state: (B, num_classes) logits.
 
-        At a boundary before the end this is an early exit: the class token there has full width.
+        At a boundary before the end this is an early exit: tokens there have full width. Without a classifier the
+        normalised features, (B, embed_dim), zero beyond an image's width.
         """
-        cls = state.class_token
-        width = self.class_token_width(state)
+        if self.config.global_pool == "avg" and not self.config.fc_norm:
+            lengths = state.num_tokens
+            dims = np.repeat(state.token_dim, lengths)
+            features = self._mean_patch(state, self._by_width(state.tokens, dims, self._final_norm))
+        else:
+            pooled, _ = self.pooled(state)
+            features = self._by_width(pooled, state.token_dim, self._final_norm)
+        if self.head is None:
+            return features
+        head = self.head
+        return self._by_width(features, state.token_dim, lambda x, w: linear(head, x, self.config.num_classes))
+
+    def zoom(self, embed_dim: int) -> float:
+        """Factor on the gain of a layer norm: 1, or with the authors' rules sqrt(embed_dim / full width)."""
+        full = self.config.prance_embed_dim
+        return 1.0 if full is None else float(np.sqrt(embed_dim / full))
+
+    def _final_norm(self, x: Tensor, width: int) -> Tensor:
+        return set_width(layer_norm(self.norm, x, self.zoom(width)), self.config.embed_dim)
+
+    def _by_width(self, rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """`function(rows of one width, width)` for all rows, in their order."""
+        if width.min() == width.max():
+            return function(rows[:, : width[0]], int(width[0]))
         order = np.argsort(width, kind="stable")
         out = [
-            linear(self.head, layer_norm(self.norm, rows[:, : width[order[a]]]), self.config.num_classes)
+            function(take_rows(rows, order[a:b])[:, : width[order[a]]], int(width[order[a]]))
             for a, b in runs(width[order])
-            for rows in [take_rows(cls, order[a:b])]
         ]
         return take_rows(torch.cat(out), np.argsort(order))
+
+    def _mean_patch(self, state: InferenceState, rows: Tensor) -> Tensor:
+        """(B, C) mean over the patches of (T, C), weighted by size."""
+        weight = torch.ones(len(rows), device=rows.device) if state.size is None else state.size
+        weight = weight.clone()
+        if self.config.class_token:
+            weight[torch.from_numpy(starts(state.num_tokens)).to(rows.device)] = 0
+        image = torch.from_numpy(np.repeat(np.arange(len(state)), state.num_tokens)).to(rows.device)
+        total = weight.new_zeros(len(state)).index_add(0, image, weight)
+        share = (weight / total[image])[:, None].to(rows.dtype)
+        return rows.new_zeros(len(state), rows.shape[1]).scatter_add(0, image[:, None].expand_as(rows), rows * share)
 
     # ---- all at once --------------------------------------------------------------------------------------------
 
     def forward_features(self, images: Tensor, subnet: SubnetConfig | None = None) -> InferenceState:
         """All blocks; `forward_head` takes the result."""
-        if subnet is not None:
-            subnet = self._checked(subnet).expand(len(images))
-        return self.run_to_end(self.begin(images), subnet)
+        if subnet is None:
+            return self.run_to_end(self.begin(images))
+        subnet = self._checked(subnet).expand(len(images))
+        if self.space.decide_first_group:
+            return self.run_to_end(self.begin(images), subnet)
+        first = self.begin(images, subnet.group(self.space, 0), next_dim=macs.next_widths(self.config, 0, subnet))
+        return self.run_to_end(first, subnet)
 
     def forward(self, images: Tensor, subnet: SubnetConfig | None = None) -> Tensor:
         """Classifies images.
 
         Args:
-            images: (B, in_chans, img_size, img_size); uint8 in 0..255 or float in 0..1.
+            images: (B, in_chans, img_size, img_size), see `begin`.
             subnet: One per image, or one for all; None is the full network.
 
         Returns:
@@ -229,38 +303,39 @@ class Supernet(nn.Module):
         return self.forward_head(self.forward_features(images, subnet))
 
     def class_attention(self, state: InferenceState, choice: GroupChoice) -> Tensor:
-        """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads."""
-        order = np.argsort(choice.embed_dim[:, 0].numpy(), kind="stable")
-        rows = rows_of(order, state.num_tokens)
+        """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads.
+
+        Raises:
+            ValueError: As in `run_group`.
+        """
+        self._check_choice(state, state.group, choice)
+        reads, _ = macs.block_widths(self.config, state.group, choice.embed_dim.numpy(), state.token_dim, None)
+        packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
         block = cast(ElasticBlock, self.blocks[self.space.blocks(state.group)[0]])
-        _, scores = self._attention(
-            block,
-            take_rows(state.tokens, rows),
-            state.num_tokens[order],
-            choice.embed_dim[:, 0].numpy()[order],
-            with_class_row=True,
+        packed, scores, _ = attention_half(
+            self, block, packed, reads[:, 0], choice.embed_dim[:, 0].numpy(), with_scores=True
         )
         assert scores is not None
-        return take_rows(scores, np.argsort(rows))
+        return take_rows(scores, rows_of(np.argsort(packed.images), packed.lengths))
 
     # ---- costs --------------------------------------------------------------------------------------------------
 
     def macs(self, subnet: SubnetConfig | None = None) -> Tensor:
         """(B,) int64 multiply-accumulates per image ("FLOPs" in papers), exact; None is the full network."""
         subnet = self._checked(subnet)
-        tokens = np.full(len(subnet), self.config.num_patches + 1, dtype=np.int64)
+        tokens = np.full(len(subnet), self.config.num_tokens, dtype=np.int64)
         return torch.from_numpy(macs.stem_macs(self.config) + macs.remaining_macs(self.config, 0, tokens, subnet))
 
     def macs_to_go(self, state: InferenceState) -> Ints:
         """(B,) MACs of the whole inference if `state` is finished at full size."""
         if state.group == len(self.space.groups):
-            return state.macs + macs.head_macs(self.config, state.embed_dim)
-        return state.macs + macs.remaining_macs(self.config, state.group, state.num_tokens)
+            return state.macs + macs.head_macs(self.config, state.token_dim)
+        return state.macs + macs.remaining_macs(self.config, state.group, state.num_tokens, token_dim=state.token_dim)
 
     def params(self, subnet: SubnetConfig | None = None) -> Tensor:
         """(B,) int64 parameters of the networks that `extract` gives."""
         subnet = self._checked(subnet)
-        return torch.from_numpy(macs.subnet_params(self.config, subnet.embed_dim.numpy(), subnet.mlp_ratio.numpy()))
+        return torch.from_numpy(macs.subnet_params(self.config, subnet))
 
     def extract(self, subnet: SubnetConfig) -> nn.Module:
         """One subnet as a plain module, see `supernet.extract.extract`."""
@@ -268,48 +343,28 @@ class Supernet(nn.Module):
 
         return extract(self, subnet)
 
+    def _check_choice(self, state: InferenceState, group: int, choice: GroupChoice) -> None:
+        space = self.config.space
+        if group != state.group or group >= len(space.groups):
+            raise ValueError(
+                f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}."
+            )
+        if tuple(choice.embed_dim.shape) != (len(state), space.groups[group]):
+            raise ValueError(
+                f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
+                f"({len(state)}, {space.groups[group]})."
+            )
+        choice.validate(space)
+        if group < space.first_decided and bool((choice.keep_rate != 1).any()):
+            raise ValueError(
+                f"keep_rate={choice.keep_rate.min().item()} before group {group}, which no decision precedes: all "
+                "patches stay there, keep_rate must be 1."
+            )
+
     def _checked(self, subnet: SubnetConfig | None) -> SubnetConfig:
         subnet = SubnetConfig.full(self.space) if subnet is None else subnet
         subnet.validate(self.space)
         return subnet
-
-    # ---- halves of a block on packed tokens ---------------------------------------------------------------------
-
-    def _attention(
-        self, block: ElasticBlock, x: Tensor, lengths: Ints, widths: Ints, with_class_row: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Residual attention. Images must be sorted by width; gives (T, C) of the widest and (T,) scores."""
-        ends = np.cumsum(lengths)
-        outs, scores = [], []
-        for a, b in runs(widths):
-            w, heads = int(widths[a]), self.space.heads(int(widths[a]))
-            rows = x[int(ends[a] - lengths[a]) : int(ends[b - 1])]
-            residual = set_width(rows, w)
-            qkv = linear(block.qkv, layer_norm(block.norm1, residual), 3 * heads * self.config.head_dim)
-            out, score = attention(qkv, lengths[a:b], heads, with_class_row)
-            outs.append(set_width(residual + linear(block.proj, out, w), int(widths[-1])))
-            scores.append(score)
-        return _cat(outs), _cat([s for s in scores if s is not None]) if with_class_row else None
-
-    def _mlp(self, block: ElasticBlock, x: Tensor, lengths: Ints, widths: Ints, hidden: Ints, boundary: bool) -> Tensor:
-        """Residual MLP, and the map over a group boundary. Images must be sorted by (width, hidden)."""
-        ends = np.cumsum(lengths)
-        full = self.config.embed_dim
-        outs = []
-        for a, b in runs(widths, hidden):
-            w = int(widths[a])
-            out_width = full if boundary else w
-            residual = x[int(ends[a] - lengths[a]) : int(ends[b - 1]), :w]
-            h = F.gelu(linear(block.fc1, layer_norm(block.norm2, residual), int(hidden[a])))
-            if boundary and block.lln is not None:
-                residual = linear(block.lln, residual, full)
-            y = set_width(residual, out_width) + linear(block.fc2, h, out_width)
-            outs.append(set_width(y, full if boundary else int(widths[-1])))
-        return _cat(outs)
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def freeze(net: Supernet) -> Supernet:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import random_net
 from hypothesis import settings
-from torch import nn
 
-from supernet import SearchSpace, Supernet, SupernetConfig, freeze, supernet_config
+from supernet import SearchSpace, Supernet, SupernetConfig, save_pretrained, supernet_config
 
 torch.set_num_threads(1)
 settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -30,32 +31,16 @@ CONFIGS = {
 }
 
 
-@cache
-@torch.no_grad()
-def _random_net(config: SupernetConfig) -> Supernet:
-    net = freeze(Supernet(config))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in net.parameters():
-        parameter.normal_(0, 0.2, generator=generator)
-    for module in net.modules():
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
-            module.weight.add_(1)
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
-            module.running_mean.normal_(0, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-    return net
-
-
 @pytest.fixture(scope="session")
 def digits_net() -> Supernet:
     """The digits supernet with random weights of std .2, so that its outputs are not degenerate; frozen, shared."""
-    return _random_net(CONFIGS["conv-tied-lln"])
+    return random_net(CONFIGS["conv-tied-lln"])
 
 
 @pytest.fixture(scope="session", params=CONFIGS.values(), ids=list(CONFIGS))
 def any_net(request: pytest.FixtureRequest) -> Supernet:
     """A random frozen supernet of every kind: stem, heads tied to the width or fixed, `lln` on and off."""
-    return _random_net(request.param)
+    return random_net(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +53,19 @@ def random_images() -> Callable[[Supernet, int], torch.Tensor]:
         return torch.rand(batch_size, c.in_chans, c.img_size, c.img_size, generator=generator)
 
     return images
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights for colour images of 32 pixels and three classes."""
+    folder = tmp_path_factory.mktemp("supernet")
+    save_pretrained(random_net(replace(CONFIGS["conv-fixed-lln"], num_classes=3)), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and val, three classes of twelve images each."""
+    from image_files import image_folder
+
+    return image_folder(tmp_path_factory.mktemp("images"), per_class=12)

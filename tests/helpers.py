@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from prance_env import InferenceEngine, RewardConfig
 from prance_env.datasets import ImageDataset
 from prance_env.engine import Episodes
 from prance_env.lanes import EnvSettings
-from supernet import SearchSpace, SubnetConfig, Supernet
+from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, freeze
 
 ENV_ID = "Prance-Digits-v0"
 INFO_KEYS = [
@@ -33,6 +35,23 @@ INFO_KEYS = [
     "is_success",
 ]
 Actions = NDArray[np.float64]
+
+
+@cache
+@torch.no_grad()
+def random_net(config: SupernetConfig) -> Supernet:
+    """A frozen supernet with random weights of std .2, so that its outputs are not degenerate."""
+    net = freeze(Supernet(config))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.normal_(0, 0.2, generator=generator)
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            module.weight.add_(1)
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return net
 
 
 @torch.inference_mode()

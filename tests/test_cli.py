@@ -18,7 +18,19 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("demo",), ("train",), ("train", "agent"), ("train", "supernet"), ("eval",), ("profile",)]
+    "command",
+    [
+        (),
+        ("demo",),
+        ("train",),
+        ("train", "agent"),
+        ("train", "supernet"),
+        ("eval",),
+        ("export",),
+        ("import",),
+        ("import", "timm"),
+        ("import", "prance"),
+    ],
 )
 def test_help_explains_every_command_with_examples(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]

@@ -40,7 +40,7 @@ def test_exactly_the_dropped_patches_change_and_they_get_darker() -> None:
     env, shown = frames(keep=-0.2)
     config, lanes = env.settings.config(), env._lanes
     assert lanes is not None
-    kept = lanes.lane(0).state.kept(config.num_patches)[0].numpy()
+    kept = lanes.lane(0).state.kept()[0].numpy()
     assert 0 < kept.sum() < len(kept)
     grid = config.img_size // config.patch_size
     mask = np.asarray(Image.fromarray(kept.reshape(grid, grid)).resize((IMAGE_SIDE, IMAGE_SIDE), 0))

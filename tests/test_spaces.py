@@ -120,7 +120,7 @@ def test_one_hots_show_the_last_width_and_the_coming_decision(engine: InferenceE
 def test_patches_left_and_macs_spent_are_those_of_the_inference(engine: InferenceEngine, path: list[Episodes]) -> None:
     net, config = engine.net, engine.config
     for decisions, episodes in enumerate(path):
-        left = episodes.state.kept(config.num_patches).float().mean(1).numpy()
+        left = episodes.state.kept().float().mean(1).numpy()
         np.testing.assert_allclose(part(engine, episodes, "patches_left")[:, 0], left, rtol=1e-6)
         subnet = partial_subnet(config.space, unit_actions(config.space, BATCH), decisions)
         spent = net.macs(subnet).numpy() - remaining_macs(config, decisions + 1, episodes.state.num_tokens, subnet)

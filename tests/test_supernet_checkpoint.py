@@ -141,7 +141,7 @@ def test_a_damaged_configuration_is_refused(
         (
             lambda folder: create_supernet("digits", space={"token_mode": "melt"}),
             ValueError,
-            r"token_mode='melt'.*\['prune'",
+            r"token_mode='melt'.*\['merge', .*'prune', .*'tome'\]",
         ),
         (lambda folder: create_supernet("digits", folder / "no.safetensors"), FileNotFoundError, "no.safetensors"),
         (lambda folder: create_supernet("digits", folder), FileNotFoundError, "holds no config.json.*save_pretrained"),

@@ -29,7 +29,20 @@ from supernet import (
 
 FIELDS = ("embed_dim", "mlp_ratio", "keep_rate")
 SPACE = SearchSpace((1, 2, 2), (8, 16, 24), (1.1, 3.3), (1,), 0.25)
-SPACES = [SPACE, *(supernet_config(name).space for name in ("digits", "prance_vit_tiny", "prance_vit_base"))]
+TWO_RATES = SearchSpace((1, 2, 2), (8, 16, 24), (1.1, 3.3), (1,), 0.25, token_mode="prune_merge")
+ALL_DECIDED = SearchSpace((2, 2), (8, 16), (1.0, 2.0, 3.0), (1, 2), 0.0, token_mode="tome", decide_first_group=True)
+SPACES = [
+    SPACE,
+    TWO_RATES,
+    ALL_DECIDED,
+    replace(TWO_RATES, groups=(2,), min_keep_rate=0, decide_first_group=True),
+    *(supernet_config(name).space for name in ("digits", "prance_vit_tiny", "prance_vit_base")),
+]
+
+
+def undecided_blocks(space: SearchSpace) -> int:
+    """Blocks before the first decision."""
+    return 0 if space.decide_first_group else space.groups[0]
 
 
 @st.composite
@@ -52,7 +65,7 @@ def test_actions_decode_into_the_space_by_the_documented_formula(
     space, actions, _ = case
     subnet = SubnetConfig.from_actions(space, torch.from_numpy(actions))
     subnet.validate(space)
-    n, first = space.blocks_per_decision, space.groups[0]
+    n, first = space.blocks_per_decision, undecided_blocks(space)
     dims, ratios = np.array(space.embed_dims), np.array(space.mlp_ratios)
     batch = len(actions)
     chosen_dims = dims[np.round(actions[:, :, n : 2 * n] * (len(dims) - 1)).astype(int)].reshape(batch, -1)
@@ -61,9 +74,11 @@ def test_actions_decode_into_the_space_by_the_documented_formula(
     assert (subnet.mlp_ratio[:, :first] == ratios[-1]).all()
     assert subnet.embed_dim[:, first:].tolist() == chosen_dims.tolist()
     assert subnet.mlp_ratio[:, first:].tolist() == chosen_ratios.tolist()
-    keep = space.min_keep_rate + (1 - space.min_keep_rate) * actions[:, :, 2 * n]
-    np.testing.assert_allclose(subnet.keep_rate.numpy(), keep, rtol=0, atol=1e-12)
+    rates = actions[:, :, 2 * n :] if space.token_mode == "prune_merge" else actions[:, :, 2 * n]
+    keep = space.min_keep_rate + (1 - space.min_keep_rate) * rates
+    np.testing.assert_allclose(subnet.keep_rate.numpy(), keep, rtol=0, atol=1e-8)
     assert (subnet.keep_rate >= space.min_keep_rate).all()
+    assert (subnet.keep_rate > 0).all()
 
 
 @given(spaces_and_two_actions())
@@ -84,16 +99,54 @@ def test_actions_of_a_subnet_decode_to_that_subnet(space: SearchSpace) -> None:
     assert torch.equal(again.embed_dim, subnet.embed_dim)
     assert torch.equal(again.mlp_ratio, subnet.mlp_ratio)
     torch.testing.assert_close(again.keep_rate, subnet.keep_rate, rtol=0, atol=1e-12)
+    assert again.keep_rate.shape == (50, space.num_decisions, *((2,) if space.token_mode == "prune_merge" else ()))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_choices_of_the_groups_are_those_of_the_episode(space: SearchSpace) -> None:
+    actions = torch.rand(6, space.num_decisions, space.action_size, generator=torch.Generator().manual_seed(1))
+    subnet = SubnetConfig.from_actions(space, actions)
+    decided = len(space.groups) - space.num_decisions
+    for group in range(len(space.groups)):
+        choice = subnet.group(space, group)
+        choice.validate(space)
+        expected = (
+            GroupChoice.full(space, group, 6)
+            if group < decided
+            else GroupChoice.from_actions(space, actions[:, group - decided])
+        )
+        for name in FIELDS:
+            assert torch.equal(getattr(choice, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("choice", [{"embed_dim": 16}, {"mlp_ratio": 1.1}])
+def test_a_first_group_that_no_action_can_give_is_a_subnet_but_has_no_actions(choice: dict[str, float]) -> None:
+    subnet = SubnetConfig.full(SPACE)
+    for name, value in choice.items():
+        getattr(subnet, name)[0, 0] = value
+    subnet.validate(SPACE)
+    with pytest.raises(ValueError, match=rf"{next(iter(choice))}={next(iter(choice.values()))} .*first group"):
+        subnet.to_actions(SPACE)
+    decided = replace(SPACE, groups=(1, 1, 1, 1, 1), decide_first_group=True)
+    everywhere = replace(subnet, keep_rate=torch.ones(1, 5))
+    assert_equal(SubnetConfig.from_actions(decided, everywhere.to_actions(decided)), everywhere)
+
+
+def test_a_keep_rate_below_the_smallest_action_has_no_action() -> None:
+    subnet = replace(SubnetConfig.full(SPACE), keep_rate=torch.tensor([[0.2, 1.0]]))
+    subnet.validate(SPACE)
+    with pytest.raises(ValueError, match=r"keep_rate=0.2.*smallest is 0.25"):
+        subnet.to_actions(SPACE)
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_full_min_and_random_subnets_span_the_space(space: SearchSpace) -> None:
-    first = space.groups[0]
+    first = undecided_blocks(space)
     full, least = SubnetConfig.full(space, 2), SubnetConfig.min(space, 2)
     assert set(full.embed_dim.unique().tolist()) == {space.embed_dims[-1]}
     assert (full.keep_rate == 1).all()
     assert set(least.embed_dim[:, first:].unique().tolist()) == {space.embed_dims[0]}
-    assert (least.keep_rate == space.min_keep_rate).all()
+    assert (least.keep_rate == max(space.min_keep_rate, 1e-9)).all()
 
     drawn = SubnetConfig.random(space, 400, torch.Generator().manual_seed(0))
     for subnet in (full, least, drawn):
@@ -106,10 +159,11 @@ def test_full_min_and_random_subnets_span_the_space(space: SearchSpace) -> None:
     assert drawn.keep_rate.max() > 0.95
 
 
-def test_json_gives_back_exactly_the_same_subnets() -> None:
-    subnet = SubnetConfig.random(SPACE, 5)
+@pytest.mark.parametrize("space", [SPACE, TWO_RATES, ALL_DECIDED])
+def test_json_gives_back_exactly_the_same_subnets(space: SearchSpace) -> None:
+    subnet = SubnetConfig.random(space, 5)
     again = SubnetConfig.from_json(subnet.to_json())
-    again.validate(SPACE)
+    again.validate(space)
     assert_equal(again, subnet)
     assert json.loads(subnet.to_json()).keys() == set(FIELDS)
 
@@ -145,18 +199,38 @@ def test_subnets_are_indexed_iterated_and_expanded_by_image() -> None:
         ({"embed_dim": torch.full((1, 4), 24)}, r"embed_dim \(1, 4\), mlp_ratio \(1, 5\).*\(B, depth\)"),
         ({"embed_dim": torch.full((1, 5), 8.5)}, r"8.5.*whole numbers"),
         ({"embed_dim": torch.tensor([[24, 24, 20, 24, 24]])}, r"embed_dim=20 .*block 2 .*\[8, 16, 24\]"),
-        ({"embed_dim": torch.tensor([[16, 24, 24, 24, 24]])}, r"embed_dim=16 .*block 0 .*\[24\].*first group"),
+        ({"embed_dim": torch.tensor([[20, 24, 24, 24, 24]])}, r"embed_dim=20 .*block 0 .*\[8, 16, 24\]"),
         (
             {"mlp_ratio": torch.tensor([[3.3, 2, 1.1, 1.1, 1.1]], dtype=torch.float64)},
             r"mlp_ratio=2.0 .*\[1.1, 3.3\]",
         ),
-        ({"mlp_ratio": torch.full((1, 5), math.nan)}, r"mlp_ratio=nan .*\[3.3\]"),
+        ({"mlp_ratio": torch.full((1, 5), math.nan)}, r"mlp_ratio=nan .*block 0 .*\[1.1, 3.3\]"),
         ({"keep_rate": torch.ones(1, 3)}, "5 blocks and 3 keep rates .*5 blocks and 2 decisions"),
+        ({"keep_rate": torch.ones(1, 2, 2)}, r"keep_rate has the shape \(1, 2, 2\).*'prune' takes \(1, 2\)"),
+        ({"keep_rate": torch.ones(1, 2, 1, 1)}, r"keep_rate \(1, 2, 1, 1\).*\(B, num_decisions, 2\)"),
     ],
 )
 def test_a_subnet_outside_the_space_is_refused(changes: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SubnetConfig.full(SPACE), **changes).validate(SPACE)
+
+
+@pytest.mark.parametrize(
+    ("keep_rate", "message"),
+    [
+        (torch.ones(1, 2), r"keep_rate has the shape \(1, 2\).*'prune_merge' takes \(1, 2, 2\)"),
+        (torch.ones(1, 2, 3), r"keep_rate has the shape \(1, 2, 3\).*'prune_merge' takes \(1, 2, 2\)"),
+        (torch.ones(1, 3, 2), "5 blocks and 3 keep rates .*5 blocks and 2 decisions"),
+        (torch.tensor([[[1.0, 0.0], [1.0, 1.0]]]), r"keep_rate holds \[0.0\].*\(0, 1\]"),
+    ],
+)
+def test_a_mode_with_two_rates_takes_two_per_decision(keep_rate: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SubnetConfig.full(TWO_RATES), keep_rate=keep_rate).validate(TWO_RATES)
+    if keep_rate.shape[1] == 2 and (keep_rate > 0).all():
+        choice = replace(GroupChoice.full(TWO_RATES, 1, 1), keep_rate=keep_rate[:, 0])
+        with pytest.raises(ValueError, match=r"keep_rate has the shape .*'prune_merge' takes \(1, 2\)"):
+            choice.validate(TWO_RATES)
 
 
 @pytest.mark.parametrize("bad", [math.nan, -0.1, 1.1, math.inf])
@@ -183,14 +257,21 @@ def test_actions_of_a_wrong_shape_are_refused() -> None:
         (lambda: SearchSpace(embed_dims=()), r"embed_dims=\(\).*non-empty"),
         (lambda: SearchSpace(mlp_ratios=(0.0, 1.0)), r"mlp_ratios=\(0.0, 1.0\)"),
         (lambda: SearchSpace(mlp_ratios=(1.0, math.nan)), r"mlp_ratios=\(1.0, nan\)"),
-        (lambda: SearchSpace(groups=(3,)), r"groups=\(3,\).*two groups"),
+        (lambda: SearchSpace(groups=(3,)), r"groups=\(3,\).*at least 2 groups"),
         (lambda: SearchSpace(groups=(3, 2, 3)), r"groups=\(3, 2, 3\).*same number of blocks"),
         (lambda: SearchSpace(num_heads=(1, 2)), r"num_heads=\(1, 2\).*one per embed_dims"),
         (lambda: SearchSpace(num_heads=(4, 3, 2, 1)), r"num_heads=\(4, 3, 2, 1\).*must not decrease"),
-        (lambda: SearchSpace(min_keep_rate=0), r"min_keep_rate=0 .*\(0, 1\]"),
-        (lambda: SearchSpace(min_keep_rate=math.nan), r"min_keep_rate=nan .*\(0, 1\]"),
+        (lambda: SearchSpace(groups=(), decide_first_group=True), r"groups=\(\).*at least 1 groups"),
+        (lambda: SearchSpace(groups=(2, 3, 3), decide_first_group=True), r"groups=\(2, 3, 3\).*same number of blocks"),
+        (lambda: SearchSpace(min_keep_rate=-0.01), r"min_keep_rate=-0.01 .*\[0, 1\]"),
+        (lambda: SearchSpace(min_keep_rate=1.01), r"min_keep_rate=1.01 .*\[0, 1\]"),
+        (lambda: SearchSpace(min_keep_rate=math.nan), r"min_keep_rate=nan .*\[0, 1\]"),
+        (lambda: SearchSpace(token_mode="melt"), r"token_mode='melt'.*'merge'.*'prune'.*'tome'"),
         (lambda: SupernetConfig(img_size=225), "img_size=225 .*multiple of patch_size=16"),
-        (lambda: SupernetConfig(num_classes=0), "num_classes=0 .*positive integer"),
+        (lambda: SupernetConfig(num_classes=-1), "num_classes=-1 .*integer"),
+        (lambda: SupernetConfig(act="relu"), r"act='relu'.*'gelu'.*'quick_gelu'"),
+        (lambda: SupernetConfig(global_pool="max"), r"global_pool='max'.*\('token', 'avg'\)"),
+        (lambda: SupernetConfig(class_token=False), r"global_pool='token'.*class_token=True.*global_pool='avg'"),
         (lambda: SupernetConfig(stem="unet"), r"stem='unet'.*\('patch', 'conv'\)"),
         (lambda: SupernetConfig(stem="conv", patch_size=14), "multiple of 4, not 14"),
         (lambda: SupernetConfig(in_chans=1), r"mean=.*self.in_chans=1"),
@@ -205,9 +286,13 @@ def test_an_impossible_configuration_is_refused(make: Callable[[], Any], message
         make()
 
 
-@pytest.mark.parametrize("name", list_supernets())
-def test_a_configuration_survives_json(name: str) -> None:
-    original = supernet_config(name)
+OTHER_CONFIG = SupernetConfig(
+    ALL_DECIDED, act="quick_gelu", pre_norm=True, class_token=False, global_pool="avg", fc_norm=True, num_classes=0
+)
+
+
+@pytest.mark.parametrize("original", [*map(supernet_config, list_supernets()), OTHER_CONFIG])
+def test_a_configuration_survives_json(original: SupernetConfig) -> None:
     assert SupernetConfig.from_dict(json.loads(json.dumps(original.to_dict()))) == original
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, freeze
-from supernet.macs import head_macs
+from supernet.macs import head_macs, remaining_macs
 
 Images = Callable[[Supernet, int], Tensor]
 
@@ -30,7 +30,10 @@ def random_subnets(net: Supernet, batch_size: int) -> SubnetConfig:
 
 
 def naive_logits(net: Supernet, image: Tensor, subnet: SubnetConfig) -> Tensor:
-    """One image through full-size weights, with masks over channels, heads, hidden units and patches."""
+    """One normalised image through full-size weights, with masks over channels, heads, hidden units and patches.
+
+    Only for `token_mode="prune"` with a class token; `test_supernet_modes.py` has an oracle for the others.
+    """
     config, space = net.config, net.config.space
     full = config.embed_dim
 
@@ -44,8 +47,7 @@ def naive_logits(net: Supernet, image: Tensor, subnet: SubnetConfig) -> Tensor:
     def mask(size: int, active: int) -> Tensor:
         return (torch.arange(size) < active).float()
 
-    pixels = (image - torch.tensor(config.mean)[:, None, None]) / torch.tensor(config.std)[:, None, None]
-    patches = nn.Sequential.forward(net.patch_embed, pixels[None])[0].flatten(1).T
+    patches = nn.Sequential.forward(net.patch_embed, image[None])[0].flatten(1).T
     x = torch.cat([net.cls_token[0], patches]) + net.pos_embed[0]
     alive = torch.ones(len(x), dtype=torch.bool)
     index = 0
@@ -96,7 +98,10 @@ def snapshot(state: InferenceState) -> dict[str, Any]:
 
 def assert_same_state(state: InferenceState, expected: dict[str, Any]) -> None:
     for name, value in expected.items():
-        assert torch.equal(torch.as_tensor(getattr(state, name)), torch.as_tensor(value)), name
+        if value is None:
+            assert getattr(state, name) is None, name
+        else:
+            assert torch.equal(torch.as_tensor(getattr(state, name)), torch.as_tensor(value)), name
 
 
 def test_every_image_of_a_mixed_batch_equals_the_naive_oracle(any_net: Supernet, random_images: Images) -> None:
@@ -104,6 +109,25 @@ def test_every_image_of_a_mixed_batch_equals_the_naive_oracle(any_net: Supernet,
     logits = any_net(images, subnet)
     assert logits.std(dim=0).min() > 0.1
     assert_close(logits, torch.stack([naive_logits(any_net, images[i], subnet[i]) for i in range(24)]))
+
+
+def test_a_first_group_of_any_size_equals_the_naive_oracle_and_its_extracted_network(
+    any_net: Supernet, random_images: Images
+) -> None:
+    images, subnet, first = random_images(any_net, 12), random_subnets(any_net, 12), any_net.space.groups[0]
+    generator = torch.Generator().manual_seed(11)
+    for name, values in (("embed_dim", any_net.space.embed_dims), ("mlp_ratio", any_net.space.mlp_ratios)):
+        sizes = getattr(subnet, name)
+        sizes[:, :first] = torch.tensor(values, dtype=sizes.dtype)[
+            torch.randint(len(values), (12, first), generator=generator)
+        ]
+    logits = any_net(images, subnet)
+    assert_close(logits, torch.stack([naive_logits(any_net, images[i], subnet[i]) for i in range(12)]))
+    assert_close(logits, torch.cat([any_net.extract(subnet[i])(images[i : i + 1]) for i in range(12)]))
+    state = any_net.begin(images, subnet.group(any_net.space, 0))
+    assert_close(any_net.finish(state, subnet), logits)
+    counted = state.macs + remaining_macs(any_net.config, 1, state.num_tokens, subnet)
+    assert torch.equal(torch.from_numpy(counted), any_net.macs(subnet))
 
 
 def test_a_mixed_batch_equals_every_image_alone_and_its_extracted_network(
@@ -185,7 +209,7 @@ def test_states_are_never_mutated(digits_net: Supernet, random_images: Images) -
         lambda: digits_net.class_attention(state, choices[2]),
         lambda: state[[0, 3]].tokens.zero_(),
         lambda: state[2:5].tokens.zero_(),
-        lambda: state.kept(16),
+        lambda: state.kept(),
     ):
         use()
         assert_same_state(state, before)
@@ -197,13 +221,13 @@ def test_indexing_a_state_selects_reorders_and_repeats_images(digits_net: Supern
     state = digits_net.run_group(digits_net.begin(images), 1, subnet.group(digits_net.space, 1))
     logits = digits_net.finish(state, subnet)
     alone = digits_net.run_group(digits_net.begin(images[4:5]), 1, subnet[4].group(digits_net.space, 1))
-    assert torch.equal(state[[4]].source, alone.source)
+    assert torch.equal(state[[4]].patch_token, alone.patch_token)
     for index in ([4], [5, 2, 2, 8, 0, 5], slice(3, 7), torch.tensor([8, 7]), torch.arange(9) % 2 == 0):
         chosen = torch.arange(9)[index]
         picked = state[index]
         assert len(picked) == len(chosen)
         assert picked.macs.tolist() == [state.macs[i] for i in chosen]
-        assert torch.equal(picked.kept(16), state.kept(16)[chosen])
+        assert torch.equal(picked.kept(), state.kept()[chosen])
         assert_close(digits_net.finish(picked, subnet[chosen]), logits[chosen])
 
 
@@ -213,20 +237,20 @@ def test_the_patches_that_stay_are_those_that_the_class_token_attends_to_most(
     patches, batch = any_net.config.num_patches, 16
     subnet = random_subnets(any_net, batch)
     state = any_net.begin(random_images(any_net, batch))
-    assert state.kept(patches).all()
+    assert state.patch_token.tolist() == [list(range(1, patches + 1))] * batch
     for group in range(1, len(any_net.space.groups)):
         choice = subnet.group(any_net.space, group)
         attention = any_net.class_attention(state, choice).split(state.num_tokens.tolist())
-        sources = state.source.split(state.num_tokens.tolist())
+        before = state.patch_token
         state = any_net.run_group(state, group, choice)
-        for i, (scores, source, kept) in enumerate(zip(attention, sources, state.kept(patches), strict=True)):
+        for i, (scores, kept) in enumerate(zip(attention, state.kept(), strict=True)):
             assert math.isclose(scores.sum(), 1, abs_tol=1e-5)
-            count = max(1, math.ceil(float(choice.keep_rate[i]) * (len(source) - 1)))
+            count = max(1, math.ceil(float(choice.keep_rate[i]) * (len(scores) - 1)))
             assert int(kept.sum()) == count == state.num_tokens[i] - 1
-            assert set(source[1:][scores[1:].topk(count).indices].tolist()) == set(kept.nonzero().flatten().tolist())
-        for source in state.source.split(state.num_tokens.tolist()):
-            assert source[0] == -1
-            assert (source.diff() > 0).all()
+            best = (scores[1:].topk(count).indices + 1).tolist()
+            assert kept.tolist() == [int(token) in best for token in before[i]]
+            assert state.patch_token[i][kept].tolist() == list(range(1, count + 1))
+            assert (state.patch_token[i][~kept] == -1).all()
 
 
 def test_no_subnet_is_the_full_one_and_one_subnet_serves_every_image(any_net: Supernet, random_images: Images) -> None:
@@ -237,8 +261,12 @@ def test_no_subnet_is_the_full_one_and_one_subnet_serves_every_image(any_net: Su
 
 
 def test_bytes_and_floats_of_the_same_picture_give_the_same_logits(any_net: Supernet, random_images: Images) -> None:
-    pixels = (random_images(any_net, 4) * 255).byte()
-    assert_close(any_net(pixels), any_net(pixels.float() / 255))
+    pixels, config = (random_images(any_net, 4) * 255).byte(), any_net.config
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    normalised = (pixels.float() / 255 - mean) / std
+    assert_close(any_net(pixels), any_net(normalised))
+    assert_close(any_net.extract(SubnetConfig.full(any_net.space))(pixels), any_net(normalised))
+    assert (any_net(pixels) - any_net(pixels.float() / 255)).abs().max() > 0.1
 
 
 def test_the_head_at_a_boundary_reads_the_class_token_of_full_width(
@@ -308,8 +336,8 @@ def changed(subnet: SubnetConfig, name: str, place: Any, value: float) -> Subnet
     [
         (lambda net, x, s: net(x, changed(s, "embed_dim", (1, 4), 20)), r"embed_dim=20 .*block 4 .*\[16, 32, 48, 64\]"),
         (
-            lambda net, x, s: net(x, changed(s, "embed_dim", (0, 0), 48)),
-            r"embed_dim=48 .*block 0 .*\[64\].*first group",
+            lambda net, x, s: net(x, changed(s, "embed_dim", (0, 0), 20)),
+            r"embed_dim=20 of image 0, block 0 .*\[16, 32, 48, 64\]",
         ),
         (lambda net, x, s: net(x, changed(s, "mlp_ratio", (2, 9), 3)), r"mlp_ratio=3.0 of image 2.*\[0.5, 1.0, 2.0\]"),
         (lambda net, x, s: net(x, changed(s, "mlp_ratio", (2, 9), math.nan)), "mlp_ratio=nan"),
@@ -320,7 +348,7 @@ def changed(subnet: SubnetConfig, name: str, place: Any, value: float) -> Subnet
         (lambda net, x, s: net(x.expand(-1, 3, -1, -1)), r"\(3, 3, 48, 48\).*\(B, 1, 48, 48\)"),
         (lambda net, x, s: net(x[0]), r"\(1, 48, 48\).*\(B, 1, 48, 48\)"),
         (lambda net, x, s: net(x[:0]), r"\(0, 1, 48, 48\).*B >= 1"),
-        (lambda net, x, s: net((x * 255).long()), "int64.*uint8 in 0..255 or floats in 0..1"),
+        (lambda net, x, s: net((x * 255).long()), r"int64.*uint8 in 0\.\.255, or normalised floats"),
         (lambda net, x, s: net.run_group(net.begin(x), 2, s.group(net.space, 2)), "group=2.*before group 1 of 4"),
         (
             lambda net, x, s: net.run_group(net.forward_features(x), 4, s.group(net.space, 3)),

@@ -162,7 +162,7 @@ def step_loss(net: Supernet, aux: AuxiliaryHeads, cfg: SupernetTraining, step: i
 def subnet_accuracies(net: Supernet, cfg: SupernetTraining, split: str = "val") -> dict[str, float]:
     """Accuracy of the full, the smallest and random subnets (one per image)."""
     scenes = make_scenes(cfg.val_scenes, split, seed=77)
-    device = net.cls_token.device
+    device = net.pos_embed.device
     random = SubnetConfig.random(net.space, cfg.val_scenes, torch.Generator().manual_seed(0))
     start = net.begin(scenes.images.to(device))
     out = {}
