@@ -233,12 +233,12 @@ class Lanes:
                 for lane, seed in zip(lanes.tolist(), seeds, strict=True):
                     if seed is not None:
                         self.generators[lane] = seeding.np_random(seed)[0]
-            conditioning = self.settings.cost_conditioning
+            conditioning, total = self.settings.cost_conditioning, len(self.engine.dataset)
             images = np.empty(len(lanes), dtype=np.int64) if index is None else index
             prices = np.empty(len(lanes)) if macs_weight is None else macs_weight
             for row, lane in enumerate(lanes.tolist()):
                 if index is None:
-                    images[row] = self._draw(lane)
+                    images[row] = self._generator(lane).integers(total)
                 if conditioning is not None and macs_weight is None:
                     prices[row] = conditioning.draw(self._generator(lane))
             fresh = self._dressed(self.engine.start(images), None if conditioning is None else prices)
@@ -249,16 +249,14 @@ class Lanes:
                     parts.append((members[stay], episodes[stay]))
             self.parts = [*parts, (lanes, fresh)]
             if ahead := self.engine.lookahead:
-                self.engine.prefetch(np.array([self._next_draw(lane) for lane in lanes[:ahead]]))
-
-    def _draw(self, lane: int) -> int:
-        return int(self._generator(lane).integers(len(self.engine.dataset)))
+                self.engine.prefetch(np.array([self._next_draw(lane) for lane in lanes[:ahead].tolist()]))
 
     def _next_draw(self, lane: int) -> int:
-        """What `_draw` will give, while the generator stays where it is."""
-        before = self._generator(lane).bit_generator.state
-        index = self._draw(lane)
-        self._generator(lane).bit_generator.state = before
+        """The image that the lane will draw next, while its generator stays where it is."""
+        generator = self._generator(lane)
+        before = generator.bit_generator.state
+        index = int(generator.integers(len(self.engine.dataset)))
+        generator.bit_generator.state = before
         return index
 
     def _generator(self, lane: int) -> np.random.Generator:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from supernet import InferenceState
 
+from .dataset_config import DatasetConfig
 from .engine import Episodes
 from .lanes import Lanes
 
@@ -78,16 +79,16 @@ def _episodes(lanes: Lanes, part: dict[str, Any]) -> Episodes:
 
 def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
     """What the numbers of an environment depend on; the device and the folder of the weights may change."""
-    settings, net = lanes.settings, lanes.engine.net
+    settings, parameters = lanes.settings, list(lanes.engine.net.parameters())
     weights = sha256()
-    for tensor in (net.pos_embed, net.norm.weight, net.norm.bias):  # any training moves these
-        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for tensor in (parameters[0], parameters[-1]):  # any training moves the first and the last
+        weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     conditioning = settings.cost_conditioning
     return {
         "num_envs": lanes.num_lanes,
         "autoreset_mode": autoreset_mode,
         "supernet": settings.supernet,
-        "dataset": settings.dataset,
+        "dataset": asdict(DatasetConfig.from_value(settings.dataset)),
         "split": settings.split,
         "images": len(lanes.engine.dataset),
         "reward": asdict(settings.reward),

@@ -7,16 +7,16 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers import ENV_ID
+from helpers import ENV_ID, make_engine, played, unit_actions
 
 from prance_env import Outcome, PranceVectorEnv, RewardConfig
-from supernet import supernet_config
+from supernet import Supernet, freeze, supernet_config
 from supernet.macs import remaining_macs, stem_macs
 
 N = 6
@@ -182,3 +182,15 @@ def test_the_preset_can_be_changed_and_unknown_ones_are_refused() -> None:
         make_envs({"preset": "papre"})
     with pytest.raises(ValueError, match="huge"):
         RewardConfig.paper("huge")
+
+
+@pytest.mark.parametrize("mode", ["result_to_go", "potential"])
+def test_both_rates_of_a_decision_are_paid_for(mode: str) -> None:
+    config = supernet_config("digits")
+    net = freeze(Supernet(replace(config, space=replace(config.space, token_mode="prune_merge"))))
+    path = played(make_engine(net, N), unit_actions(net.space, N), RewardConfig(mode, token_weight=0.1))
+    for decision, episodes in enumerate(path[1:]):
+        rates = episodes.keep_rate.sum(-1)
+        kept = rates[:, decision] if mode == "result_to_go" else rates.mean(1)
+        np.testing.assert_allclose(episodes.reward_tokens, -0.1 * kept)
+    assert path[1].reward_tokens[0] == pytest.approx(-0.2)
