@@ -68,7 +68,7 @@ def test_an_interrupted_prance_ppo_goes_on_as_if_it_had_not_stopped(
     update = PrancePPO._update
 
     def interrupt(self: PrancePPO, rollout: Any) -> dict[str, float]:
-        if self.n_updates == 2:
+        if self.n_updates == 3:
             if interruption == "kill":
                 raise MemoryError
             signal.raise_signal(signal.SIGINT)
