@@ -97,8 +97,9 @@ def attention(
     """
     if (lengths[1:] < lengths[:-1]).any():
         raise ValueError(f"lengths={lengths} must ascend, so that images of one length lie together.")
+    scores = _packed_scores(qkv, lengths, num_heads, log_size, class_token) if with_scores else None
     ends = np.cumsum(lengths)
-    outs, scores = [], []
+    outs = []
     for begin, end in length_chunks(lengths, qkv.device.type):
         n = lengths[begin:end]
         rows = slice(int(ends[begin] - n[0]), int(ends[end - 1]))
@@ -106,62 +107,61 @@ def attention(
         if n[0] == n[-1]:
             shape = (len(n), int(n[0]))
             bias = None if bias is None else bias.view(shape)
-            out, score = _padded_attention(part.view(*shape, -1), None, bias, num_heads, with_scores, class_token)
-        else:
-            position = np.arange(n[-1])
-            inside = position < n[:, None]
-            index = (ends[begin:end] - n - rows.start)[:, None] + np.where(inside, position, 0)
-            valid = torch.from_numpy(inside).to(qkv.device)
-            padded = take_rows(part, index.ravel()).view(*index.shape, -1)
-            bias = None if bias is None else take_rows(bias, index.ravel()).view(index.shape)
-            out, score = _padded_attention(padded, valid, bias, num_heads, with_scores, class_token)
-            real = np.flatnonzero(inside)
-            out, score = take_rows(out, real), None if score is None else take_rows(score, real)
-        outs.append(out)
-        if score is not None:
-            scores.append(score)
-    if len(outs) == 1:
-        return outs[0], scores[0] if with_scores else None
-    return torch.cat(outs), torch.cat(scores) if with_scores else None
+            outs.append(_padded_attention(part.view(*shape, -1), None, bias, num_heads))
+            continue
+        position = np.arange(n[-1])
+        inside = position < n[:, None]
+        index = (ends[begin:end] - n - rows.start)[:, None] + np.where(inside, position, 0)
+        valid = torch.from_numpy(inside).to(qkv.device)
+        padded = take_rows(part, index.ravel()).view(*index.shape, -1)
+        bias = None if bias is None else take_rows(bias, index.ravel()).view(index.shape)
+        outs.append(take_rows(_padded_attention(padded, valid, bias, num_heads), np.flatnonzero(inside)))
+    return outs[0] if len(outs) == 1 else torch.cat(outs), scores
 
 
-def _padded_attention(
-    qkv: Tensor, valid: Tensor | None, log_size: Tensor | None, num_heads: int, with_scores: bool, class_token: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`attention` for (B, L, ...) with the keys where `valid` (B, L) is False left out."""
+def _padded_attention(qkv: Tensor, valid: Tensor | None, log_size: Tensor | None, num_heads: int) -> Tensor:
+    """(B * L, channels / 3) attention in (B, L, channels), without the keys where `valid` (B, L) is False."""
     batch, length, channels = qkv.shape
     q, k, v = qkv.view(batch, length, num_heads, 3, channels // (3 * num_heads)).permute(3, 0, 2, 1, 4)
-    bias = log_size
-    if valid is not None and bias is not None:
-        bias = bias.masked_fill(~valid, float("-inf"))
-    mask = valid if bias is None else bias.to(qkv.dtype)
+    mask = valid
+    if log_size is not None:
+        mask = (log_size if valid is None else log_size.masked_fill(~valid, float("-inf"))).to(qkv.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
-    out = out.transpose(1, 2).reshape(batch * length, -1)
-    if not with_scores:
-        return out, None
-    return out, class_scores(q, k, valid, bias, class_token).reshape(-1)
+    return out.transpose(1, 2).reshape(batch * length, -1)
 
 
-def class_scores(q: Tensor, k: Tensor, valid: Tensor | None, bias: Tensor | None, class_token: bool) -> Tensor:
+def _packed_scores(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, class_token: bool) -> Tensor:
+    """`class_scores` of a packed batch, (T,) float32, all images at once: calls would cost more than the arithmetic."""
+    device = qkv.device
+    q, k, _ = qkv.view(len(qkv), num_heads, 3, -1).unbind(2)
+    image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
+    if class_token:
+        query = q.index_select(0, torch.from_numpy(starts(lengths)).to(device))
+    else:
+        total = q.new_zeros(len(lengths), *q.shape[1:]).index_add(0, image, q)
+        query = total / torch.from_numpy(lengths).to(device, q.dtype)[:, None, None]
+    logits = (k * query.index_select(0, image)).sum(-1).float() * q.shape[-1] ** -0.5
+    if log_size is not None:
+        logits = logits + log_size[:, None]
+    position = np.arange(lengths.max())
+    inside = position < lengths[:, None]
+    index = starts(lengths)[:, None] + np.where(inside, position, 0)
+    padded = take_rows(logits, index.ravel()).view(*index.shape, num_heads)
+    padded = padded.masked_fill(~torch.from_numpy(inside).to(device)[..., None], float("-inf"))
+    return take_rows(padded.softmax(1).mean(-1).view(-1), np.flatnonzero(inside))
+
+
+def class_scores(q: Tensor, k: Tensor, bias: Tensor | None, class_token: bool) -> Tensor:
     """What the class token (or, without one, the mean query) attends to: (B, L) float32, mean over heads.
 
     Args:
         q: (B, H, L, head_dim) queries.
         k: (B, H, L, head_dim) keys.
-        valid: (B, L) bool, which keys are there; None: all.
         bias: (B, L) added to the logits; None adds nothing.
         class_token: Whether position 0 is a class token.
     """
-    if class_token:
-        query = q[:, :, :1]
-    elif valid is None:
-        query = q.mean(2, keepdim=True)
-    else:
-        weight = valid[:, None, :, None].to(q.dtype)
-        query = (q * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True)
+    query = q[:, :, :1] if class_token else q.mean(2, keepdim=True)
     logits = (query @ k.transpose(-2, -1)).float() * q.shape[-1] ** -0.5
-    if valid is not None:
-        logits = logits.masked_fill(~valid[:, None, None, :], float("-inf"))
     if bias is not None:
         logits = logits + bias[:, None, None, :]
     return logits.softmax(-1).mean(1)[:, 0]

@@ -159,6 +159,8 @@ def mlp_half(
         Tokens in another order.
     """
     activation = ACTIVATIONS[net.config.act]
+    if net.config.act == "gelu" and not torch.is_grad_enabled():
+        activation = torch.ops.aten.gelu_  # the hidden layer is the largest tensor there is; one is enough
     order = np.lexsort((gives, hidden, widths))
     stack = _Stack(packed.x, len(packed.x), int(gives.max()))
     for images, _, x in _segments(packed, order, (widths, hidden, gives), widths):
@@ -216,7 +218,8 @@ class _Stack:
         self.row += len(y)
         torch.add(set_width(x, width), layer.bias[:width], out=place[:, :width])
         place[:, :width].addmm_(y, layer.weight[:width, : y.shape[1]].t())
-        place[:, width:].zero_()
+        if width < self.widest:
+            place[:, width:].zero_()
 
     def result(self) -> Tensor:
         """(rows, widest)."""

@@ -116,7 +116,7 @@ class StaticBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         assert self.counts is not None
         mode, kept = self.mode, int(self.counts[0, -1])
-        scores = class_scores(q, k, None, bias, self.class_token) if mode.uses_scores else None
+        scores = class_scores(q, k, bias, self.class_token) if mode.uses_scores else None
         metric = k.mean(1) if mode.metric == "keys" else x if mode.metric == "tokens" else None
         if size is None:
             size = torch.ones_like(x[..., 0], dtype=torch.float32)
