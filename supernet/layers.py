@@ -16,6 +16,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def activate(name: str, x: Tensor) -> Tensor:
+    """An activation of `ACTIVATIONS`, in place where it can be: the hidden layer is the largest tensor there is."""
+    if name == "gelu" and not torch.is_grad_enabled():
+        return torch.ops.aten.gelu_(x)
+    return ACTIVATIONS[name](x)
+
+
 def linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:
     """The first `out_features` rows of `layer`, over as many inputs as `x` has.
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .layers import ACTIVATIONS, ElasticBlock, layer_norm, linear, set_width
+from .layers import ElasticBlock, activate, layer_norm, linear, set_width
 from .macs import block_widths, hidden_dims
 from .ragged import Ints, attention, rows_of, runs, starts, take_rows
 from .reduction import TokenMode, combine, total_size
@@ -158,14 +158,12 @@ def mlp_half(
     Returns:
         Tokens in another order.
     """
-    activation = ACTIVATIONS[net.config.act]
-    if net.config.act == "gelu" and not torch.is_grad_enabled():
-        activation = torch.ops.aten.gelu_  # the hidden layer is the largest tensor there is; one is enough
     order = np.lexsort((gives, hidden, widths))
     stack = _Stack(packed.x, len(packed.x), int(gives.max()))
     for images, _, x in _segments(packed, order, (widths, hidden, gives), widths):
         first = order[images.start]
-        h = activation(linear(block.fc1, layer_norm(block.norm2, x, net.zoom(int(widths[first]))), int(hidden[first])))
+        hidden_layer = linear(block.fc1, layer_norm(block.norm2, x, net.zoom(int(widths[first]))), int(hidden[first]))
+        h = activate(net.config.act, hidden_layer)
         if boundary and block.lln is not None:
             x = linear(block.lln, x, int(gives[first]))
         stack.add(x, block.fc2, h, int(gives[first]))

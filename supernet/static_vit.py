@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SupernetConfig
-from .layers import ACTIVATIONS, PatchEmbed, set_width
+from .layers import PatchEmbed, activate, set_width
 from .macs import block_widths, hidden_dims, next_widths, remaining_macs, stem_macs
 from .ragged import class_scores
 from .reduction import combine, total_size
@@ -84,7 +84,7 @@ class StaticBlock(nn.Module):
 
     def __init__(self, config: SupernetConfig, sizes: BlockSizes) -> None:
         super().__init__()
-        self.sizes, self.act, self.mode = sizes, ACTIVATIONS[config.act], config.token_mode
+        self.sizes, self.act, self.mode = sizes, config.act, config.token_mode
         self.class_token = config.class_token
         self.tokens = np.array([sizes.tokens])
         self.counts = None if sizes.counts is None else np.array([sizes.counts])
@@ -108,7 +108,7 @@ class StaticBlock(nn.Module):
         x = _add_linear(x[..., : self.sizes.embed_dim], self.proj, out)
         if self.counts is not None:
             x, size = self._reduce(x, size, q, k, bias)
-        y = self.act(self.fc1(self.norm2(x)))
+        y = activate(self.act, self.fc1(self.norm2(x)))
         return _add_linear(set_width(x if self.lln is None else self.lln(x), self.fc2.out_features), self.fc2, y), size
 
     def _reduce(
