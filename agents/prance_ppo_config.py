@@ -92,6 +92,7 @@ class PrancePPOConfig:
             "n_envs": 512,
             "n_steps": 3,
             "n_epochs": 4,
+            "batch_size": 768,
             "gamma": 1.0,
             "gae_lambda": 0.95,
             "ent_coef": 0.0,
