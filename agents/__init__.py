@@ -1,6 +1,19 @@
 """Agents: everything that maps observations to actions, all with Stable-Baselines3's `predict`."""
 
 from .baselines import BaselineAgent, FullAgent, RandomAgent, StaticAgent
+from .prance_ppo import PrancePPO
+from .prance_ppo_config import PrancePPOConfig
 from .sb3 import make_sb3
+from .selector import PranceSelector, load_prance_selector
 
-__all__ = ["BaselineAgent", "FullAgent", "RandomAgent", "StaticAgent", "make_sb3"]
+__all__ = [
+    "BaselineAgent",
+    "FullAgent",
+    "PrancePPO",
+    "PrancePPOConfig",
+    "PranceSelector",
+    "RandomAgent",
+    "StaticAgent",
+    "load_prance_selector",
+    "make_sb3",
+]

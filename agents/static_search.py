@@ -96,7 +96,8 @@ def evolve_static_front(
     space = engine.config.space
     rng = np.random.default_rng(seed)
     difficulty = engine.dataset.difficulty.numpy()[index]
-    strata = [None, difficulty <= np.median(difficulty), difficulty > np.median(difficulty)]
+    halves = difficulty <= np.median(difficulty), difficulty > np.median(difficulty)
+    strata = [None, *(rows for rows in halves if rows.any())]
     tried: list[Actions] = []
     macs: list[float] = []
     correct: list[NDArray[np.bool_]] = []

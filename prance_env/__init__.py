@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_envs
 
 if TYPE_CHECKING:
+    from .datasets import ImageDataset, register_dataset
     from .engine import InferenceEngine
     from .env import PranceEnv
     from .lanes import EnvSettings
+    from .latency import LatencyTable
+    from .outcome import Outcome
     from .reward import RewardConfig
     from .sb3_env import PranceVecEnv, make_sb3_env
     from .spaces import observation_layout
@@ -20,24 +23,32 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "EnvSettings": "lanes",
+    "ImageDataset": "datasets",
     "InferenceEngine": "engine",
+    "LatencyTable": "latency",
+    "Outcome": "outcome",
     "PranceEnv": "env",
     "PranceVecEnv": "sb3_env",
     "PranceVectorEnv": "vector_env",
     "RewardConfig": "reward",
     "make_sb3_env": "sb3_env",
     "observation_layout": "spaces",
+    "register_dataset": "datasets",
 }
 
 __all__ = [
     "EnvSettings",
+    "ImageDataset",
     "InferenceEngine",
+    "LatencyTable",
+    "Outcome",
     "PranceEnv",
     "PranceVecEnv",
     "PranceVectorEnv",
     "RewardConfig",
     "make_sb3_env",
     "observation_layout",
+    "register_dataset",
     "register_envs",
 ]
 

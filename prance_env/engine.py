@@ -6,9 +6,10 @@ Stable-Baselines3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +28,20 @@ from supernet import (
 )
 from supernet.checkpoint import CONFIG
 
-from .datasets import ImageDataset, load_dataset
-from .reward import Bools, Floats, RewardConfig, accuracy_term
+from .cache import PrefixCache
+from .conditioning import CostConditioning
+from .dataset_config import DatasetConfig
+from .datasets import ImageSource, check_fits, load_dataset
+from .latency import load_latency_table
+from .outcome import Outcome
+from .reward import Bools, Floats, RewardConfig, accuracy_term, score
 from .spaces import observe
 
 Ints = NDArray[np.int64]
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 CACHE_BATCH = 256
+CACHE_MB = 1024.0
+STEADY_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +63,9 @@ class Episodes:
         reward_macs: (B,) its MACs term, negative.
         reward_tokens: (B,) its token term, negative.
         value: (B,) R_t of the last decision, 0 at the start.
+        macs_weight: (B,) price of the full network in each episode; None: the reward's.
+        latency_spent_ms: (B,) milliseconds so far by the latency table; None without one.
+        latency_ms: (B,) those of the inference if finished at full size from here; None without a table.
     """
 
     index: Ints
@@ -71,12 +82,16 @@ class Episodes:
     reward_macs: Floats
     reward_tokens: Floats
     value: Floats
+    macs_weight: Floats | None = None
+    latency_spent_ms: Floats | None = None
+    latency_ms: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, lanes: Ints) -> Episodes:
-        return Episodes(**{name: value[lanes] for name, value in vars(self).items()})
+        picked: dict[str, Any] = {k: None if v is None else v[lanes] for k, v in vars(self).items()}
+        return Episodes(**picked)
 
     @property
     def decision(self) -> int:
@@ -93,26 +108,35 @@ class InferenceEngine:
     """Runs episodes of one frozen supernet over one data set.
 
     What no action can change, the output of the patch embedding and the first group and the verdict of the full
-    network, is computed once per image and kept.
+    network, is computed once per image and kept, as far as the budget goes.
 
     Args:
         net: The supernet, frozen.
         dataset: The images.
+        cache_mb: See `prance_env.cache.PrefixCache`.
+        cache_dir: See there.
+
+    Raises:
+        ValueError: If images or labels do not fit the supernet.
+        OSError: If the folder of the cache cannot be written.
     """
 
-    def __init__(self, net: Supernet, dataset: ImageDataset) -> None:
+    def __init__(
+        self,
+        net: Supernet,
+        dataset: ImageSource,
+        cache_mb: float = CACHE_MB,
+        cache_dir: str | Path | None = None,
+    ) -> None:
         c = net.config
-        expected = (c.in_chans, c.img_size, c.img_size)
-        if tuple(dataset.images.shape[1:]) != expected:
-            raise ValueError(f"The images are {tuple(dataset.images.shape[1:])}, but the supernet takes {expected}.")
+        if c.space.decide_first_group:
+            raise ValueError("An environment cannot decide the first group yet; set decide_first_group=False.")
+        check_fits(dataset, c)
         self.net, self.dataset = net, dataset
         self.labels: Ints = dataset.labels.numpy()
         self.full_macs = int(net.macs().item())
-        self._known = np.zeros(len(dataset), dtype=bool)
-        device, dtype = net.pos_embed.device, net.pos_embed.dtype
-        self._prefix = torch.empty(len(dataset), c.num_tokens, c.embed_dim, device=device, dtype=dtype)
-        self._full_prediction = np.zeros(len(dataset), dtype=np.int64)
-        self._full_prob = np.zeros(len(dataset))
+        self.cache = PrefixCache(net, dataset, cache_mb, cache_dir)
+        self._full_prediction, self._full_prob = self.cache.prediction, self.cache.prob
 
     @property
     def config(self) -> SupernetConfig:
@@ -123,17 +147,20 @@ class InferenceEngine:
     def start(self, index: Ints) -> Episodes:
         """Begins one episode per entry of `index`.
 
+        A broken image is replaced by the next good one if the data set says so; `Episodes.index` tells which.
+
         Raises:
             IndexError: If an entry is not an image of the data set.
+            OSError: If an image is broken and the data set says that this is an error.
         """
         if len(index) and (index.min() < 0 or index.max() >= len(self.dataset)):
             bad = index[(index < 0) | (index >= len(self.dataset))]
             raise IndexError(
                 f"index={bad[0]} is not an image of this data set; allowed are 0..{len(self.dataset) - 1}."
             )
-        self._ensure_known(index)
+        index, prefix = self._prefixes(index)
         c, space, batch = self.config, self.config.space, len(index)
-        state = self.net.begun(self._prefix[torch.from_numpy(index).to(self._prefix.device)])
+        state = self.net.begun(prefix)
         zeros = np.zeros(batch)
         return Episodes(
             index=index,
@@ -164,11 +191,11 @@ class InferenceEngine:
         Returns:
             The episodes one group later.
         """
-        space, decision = self.config.space, episodes.decision
+        space, decision, batch = self.config.space, episodes.decision, len(episodes)
         choice = GroupChoice.from_actions(space, torch.from_numpy(actions))
         state = self.net.run_group(episodes.state, decision + 1, choice)
-        last = decision == space.num_decisions - 1
-        macs, prediction, prob = self._to_go(state, episodes.label, reward.mode != "terminal" or last)
+        paid = reward.mode != "terminal" or decision == space.num_decisions - 1
+        macs, prediction, prob = self._to_go(state, episodes.label, paid)
 
         blocks = space.blocks(decision + 1)
         embed_dim, mlp_ratio, keep_rate = (
@@ -179,25 +206,9 @@ class InferenceEngine:
         embed_dim[:, blocks.start : blocks.stop] = choice.embed_dim.numpy()
         mlp_ratio[:, blocks.start : blocks.stop] = choice.mlp_ratio.numpy()
         keep_rate[:, decision] = choice.keep_rate.numpy()
-
-        accuracy = accuracy_term(
-            reward.accuracy,
-            prediction == episodes.label,
-            self._full_prediction[episodes.index] == episodes.label,
-            prob,
-            self._full_prob[episodes.index],
-        )
-        kept = keep_rate[:, decision] if reward.mode == "result_to_go" else keep_rate.mean(1)
-        paid = reward.mode != "terminal" or last
-        terms = [
-            accuracy * paid,
-            -reward.macs_weight * macs / self.full_macs * paid,
-            -reward.token_weight * kept * paid,
-        ]
-        value = terms[0] + terms[1] + terms[2]
-        return Episodes(
-            index=episodes.index,
-            label=episodes.label,
+        latency_spent_ms, latency_ms, full_latency_ms = self._latency(episodes, choice, state, reward)
+        following = replace(
+            episodes,
             state=state,
             embed_dim=embed_dim,
             mlp_ratio=mlp_ratio,
@@ -205,55 +216,173 @@ class InferenceEngine:
             macs=macs,
             prediction=prediction,
             prob=prob,
-            reward=value - episodes.value if reward.mode == "potential" else value,
-            reward_accuracy=terms[0],
-            reward_macs=terms[1],
-            reward_tokens=terms[2],
-            value=value,
+            latency_spent_ms=latency_spent_ms,
+            latency_ms=latency_ms,
+        )
+        zeros = np.zeros(batch)
+        if not paid:
+            return replace(
+                following, reward=zeros, reward_accuracy=zeros, reward_macs=zeros, reward_tokens=zeros, value=zeros
+            )
+        full_prediction, full_prob = self._full_prediction[episodes.index], self._full_prob[episodes.index]
+        unknown = np.full(batch, np.nan)
+        outcome = Outcome(
+            index=episodes.index,
+            label=episodes.label,
+            decision=np.full(batch, decision + 1),
+            prediction=prediction,
+            prob=prob,
+            full_prediction=full_prediction,
+            full_prob=full_prob,
+            accuracy=accuracy_term(
+                reward.accuracy, following.success, full_prediction == episodes.label, prob, full_prob
+            ),
+            macs=macs,
+            full_macs=np.full(batch, self.full_macs),
+            latency_ms=unknown if latency_ms is None else latency_ms,
+            full_latency_ms=unknown if full_latency_ms is None else np.full(batch, full_latency_ms),
+            embed_dim=embed_dim,
+            mlp_ratio=mlp_ratio,
+            keep_rate=keep_rate,
+            num_tokens=state.num_tokens,
+            macs_weight=zeros + reward.macs_weight if episodes.macs_weight is None else episodes.macs_weight,
+        )
+        terms = score(reward, outcome)
+        return replace(
+            following,
+            reward=terms.value - episodes.value if reward.mode == "potential" else terms.value,
+            reward_accuracy=terms.accuracy,
+            reward_macs=terms.macs,
+            reward_tokens=terms.tokens,
+            value=terms.value,
         )
 
-    def observe(self, episodes: Episodes, observation: str) -> Tensor:
-        """(B, O) float32 observations on the device, see `prance_env.spaces.observe`."""
+    def observe(
+        self, episodes: Episodes, observation: str, cost_conditioning: CostConditioning | None = None
+    ) -> Tensor:
+        """(B, O) float32 observations on the device, see `prance_env.spaces.observe`.
+
+        Args:
+            episodes: The episodes.
+            observation: One of `prance_env.spaces.OBSERVATIONS`.
+            cost_conditioning: Range of the price that is observed; the episodes must have their `macs_weight`.
+        """
+        price = None
+        if cost_conditioning is not None:
+            assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
+            price = cost_conditioning.observe(episodes.macs_weight)
         with torch.inference_mode():
-            return observe(self.net, episodes.state, observation, self.full_macs)
+            return observe(self.net, episodes.state, observation, self.full_macs, price)
+
+    def _latency(
+        self, episodes: Episodes, choice: GroupChoice, state: InferenceState, reward: RewardConfig
+    ) -> tuple[Floats | None, Floats | None, float | None]:
+        """Milliseconds after a decision: spent, finished at full size, and of the full network."""
+        if reward.latency_table is None:
+            return None, None, None
+        table, space, group = load_latency_table(reward.latency_table), self.config.space, episodes.state.group
+        before = table.prefix_ms if episodes.latency_spent_ms is None else episodes.latency_spent_ms
+        spent = before + table.group(
+            group,
+            choice.embed_dim.numpy(),
+            choice.mlp_ratio.numpy(),
+            episodes.state.num_tokens,
+            state.num_tokens,
+        )
+        return spent, spent + table.rest(space, group + 1, state.num_tokens), table.full_ms(space)
 
     def _to_go(self, state: InferenceState, label: Ints, predict: bool) -> tuple[Ints, Ints, Floats]:
         """MACs, prediction and probability of the label if the network is finished at full size."""
         macs = self.net.macs_to_go(state)
         if not predict:
             return macs, np.full(len(state), -1, dtype=np.int64), np.zeros(len(state))
-        probs = self.net.finish(state).float().softmax(-1)
-        at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
-        packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
-        return macs, packed[0].astype(np.int64), packed[1].astype(np.float64)
+        return macs, *_verdict(self.net.finish(state), label)
 
-    def _ensure_known(self, index: Ints) -> None:
-        missing = np.unique(index[~self._known[index]])
+    @property
+    def lookahead(self) -> int:
+        """How many images it is worthwhile to name to `prefetch`; 0 if none."""
+        return 0 if self.cache.held.all() else self.dataset.lookahead
+
+    def prefetch(self, index: Ints) -> None:
+        """Has images decoded in the background that will be started soon."""
+        self.dataset.prefetch(np.unique(index[~self.cache.recall(index)]))
+
+    def _prefixes(self, index: Ints) -> tuple[Ints, Tensor]:
+        """Images that stand for `index` ((B,), the same ones unless broken), and their prefixes, (B, N + 1, C)."""
+        index = self.dataset.shown(index)
+        held = self.cache.recall(index)
+        if held.all():
+            return index, self.cache.read(index)
+        c = self.config
+        device, dtype = self.net.pos_embed.device, self.net.pos_embed.dtype
+        prefix = torch.empty(len(index), c.num_tokens, c.embed_dim, device=device, dtype=dtype)
+        if held.any():
+            prefix[torch.from_numpy(held).to(device)] = self.cache.read(index[held])
+        missing = np.unique(index[~held])
+        shown = index.copy()
         for begin in range(0, len(missing), CACHE_BATCH):
+            # The images after these are decoded while the network is busy with these.
+            self.dataset.prefetch(missing[begin : begin + 2 * CACHE_BATCH])
             part = missing[begin : begin + CACHE_BATCH]
-            # A lone image takes other kernels and differs in the last bits. It is computed twice over, so that what is
-            # kept does not depend on which images were asked for together.
-            part = np.resize(part, max(len(part), 2))
-            images = self.dataset.images[torch.from_numpy(part)].to(self._prefix.device)
-            state = self.net.begin(images)
-            self._prefix[torch.from_numpy(part).to(self._prefix.device)] = state.tokens.view(
-                len(part), *self._prefix.shape[1:]
-            )
-            _, prediction, prob = self._to_go(state, self.labels[part], True)
-            self._full_prediction[part], self._full_prob[part] = prediction, prob
-            self._known[part] = True
+            lanes = np.flatnonzero(np.isin(index, part))
+            rows, tokens = self._compute(part)
+            shown[lanes] = rows[np.searchsorted(part, index[lanes])]
+            at = torch.from_numpy(np.searchsorted(part, index[lanes])).to(device)
+            prefix[torch.from_numpy(lanes).to(device)] = tokens[at]
+        return shown, prefix
+
+    def _compute(self, part: Ints) -> tuple[Ints, Tensor]:
+        """Fetches images, computes what is kept of them and keeps it: as `_prefixes`."""
+        # A lone image takes other kernels and differs in the last bits, as does a classifier with few rows. Both are
+        # given copies, so that what is kept does not depend on which images were asked for together.
+        part = np.resize(part, max(len(part), 2))
+        device = self.net.pos_embed.device
+        images = self.dataset.fetch(part)
+        shown = self.dataset.shown(part)
+        if device.type == "cuda":
+            images = images.pin_memory()
+        state = self.net.begin(images.to(device, non_blocking=True))
+        tokens = state.tokens.view(len(part), self.config.num_tokens, -1)
+        known = self.cache.known[shown]
+        prediction, prob = self._full_prediction[shown], self._full_prob[shown]
+        if not known.all():
+            end = self.net.run_to_end(state)[np.resize(np.arange(len(part)), max(len(part), STEADY_ROWS))]
+            fresh = _verdict(self.net.forward_head(end)[: len(part)], self.labels[shown])
+            prediction, prob = np.where(known, prediction, fresh[0]), np.where(known, prob, fresh[1])
+        self.cache.write(shown, tokens, prediction, prob)
+        return shown, tokens
+
+
+def _verdict(logits: Tensor, label: Ints) -> tuple[Ints, Floats]:
+    """(B,) class predicted and probability of the label."""
+    probs = logits.float().softmax(-1)
+    at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
+    packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
+    return packed[0].astype(np.int64), packed[1].astype(np.float64)
 
 
 @lru_cache(maxsize=8)
-def shared_engine(supernet: str, checkpoint: str | None, dataset: str, split: str, device: str) -> InferenceEngine:
+def shared_engine(
+    supernet: str,
+    checkpoint: str | None,
+    dataset: str | DatasetConfig,
+    split: str,
+    device: str,
+    cache_mb: float = CACHE_MB,
+    cache_dir: str | None = None,
+    num_workers: int = 0,
+    on_error: str = "raise",
+) -> InferenceEngine:
     """The engine for these arguments; environments of one process share it, and with it weights and caches.
 
     Raises:
         ValueError: If a name is unknown or something does not fit.
-        FileNotFoundError: If the checkpoint is missing.
+        ModuleNotFoundError: If a package that the data set needs is missing.
+        OSError: If the checkpoint is missing, or a folder cannot be read or written.
     """
     net = freeze(from_pretrained(checkpoint_folder(supernet, checkpoint)).to(torch.device(device)))
-    return InferenceEngine(net, load_dataset(dataset, split))
+    source = load_dataset(dataset, split, net.config, num_workers, on_error, cache_dir)
+    return InferenceEngine(net, source, cache_mb, cache_dir)
 
 
 def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:

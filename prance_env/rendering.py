@@ -44,7 +44,7 @@ def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.ui
     space = engine.config.space
     kept = episodes.state.kept()[0].cpu().numpy()
     frame = Image.new("RGB", (IMAGE_SIDE + PANEL_WIDTH, IMAGE_SIDE), BACKGROUND)
-    image = engine.dataset.images[int(episodes.index[0])].numpy()
+    image = engine.dataset.fetch(episodes.index)[0].numpy()
     frame.paste(Image.fromarray(dim_dropped(image, kept)), (0, 0))
     draw = ImageDraw.Draw(frame)
     left, width = IMAGE_SIDE + 12, PANEL_WIDTH - 24

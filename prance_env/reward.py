@@ -2,26 +2,35 @@
 
 R_t is the value of the inference if it were finished at full size after decision t:
 
-    R_t = accuracy_t - macs_weight * macs_t / macs_full - token_weight * keep_t
+    R_t = accuracy_t - macs_weight * cost_t / cost_full - token_weight * keep_t
 
-PRANCE (arXiv 2407.05010) rewards every decision with its R_t.
+PRANCE (arXiv 2407.05010) rewards every decision with its R_t. The cost is MACs, or milliseconds by a latency table.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from supernet import SupernetConfig, supernet_config
+from supernet.macs import remaining_macs, stem_macs
+
+from .latency import load_latency_table
+from .outcome import Floats, Outcome, call_reward_function, load_reward_function
+
 Bools = NDArray[np.bool_]
 
 MODES = ("result_to_go", "terminal", "potential")
 ACCURACIES = ("agreement", "top1", "prob", "mixed")
+COSTS = ("macs", "latency")
+PRESETS = ("paper",)
+# PRANCE's reward pays 0.008 for every 1e8 MACs and 0.1 for keeping every patch at a decision.
+PAPER_PRICE, PAPER_MACS, PAPER_TOKEN_WEIGHT = 0.008, 1e8, 0.1
 
 
 @dataclass(frozen=True)
@@ -36,36 +45,106 @@ class RewardConfig:
             info are always those of R_t.
         accuracy: "agreement": 1 unless the full network is right and this one is not. "top1": 1 if right. "prob":
             probability of the label. "mixed": half agreement, half min(1, 1 + p(label) - p_full(label)).
-        macs_weight: Price of all MACs of the full network.
-        token_weight: Price of keeping every patch.
+        macs_weight: Price of the full network: of all its MACs or, with cost="latency", of all its milliseconds.
+        token_weight: Price of keeping every patch; where a decision has two rates, of both together.
+        cost: "macs" or "latency".
+        latency_table: File that `prance profile` wrote, needed by cost="latency". With either cost it adds `latency_ms`
+            to the info. Read once per process.
+        function: "package.module:name" of a function of yours that takes an `Outcome` and returns R_t, (B,) finite
+            numbers; `mode` applies to it as to the formula above, and the terms in the info stay those of the formula.
+
+    Raises:
+        ValueError: If a value is unknown or out of range, or the function or the table does not load.
+        FileNotFoundError: If there is no such table.
     """
 
     mode: str = "result_to_go"
     accuracy: str = "agreement"
     macs_weight: float = 0.2
     token_weight: float = 0.0
+    cost: str = "macs"
+    latency_table: str | None = None
+    function: str | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("accuracy", ACCURACIES)):
+        for name, allowed in (("mode", MODES), ("accuracy", ACCURACIES), ("cost", COSTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"reward {name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
         for name in ("macs_weight", "token_weight"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"reward {name}={value!r} must be a finite number >= 0.")
+        if self.latency_table is not None:
+            load_latency_table(self.latency_table)
+        elif self.cost == "latency":
+            raise ValueError("reward cost='latency' needs latency_table='FILE', which `prance profile` writes.")
+        if self.function is not None:
+            load_reward_function(self.function)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any] | None) -> RewardConfig:
+    def from_dict(cls, data: Mapping[str, Any] | None, supernet: SupernetConfig | None = None) -> RewardConfig:
         """From keyword arguments as plain data; None gives the defaults.
+
+        Args:
+            data: Fields of this class; {"preset": "paper"} starts from the paper's constants instead of the defaults.
+            supernet: What the preset is computed for.
 
         Raises:
             ValueError: If a key is unknown or a value is out of range.
+            FileNotFoundError: If there is no such latency table.
         """
         data = {} if data is None else data
         known = [f.name for f in fields(cls)]
-        if not isinstance(data, Mapping) or (set(data) - set(known)):
-            raise ValueError(f"reward={data!r} must be a dict with keys among {known}.")
-        return cls(**data)
+        if not isinstance(data, Mapping) or (set(data) - {*known, "preset"}):
+            raise ValueError(f"reward={data!r} must be a dict with keys among {[*known, 'preset']}.")
+        changes = dict(data)
+        preset = changes.pop("preset", None)
+        if preset is None:
+            return cls(**changes)
+        if preset not in PRESETS or supernet is None:
+            raise ValueError(f"reward preset={preset!r} is unknown or lacks a supernet; choose one of {PRESETS}.")
+        return replace(cls.paper(supernet), **changes)
+
+    @classmethod
+    def paper(cls, supernet: str | SupernetConfig = "small") -> RewardConfig:
+        """PRANCE's reward, agreement - 0.008 * MACs / 1e8 - 0.1 * keep rate, at every decision.
+
+        Args:
+            supernet: "tiny", "small", "base", another registered name, or a configuration; its MACs give the weight.
+
+        Raises:
+            ValueError: If the name is unknown.
+        """
+        if isinstance(supernet, str):
+            supernet = supernet_config(f"prance_vit_{supernet}" if supernet in ("tiny", "small", "base") else supernet)
+        full_macs = stem_macs(supernet) + int(remaining_macs(supernet, 0, np.array([supernet.num_tokens]))[0])
+        return cls(macs_weight=PAPER_PRICE * full_macs / PAPER_MACS, token_weight=PAPER_TOKEN_WEIGHT)
+
+
+class Terms(NamedTuple):
+    """R_t of B images, (B,) each; the costs are negative."""
+
+    value: Floats
+    accuracy: Floats
+    macs: Floats
+    tokens: Floats
+
+
+def score(reward: RewardConfig, outcome: Outcome) -> Terms:
+    """R_t and its terms.
+
+    Raises:
+        ValueError: If a reward function returns something else than (B,) finite numbers.
+    """
+    kept = outcome.keep_rate.reshape(*outcome.keep_rate.shape[:2], -1).sum(-1)
+    kept = kept[:, outcome.decision[0] - 1] if reward.mode == "result_to_go" else kept.mean(1)
+    cost, full = (
+        (outcome.latency_ms, outcome.full_latency_ms) if reward.cost == "latency" else (outcome.macs, outcome.full_macs)
+    )
+    accuracy, tokens = outcome.accuracy, -reward.token_weight * kept
+    macs = -outcome.macs_weight * cost / full
+    value = accuracy + macs + tokens if reward.function is None else call_reward_function(reward.function, outcome)
+    return Terms(value, accuracy, macs, tokens)
 
 
 def accuracy_term(kind: str, correct: Bools, full_correct: Bools, prob: Floats, full_prob: Floats) -> Floats:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
@@ -21,38 +21,60 @@ class PranceVecEnv(VecEnv):
     The info of a lane is filled only where its episode has just ended (it then also has `terminal_observation`);
     filling hundreds of dictionaries at every step would cost more than it tells.
 
+    All lanes are one object: `get_attr` and `env_method` ask it once and repeat the answer for every lane asked about,
+    and `set_attr` is for all lanes.
+
     Args:
-        envs: With autoreset mode SAME_STEP, which is what SB3 means by a vector environment.
+        envs: With autoreset mode SAME_STEP, which is what SB3 means by a vector environment, and numpy output; may be
+            wrapped by `prance_env.wrappers`.
 
     Raises:
-        ValueError: If the autoreset mode is another one.
+        TypeError: If there is no `PranceVectorEnv` inside.
+        ValueError: If the autoreset mode or the output is another one.
     """
 
-    def __init__(self, envs: PranceVectorEnv) -> None:
-        if envs.autoreset_mode != AutoresetMode.SAME_STEP:
-            raise ValueError(f"PranceVecEnv needs autoreset_mode=SAME_STEP, not {envs.autoreset_mode.name}.")
-        self.envs = envs
-        self.metadata = envs.metadata
-        self._actions: NDArray[Any] | None = None
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        inner = envs.unwrapped
+        if not isinstance(inner, PranceVectorEnv):
+            raise TypeError(f"PranceVecEnv needs a PranceVectorEnv, not {type(inner).__name__}.")
+        if inner.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise ValueError(f"PranceVecEnv needs autoreset_mode=SAME_STEP, not {inner.autoreset_mode.name}.")
+        if inner.output != "numpy":
+            raise ValueError(f"PranceVecEnv needs output='numpy', not {inner.output!r}: SB3 knows no tensors here.")
+        self.envs, self._inner = envs, inner
+        self.spec = inner.spec
+        self._pending_actions: NDArray[Any] | None = None
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self.metadata = {**self.metadata, "render_fps": inner.metadata["render_fps"]}
 
     def reset(self) -> VecEnvObs:
-        """Begins new episodes; consumes what `seed` and `set_options` left."""
-        seeds = None if all(s is None for s in self._seeds) else self._seeds
-        observations, _ = self.envs.reset(seed=seeds, options=_merge_options(self._options))
+        """Begins new episodes; consumes what `seed` and `set_options` left.
+
+        Raises:
+            ValueError: If the options are not the same keys for every lane, or as in `PranceVectorEnv.reset`.
+        """
+        options, seeds = list(self._options), None if all(s is None for s in self._seeds) else list(self._seeds)
+        self._reset_options()  # first, so that options that are refused do not stand in the way of later resets
+        observations, _ = self.envs.reset(seed=cast(Any, seeds), options=_merge_options(options))
         self._reset_seeds()
-        self._reset_options()
         self.reset_infos = [{} for _ in range(self.num_envs)]
         return observations
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        self._actions = actions
+        """Keeps the actions for `step_wait`."""
+        self._pending_actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        if self._actions is None:
+        """Takes the decisions.
+
+        Raises:
+            RuntimeError: If `step_async` was not called before.
+            ValueError: As `PranceVectorEnv.step`.
+        """
+        actions, self._pending_actions = self._pending_actions, None
+        if actions is None:
             raise RuntimeError("step_wait() was called before step_async().")
-        observations, rewards, terminated, _, vector_info = self.envs.step(self._actions)
-        self._actions = None
+        observations, rewards, terminated, _, vector_info = self.envs.step(actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if terminated.any():
             final_info = {k: v for k, v in vector_info["final_info"].items() if not k.startswith("_")}
@@ -62,14 +84,25 @@ class PranceVecEnv(VecEnv):
                 infos[lane]["TimeLimit.truncated"] = False
         return observations, rewards.astype(np.float32), terminated, infos
 
+    def state_dict(self) -> dict[str, Any]:
+        """See `PranceVectorEnv.state_dict`; what `seed` and `set_options` announced is not part of it."""
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `PranceVectorEnv.load_state_dict`."""
+        self._inner.load_state_dict(state)
+
     def close(self) -> None:
+        """Drops the reference to the engine; may be called twice."""
         self.envs.close()
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        return self.envs.render() or [None] * self.num_envs
+        """One frame per lane."""
+        return self.envs.render() or [None] * self.num_envs  # type: ignore[return-value]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        return [getattr(self.envs, attr_name) for _ in self._get_indices(indices)]
+        """The attribute of the batch, once per lane asked about."""
+        return [getattr(self._inner, attr_name) for _ in self._checked(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """All lanes are one object, so an attribute can only be set for all of them.
@@ -77,22 +110,35 @@ class PranceVecEnv(VecEnv):
         Raises:
             ValueError: If `indices` names only some lanes.
         """
-        if len(list(self._get_indices(indices))) != self.num_envs:
+        if len(set(self._checked(indices))) != self.num_envs:
             raise ValueError(f"{attr_name!r} can be set for all environments only: they are computed as one batch.")
-        setattr(self.envs, attr_name, value)
+        setattr(self._inner, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        result = getattr(self.envs, method_name)(*method_args, **method_kwargs)
-        return [result for _ in self._get_indices(indices)]
+        """Calls a method of the batch once and repeats its result for every lane asked about."""
+        lanes = self._checked(indices)
+        result = getattr(self._inner, method_name)(*method_args, **method_kwargs)
+        return [result for _ in lanes]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        return [False for _ in self._get_indices(indices)]
+        """False: single-environment wrappers cannot be around a lane."""
+        return [False for _ in self._checked(indices)]
+
+    def _checked(self, indices: VecEnvIndices) -> list[int]:
+        lanes = list(self._get_indices(indices))
+        if bad := [lane for lane in lanes if not -self.num_envs <= lane < self.num_envs]:
+            raise IndexError(f"indices={bad} do not exist; environments are 0..{self.num_envs - 1}.")
+        return lanes
 
 
 def make_sb3_env(
-    env_id: str = "Prance-Digits-v0", n_envs: int = 256, seed: int | None = None, **env_kwargs: Any
+    env_id: str = "Prance-Digits-v0",
+    n_envs: int = 256,
+    seed: int | None = None,
+    wrappers: Sequence[Callable[[VectorEnv[Any, Any, Any]], VectorEnv[Any, Any, Any]]] = (),
+    **env_kwargs: Any,
 ) -> VecMonitor:
     """A native batch of environments, ready for Stable-Baselines3.
 
@@ -100,6 +146,7 @@ def make_sb3_env(
         env_id: A registered id of this package, with or without "prance_env:" in front.
         n_envs: Number of lanes.
         seed: Lane i is seeded with `seed + i` at the first reset.
+        wrappers: Vector wrappers of `prance_env.wrappers`, inner first.
         env_kwargs: Arguments of the environment, see `PranceEnv`.
 
     Raises:
@@ -111,18 +158,20 @@ def make_sb3_env(
         raise ValueError(f"{env_id!r} is not an environment of prance_env; use SB3's make_vec_env for it.")
     envs = PranceVectorEnv(n_envs, AutoresetMode.SAME_STEP, **{**spec.kwargs, **env_kwargs})
     envs.spec = spec
-    venv = VecMonitor(PranceVecEnv(envs))
+    wrapped: VectorEnv[Any, Any, Any] = envs
+    for wrapper in wrappers:
+        wrapped = wrapper(wrapped)
+    venv = VecMonitor(PranceVecEnv(wrapped))
     if seed is not None:
         venv.seed(seed)
     return venv
 
 
-def _merge_options(options: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """SB3 keeps one dict per lane; the image index is the only option there is."""
-    per_lane = list(options)
-    if not any(per_lane):
-        return None
-    missing = [i for i, o in enumerate(per_lane) if "index" not in o]
-    if missing:
-        raise ValueError(f"set_options needs an 'index' for every environment; it is missing for {missing[:8]}.")
-    return {"index": np.array([o["index"] for o in per_lane])}
+def _merge_options(options: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """SB3 keeps one dict per lane; the native batch takes one array per key."""
+    keys = list(dict.fromkeys(key for o in options for key in o))
+    for key in keys:
+        missing = [i for i, o in enumerate(options) if key not in o]
+        if missing:
+            raise ValueError(f"set_options needs {key!r} for every environment; it is missing for {missing[:8]}.")
+    return {key: np.array([o[key] for o in options]) for key in keys} or None

@@ -14,7 +14,15 @@ from torch import Tensor
 from supernet import InferenceState, SearchSpace, Supernet, SupernetConfig
 from supernet.ragged import runs, take_rows
 
-OBSERVATIONS = ("cls", "cls_only", "constant")
+# What each observation consists of, in order. "key_mean", the authors' observation, is one more row here and one more
+# entry of `parts` in `observe`, once the supernet hands out the keys of its attention.
+_COUNTERS = ("embed_dim", "decision", "patches_left", "macs_spent")
+OBSERVATION_PARTS = {
+    "cls": ("class_token", "log_norm", "max_prob", "entropy", *_COUNTERS),
+    "cls_only": ("class_token", "log_norm", *_COUNTERS),
+    "constant": ("decision",),
+}
+OBSERVATIONS = tuple(OBSERVATION_PARTS)
 LOG_NORM_BOUND = 5.0
 
 
@@ -36,36 +44,36 @@ def decode_actions(actions: NDArray[np.floating], normalize_actions: bool) -> ND
     return np.clip((unit + 1) / 2 if normalize_actions else unit, 0, 1)
 
 
-def observation_layout(config: SupernetConfig, observation: str) -> dict[str, slice]:
+def encode_actions(unit: NDArray[np.float64], normalize_actions: bool) -> NDArray[np.float32]:
+    """Inverse of `decode_actions`: [0, 1] to the Box."""
+    return (2 * unit - 1 if normalize_actions else unit).astype(np.float32)
+
+
+def observation_layout(config: SupernetConfig, observation: str, cost_conditioning: bool = False) -> dict[str, slice]:
     """Name and slice of every part of the observation vector, in order.
+
+    Args:
+        config: The supernet.
+        observation: One of `OBSERVATIONS`.
+        cost_conditioning: Whether the price of computation is observed, as the last entry.
 
     Raises:
         ValueError: If `observation` is unknown.
     """
     space = config.space
-    sizes = {
-        "class_token": config.embed_dim,
-        "log_norm": 1,
-        "max_prob": 1,
-        "entropy": 1,
-        "embed_dim": len(space.embed_dims),
-        "decision": space.num_decisions,
-        "patches_left": 1,
-        "macs_spent": 1,
-    }
     if observation not in OBSERVATIONS:
         raise ValueError(f"observation={observation!r} is unknown; choose one of {OBSERVATIONS}.")
-    if observation == "constant":
-        sizes = {"decision": space.num_decisions}
-    elif observation == "cls_only":
-        del sizes["max_prob"], sizes["entropy"]
-    ends = np.cumsum(list(sizes.values())).tolist()
-    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+    sizes = {"class_token": config.embed_dim, "embed_dim": len(space.embed_dims), "decision": space.num_decisions}
+    layout, end = {}, 0
+    for name in (*OBSERVATION_PARTS[observation], *(["macs_weight"] if cost_conditioning else [])):
+        layout[name] = slice(end, end + sizes.get(name, 1))
+        end = layout[name].stop
+    return layout
 
 
-def observation_space(config: SupernetConfig, observation: str) -> gym.spaces.Box:
+def observation_space(config: SupernetConfig, observation: str, cost_conditioning: bool = False) -> gym.spaces.Box:
     """Flat float32 Box with finite bounds."""
-    layout = observation_layout(config, observation)
+    layout = observation_layout(config, observation, cost_conditioning)
     size = max(s.stop for s in layout.values())
     low, high = np.zeros(size, dtype=np.float32), np.ones(size, dtype=np.float32)
     if "class_token" in layout:
@@ -75,28 +83,43 @@ def observation_space(config: SupernetConfig, observation: str) -> gym.spaces.Bo
     return gym.spaces.Box(low, high, dtype=np.float32)
 
 
-def observe(net: Supernet, state: InferenceState, observation: str, full_macs: int) -> Tensor:
+def observe(
+    net: Supernet,
+    state: InferenceState,
+    observation: str,
+    full_macs: int,
+    price: NDArray[np.float64] | None = None,
+) -> Tensor:
     """Observations (B, O) float32 on the state's device.
 
     The class token is layer-normed over its active width and zero-padded; `log_norm` is the clipped logarithm of its
     root mean square. `max_prob` and `entropy` are those of the classifier applied to it, entropy as a fraction of the
     largest possible. `embed_dim` is the one-hot width of the last block, `decision` the one-hot coming decision (zero
     after the last).
+
+    Args:
+        net: The supernet.
+        state: The inference so far.
+        observation: One of `OBSERVATIONS`.
+        full_macs: MACs of the full network.
+        price: (B,) price of computation in [0, 1], the last entry of the observation; None leaves it out.
     """
     config, space = net.config, net.space
     device, batch = state.tokens.device, len(state)
     decision = state.group - 1
-    numbers = np.zeros((batch, 2 + len(space.embed_dims) + space.num_decisions), dtype=np.float32)
+    widths = len(space.embed_dims)
+    numbers = np.zeros((batch, 3 + widths + space.num_decisions), dtype=np.float32)
     numbers[:, 0] = (state.num_tokens - 1) / config.num_patches
     numbers[:, 1] = state.macs / full_macs
-    numbers[np.arange(batch), 2 + np.searchsorted(space.embed_dims, state.embed_dim)] = 1
+    numbers[:, 2] = 0 if price is None else price
+    numbers[np.arange(batch), 3 + np.searchsorted(space.embed_dims, state.embed_dim)] = 1
     if decision < space.num_decisions:
-        numbers[:, 2 + len(space.embed_dims) + decision] = 1
-    host = torch.from_numpy(numbers).to(device)
-    one_hots = host[:, 2:].split([len(space.embed_dims), space.num_decisions], dim=1)
+        numbers[:, 3 + widths + decision] = 1
+    host = torch.from_numpy(numbers).to(device).split([1, 1, 1, widths, space.num_decisions], dim=1)
+    names = ("patches_left", "macs_spent", "macs_weight", "embed_dim", "decision")
 
-    layout = observation_layout(config, observation)
-    parts = {"embed_dim": one_hots[0], "decision": one_hots[1], "patches_left": host[:, :1], "macs_spent": host[:, 1:2]}
+    layout = observation_layout(config, observation, price is not None)
+    parts = dict(zip(names, host, strict=True))
     if "class_token" in layout:
         parts["class_token"], parts["log_norm"] = _normalised_class_token(net, state)
     if "max_prob" in layout:

@@ -7,20 +7,25 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from .engine import Ints
-from .env import check_action_shape, check_index, check_render_mode
+from .arrays import to_device, to_host
+from .engine import CACHE_MB
+from .env import check_action_shape, check_options, check_render_mode
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
-from .reward import Bools, Floats, RewardConfig
+from .reward import Bools
+from .snapshot import restore_snapshot, take_snapshot
+
+OUTPUTS = ("numpy", "torch")
 
 
-class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray[Any]], EzPickle):
+class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
     """N `PranceEnv` computed as one batch; lane i equals a `PranceEnv` that was seeded with `seed + i`.
 
     Episodes all have the same length, so all lanes end together unless they were reset apart.
@@ -31,6 +36,9 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
             step ignores its action and resets), `SAME_STEP` (the step that ends the episode returns the next one's
             first observation, and `final_obs` and `final_info` in the infos), or `DISABLED` (call
             `reset(options={"reset_mask": ...})`). A name or a member.
+        output: "numpy" or "torch": observations, rewards, flags and infos as tensors on `device`. Observations never
+            leave the device then, floating-point numbers are float32, and `final_obs` is (num_envs, O) with the last
+            observation of the lanes that `_final_obs` marks. Spaces are the same, and actions may be tensors or arrays.
         supernet: See `PranceEnv`, likewise the others.
         checkpoint: See there.
         dataset: See there.
@@ -40,9 +48,15 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         normalize_actions: See there.
         device: See there.
         render_mode: See there.
+        cost_conditioning: See there; every lane draws prices of its own.
+        cache_mb: See there.
+        cache_dir: See there.
+        num_workers: See there.
+        on_error: See there.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
+        FileNotFoundError: If the checkpoint or the latency table is missing.
     """
 
     def __init__(
@@ -51,13 +65,19 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         supernet: str = "digits",
         checkpoint: str | None = None,
-        dataset: str = "digits",
+        dataset: str | dict[str, Any] = "digits",
         split: str = "train",
         reward: dict[str, Any] | None = None,
         observation: str = "cls",
         normalize_actions: bool = True,
         device: str = "cpu",
         render_mode: str | None = None,
+        cost_conditioning: Sequence[float] | None = None,
+        output: str = "numpy",
+        cache_mb: float = CACHE_MB,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+        on_error: str = "raise",
     ) -> None:
         EzPickle.__init__(
             self,
@@ -72,15 +92,36 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
             normalize_actions,
             device,
             render_mode,
+            cost_conditioning,
+            output,
+            cache_mb,
+            cache_dir,
+            num_workers,
+            on_error,
         )
         if int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
+        if output not in OUTPUTS:
+            raise ValueError(f"output={output!r} is unknown; choose one of {OUTPUTS}.")
         check_render_mode(render_mode)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
-        self.settings = EnvSettings(
-            supernet, checkpoint, dataset, split, RewardConfig.from_dict(reward), observation, normalize_actions, device
+        self.settings = EnvSettings.from_arguments(
+            supernet,
+            checkpoint,
+            dataset,
+            split,
+            reward,
+            observation,
+            normalize_actions,
+            device,
+            cost_conditioning,
+            cache_mb=cache_mb,
+            cache_dir=cache_dir,
+            num_workers=num_workers,
+            on_error=on_error,
         )
+        self.output = output
         self.num_envs = int(num_envs)
         self.render_mode = render_mode
         self.config = self.settings.config()
@@ -102,46 +143,47 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Begins episodes.
 
         Args:
             seed: Lane i is seeded with `seed + i`, or with entry i of a sequence; None goes on with the old generators.
-            options: May hold "index", the image of every lane ((num_envs,) integers), and "reset_mask", (num_envs,)
-            bool:
-                only these lanes are reset.
+            options: May hold "index", the image of every lane ((num_envs,) integers); "reset_mask", (num_envs,) bool:
+                only these lanes are reset; and, if the environment is cost-conditioned, "macs_weight", the price of
+                these episodes, one number or (num_envs,). Later episodes draw theirs.
 
         Raises:
-            ValueError: If a length or shape is wrong.
+            ValueError: If a length or shape is wrong, an option is unknown, or a price lies outside the range.
             TypeError: If `reset_mask` is not a boolean numpy array.
+            IndexError: If an image does not exist.
+            gymnasium.error.Error: If a seed is negative or no integer.
         """
-        options = options or {}
-        mask = _check_reset_mask(options.get("reset_mask"), self.num_envs)
-        if isinstance(seed, int | np.integer):
-            seeds: list[int | None] = [int(seed) + i for i in range(self.num_envs)]
-        else:
-            seeds = [None] * self.num_envs if seed is None else list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"{len(seeds)} seeds were given for num_envs={self.num_envs}; pass one per environment.")
-        if self._lanes is None:
-            if not mask.all():
-                raise ResetNeeded("The first reset() must reset every environment; leave reset_mask out.")
-            self._lanes = Lanes(self.settings, self.num_envs)
-        for lane in np.flatnonzero(mask):
-            if seeds[lane] is not None:
-                self._lanes.seed(int(lane), seeds[lane])
-        index = options.get("index")
-        if index is not None:
-            index = check_index(index, (self.num_envs,))[mask]
-        self._lanes.start(np.flatnonzero(mask), index)
-        return self._lanes.observations(), _with_masks(self._lanes.infos(), mask)
+        index, macs_weight = check_options(options, self.settings, (self.num_envs,), ("reset_mask",))
+        mask = _check_reset_mask((options or {}).get("reset_mask"), self.num_envs)
+        seeds = _seeds(seed, self.num_envs)
+        if self._lanes is None and not mask.all():
+            raise ResetNeeded("The first reset() must reset every environment; leave reset_mask out.")
+        lanes = Lanes(self.settings, self.num_envs) if self._lanes is None else self._lanes
+        rows = np.flatnonzero(mask)
+        lanes.start(
+            rows,
+            None if index is None else index[mask],
+            None if macs_weight is None else macs_weight[mask],
+            None if seeds is None else [seeds[row] for row in rows],
+        )
+        self._lanes = lanes
+        return self._out((lanes.observations(), _with_masks(lanes.infos(), mask)))
 
-    def step(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float32], Floats, Bools, Bools, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Takes one decision in every lane (NEXT_STEP: in every lane that has not ended).
+
+        Args:
+            actions: (num_envs, A) array, or tensor on any device.
 
         Raises:
             gymnasium.error.ResetNeeded: Before the first reset, and with DISABLED if a lane has ended.
-            ValueError: If the actions have another shape or hold NaN.
+            ValueError: If the actions have another shape or hold NaN, or a reward function returns something else than
+                finite numbers. All episodes are then as before.
         """
         lanes = self.lanes
         actions = check_action_shape(actions, self.action_space.shape or ())
@@ -151,16 +193,44 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
                 f"Environments {ended[:8].tolist()} have ended; call "
                 "reset(options={'reset_mask': terminated}) first, or choose another autoreset_mode."
             )
-        lanes.step(actions)
-        if len(ended):
-            lanes.start(ended)
-        rewards, terminated = lanes.rewards(), lanes.terminated()
-        infos: dict[str, Any] = {}
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
-            infos = _final(lanes, terminated)
-            lanes.start(np.flatnonzero(terminated))
+        with lanes.undone_on_error(np.array([], dtype=np.int64)):
+            lanes.step(actions)
+            if len(ended):
+                lanes.start(ended)
+            rewards, terminated = lanes.rewards(), lanes.terminated()
+            infos: dict[str, Any] = {}
+            if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
+                infos = _final(lanes, terminated)
+                lanes.start(np.flatnonzero(terminated))
         infos |= _with_masks(lanes.infos(), np.ones(self.num_envs, dtype=bool))
-        return lanes.observations(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
+        return self._out((lanes.observations(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that coming results depend on: generators, images, prices, and how far each inference is.
+
+        Plain data and CPU tensors, for `torch.save` and `torch.load(weights_only=True)`. On the same machine and
+        device, results after `load_state_dict` are equal bit for bit to those without interruption. What the policy and
+        its trainer draw is not part of it.
+
+        Raises:
+            gymnasium.error.ResetNeeded: Before the first reset.
+        """
+        return take_snapshot(self.lanes, self.autoreset_mode.name)
+
+    def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Goes on where `state_dict` was called, in this or another process; needs no `reset` before.
+
+        Returns:
+            The current observations and infos, as `reset` would.
+
+        Raises:
+            ValueError: If the state is damaged or another environment's (number of lanes, autoreset mode, supernet and
+                weights, images, reward, observation); nothing has changed then.
+        """
+        lanes = Lanes(self.settings, self.num_envs) if self._lanes is None else self._lanes
+        restore_snapshot(lanes, self.autoreset_mode.name, state)
+        self._lanes = lanes
+        return self._out((lanes.observations(), _with_masks(lanes.infos(), np.ones(self.num_envs, dtype=bool))))
 
     def render(self) -> tuple[Any, ...] | None:
         """One frame (or line of text) per lane, as a single environment would give."""
@@ -173,6 +243,19 @@ class PranceVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArra
     def close_extras(self, **kwargs: Any) -> None:
         """Drops the reference to the engine."""
         self._lanes = None
+
+    def _out(self, returned: tuple[Any, ...]) -> Any:
+        """What `reset` and `step` return, in the form that `output` asks for."""
+        if self.output == "torch":
+            return to_device(returned, torch.device(self.settings.device))
+        returned = to_host(returned)
+        infos = returned[-1]
+        if "final_obs" in infos:  # Gymnasium has them as an object array with None where no episode ended
+            rows = np.full(self.num_envs, None, dtype=object)
+            for lane in np.flatnonzero(infos["_final_obs"]):
+                rows[lane] = infos["final_obs"][lane].copy()
+            infos["final_obs"] = rows
+        return returned
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
@@ -201,14 +284,21 @@ def _with_masks(infos: dict[str, NDArray[Any]], mask: Bools) -> dict[str, Any]:
 
 def _final(lanes: Lanes, ended: Bools) -> dict[str, Any]:
     """`final_obs` and `final_info` of the lanes that have ended, before they are restarted."""
-    observations = lanes.observations()
-    final_obs = np.full(len(ended), None, dtype=object)
-    rows: Ints = np.flatnonzero(ended)
-    for lane in rows:
-        final_obs[lane] = observations[lane]
     return {
-        "final_obs": final_obs,
+        "final_obs": lanes.observations(),
         "_final_obs": ended.copy(),
         "final_info": _with_masks(lanes.infos(), ended),
         "_final_info": ended.copy(),
     }
+
+
+def _seeds(seed: Any, num_envs: int) -> list[int | None] | None:
+    if seed is None:
+        return None
+    if isinstance(seed, int | np.integer):
+        return [int(seed) + i for i in range(num_envs)]
+    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
+        raise ValueError(f"seed={seed!r} must be None, an integer or one per environment.")
+    if len(seed) != num_envs:
+        raise ValueError(f"{len(seed)} seeds were given for num_envs={num_envs}; pass one per environment.")
+    return [int(s) if isinstance(s, np.integer) else s for s in seed]

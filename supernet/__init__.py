@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import create_supernet, from_pretrained, load_weights, save_pretrained
 from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
-from .extract import StaticViT, extract
+from .extract import StaticViT, extract, load_static, save_static
 from .prance import average_choice, load_prance_checkpoint
 from .prance_reported import reported_macs, reported_params
 from .reduction import TOKEN_MODES, TokenMode
@@ -33,11 +33,13 @@ __all__ = [
     "from_timm",
     "list_supernets",
     "load_prance_checkpoint",
+    "load_static",
     "load_weights",
     "register_supernet",
     "reported_macs",
     "reported_params",
     "save_pretrained",
+    "save_static",
     "supernet_config",
 ]
 

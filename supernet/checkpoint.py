@@ -72,15 +72,24 @@ def load_weights(net: Supernet, path: str | Path) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, holds NaN, or its keys or shapes differ; the differences are listed.
     """
-    path = Path(path)
+    state = read_tensors(Path(path))
+    check_tensors(state, {k: tuple(v.shape) for k, v in net.state_dict().items()}, str(path))
+    net.load_state_dict(state)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or another kind of file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"No weights at {path}.")
     try:
-        state = load_file(path)
+        return load_file(path)
     except (SafetensorError, ValueError) as e:
         raise ValueError(f"{path} is damaged or not a safetensors file ({e}); download or save it again.") from e
-    check_tensors(state, {k: tuple(v.shape) for k, v in net.state_dict().items()}, str(path))
-    net.load_state_dict(state)
 
 
 def check_tensors(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -104,7 +113,7 @@ def check_tensors(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
     problems += [f"{k} holds NaN or inf" for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"{source} does not fit this supernet: {shown}.")
+        raise ValueError(f"{source} does not fit this network: {shown}.")
 
 
 def create_supernet(name: str, checkpoint: str | Path | None = None, **overrides: Any) -> Supernet:

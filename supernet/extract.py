@@ -1,155 +1,35 @@
-"""A subnet as a plain module with exactly its own parameters."""
+"""A subnet as a plain module with exactly its own parameters: out of a supernet, into a folder and back."""
 
 from __future__ import annotations
 
-import copy
-from typing import cast
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from safetensors.torch import save_file
 
+from .checkpoint import WEIGHTS, check_tensors, read_tensors
 from .config import SupernetConfig
-from .layers import ACTIVATIONS, ElasticBlock, set_width
-from .macs import block_widths, hidden_dims, next_widths
-from .ragged import Ints, class_scores
-from .reduction import combine, total_size
+from .files import write_atomically, write_text
+from .static_vit import StaticBlock, StaticViT
 from .subnet import SubnetConfig
 from .vit import Supernet
 
+__all__ = [
+    "DESCRIPTION",
+    "StaticBlock",
+    "StaticViT",
+    "describe",
+    "extract",
+    "load_static",
+    "save_static",
+    "write_weights",
+]
 
-class StaticBlock(nn.Module):
-    """One block of fixed sizes.
-
-    Args:
-        block: The elastic block whose weights are copied.
-        config: The supernet's.
-        dims: Channels read, its own width, hidden width of the MLP, channels handed on.
-        num_heads: Heads.
-        zoom: Factor on the gains of the layer norms.
-        tokens: Tokens that come in.
-        counts: (1, stages) tokens after every stage of the token mode; None if it does not run here.
-    """
-
-    def __init__(
-        self,
-        block: ElasticBlock,
-        config: SupernetConfig,
-        dims: tuple[int, int, int, int],
-        num_heads: int,
-        zoom: float,
-        tokens: int,
-        counts: Ints | None,
-    ) -> None:
-        super().__init__()
-        self.reads, self.embed_dim, hidden, gives = dims
-        self.num_heads, self.tokens, self.counts = num_heads, np.array([tokens]), counts
-        self.act, self.mode, self.class_token = ACTIVATIONS[config.act], config.token_mode, config.class_token
-        inner = num_heads * config.head_dim
-        self.norm1 = _norm(block.norm1, self.reads, zoom)
-        self.qkv = _linear(block.qkv, 3 * inner, self.reads)
-        self.proj = _linear(block.proj, self.embed_dim, inner)
-        self.norm2 = _norm(block.norm2, self.embed_dim, zoom)
-        self.fc1 = _linear(block.fc1, hidden, self.embed_dim)
-        self.fc2 = _linear(block.fc2, gives, hidden)
-        self.lln = None if block.lln is None else _linear(block.lln, gives, self.embed_dim)
-
-    def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, N, C) and sizes (B, N), None for ones, to (B, kept, C') and (B, kept)."""
-        x = set_width(x, self.reads)
-        batch, n, _ = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, n, self.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
-        bias = None if size is None else size.log()
-        mask = None if bias is None else bias.to(x.dtype)[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, n, -1)
-        x = x[..., : self.embed_dim] + self.proj(out)
-        if self.counts is not None:
-            x, size = self._reduce(x, size, q, k, bias)
-        y = self.fc2(self.act(self.fc1(self.norm2(x))))
-        return set_width(x if self.lln is None else self.lln(x), y.shape[-1]) + y, size
-
-    def _reduce(
-        self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        assert self.counts is not None
-        mode, kept = self.mode, int(self.counts[0, -1])
-        scores = class_scores(q, k, None, bias, self.class_token) if mode.uses_scores else None
-        metric = {None: None, "tokens": x, "keys": k.mean(1)}[mode.metric]
-        if size is None:
-            size = torch.ones_like(x[..., 0], dtype=torch.float32)
-        into, weight = mode.assign(scores, metric, size, self.tokens, self.counts, int(self.class_token))
-        x = combine(x, into, kept, weight, mode.normalise)
-        return x, total_size(size, into, kept) if mode.sized else None
-
-
-class StaticViT(nn.Module):
-    """A subnet of a supernet as an ordinary ViT of fixed sizes."""
-
-    def __init__(self, net: Supernet, blocks: list[StaticBlock], embed_dim: int) -> None:
-        super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        config = net.config
-        self.patch_embed = copy.deepcopy(net.patch_embed).requires_grad_(True)
-        self.cls_token = None if net.cls_token is None else nn.Parameter(net.cls_token.detach().clone())
-        self.pos_embed = nn.Parameter(net.pos_embed.detach().clone())
-        self.norm_pre = copy.deepcopy(net.norm_pre).requires_grad_(True)
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = _norm(net.norm, embed_dim, net.zoom(embed_dim))
-        self.head = None if net.head is None else _linear(net.head, config.num_classes, embed_dim)
-        self.embed_dim, self.global_pool, self.fc_norm = embed_dim, config.global_pool, config.fc_norm
-        self.image_shape = (config.in_chans, config.img_size, config.img_size)
-        self.register_buffer("mean", net.mean.clone(), persistent=False)
-        self.register_buffer("std", net.std.clone(), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_chans, img_size, img_size), uint8 or normalised floats, to logits (B, num_classes).
-
-        Raises:
-            ValueError: If shape or dtype is wrong.
-        """
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(f"images have the shape {tuple(images.shape)}; expected (B, *{self.image_shape}).")
-        if images.dtype == torch.uint8:
-            images = (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std
-        elif not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
-        x = self.patch_embed(images.to(self.pos_embed.dtype))
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x, size = self.norm_pre(x + self.pos_embed), None
-        for block in self.blocks:
-            x, size = block(x, size)
-        x = x[..., : self.embed_dim]
-        if self.global_pool == "token":
-            x = self.norm(x[:, 0])
-        elif self.fc_norm:
-            x = self.norm(self._mean(x, size))
-        else:
-            x = self._mean(self.norm(x), size)
-        return x if self.head is None else self.head(x)
-
-    def _mean(self, x: Tensor, size: Tensor | None) -> Tensor:
-        first = 0 if self.cls_token is None else 1
-        if size is None:
-            return x[:, first:].mean(1)
-        weight = size[:, first:, None].to(x.dtype)
-        return (x[:, first:] * weight).sum(1) / weight.sum(1)
-
-
-def _linear(layer: nn.Linear, out_features: int, in_features: int) -> nn.Linear:
-    new = nn.Linear(in_features, out_features, device=layer.weight.device, dtype=layer.weight.dtype)
-    new.weight.data = layer.weight.detach()[:out_features, :in_features].clone()
-    new.bias.data = layer.bias.detach()[:out_features].clone()
-    return new
-
-
-def _norm(layer: nn.LayerNorm, width: int, zoom: float) -> nn.LayerNorm:
-    new = nn.LayerNorm(width, layer.eps, device=layer.weight.device, dtype=layer.weight.dtype)
-    new.weight.data = layer.weight.detach()[:width] * zoom
-    new.bias.data = layer.bias.detach()[:width].clone()
-    return new
+DESCRIPTION = "static.json"
+FORMAT = 1
 
 
 def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
@@ -165,34 +45,115 @@ def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
     Raises:
         ValueError: If `subnet` holds more than one or is not in the search space.
     """
-    if len(subnet) != 1:
-        raise ValueError(f"extract takes one subnet, not {len(subnet)}; index the batch first: subnet[0].")
-    subnet.validate(net.space)
-    config, space, mode = net.config, net.space, net.config.token_mode
-    tokens = np.array([config.num_tokens])
-    blocks: list[StaticBlock] = []
-    for group in range(len(space.groups)):
-        choice = subnet.group(space, group)
-        widths = choice.embed_dim.numpy()
-        hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
-        reads, gives = block_widths(config, group, widths, None, next_widths(config, group, subnet))
-        for i, index in enumerate(space.blocks(group)):
-            counts = None
-            if i == 0 and group >= space.first_decided:
-                counts = mode.counts(tokens, choice.rates, config.num_prefix_tokens)
-            w = int(widths[0, i])
-            dims = (int(reads[0, i]), w, int(hidden[0, i]), int(gives[0, i]))
-            runs = counts is not None and (mode.always or bool(counts[0, -1] < tokens[0]))
-            blocks.append(
-                StaticBlock(
-                    cast(ElasticBlock, net.blocks[index]),
-                    config,
-                    dims,
-                    space.heads(w),
-                    net.zoom(w),
-                    int(tokens[0]),
-                    counts if runs else None,
-                )
-            )
-            tokens = tokens if counts is None else counts[:, -1]
-    return StaticViT(net, blocks, int(subnet.embed_dim[0, -1])).eval()
+    static = StaticViT(net.config, subnet, "meta")
+    widths = subnet.embed_dim[0].tolist()
+    zooms = {"norm.weight": net.zoom(widths[-1])}
+    for i, width in enumerate(widths):
+        zooms |= {f"blocks.{i}.norm{n}.weight": net.zoom(width) for n in (1, 2)}
+    weights = net.state_dict()
+    cut = {
+        name: weights[name][tuple(slice(n) for n in target.shape)].clone(memory_format=torch.contiguous_format)
+        for name, target in static.state_dict().items()
+    }
+    for name, zoom in zooms.items():
+        cut[name] *= zoom
+    static.load_state_dict(cut, assign=True)
+    static.mean, static.std = net.mean.clone(), net.std.clone()
+    return static.eval()
+
+
+def save_static(static: StaticViT, folder: str | Path) -> None:
+    """Writes `model.safetensors` and `static.json`, atomically file by file.
+
+    Args:
+        static: The network.
+        folder: Created if missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, lambda name: write_weights(static, name))
+    write_text(folder / DESCRIPTION, json.dumps(describe(static, [folder / WEIGHTS]), indent=2) + "\n")
+
+
+def write_weights(static: StaticViT, path: str | Path) -> None:
+    """Writes the weights alone, as safetensors."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in static.state_dict().items()}, path)
+
+
+def describe(static: StaticViT, files: list[Path]) -> dict[str, Any]:
+    """What `static.json` says: everything that is needed to use the files beside it.
+
+    Args:
+        static: The network.
+        files: Its files; their digests tell later whether they belong to this description.
+
+    Returns:
+        Plain data. `config` and `subnet` determine the network; the rest follows from them.
+    """
+    config = static.config
+    return {
+        "format": FORMAT,
+        "input": ["batch", config.in_chans, config.img_size, config.img_size],
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "num_classes": config.num_classes,
+        "token_mode": config.space.token_mode,
+        "macs": static.macs(),
+        "params": static.params(),
+        "blocks": static.sizes(),
+        "subnet": json.loads(static.subnet.to_json()),
+        "config": config.to_dict(),
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files},
+    }
+
+
+def load_static(folder: str | Path) -> StaticViT:
+    """Loads what `save_static` or `prance export --format safetensors` wrote; no supernet is made.
+
+    Returns:
+        The network in evaluation mode, on the CPU in the precision of the file.
+
+    Raises:
+        FileNotFoundError: If the folder or one of the two files is missing.
+        ValueError: If a file is damaged, does not fit, or the two were not written together; nothing is half-loaded.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {DESCRIPTION}; pass a folder that save_static or prance export wrote."
+        )
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != FORMAT:
+            raise ValueError(f"format={data['format']!r} is not {FORMAT}")
+        digest, blocks = data["files"].get(WEIGHTS, {}).get("sha256"), data["blocks"]
+        config, subnet = SupernetConfig.from_dict(data["config"]), SubnetConfig.from_json(json.dumps(data["subnet"]))
+        static = StaticViT(config, subnet, "meta")
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"{path} does not describe a static network ({e!r}); export the network again.") from e
+    if blocks != json.loads(json.dumps(static.sizes())):
+        raise ValueError(
+            f"{path}: `blocks` are not the sizes that its `config` and `subnet` give here. The file was changed, or "
+            "written by another version; export the network again."
+        )
+    state = read_tensors(folder / WEIGHTS)
+    check_tensors(state, {k: tuple(v.shape) for k, v in static.state_dict().items()}, str(folder / WEIGHTS))
+    if digest != _digest(folder / WEIGHTS):
+        raise ValueError(
+            f"{folder / WEIGHTS} is not the file that {DESCRIPTION} lists: it was changed, or only one of the two was "
+            "replaced; export the network again with --format safetensors."
+        )
+    static.load_state_dict(state, assign=True)
+    static.mean, static.std = (
+        torch.tensor(v).view(1, -1, 1, 1).to(static.pos_embed) for v in (config.mean, config.std)
+    )
+    return static.eval()
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

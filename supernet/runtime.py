@@ -1,13 +1,19 @@
-"""Running one group of blocks on a packed batch in which every image has sizes of its own."""
+"""Running one group of blocks on a packed batch in which every image has sizes of its own.
+
+Each half of a block (attention, MLP) sorts the images so that those of equal sizes stand together, gathers the rows of
+each size with just the channels it needs, computes, and writes the sum with the residual into one new buffer. Where all
+images agree, nothing is gathered and nothing copied.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .layers import ACTIVATIONS, ElasticBlock, layer_norm, linear, set_width
 from .macs import block_widths, hidden_dims
@@ -25,7 +31,7 @@ class Packed:
     """Tokens of B images, image after image.
 
     Attributes:
-        x: (T, C).
+        x: (T, C); channels beyond an image's own are zero.
         lengths: (B,) tokens per image.
         size: (T,) patches that a token stands for; None: one each.
         images: (B,) which image of the state stands at each place.
@@ -64,40 +70,30 @@ def run_blocks(
     widths = choice.embed_dim.numpy()
     hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
     reads, gives = block_widths(config, group, widths, state.token_dim, next_dim)
-    num_blocks = space.groups[group]
     patch_token, key_mean = state.patch_token, None
     packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
     for i, block_index in enumerate(space.blocks(group)):
-        block = cast(ElasticBlock, net.blocks[block_index])
-        at = packed.images
-        packed = packed.sorted_by(np.lexsort((gives[at, i], hidden[at, i], reads[at, i], widths[at, i])))
-        at = packed.images
+        block, last = cast(ElasticBlock, net.blocks[block_index]), i == space.groups[group] - 1
         counts, mode = None, config.token_mode
         if i == 0 and group >= space.first_decided:
-            counts = mode.counts(packed.lengths, choice.rates[at], config.num_prefix_tokens)
+            counts = mode.counts(packed.lengths, choice.rates[packed.images], config.num_prefix_tokens)
             if not mode.always and not bool((counts[:, -1] < packed.lengths).any()):
                 counts = None
-        carries_keys = state.key_mean is not None and i == num_blocks - 1
-        wants_keys = carries_keys or (counts is not None and mode.metric == "keys")
-        x, scores, keys = attention_half(
-            net,
-            block,
-            packed,
-            reads[at, i],
-            widths[at, i],
-            with_scores=counts is not None and mode.uses_scores,
-            with_keys=wants_keys,
-        )
-        packed = replace(packed, x=x)
+        carries_keys = last and state.key_mean is not None
+        with_keys = carries_keys or (counts is not None and mode.metric == "keys")
+        with_scores = counts is not None and mode.uses_scores
+        at = packed.images
+        packed, scores, keys = attention_half(net, block, packed, reads[at, i], widths[at, i], with_scores, with_keys)
+        at = packed.images
         if carries_keys and keys is not None:
             key_mean = take_rows(keys.mean(1), rows_of(np.argsort(at), packed.lengths)).float()
         if counts is not None:
+            counts = mode.counts(packed.lengths, choice.rates[at], config.num_prefix_tokens)
             packed, into = _reduce(packed, mode, counts, scores, keys, config.num_prefix_tokens)
             moved = into[torch.from_numpy(np.argsort(at)).to(into.device)]
             patch_token = torch.where(patch_token < 0, -1, moved.gather(1, patch_token.clamp(min=0)))
-        boundary = i == num_blocks - 1 and group < len(space.groups) - 1
-        x = mlp_half(net, block, packed, widths[at, i], hidden[at, i], gives[at, i], boundary)
-        packed = replace(packed, x=x)
+        boundary = last and group < len(space.groups) - 1
+        packed = mlp_half(net, block, packed, widths[at, i], hidden[at, i], gives[at, i], boundary)
     return packed.sorted_by(np.argsort(packed.images)), patch_token, gives[:, -1].copy(), key_mean
 
 
@@ -109,49 +105,122 @@ def attention_half(
     widths: Ints,
     with_scores: bool,
     with_keys: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Residual attention; images must be sorted by (width, channels read).
+) -> tuple[Packed, Tensor | None, Tensor | None]:
+    """Residual attention.
+
+    Args:
+        net: The supernet.
+        block: One of its blocks.
+        packed: Tokens.
+        reads: (B,) channels that the block reads, in the order of `packed`.
+        widths: (B,) its width likewise.
+        with_scores: Whether to compute the class attention.
+        with_keys: Whether to compute the mean of the keys over heads.
 
     Returns:
-        (T, C) of the widest image's width, zeros beyond an image's own; (T,) class attention; (T, head_dim) keys, mean
-        over heads. The last two None if not asked for.
+        Tokens in another order; (T,) class attention and (T, head_dim) keys in that order, None if not asked for.
     """
     config = net.config
-    ends = np.cumsum(packed.lengths)
-    log_size = None if packed.size is None else packed.size.log()
-    outs, scores, keys = [], [], []
-    for a, b in runs(widths, reads):
-        w, heads = int(widths[a]), net.space.heads(int(widths[a]))
-        rows = slice(int(ends[a] - packed.lengths[a]), int(ends[b - 1]))
-        residual = set_width(packed.x[rows], int(reads[a]))
-        normed = layer_norm(block.norm1, residual, net.zoom(w))
-        qkv = linear(block.qkv, normed, 3 * heads * config.head_dim)
-        size = None if log_size is None else log_size[rows]
-        out, score = attention(qkv, packed.lengths[a:b], heads, size, with_scores, config.class_token)
-        outs.append(set_width(residual[:, :w] + linear(block.proj, out, w), int(widths[-1])))
+    order = np.lexsort((packed.lengths, reads, widths))
+    out, size = _permuted(packed, order)
+    log_size = None if size is None else size.log()
+    stack = _Stack(packed.x, len(packed.x), int(widths.max()))
+    scores, keys = [], []
+    for images, rows, x in _segments(packed, order, (widths, reads), reads):
+        w = int(widths[order[images.start]])
+        heads = net.space.heads(w)
+        qkv = linear(block.qkv, layer_norm(block.norm1, x, net.zoom(w)), 3 * heads * config.head_dim)
+        bias = None if log_size is None else log_size[rows]
+        y, score = attention(qkv, out[images], heads, bias, with_scores, config.class_token)
+        stack.add(x[:, :w], block.proj, y, w)
         if score is not None:
             scores.append(score)
         if with_keys:
             keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
-    return _cat(outs), _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
+    new = Packed(stack.result(), out, size, packed.images[order])
+    return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
 
 def mlp_half(
     net: Supernet, block: ElasticBlock, packed: Packed, widths: Ints, hidden: Ints, gives: Ints, boundary: bool
-) -> Tensor:
-    """Residual MLP, and the map over a group boundary; images must be sorted by (width, hidden, channels given)."""
+) -> Packed:
+    """Residual MLP, and the map over a group boundary.
+
+    Args:
+        net: The supernet.
+        block: One of its blocks.
+        packed: Tokens.
+        widths: (B,) width of the block, in the order of `packed`.
+        hidden: (B,) hidden width of its MLP likewise.
+        gives: (B,) channels that it hands on likewise.
+        boundary: Whether it ends a group that is not the last.
+
+    Returns:
+        Tokens in another order.
+    """
     activation = ACTIVATIONS[net.config.act]
-    ends = np.cumsum(packed.lengths)
-    widest = int(gives.max())
-    outs = []
-    for a, b in runs(widths, hidden, gives):
-        w, out_dim = int(widths[a]), int(gives[a])
-        residual = packed.x[int(ends[a] - packed.lengths[a]) : int(ends[b - 1]), :w]
-        h = activation(linear(block.fc1, layer_norm(block.norm2, residual, net.zoom(w)), int(hidden[a])))
+    order = np.lexsort((gives, hidden, widths))
+    stack = _Stack(packed.x, len(packed.x), int(gives.max()))
+    for images, _, x in _segments(packed, order, (widths, hidden, gives), widths):
+        first = order[images.start]
+        h = activation(linear(block.fc1, layer_norm(block.norm2, x, net.zoom(int(widths[first]))), int(hidden[first])))
         if boundary and block.lln is not None:
-            residual = linear(block.lln, residual, out_dim)
-        outs.append(set_width(set_width(residual, out_dim) + linear(block.fc2, h, out_dim), widest))
-    return _cat(outs)
+            x = linear(block.lln, x, int(gives[first]))
+        stack.add(x, block.fc2, h, int(gives[first]))
+    lengths, size = _permuted(packed, order)
+    return Packed(stack.result(), lengths, size, packed.images[order])
+
+
+def _permuted(packed: Packed, order: Ints) -> tuple[Ints, Tensor | None]:
+    """Lengths and sizes of the images in another order."""
+    if packed.size is None:
+        return packed.lengths[order], None
+    return packed.lengths[order], take_rows(packed.size, rows_of(order, packed.lengths))
+
+
+def _segments(
+    packed: Packed, order: Ints, keys: tuple[Ints, ...], channels: Ints
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The rows of images that agree in all `keys`, once the images are put into `order`.
+
+    Yields:
+        Slice of the ordered images, slice of the ordered rows, and the (rows, channels) tokens.
+    """
+    ends = np.cumsum(packed.lengths[order])
+    in_place = np.array_equal(order, np.arange(len(order)))
+    rows = None if in_place else rows_of(order, packed.lengths)
+    for a, b in runs(*(key[order] for key in keys)):
+        span = slice(int(ends[a] - packed.lengths[order[a]]), int(ends[b - 1]))
+        c = int(channels[order[a]])
+        x = packed.x[:, :c]
+        x = x[span] if rows is None else take_rows(x, rows[span])
+        yield slice(a, b), span, set_width(x, c)
+
+
+class _Stack:
+    """Collects `x + layer(y)` of segment after segment in one (rows, widest) buffer, zeros beyond a segment's width."""
+
+    def __init__(self, like: Tensor, rows: int, widest: int) -> None:
+        # Writing products straight into their place saves two passes over the tokens; autograd wants them apart.
+        self.in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(like.device.type)
+        self.out = like.new_empty(rows, widest) if self.in_place else None
+        self.parts: list[Tensor] = []
+        self.row, self.widest = 0, widest
+
+    def add(self, x: Tensor, layer: nn.Linear, y: Tensor, width: int) -> None:
+        """Appends x (rows, any) + layer(y) (rows, width)."""
+        if self.out is None:
+            self.parts.append(set_width(linear(layer, y, width) + set_width(x, width), self.widest))
+            return
+        place = self.out[self.row : self.row + len(y)]
+        self.row += len(y)
+        torch.add(set_width(x, width), layer.bias[:width], out=place[:, :width])
+        place[:, :width].addmm_(y, layer.weight[:width, : y.shape[1]].t())
+        place[:, width:].zero_()
+
+    def result(self) -> Tensor:
+        """(rows, widest)."""
+        return _cat(self.parts) if self.out is None else self.out
 
 
 def _reduce(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .config import SearchSpace, SupernetConfig
 from .vit import Supernet
 
-WIDTHS, RATIOS, GROUPS = (1 / 2, 2 / 3, 5 / 6, 1), (1 / 2, 3 / 4, 1), 4
+WIDTHS, RATIOS, GROUPS = (2 / 3, 7 / 9, 8 / 9, 1), (1 / 2, 3 / 4, 1), 4
 TOLERANCE = 1e-3
 
 
@@ -53,8 +53,11 @@ def from_timm(
 
 
 def default_space(embed_dim: int, mlp_ratio: float, num_heads: int, depth: int) -> SearchSpace:
-    """The space that `from_timm` puts around a model: four widths from a half, with their share of the heads, three MLP
-    ratios from a half, and four groups (fewer for a shallow model), the first of which takes what does not divide."""
+    """The space that `from_timm` puts around a model.
+
+    Up to four widths from two thirds of the full one, with their share of the heads; three MLP ratios from a half; and
+    four groups (fewer for a shallow model), the first of which takes what does not divide.
+    """
     step = next(n for n in (32, 16, 8, 1) if embed_dim % n == 0 and embed_dim >= 4 * n)
     widths = sorted({max(step, step * round(embed_dim * f / step)) for f in WIDTHS})
     blocks = max(1, depth // GROUPS)

@@ -90,18 +90,9 @@ class Supernet(nn.Module):
             ValueError: If shape, dtype or choice is wrong.
         """
         tokens = self.embed(images)
-        c, batch, n = self.config, len(tokens), self.config.num_tokens
-        state = InferenceState(
-            group=0,
-            tokens=tokens.reshape(batch * n, -1),
-            num_tokens=np.full(batch, n, dtype=np.int64),
-            size=None,
-            patch_token=torch.arange(c.num_prefix_tokens, n, device=tokens.device).repeat(batch, 1),
-            embed_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            token_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            macs=np.full(batch, macs.stem_macs(c), dtype=np.int64),
-            key_mean=tokens.new_zeros(batch * n, dtype=torch.float32) if key_mean else None,
-        )
+        c, batch = self.config, len(tokens)
+        carried = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32) if key_mean else None
+        state = self._state(0, tokens, carried, macs.stem_macs(c))
         if c.space.decide_first_group:
             if choice is not None:
                 raise ValueError("The first group is decided (decide_first_group=True): pass its choice to run_group.")
@@ -145,14 +136,19 @@ class Supernet(nn.Module):
         if not c.space.decide_first_group:
             first = GroupChoice.full(c.space, 0, 1)
             spent, group = spent + int(macs.group_macs(c, 0, first, np.array([n]))[0][0]), 1
+        return self._state(group, tokens, key_mean, spent)
+
+    def _state(self, group: int, tokens: Tensor, key_mean: Tensor | None, spent: int) -> InferenceState:
+        """Images (B, num_tokens, embed_dim) with all their patches, before `group`."""
+        c, (batch, n, d) = self.config, tokens.shape
         return InferenceState(
             group=group,
-            tokens=tokens.reshape(batch * n, -1),
+            tokens=tokens.reshape(batch * n, d),
             num_tokens=np.full(batch, n, dtype=np.int64),
             size=None,
             patch_token=torch.arange(c.num_prefix_tokens, n, device=tokens.device).repeat(batch, 1),
-            embed_dim=np.full(batch, c.embed_dim, dtype=np.int64),
-            token_dim=np.full(batch, c.embed_dim, dtype=np.int64),
+            embed_dim=np.full(batch, d, dtype=np.int64),
+            token_dim=np.full(batch, d, dtype=np.int64),
             macs=np.full(batch, spent, dtype=np.int64),
             key_mean=None if key_mean is None else key_mean.reshape(-1),
         )
@@ -313,14 +309,14 @@ class Supernet(nn.Module):
             ValueError: As in `run_group`.
         """
         self._check_choice(state, state.group, choice)
-        widths = choice.embed_dim[:, 0].numpy()
         reads, _ = macs.block_widths(self.config, state.group, choice.embed_dim.numpy(), state.token_dim, None)
-        order = np.lexsort((reads[:, 0], widths))
-        packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state))).sorted_by(order)
+        packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
         block = cast(ElasticBlock, self.blocks[self.space.blocks(state.group)[0]])
-        _, scores, _ = attention_half(self, block, packed, reads[order, 0], widths[order], with_scores=True)
+        packed, scores, _ = attention_half(
+            self, block, packed, reads[:, 0], choice.embed_dim[:, 0].numpy(), with_scores=True
+        )
         assert scores is not None
-        return take_rows(scores, np.argsort(rows_of(order, state.num_tokens)))
+        return take_rows(scores, rows_of(np.argsort(packed.images), packed.lengths))
 
     # ---- costs --------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import random_net
 from hypothesis import settings
 
-from supernet import SearchSpace, Supernet, SupernetConfig, supernet_config
+from supernet import SearchSpace, Supernet, SupernetConfig, save_pretrained, supernet_config
 
 torch.set_num_threads(1)
 settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -51,3 +53,19 @@ def random_images() -> Callable[[Supernet, int], torch.Tensor]:
         return torch.rand(batch_size, c.in_chans, c.img_size, c.img_size, generator=generator)
 
     return images
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights for colour images of 32 pixels and three classes."""
+    folder = tmp_path_factory.mktemp("supernet")
+    save_pretrained(random_net(replace(CONFIGS["conv-fixed-lln"], num_classes=3)), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and val, three classes of twelve images each."""
+    from image_files import image_folder
+
+    return image_folder(tmp_path_factory.mktemp("images"), per_class=12)

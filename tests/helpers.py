@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -117,7 +117,7 @@ def transcript(env: gym.Env[Any, Any], seed: int | None, steps: int = 7) -> list
 class FixedSettings(EnvSettings):
     """Settings whose engine is given."""
 
-    fixed: InferenceEngine
+    fixed: InferenceEngine = field(kw_only=True)
 
     def engine(self) -> InferenceEngine:
         """The given one."""

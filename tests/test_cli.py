@@ -17,7 +17,23 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("train",), ("train", "agent"), ("train", "supernet"), ("eval",)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        (),
+        ("demo",),
+        ("train",),
+        ("train", "agent"),
+        ("train", "supernet"),
+        ("eval",),
+        ("bench",),
+        ("profile",),
+        ("export",),
+        ("import",),
+        ("import", "timm"),
+        ("import", "prance"),
+    ],
+)
 def test_help_explains_every_command_with_examples(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:

@@ -18,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import NameNotFound, ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env
-from helpers import ENV_ID, INFO_KEYS, transcript
+from helpers import ENV_ID, INFO_KEYS, comparable, transcript
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from prance_env import PranceEnv, register_envs
@@ -283,3 +283,38 @@ def test_a_damaged_configuration_is_named_when_the_environment_is_made(tmp_path:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not a supernet configuration"):
         gym.make(ENV_ID, checkpoint=str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [{"Index": 3}, {"index": 3, "seed": 1}, {"reset_mask": np.ones(1, dtype=bool)}])
+def test_unknown_options_are_refused_with_the_allowed_ones_and_nothing_changes(options: dict[str, Any]) -> None:
+    env, untouched = make_env(), make_env()
+    for e in (env, untouched):
+        e.reset(seed=0)
+    wrong = next(key for key in options if key != "index")
+    with pytest.raises(ValueError, match=rf"{wrong}.*allowed are \['index'\]"):
+        env.reset(seed=9, options=options)
+    with pytest.raises(ValueError, match=r"options=\[3\] must be None or a dict"):
+        env.reset(seed=9, options=[3])  # type: ignore[arg-type]
+    assert comparable(env.reset()) == comparable(untouched.reset())
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"seed": -1}, {"seed": 1.5}, {"seed": 9, "options": {"index": -1}}, {"seed": 9, "options": {"index": 0.5}}],
+)
+def test_a_reset_that_is_refused_leaves_generator_and_episode_alone(kwargs: dict[str, Any]) -> None:
+    env, untouched = make_env(), make_env()
+    for e in (env, untouched):
+        e.reset(seed=0)
+    with pytest.raises((ValueError, IndexError, gym.error.Error)):
+        env.reset(**kwargs)
+    assert env.state_dict()["generators"] == untouched.state_dict()["generators"]
+    action = np.zeros(env.action_space.shape or (), dtype=np.float32)
+    assert comparable(env.step(action)) == comparable(untouched.step(action))
+    assert env.np_random_seed == untouched.np_random_seed == 0
+    assert comparable(env.reset()) == comparable(untouched.reset())
+    fresh = make_env()
+    with pytest.raises((ValueError, IndexError, gym.error.Error)):
+        fresh.reset(**kwargs)
+    with pytest.raises(ResetNeeded):
+        fresh.step(action)

@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecVideoRecorder
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, VecVideoRecorder
 
 from agents import make_sb3
 from prance_env import PranceVecEnv, PranceVectorEnv, make_sb3_env, observation_layout
@@ -244,3 +244,77 @@ def test_the_factory_passes_arguments_on_and_refuses_unknown_ones() -> None:
         make_sb3_env("CartPole-v1")
     with pytest.raises(ValueError, match="num_envs=0"):
         make_sb3_env(n_envs=0)
+
+
+def test_metadata_and_spec_are_where_sb3_looks_for_them(tmp_path: Path) -> None:
+    venv = PranceVecEnv(native(render_mode="rgb_array"))
+    assert venv.metadata["render_fps"] == venv.envs.metadata["render_fps"] == 2
+    assert set(venv.metadata["render_modes"]) == {"human", "rgb_array"}
+    assert venv.spec is not None
+    assert venv.spec.id == ENV_ID
+    assert venv.get_attr("spec")[0].id == ENV_ID
+    monitor = VecMonitor(make_sb3_env(n_envs=2).venv, filename=str(tmp_path / "log"))
+    monitor.close()
+    assert ENV_ID in (tmp_path / "log.monitor.csv").read_text()
+    recorder = VecVideoRecorder(venv, str(tmp_path), record_video_trigger=lambda step: False)
+    assert recorder.frames_per_sec == 2
+
+
+def test_render_tiles_the_frames_of_all_lanes_and_other_modes_are_warned_about() -> None:
+    venv = make_sb3_env(n_envs=N, seed=0, render_mode="rgb_array")
+    venv.reset()
+    frame = venv.get_images()[0]
+    picture = venv.render()
+    assert frame is not None
+    assert picture is not None
+    assert picture.shape == (2 * frame.shape[0], 2 * frame.shape[1], 3)
+    with pytest.warns(UserWarning, match="render"):
+        assert venv.render(mode="ansi") is None
+    plain = make_sb3_env(n_envs=N)
+    with pytest.warns(UserWarning, match="render_mode"):
+        assert plain.render() is None
+
+
+def test_attributes_exist_or_are_missing_as_in_any_vec_env() -> None:
+    venv = make_sb3_env(n_envs=N)
+    assert venv.has_attr("settings")
+    assert not venv.has_attr("no_such_thing")
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        venv.get_attr("no_such_thing")
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        venv.env_method("no_such_thing")
+    for call in (venv.get_attr, venv.env_method, venv.env_is_wrapped):
+        with pytest.raises(IndexError, match=rf"\[{N}\].*0\.\.{N - 1}"):
+            call("close", indices=[0, N])  # type: ignore[operator]
+    assert venv.unwrapped.get_attr("num_envs", indices=-1) == [N]
+
+
+def test_seeds_are_returned_and_survive_a_reset_that_is_refused() -> None:
+    venv, expected = make_sb3_env(n_envs=N), native()
+    assert venv.seed(4) == [4, 5, 6, 7]
+    venv.set_options({"index": -1})
+    with pytest.raises(IndexError, match="index=-1"):
+        venv.reset()
+    np.testing.assert_array_equal(venv.reset(), expected.reset(seed=4)[0])
+    assert len(set(venv.seed())) == N
+    venv.set_options({"colour": 1})
+    with pytest.raises(ValueError, match=r"colour.*'index'"):
+        venv.reset()
+
+
+def test_a_refused_action_leaves_the_adapter_ready_for_the_next() -> None:
+    venv, untouched = make_sb3_env(n_envs=N, seed=0), make_sb3_env(n_envs=N, seed=0)
+    good = random_actions(venv, 1)[0]
+    for v in (venv, untouched):
+        v.reset()
+    for bad in (np.full_like(good, np.nan), good[:, :-1], good[:-1]):
+        with pytest.raises(ValueError, match=r"NaN|The action"):
+            venv.step(bad)
+    np.testing.assert_array_equal(venv.step(good)[0], untouched.step(good)[0])
+    with pytest.raises(RuntimeError, match="step_async"):
+        venv.step_wait()
+
+
+def test_only_batches_of_this_package_are_taken() -> None:
+    with pytest.raises(TypeError, match=r"PranceVectorEnv, not"):
+        PranceVecEnv(gym.make_vec("CartPole-v1", 2))

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supernet.ragged import CALL_COST_PAIRS, Ints, attention, length_chunks, rows_of, runs, starts
+from supernet.ragged import CALL_COST, COPY_COST, Ints, attention, length_chunks, rows_of, runs, starts
 
 lengths_lists = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
@@ -25,13 +25,13 @@ def ints(values: list[int]) -> Ints:
 @pytest.mark.parametrize("sized", [False, True])
 @pytest.mark.parametrize(
     ("lengths", "least_chunks"),
-    [([7], 1), ([5, 5, 5], 1), ([9, 2, 17, 3, 17, 2], 1), ([150, 3, 90, 200, 4, 91, 3, 150, 2], 3)],
+    [([7], 1), ([5, 5, 5], 1), ([2, 2, 3, 9, 17, 17], 1), ([2, 3, 3, 4, 90, 91, 150, 150, 200], 3)],
 )
 def test_attention_equals_a_loop_over_images(
     lengths: list[int], least_chunks: int, sized: bool, class_token: bool, with_scores: bool
 ) -> None:
     heads, head_dim = 3, 8
-    assert len(length_chunks(np.sort(ints(lengths)))) >= least_chunks
+    assert len(length_chunks(ints(lengths))) >= least_chunks
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(sum(lengths), heads * 3 * head_dim, generator=generator, requires_grad=True)
     log_size = torch.randint(1, 9, (sum(lengths),), generator=generator).float().log()
@@ -61,16 +61,28 @@ def test_attention_equals_a_loop_over_images(
         torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
 
 
-@given(st.lists(st.integers(2, 200), min_size=1, max_size=6, unique=True), st.data())
-def test_length_chunks_is_the_cheapest_cut_between_distinct_lengths(distinct: list[int], data: st.DataObject) -> None:
+def test_attention_refuses_lengths_that_do_not_ascend() -> None:
+    with pytest.raises(ValueError, match="must ascend"):
+        attention(torch.zeros(5, 6), ints([3, 2]), 1, None, with_scores=False)
+
+
+@given(st.lists(st.integers(2, 200), min_size=1, max_size=6, unique=True), st.sampled_from(["cpu", "cuda"]), st.data())
+def test_length_chunks_is_the_cheapest_cut_between_distinct_lengths(
+    distinct: list[int], device: str, data: st.DataObject
+) -> None:
     values = sorted(distinct)
     lengths = ints([n for n in values for _ in range(data.draw(st.integers(1, 30)))])
     ends = [end for _, end in runs(lengths)]
 
     def cost(chunks: list[tuple[int, int]]) -> int:
-        return sum((end - begin) * int(lengths[end - 1]) ** 2 + CALL_COST_PAIRS for begin, end in chunks)
+        total = 0
+        for begin, end in chunks:
+            total += (end - begin) * int(lengths[end - 1]) ** 2 + CALL_COST[device]
+            if lengths[begin] < lengths[end - 1]:
+                total += COPY_COST[device] * int(lengths[begin:end].sum())
+        return total
 
-    chunks = length_chunks(lengths)
+    chunks = length_chunks(lengths, device)
     assert [begin for begin, _ in chunks] == [0, *(end for _, end in chunks[:-1])]
     assert chunks[-1][1] == len(lengths)
     candidates = [

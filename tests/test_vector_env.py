@@ -351,3 +351,40 @@ def test_forked_workers_run_even_after_their_parent_has_used_threads() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["closed"]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_step_whose_restart_fails_is_undone_and_can_be_repeated(
+    mode: AutoresetMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envs, untouched = make_envs(mode), make_envs(mode)
+    steps = envs.config.space.num_decisions - (mode == AutoresetMode.SAME_STEP)
+    batches = [a for a, _ in zip(random_actions(), range(steps + 2), strict=False)]
+    for e in (envs, untouched):
+        e.reset(seed=0)
+        for actions in batches[:steps]:
+            e.step(actions)
+    engine = envs.lanes.engine
+
+    def broken(index: np.ndarray) -> None:
+        raise OSError("image is broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "start", broken)
+        for call in (lambda: envs.step(batches[steps]), lambda: envs.reset(seed=7)):
+            with pytest.raises(OSError, match="broken"):
+                call()
+    for actions in batches[steps:]:
+        assert_same(envs.step(actions), untouched.step(actions))
+
+
+def test_unknown_options_are_refused_with_the_allowed_ones() -> None:
+    envs, untouched = make_envs(), make_envs()
+    for e in (envs, untouched):
+        e.reset(seed=0)
+    with pytest.raises(ValueError, match=r"\['resetmask'\].*\['index', 'reset_mask'\]"):
+        envs.reset(seed=1, options={"resetmask": np.ones(N, dtype=bool)})
+    for seed in ("one", 1.5, {}):
+        with pytest.raises(ValueError, match="seed="):
+            envs.reset(seed=seed)  # type: ignore[arg-type]
+    assert_same(envs.reset(), untouched.reset())

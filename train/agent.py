@@ -1,27 +1,36 @@
-"""Stage 2: training an agent with Stable-Baselines3, interruptible and resumable."""
+"""Stage 2: training an agent with Stable-Baselines3 or PRANCE's own PPO, interruptible and resumable."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 
 from agents.baselines import BaselineAgent, FullAgent, RandomAgent
+from agents.prance_ppo import PrancePPO
+from agents.prance_ppo_config import PrancePPOConfig
+from agents.prance_ppo_files import WEIGHTS
 from agents.sb3 import ALGORITHMS, make_sb3
-from prance_env import make_sb3_env
+from agents.selector import WIDTHS_PER_ACTION, PranceSelector, load_prance_selector
+from prance_env import PranceVectorEnv, make_sb3_env
 from prance_env.lanes import EnvSettings
 from supernet.files import write_atomically, write_text
 
 from .evaluate import Agent
+from .interrupt import deferred_interrupt
 from .run_folder import read_config, write_command
 
-LAST, MODEL = "last.zip", "model.zip"
+PRANCE_PPO = "prance_ppo"
 ROLLOUTS_PER_CHECKPOINT = 10
+PRESETS = {"tuned": PrancePPOConfig.tuned, "paper": PrancePPOConfig.paper}
 
 
 @dataclass(frozen=True)
@@ -30,25 +39,44 @@ class AgentTraining:
 
     Attributes:
         env: Environment id.
-        algo: Key of `agents.sb3.ALGORITHMS`.
+        algo: Key of `agents.sb3.ALGORITHMS`, or "prance_ppo".
+        preset: Settings of prance_ppo: "tuned" or "paper".
         checkpoint: Folder with the supernet; None is the bundled one.
         observation: Observation mode.
         total_timesteps: Decisions.
-        n_envs: Images at a time.
+        n_envs: Images at a time; None: what suits the algorithm.
         macs_weight: Price of all MACs of the full network.
         seed: Fixes everything.
-        device: Torch device of the supernet; the policy stays on the CPU.
+        device: Torch device of the supernet and of prance_ppo's policy; that of SB3 stays on the CPU.
+
+    Raises:
+        ValueError: If the algorithm or the preset is unknown.
     """
 
     env: str = "Prance-Digits-v0"
     algo: str = "ppo"
+    preset: str = "tuned"
     checkpoint: str | None = None
     observation: str = "cls"
     total_timesteps: int = 400_000
-    n_envs: int = 256
+    n_envs: int | None = None
     macs_weight: float = 0.05
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        known = sorted([*ALGORITHMS, PRANCE_PPO])
+        if self.algo not in known:
+            raise ValueError(f"algo={self.algo!r} is unknown; choose one of {known}.")
+        if self.preset not in PRESETS or (self.preset != "tuned" and self.algo != PRANCE_PPO):
+            raise ValueError(
+                f"preset={self.preset!r} is unknown to {self.algo}; {PRANCE_PPO} has {sorted(PRESETS)}, others 'tuned'."
+            )
+
+    @property
+    def file(self) -> str:
+        """Suffix of saved agents: SB3 writes zip files, PrancePPO folders."""
+        return "" if self.algo == PRANCE_PPO else ".zip"
 
     @property
     def reward(self) -> dict[str, object]:
@@ -71,7 +99,7 @@ class _Checkpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.rollout % ROLLOUTS_PER_CHECKPOINT == 0:
             if self.num_timesteps > 0:
-                write_atomically(self.folder / LAST, lambda name: _save(self.model, Path(name)))
+                write_atomically(self.folder / "last.zip", lambda name: _save(self.model, Path(name)))
             seed = int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0] // 2)
             set_random_seed(seed)
             env = self.model.get_env()
@@ -106,44 +134,56 @@ def _save(model: BaseAlgorithm, path: Path) -> None:
         model.save(f)
 
 
-def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progress_bar: bool = True) -> BaseAlgorithm:
+def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progress_bar: bool = True) -> Agent:
     """Trains an agent and writes it to `out`.
 
     Args:
         settings: What to train.
-        out: Run folder: `model.zip`, `last.zip`, `config.yml`, `command.txt`, `metrics.jsonl`, TensorBoard events.
-        resume: Continue from `out/last.zip`.
+        out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `command.txt`,
+            `metrics.jsonl`, TensorBoard events.
+        resume: Continue from `out`'s last checkpoint.
         progress_bar: Whether to show one.
 
     Returns:
-        The SB3 model.
+        The SB3 model or the PrancePPO.
 
     Raises:
         FileExistsError: If `out` holds a run and `resume` is False.
         FileNotFoundError: If `resume` is True and there is no checkpoint.
         ValueError: If the checkpoint was written with other settings.
     """
-    if not resume and ((out / LAST).exists() or (out / MODEL).exists()):
+    last = out / f"last{settings.file}"
+    held = [out / f"{name}{suffix}" for name in ("last", "model") for suffix in ("", ".zip")]
+    if not resume and any(path.exists() for path in held):
         raise FileExistsError(f"{out} holds a run already; pass --resume to continue it, or another --out.")
     if resume:
-        if not (out / LAST).is_file():
-            raise FileNotFoundError(f"{out / LAST} does not exist, so there is nothing to resume; drop --resume.")
+        if not any(path.exists() for path in held):
+            raise FileNotFoundError(f"{last} does not exist, so there is nothing to resume; drop --resume.")
         changed = sorted(k for k, v in asdict(settings).items() if read_config(out).get(k) != v)
         if changed:
             raise ValueError(f"{out} was trained with other values of {changed}; resume with the same settings.")
-    if not resume:
+        if not last.exists():
+            raise FileNotFoundError(f"{last} does not exist, so there is nothing to resume; drop --resume.")
+    else:
         write_command(out, settings)
-    env = make_sb3_env(
-        settings.env,
-        settings.n_envs,
-        seed=settings.seed,
-        checkpoint=settings.checkpoint,
-        observation=settings.observation,
-        reward=settings.reward,
-        device=settings.device,
-    )
+    train = _train_prance_ppo if settings.algo == PRANCE_PPO else _train_sb3
+    return train(settings, out, last, resume, progress_bar)
+
+
+def _env_arguments(settings: AgentTraining) -> dict[str, Any]:
+    return {
+        "checkpoint": settings.checkpoint,
+        "observation": settings.observation,
+        "reward": settings.reward,
+        "device": settings.device,
+    }
+
+
+def _train_sb3(settings: AgentTraining, out: Path, last: Path, resume: bool, progress_bar: bool) -> Agent:
+    n_envs = settings.n_envs or 256
+    env = make_sb3_env(settings.env, n_envs, seed=settings.seed, **_env_arguments(settings))
     if resume:
-        model = ALGORITHMS[settings.algo].load(out / LAST, env=env)
+        model = ALGORITHMS[settings.algo].load(last, env=env)
         _forget_after(out / "metrics.jsonl", model.num_timesteps)
     else:
         model = make_sb3(settings.algo, env, seed=settings.seed, tensorboard_log=str(out))
@@ -161,16 +201,61 @@ def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progre
     except KeyboardInterrupt:
         print(f"\nStopped at {model.num_timesteps} of {settings.total_timesteps} steps; continue with --resume.")
         raise
-    write_atomically(out / MODEL, lambda name: _save(model, Path(name)))
+    write_atomically(out / "model.zip", lambda name: _save(model, Path(name)))
     return model
+
+
+def _train_prance_ppo(settings: AgentTraining, out: Path, last: Path, resume: bool, progress_bar: bool) -> Agent:
+    env_settings = EnvSettings.from_id(settings.env, checkpoint=settings.checkpoint, device=settings.device)
+    config = prance_ppo_config(settings, env_settings.config().space.num_decisions)
+    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **_env_arguments(settings)}
+    env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, **kwargs)
+    if resume:
+        agent = PrancePPO.load(last, env, settings.device, tensorboard_log=str(out))
+        _forget_after(out / "metrics.jsonl", agent.num_timesteps)
+    else:
+        agent = PrancePPO(env, config, settings.seed, settings.device, tensorboard_log=str(out))
+    with deferred_interrupt() as pressed:
+        announced = stopped = False
+
+        def after_update(agent: PrancePPO) -> bool:
+            nonlocal announced, stopped
+            named = {k: agent.metrics[f"rollout/{k}"] for k in ("accuracy", "macs_fraction")}
+            with (out / "metrics.jsonl").open("a") as f:
+                f.write(json.dumps({"timesteps": agent.num_timesteps, **named}) + "\n")
+            if agent.n_updates % agent.config.restart_every == 0:
+                agent.save(last)
+                stopped = pressed()
+            elif pressed() and not announced:
+                announced = True
+                print("\nStopping at the next checkpoint, in a moment; Ctrl-C again stops now.")
+            return not stopped
+
+        remaining = settings.total_timesteps - agent.num_timesteps
+        if remaining > 0:
+            agent.learn(remaining, after_update, progress_bar, not resume, tb_log_name=settings.algo)
+    if stopped and agent.num_timesteps < settings.total_timesteps:
+        print(f"\nStopped at {agent.num_timesteps} of {settings.total_timesteps} steps; continue with --resume.")
+        raise KeyboardInterrupt
+    agent.save(out / "model")
+    return agent
+
+
+def prance_ppo_config(settings: AgentTraining, num_decisions: int) -> PrancePPOConfig:
+    """The preset, with rollouts of as many whole episodes as make up its number of transitions."""
+    config = PRESETS[settings.preset](restart_every=ROLLOUTS_PER_CHECKPOINT)
+    n_envs = settings.n_envs or config.n_envs
+    episodes = max(1, round(config.n_envs * config.n_steps / (n_envs * num_decisions)))
+    return replace(config, n_envs=n_envs, n_steps=episodes * num_decisions)
 
 
 def load_agent(name: str, settings: EnvSettings, seed: int = 0) -> Agent:
     """An agent by name or path.
 
     Args:
-        name: "full", "random", a run folder of `train_agent`, or a JSON file that a baseline saved. SB3's `model.zip`
-            holds pickled objects: load only what you trust.
+        name: "full", "random", a run folder of `train_agent`, a JSON file that a baseline saved, a folder that
+            `PrancePPO.save` wrote, a file that `PranceSelector.save` wrote, or the authors' selector as a `.pth` file.
+            SB3's `model.zip` holds pickled objects: load only what you trust.
         settings: Environment that the agent is to act in.
         seed: Of the random agent.
 
@@ -189,13 +274,32 @@ def load_agent(name: str, settings: EnvSettings, seed: int = 0) -> Agent:
         if agent.config != config:
             raise ValueError(f"{name} was made for another supernet than this environment's.")
         return agent
-    if not (path / MODEL).is_file():
-        raise FileNotFoundError(f"{name!r} is no agent: pass 'full', 'random', a .json file or a folder with {MODEL}.")
-    model = ALGORITHMS[read_config(path)["algo"]].load(path / MODEL, device="cpu")
+    model = _load_trained(path, settings)
     observation_space, action_space = settings.spaces()
-    if model.observation_space != observation_space or model.action_space != action_space:
+    sizes = (model.observation_space.shape, observation_space.shape)
+    fits = sizes[0] == sizes[1] if isinstance(model, PranceSelector) else model.observation_space == observation_space
+    if not fits or model.action_space != action_space:
         raise ValueError(
             f"{name} was trained for observations {model.observation_space} and actions {model.action_space}; this "
             f"environment has {observation_space} and {action_space}. Use the settings it was trained with."
         )
     return model
+
+
+def _load_trained(path: Path, settings: EnvSettings) -> PrancePPO | PranceSelector | BaseAlgorithm:
+    """An agent with weights, by what is at `path`."""
+    if path.suffix == ".safetensors":
+        return PranceSelector.load(path)
+    if path.suffix in (".pth", ".pt"):
+        num_rates = settings.config().space.action_size - WIDTHS_PER_ACTION
+        return load_prance_selector(path, num_rates, settings.normalize_actions)
+    if (path / WEIGHTS).is_file():
+        return PrancePPO.load(path)
+    if (path / "model").is_dir():
+        return PrancePPO.load(path / "model")
+    if (path / "model.zip").is_file():
+        return ALGORITHMS[read_config(path)["algo"]].load(path / "model.zip", device="cpu")
+    raise FileNotFoundError(
+        f"{str(path)!r} is no agent: pass 'full', 'random', a .json file, a run folder with a model, a folder that "
+        "PrancePPO.save has written, a selector's .safetensors, or the .pth file of PRANCE's authors."
+    )

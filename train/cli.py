@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, arg, subcommand
 
+from .cli_network import Export, Import
+
 Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
 
@@ -58,6 +60,7 @@ class AgentArgs:
     For example:
 
         prance train agent --out runs/agent
+        prance train agent --out runs/agent --algo prance_ppo
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
         prance train agent --out runs/agent --resume
     """
@@ -66,16 +69,18 @@ class AgentArgs:
     """Run folder."""
     env: str = "Prance-Digits-v0"
     """Environment id."""
-    algo: Literal["ppo"] = "ppo"
-    """Stable-Baselines3 algorithm."""
+    algo: Literal["ppo", "prance_ppo"] = "ppo"
+    """ppo: Stable-Baselines3's; prance_ppo: PRANCE's, faster, and saved without pickles."""
+    preset: Literal["tuned", "paper"] = "tuned"
+    """Settings of prance_ppo: what learns best here, or the paper's."""
     checkpoint: str | None = None
     """Folder with the supernet; the bundled one if not given."""
     observation: Literal["cls", "cls_only", "constant"] = "cls"
     """What the agent sees."""
     total_timesteps: int = 400_000
     """Decisions, three an image."""
-    n_envs: int = 256
-    """Images at a time."""
+    n_envs: int | None = None
+    """Images at a time; what suits the algorithm if not given."""
     macs_weight: float = 0.05
     """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent."""
     seed: int = 0
@@ -92,6 +97,7 @@ class AgentArgs:
         settings = AgentTraining(
             env=self.env,
             algo=self.algo,
+            preset=self.preset,
             checkpoint=self.checkpoint,
             observation=self.observation,
             total_timesteps=self.total_timesteps,
@@ -205,6 +211,93 @@ class Headroom:
 
 
 @dataclass
+class Bench:
+    """Time full, static and per-image subnets against timm's ViT and ToMe; prints MACs and milliseconds side by side.
+
+    For example:
+
+        prance bench
+        prance bench --model deit_tiny_patch16_224 --batch-size 1 16 64 256 --out bench.json
+        prance bench --device cuda --dtype bfloat16 --batch-size 256
+        prance bench --token-mode merge --macs-fraction 0.6 --memory
+    """
+
+    model: tuple[str, ...] = ("deit_tiny_patch16_224", "deit_small_patch16_224")
+    """Models of timm."""
+    batch_size: tuple[int, ...] = (64, 256)
+    """Images at a time."""
+    token_mode: Literal["prune", "prune_fused", "merge", "prune_merge", "tome"] = "prune"
+    """How patches leave in the subnets."""
+    macs_fraction: float = 0.5
+    """MACs of the subnets, relative to the full network."""
+    repeats: int = 5
+    """Timed rounds, of which the median counts."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and images."""
+    memory: bool = False
+    """Also measure the peak memory of a forward pass."""
+    out: Path | None = None
+    """JSON file for the figures."""
+    seed: int = 0
+    """Of subnets and images."""
+    device: Device = "cpu"
+    threads: Threads = 2
+
+    def run(self) -> None:
+        from .bench import BenchSettings, run_bench
+
+        _set_threads(self.threads)
+        settings = BenchSettings(
+            models=self.model,
+            batch_sizes=self.batch_size,
+            token_mode=self.token_mode,
+            macs_fraction=self.macs_fraction,
+            repeats=self.repeats,
+            device=self.device,
+            dtype=self.dtype,
+            memory=self.memory,
+            seed=self.seed,
+        )
+        run_bench(settings, self.out)
+
+
+@dataclass
+class Profile:
+    """Measure a supernet on this device: the lookup table of rewards that count milliseconds instead of MACs.
+
+    For example:
+
+        prance profile --out latency.json
+        prance profile --supernet prance_vit_small --device cuda --out h100.json
+
+    and then reward={"cost": "latency", "latency_table": "latency.json"}.
+    """
+
+    out: Path
+    """JSON file."""
+    supernet: str = "digits"
+    """Registered supernet; its weights do not matter."""
+    checkpoint: Path | None = None
+    """Folder of another one, instead."""
+    batch_size: int = 256
+    """Images per batch."""
+    token_counts: int = 6
+    """Points of the grid of token counts."""
+    repeats: int = 5
+    """Runs per point; the fastest counts."""
+    device: Device = "cpu"
+    threads: Threads = 0
+
+    def run(self) -> None:
+        from .profile import run_profile
+
+        _set_threads(self.threads)
+        run_profile(
+            self.out, self.supernet, self.checkpoint, self.device, self.batch_size, self.token_counts, self.repeats
+        )
+
+
+@dataclass
 class List:
     """Show the registered environments, supernets, and agents.
 
@@ -236,6 +329,10 @@ class Prance:
         | Annotated[Train, subcommand("train")]
         | Annotated[Eval, subcommand("eval")]
         | Annotated[Headroom, subcommand("headroom")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Import, subcommand("import")]
+        | Annotated[Bench, subcommand("bench")]
+        | Annotated[Profile, subcommand("profile")]
         | Annotated[List, subcommand("list")]
     ) = field()
 

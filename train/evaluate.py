@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,10 +72,18 @@ class Evaluation:
 
 
 def play(agent: Agent, engine: InferenceEngine, settings: EnvSettings, index: NDArray[np.int64]) -> list[Episodes]:
-    """One episode on each of the images `index`, deterministic: the episodes before and after every decision."""
-    episodes = [engine.start(index)]
+    """One episode on each of the images `index`, deterministic: the episodes before and after every decision.
+
+    Raises:
+        ValueError: If the environment is cost-conditioned and no price is fixed.
+    """
+    conditioning = settings.cost_conditioning
+    if conditioning is not None and conditioning.fixed is None:
+        raise ValueError("A cost-conditioned agent is evaluated at one price: cost_conditioning=(low, high, fixed).")
+    price = None if conditioning is None else np.full(len(index), conditioning.fixed)
+    episodes = [replace(engine.start(index), macs_weight=price)]
     for _ in range(engine.config.space.num_decisions):
-        observation = engine.observe(episodes[-1], settings.observation).cpu().numpy()
+        observation = engine.observe(episodes[-1], settings.observation, conditioning).cpu().numpy()
         actions, _ = agent.predict(observation, deterministic=True)
         unit = decode_actions(actions, settings.normalize_actions)
         episodes.append(engine.step(episodes[-1], unit, RewardConfig(mode="terminal")))

@@ -92,8 +92,8 @@ def plot_scenes(engine: InferenceEngine, index: NDArray[np.int64], path: Path) -
     figure, grid = plt.subplots(rows, 8, figsize=(12, 1.75 * rows), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, i in zip(grid.flat, index.tolist(), strict=False):
-        axes.imshow(dataset.images[i, 0].numpy(), cmap="gray")
+    for axes, i, image in zip(grid.flat, index.tolist(), dataset.fetch(index), strict=False):
+        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray")
         axes.set_title(f"{dataset.labels[i]}  ({dataset.difficulty_name} {dataset.difficulty[i]})", fontsize=8)
     _save(figure, path)
 
@@ -112,11 +112,12 @@ def plot_episodes(
     """
     steps = play(agent, engine, settings, index)
     figure, grid = plt.subplots(len(index), len(steps), figsize=(2.1 * len(steps), 2.35 * len(index)), squeeze=False)
+    images = engine.dataset.fetch(steps[0].index).numpy()
     for column, episodes in enumerate(steps):
         kept = episodes.state.kept().cpu().numpy()
         for row in range(len(index)):
             axes = grid[row, column]
-            axes.imshow(dim_dropped(engine.dataset.images[int(index[row])].numpy(), kept[row]))
+            axes.imshow(dim_dropped(images[row], kept[row]))
             axes.set_xticks([])
             axes.set_yticks([])
             if column == 0:

@@ -17,7 +17,7 @@ from prance_env.lanes import EnvSettings
 from supernet import Supernet, list_supernets, supernet_config
 from supernet.files import write_atomically, write_text
 
-from .agent import MODEL, load_agent
+from .agent import PRANCE_PPO, load_agent
 from .evaluate import Evaluation, evaluate
 from .run_folder import read_config
 
@@ -81,7 +81,7 @@ def run_eval(
     metrics: dict[str, Any] = {}
     for name in agents:
         observation = "cls"
-        if (Path(name) / MODEL).is_file():
+        if (Path(name) / "config.yml").is_file():
             trained = read_config(Path(name))
             observation = trained["observation"]
             if checkpoint is None:
@@ -134,4 +134,5 @@ def print_registered() -> None:
             f"{net.params().item() / 1e6:.1f} M",
         )
     console.print(table)
-    console.print(f"Agents: full, random (prance eval); algorithms: {', '.join(ALGORITHMS)} (prance train agent)")
+    algorithms = ", ".join([*ALGORITHMS, PRANCE_PPO])
+    console.print(f"Agents: full, random (prance eval); algorithms: {algorithms} (prance train agent)")

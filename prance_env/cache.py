@@ -1,0 +1,267 @@
+"""What is kept of every image: the prefix that no action can change, and the verdict of the full network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import weakref
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supernet import Supernet
+from supernet.files import write_atomically
+
+from .datasets import ImageSource
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+MEBIBYTE = 2**20
+FORMAT = 1
+HEADER_BYTES = 4096
+VERDICT, PREFIX = 1, 2
+# `known` is 0, VERDICT or PREFIX (both); `crc` is over the prefix, if there, and the other two.
+RECORD = np.dtype([("known", "<u4"), ("crc", "<u4"), ("prediction", "<i8"), ("prob", "<f8")])
+
+
+class PrefixStore(Protocol):
+    """Prefixes of the first `capacity` images.
+
+    Which images they are is fixed: images are drawn at random, so that no choice is better than another, and a prefix
+    that is never replaced can be read by several processes while others are written.
+    """
+
+    capacity: int
+
+    def read(self, index: Ints) -> Tensor:
+        """(B, N + 1, C) prefixes of images that have been written."""
+
+    def write(self, index: Ints, tokens: Tensor, prediction: Ints, prob: Floats) -> Ints:
+        """Keeps the prefixes of images below `capacity`, and verdicts if they can outlive the process.
+
+        Returns:
+            The images whose prefixes can be read now.
+        """
+
+    def recall(self, index: Ints) -> tuple[Ints, Ints, Floats]:
+        """What earlier or other processes have written: `known`, prediction and probability, each (B,)."""
+
+
+class PrefixCache:
+    """Prefixes of as many images as the budget holds, and the verdicts of all of them.
+
+    Args:
+        net: Whose prefixes.
+        source: Of which images.
+        cache_mb: Budget for the prefixes in MiB, of memory on the device of the network or, with a folder, of disk.
+        cache_dir: Folder for a cache that outlives the process; None keeps everything in memory.
+
+    Attributes:
+        held: (N,) whether the prefix can be read.
+        known: (N,) whether the verdict is known.
+        prediction: (N,) class that the full network predicts.
+        prob: (N,) probability that it gives the label.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(self, net: Supernet, source: ImageSource, cache_mb: float, cache_dir: str | Path | None) -> None:
+        c, total = net.config, len(source)
+        shape, dtype, device = (c.num_tokens, c.embed_dim), net.pos_embed.dtype, net.pos_embed.device
+        row_bytes = shape[0] * shape[1] * dtype.itemsize
+        capacity = min(total, int(cache_mb * MEBIBYTE) // row_bytes)
+        self.store: PrefixStore
+        if cache_dir is None:
+            self.store = MemoryStore(capacity, shape, dtype, device)
+        else:
+            path = Path(cache_dir).expanduser() / f"prefixes-{cache_key(net, source)}"
+            self.store = DiskStore(path, total, capacity, shape, dtype, device)
+        self.held, self.known = np.zeros(total, dtype=bool), np.zeros(total, dtype=bool)
+        self.prediction: Ints = np.zeros(total, dtype=np.int64)
+        self.prob: Floats = np.zeros(total)
+
+    def recall(self, index: Ints) -> Bools:
+        """(B,) whether the prefixes can be read; looks for new ones of other processes."""
+        held = self.held[index]
+        if not held.all():
+            unseen = np.unique(index[~held & (~self.known[index] | (index < self.store.capacity))])
+            known, prediction, prob = self.store.recall(unseen)
+            found = unseen[known > 0]
+            self.prediction[found], self.prob[found] = prediction[known > 0], prob[known > 0]
+            self.known[found] = True
+            self.held[unseen[known == PREFIX]] = True
+            held = self.held[index]
+        return held
+
+    def read(self, index: Ints) -> Tensor:
+        """(B, N + 1, C) prefixes, all of them held."""
+        return self.store.read(index)
+
+    def write(self, index: Ints, tokens: Tensor, prediction: Ints, prob: Floats) -> None:
+        """Keeps what has been computed.
+
+        Args:
+            index: (B,) images.
+            tokens: (B, N + 1, C) their prefixes.
+            prediction: (B,) see the attribute.
+            prob: (B,) likewise.
+        """
+        self.prediction[index], self.prob[index] = prediction, prob
+        self.known[index] = True
+        self.held[self.store.write(index, tokens, prediction, prob)] = True
+
+
+class MemoryStore:
+    """A `PrefixStore` in the memory of a device.
+
+    Args:
+        capacity: How many prefixes.
+        shape: (N + 1, C) of one.
+        dtype: Of their entries.
+        device: Where they lie.
+    """
+
+    def __init__(self, capacity: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self.capacity = capacity
+        self._rows = torch.empty(capacity, *shape, dtype=dtype, device=device)
+
+    def read(self, index: Ints) -> Tensor:
+        """See `PrefixStore`."""
+        return self._rows[torch.from_numpy(index).to(self._rows.device)]
+
+    def write(self, index: Ints, tokens: Tensor, prediction: Ints, prob: Floats) -> Ints:
+        """See `PrefixStore`."""
+        kept = np.flatnonzero(index < self.capacity)
+        device = self._rows.device
+        self._rows[torch.from_numpy(index[kept]).to(device)] = tokens[torch.from_numpy(kept).to(device)]
+        return index[kept]
+
+    def recall(self, index: Ints) -> tuple[Ints, Ints, Floats]:
+        """Nothing: this memory is nobody else's."""
+        return np.zeros(len(index), dtype=np.int64), np.zeros(len(index), dtype=np.int64), np.zeros(len(index))
+
+
+class DiskStore:
+    """A `PrefixStore` in a file: a header, one record per image, then the prefixes.
+
+    A prefix is written before its record, and the record holds a checksum of both, which every process checks once. So
+    whatever a killed process, a full disk or two writers of the same image leave is either right or as if not there.
+
+    Args:
+        path: The file; made if missing, made again if it is damaged or another one.
+        total: Number of images.
+        capacity: How many prefixes; a file that has room for more keeps them.
+        shape: (N + 1, C) of one.
+        dtype: Of their entries.
+        device: Where `read` puts them.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, total: int, capacity: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.path, self._shape, self._dtype, self._device = path, shape, dtype, device
+        self._row_bytes = shape[0] * shape[1] * dtype.itemsize
+        self._first_row = HEADER_BYTES + total * RECORD.itemsize
+        header = {"format": FORMAT, "key": path.name, "total": total, "shape": shape, "dtype": str(dtype)}
+        self._header = json.dumps(header).encode().ljust(HEADER_BYTES)
+        self._writable = True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if path.exists() and not self._is_sound():
+                warnings.warn(f"{path} is damaged or another file; it is made again.", stacklevel=4)
+                path.unlink()
+            if not path.exists():
+                write_atomically(path, lambda name: Path(name).write_bytes(self._header))
+            self._file = os.open(path, os.O_RDWR)
+            weakref.finalize(self, os.close, self._file)
+            size = max(self._first_row + capacity * self._row_bytes, os.fstat(self._file).st_size)
+            # What has not been written takes no room on the disk.
+            os.truncate(self._file, size)
+        self.capacity = (size - self._first_row) // self._row_bytes
+        everything = np.memmap(path, np.uint8, "r")
+        self._records = everything[HEADER_BYTES : self._first_row].view(RECORD)
+        self._rows = everything[self._first_row :].reshape(self.capacity, self._row_bytes)
+
+    def _is_sound(self) -> bool:
+        rows = self.path.stat().st_size - self._first_row
+        with open(self.path, "rb") as file:
+            return file.read(HEADER_BYTES) == self._header and (rows < 0 or rows % self._row_bytes == 0)
+
+    def read(self, index: Ints) -> Tensor:
+        """See `PrefixStore`."""
+        rows = torch.from_numpy(self._rows[index])
+        return rows.view(self._dtype).view(len(index), *self._shape).to(self._device)
+
+    def write(self, index: Ints, tokens: Tensor, prediction: Ints, prob: Floats) -> Ints:
+        """See `PrefixStore`; a full disk ends the writing with a warning."""
+        kept: list[int] = []
+        if not self._writable:
+            return np.array(kept, dtype=np.int64)
+        rows = tokens.contiguous().view(len(index), -1).cpu().view(torch.uint8).numpy()
+        records = np.zeros(len(index), dtype=RECORD)
+        records["prediction"], records["prob"] = prediction, prob
+        records["known"] = np.where(index < self.capacity, PREFIX, VERDICT)
+        try:
+            for i, row, record in zip(index.tolist(), rows, records, strict=True):
+                record["crc"] = _checksum(record, row)
+                if i < self.capacity:
+                    self._put(row.tobytes(), self._first_row + i * self._row_bytes)
+                self._put(record.tobytes(), HEADER_BYTES + i * RECORD.itemsize)
+                if i < self.capacity:
+                    kept.append(i)
+        except OSError as e:
+            self._writable = False
+            warnings.warn(f"{self.path} is written no more ({e}); make room, or pass a smaller cache_mb.", stacklevel=5)
+        return np.array(kept, dtype=np.int64)
+
+    def _put(self, data: bytes, offset: int) -> None:
+        if os.pwrite(self._file, data, offset) < len(data):
+            raise OSError("no room left")
+
+    def recall(self, index: Ints) -> tuple[Ints, Ints, Floats]:
+        """See `PrefixStore`."""
+        records = self._records[index]
+        known = records["known"].astype(np.int64)
+        for k in np.flatnonzero(known):
+            has_row = known[k] == PREFIX and index[k] < self.capacity
+            row = self._rows[index[k]] if has_row else np.zeros(0, dtype=np.uint8)
+            if known[k] > PREFIX or records["crc"][k] != _checksum(records[k], row):
+                known[k] = 0
+        return known, records["prediction"], records["prob"]
+
+
+def _checksum(record: np.void, row: NDArray[np.uint8]) -> int:
+    """Over the prefix, if the record says that there is one, and the verdict."""
+    start = zlib.crc32(np.ascontiguousarray(row).data) if record["known"] == PREFIX else 0
+    return zlib.crc32(record["prediction"].tobytes() + record["prob"].tobytes(), start)
+
+
+def cache_key(net: Supernet, source: ImageSource) -> str:
+    """Digest of all that a prefix or a verdict depends on.
+
+    The device and the version of PyTorch count as well, because another one rounds differently.
+    """
+    weight = net.pos_embed
+    digest = hashlib.sha256()
+    for part in (json.dumps(net.config.to_dict(), sort_keys=True), weight.dtype, weight.device.type, torch.__version__):
+        digest.update(f"{part}\n".encode())
+    for name, tensor in net.state_dict().items():
+        digest.update(f"{name}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    digest.update(source.labels.cpu().contiguous().numpy().data)
+    digest.update(source.identity().encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,131 @@
+"""What the environment's argument `dataset=` says, as plain data, checked before anything is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+# Prefix of a timm name: the package it needs, how to get it, and which fields of `DatasetConfig` have a meaning for it.
+_TRANSFORM = ("crop_pct", "interpolation")
+_READER = (*_TRANSFORM, "root", "input_key", "target_key")
+TIMM_READERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "torch": ("torchvision", "torchvision", (*_TRANSFORM, "root", "download")),
+    "hfds": ("datasets", "'prance-env[hf]'", (*_READER, "class_map")),
+    "hfids": ("datasets", "'prance-env[hf]'", (*_READER, "class_map", "num_samples", "download")),
+    "tfds": ("tensorflow_datasets", "tensorflow-datasets tensorflow", (*_READER, "class_map", "download")),
+    "wds": ("webdataset", "'prance-env[wds]'", _READER),
+}
+FOLDER_FIELDS = (*_TRANSFORM, "class_map")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where images come from and how they are brought to size.
+
+    Attributes:
+        name: "digits", a name given to `register_dataset`, the path of a folder in ImageNet's layout, or a name of
+            `timm.data.create_dataset`: "torch/...", "hfds/...", "hfids/...", "tfds/..." or "wds/...".
+        root: Folder of a timm data set; for "wds/FOLDER" it is FOLDER unless given.
+        crop_pct: The shorter side is resized to `img_size / crop_pct` before the centre is cut out; in (0, 1].
+        interpolation: One of `INTERPOLATIONS`.
+        class_map: Text file with one class name per line; line k is label k. None: alphabetical order of the folders,
+            or the labels of the source.
+        input_key: Column or file ending of the images, where a reader has a choice.
+        target_key: Column of the labels, likewise.
+        num_samples: Length of a stream that does not know its own.
+        download: Whether timm may download the data set.
+    """
+
+    name: str
+    root: str | None = None
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    class_map: str | None = None
+    input_key: str | None = None
+    target_key: str | None = None
+    num_samples: int | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"dataset={self.name!r} is not a name; pass 'digits', a folder or a timm name.")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct={self.crop_pct!r} must lie in (0, 1]; 0.875 is usual, 1 crops nothing.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation={self.interpolation!r} is unknown; choose one of {INTERPOLATIONS}.")
+
+    @classmethod
+    def from_value(cls, value: str | dict[str, Any] | DatasetConfig) -> DatasetConfig:
+        """From a name, or from a dict with the fields of this class.
+
+        Raises:
+            ValueError: If a field is unknown, missing or out of range.
+        """
+        if isinstance(value, DatasetConfig):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        known = [f.name for f in fields(cls)]
+        if not isinstance(value, dict) or "name" not in value:
+            raise ValueError(f"dataset={value!r} is neither a name nor a dict with 'name' and some of {known[1:]}.")
+        if unknown := sorted(set(value) - set(known)):
+            raise ValueError(f"dataset={value!r} has the unknown fields {unknown}; known are {known}.")
+        return cls(**value)
+
+    @property
+    def prefix(self) -> str | None:
+        """Which of timm's readers is meant, if any."""
+        prefix, slash, _ = self.name.partition("/")
+        return prefix.lower() if slash and prefix.lower() in TIMM_READERS else None
+
+    def check(self, registered: list[str]) -> None:
+        """Checks all that can be checked without opening the data set.
+
+        Args:
+            registered: Names of registered data sets.
+
+        Raises:
+            ValueError: If there is no such data set, or a field has no meaning for it.
+            ModuleNotFoundError: If the reader's package is missing; the message says what to install.
+        """
+        allowed: tuple[str, ...] = ()
+        if self.prefix:
+            package, install, allowed = TIMM_READERS[self.prefix]
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(
+                    f"dataset={self.name!r} needs the package {package!r}; run: pip install {install}", name=package
+                )
+        elif self.name not in registered:
+            allowed = FOLDER_FIELDS
+            if not Path(self.name).expanduser().is_dir():
+                raise ValueError(
+                    f"dataset={self.name!r} is unknown: no folder has this path. Available are "
+                    f"{', '.join(map(repr, registered))} (add yours with prance_env.register_dataset, in every process "
+                    f"that uses it), a folder in ImageNet's layout, and timm's names "
+                    f"{', '.join(p + '/...' for p in TIMM_READERS)}."
+                )
+        given = [f.name for f in fields(self) if f.name != "name" and getattr(self, f.name) != f.default]
+        if excess := [name for name in given if name not in allowed]:
+            raise ValueError(f"dataset={self.name!r} has no use for {excess}; what it takes is {list(allowed)}.")
+
+    def read_class_map(self) -> dict[str, int] | None:
+        """Class name to label, or None.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is empty or names a class twice.
+        """
+        if self.class_map is None:
+            return None
+        path = Path(self.class_map).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"class_map={self.class_map!r} is no file; pass a text file, one class per line.")
+        names = path.read_text().split("\n")
+        names = [name.strip() for name in names if name.strip()]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"class_map={self.class_map!r} must name at least one class, and none of them twice.")
+        return {name: label for label, name in enumerate(names)}

@@ -1,0 +1,81 @@
+"""From an opened image file of any kind to the uint8 array that a supernet takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+Pixels = NDArray[np.uint8]
+
+
+def upright(image: Image.Image, in_chans: int) -> Image.Image:
+    """The picture that a viewer would show, in grey or in colour.
+
+    The orientation that a camera has noted is applied, 16-bit grey is scaled to 8 bits (Pillow would clip it), and what
+    is transparent is shown on white.
+
+    Args:
+        image: Opened by Pillow; loaded or not.
+        in_chans: 1 for grey, 3 for colour.
+
+    Raises:
+        ValueError: If the image holds floating-point numbers, whose range nobody knows.
+        OSError: If the file is damaged.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("mode 'F' (floating point) has no range to show it in; convert the file to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if in_chans == 1 else "RGB")
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """timm's evaluation transform, without its normalisation, which a supernet does itself.
+
+    The shorter side is resized to `img_size / crop_pct`, and the centre is cut out.
+
+    Attributes:
+        img_size: Height and width of the result in pixels.
+        in_chans: 1 or 3.
+        crop_pct: In (0, 1].
+        interpolation: A value of `torchvision.transforms.InterpolationMode`, such as "bicubic".
+    """
+
+    img_size: int
+    in_chans: int
+    crop_pct: float
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        if self.in_chans not in (1, 3):
+            raise ValueError(
+                f"The supernet takes in_chans={self.in_chans}, but image files have 1 (grey) or 3 (colour); "
+                "pass such images with prance_env.register_dataset."
+            )
+
+    @cached_property
+    def _resize(self) -> Compose:
+        mode = InterpolationMode(self.interpolation)
+        return Compose([Resize(math.floor(self.img_size / self.crop_pct), mode), CenterCrop(self.img_size)])
+
+    def __call__(self, image: Image.Image) -> Pixels:
+        """(in_chans, img_size, img_size) uint8.
+
+        Raises:
+            ValueError: See `upright`.
+            OSError: If the file is damaged.
+        """
+        pixels = np.asarray(self._resize(upright(image, self.in_chans)))
+        return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))

@@ -1,0 +1,236 @@
+"""Measured milliseconds as the cost of an inference: a lookup table per device.
+
+The table holds, for every decided group, width, MLP ratio and token count of a grid, the milliseconds per image of a
+batch whose images are all alike. The time of a choice is composed from it: every block of a group contributes its share
+at its own width and ratio, linearly interpolated between token counts; the first block of a group runs its attention
+before patches leave and its MLP afterwards. Mixed sizes in a batch cost a little more than the table says.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from supernet import GroupChoice, SearchSpace, Supernet, SupernetConfig, freeze
+from supernet.files import write_text
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds per image on one device.
+
+    Attributes:
+        device: What it was measured on.
+        torch_version: With which PyTorch.
+        threads: CPU threads of PyTorch.
+        batch_size: Images per batch.
+        groups: Blocks per group of the supernet.
+        embed_dims: Its widths, ascending.
+        mlp_ratios: Its ratios, ascending.
+        num_tokens: Token counts of the grid, class token included, ascending; the last is that of a whole image.
+        prefix_ms: Patch embedding and first group.
+        head_ms: Classifier.
+        group_ms: (groups - 1, widths, ratios, token counts), every block alike and no patch dropped.
+
+    Raises:
+        ValueError: If shapes disagree or a time is not positive.
+    """
+
+    device: str
+    torch_version: str
+    threads: int
+    batch_size: int
+    groups: list[int]
+    embed_dims: list[int]
+    mlp_ratios: list[float]
+    num_tokens: list[int]
+    prefix_ms: float
+    head_ms: float
+    group_ms: list[list[list[list[float]]]]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.groups) - 1, len(self.embed_dims), len(self.mlp_ratios), len(self.num_tokens))
+        times = np.array(self.group_ms, dtype=np.float64)
+        if times.shape != shape:
+            raise ValueError(f"group_ms has the shape {times.shape}; expected {shape} by the other fields.")
+        if not (np.isfinite(times).all() and min(times.min(), self.prefix_ms, self.head_ms) > 0):
+            raise ValueError("Every time of a latency table must be a finite number of milliseconds > 0.")
+        object.__setattr__(self, "_times", times)
+
+    def check(self, config: SupernetConfig) -> None:
+        """Checks that the table is about this supernet.
+
+        Raises:
+            ValueError: If its groups, widths, ratios or number of patches are others.
+        """
+        space = config.space
+        wanted = (space.groups, space.embed_dims, space.mlp_ratios, config.num_tokens)
+        found = (tuple(self.groups), tuple(self.embed_dims), tuple(self.mlp_ratios), self.num_tokens[-1])
+        if wanted != found:
+            raise ValueError(
+                f"The latency table is for groups, widths, ratios and tokens {found}, but this supernet has {wanted}; "
+                "measure it with `prance profile`."
+            )
+
+    def group(self, group: int, embed_dim: Ints, mlp_ratio: Floats, before: Ints, after: Ints) -> Floats:
+        """(B,) milliseconds of one decided group.
+
+        Args:
+            group: Its number, 1 or more.
+            embed_dim: (B, blocks) widths.
+            mlp_ratio: (B, blocks) ratios.
+            before: (B,) tokens before it.
+            after: (B,) tokens after it.
+        """
+        width = np.searchsorted(self.embed_dims, embed_dim)
+        ratio = np.searchsorted(self.mlp_ratios, mlp_ratio)
+        total = np.zeros(len(before))
+        for i in range(embed_dim.shape[1]):
+            rows = self._times[group - 1, width[:, i], ratio[:, i]]  # type: ignore[attr-defined]
+            block = self._at(rows, after)
+            total += (self._at(rows, before) + block) / 2 if i == 0 else block
+        return total / embed_dim.shape[1]
+
+    def rest(self, space: SearchSpace, group: int, num_tokens: Ints) -> Floats:
+        """(B,) milliseconds from `group` to the logits at full size."""
+        total = np.full(len(num_tokens), self.head_ms)
+        for g in range(group, len(self.groups)):
+            full = GroupChoice.full(space, g, len(num_tokens))
+            total += self.group(g, full.embed_dim.numpy(), full.mlp_ratio.numpy(), num_tokens, num_tokens)
+        return total
+
+    def full_ms(self, space: SearchSpace) -> float:
+        """Milliseconds of the full network."""
+        return self.prefix_ms + float(self.rest(space, 1, np.array(self.num_tokens[-1:]))[0])
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON, atomically."""
+        write_text(Path(path), json.dumps(asdict(self), indent=1) + "\n")
+
+    def _at(self, rows: Floats, tokens: Ints) -> Floats:
+        """(B, grid) rows at (B,) token counts; linear in between, the ends beyond."""
+        grid = np.array(self.num_tokens)
+        if len(grid) == 1:
+            return rows[:, 0]
+        right = np.clip(np.searchsorted(grid, tokens), 1, len(grid) - 1)
+        t = np.clip((tokens - grid[right - 1]) / (grid[right] - grid[right - 1]), 0, 1)
+        image = np.arange(len(tokens))
+        return rows[image, right - 1] * (1 - t) + rows[image, right] * t
+
+
+@lru_cache(maxsize=8)
+def load_latency_table(path: str) -> LatencyTable:
+    """The table in a file that `LatencyTable.save` or `prance profile` wrote; read once per process.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"latency_table={path!r} does not exist; write it with `prance profile --out {path}`.")
+    try:
+        data = json.loads(Path(path).read_text())
+        known = [f.name for f in fields(LatencyTable)]
+        if not isinstance(data, dict) or set(data) != set(known):
+            raise ValueError(f"expected the keys {known}")
+        return LatencyTable(**data)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{path} is not a latency table ({e}); write it again with `prance profile`.") from e
+
+
+@torch.inference_mode()
+def measure_latency(
+    config: SupernetConfig,
+    device: str = "cpu",
+    batch_size: int = 256,
+    num_token_counts: int = 6,
+    repeats: int = 5,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> LatencyTable:
+    """Measures a supernet; its weights do not matter, so random ones are used.
+
+    Args:
+        config: The supernet.
+        device: Torch device.
+        batch_size: Images per batch.
+        num_token_counts: Points of the token grid, from one patch to all; at most one per side of the patch grid.
+        repeats: Runs per point; the fastest counts, as other processes can only add to it.
+        progress: Called with the points done and their number.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+    for name, value in (("batch_size", batch_size), ("num_token_counts", num_token_counts), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    space, target = config.space, torch.device(device)
+    grid_side = config.img_size // config.patch_size
+    sides = np.unique(np.linspace(grid_side, 1, num_token_counts).round().astype(int))
+    shape = (len(space.groups) - 1, len(space.embed_dims), len(space.mlp_ratios), len(sides))
+    group_ms = np.zeros(shape)
+    done, total = 0, int(np.prod(shape))
+
+    def milliseconds(run: Callable[[], object]) -> float:
+        run()
+        times = []
+        for _ in range(repeats):
+            _synchronize(target)
+            start = time.perf_counter()
+            run()
+            _synchronize(target)
+            times.append(time.perf_counter() - start)
+        return 1000 * min(times) / batch_size
+
+    # A supernet for smaller images has fewer tokens and otherwise the same blocks.
+    for s, side in enumerate(sides):
+        small = replace(config, img_size=int(side) * config.patch_size)
+        net = freeze(Supernet(small)).to(target)
+        images = torch.rand(batch_size, small.in_chans, small.img_size, small.img_size, device=target)
+        prefix_ms = milliseconds(lambda net=net, images=images: net.begin(images))  # type: ignore[misc]
+        state = net.begin(images)
+        for group in range(1, len(space.groups)):
+            full = GroupChoice.full(space, group, batch_size)
+            for w, width in enumerate(space.embed_dims):
+                for r, ratio in enumerate(space.mlp_ratios):
+                    choice = replace(
+                        full,
+                        embed_dim=torch.full_like(full.embed_dim, width),
+                        mlp_ratio=torch.full_like(full.mlp_ratio, ratio),
+                    )
+                    group_ms[group - 1, w, r, s] = milliseconds(
+                        lambda net=net, state=state, group=group, choice=choice: net.run_group(state, group, choice)  # type: ignore[misc]
+                    )
+                    done += 1
+                    progress(done, total)
+            state = net.run_group(state, group, full)
+        head_ms = milliseconds(lambda net=net, state=state: net.forward_head(state))  # type: ignore[misc]
+    return LatencyTable(
+        device=torch.cuda.get_device_name(target) if target.type == "cuda" else f"{target.type}, {platform.machine()}",
+        torch_version=torch.__version__,
+        threads=torch.get_num_threads(),
+        batch_size=batch_size,
+        groups=list(space.groups),
+        embed_dims=list(space.embed_dims),
+        mlp_ratios=list(space.mlp_ratios),
+        num_tokens=[int(side) ** 2 + 1 for side in sides],
+        prefix_ms=prefix_ms,
+        head_ms=head_ms,
+        group_ms=group_ms.tolist(),
+    )
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

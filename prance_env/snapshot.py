@@ -1,0 +1,124 @@
+"""Saving and restoring episodes in the middle, so that they go on bit for bit.
+
+A snapshot is plain data and CPU tensors: `torch.save` writes it and `torch.load(weights_only=True)` reads it. Episodes
+at their first decision are stored as the number of their image; later ones bring their tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supernet import InferenceState
+
+from .dataset_config import DatasetConfig
+from .engine import Episodes
+from .lanes import Lanes
+
+FORMAT = 1
+
+
+def take_snapshot(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
+    """Everything that the coming results depend on, as plain data and tensors.
+
+    Args:
+        lanes: Unchanged.
+        autoreset_mode: Of the environment, part of what a snapshot must fit.
+    """
+    parts = []
+    for members, episodes in lanes.parts:
+        fields = _packed({k: v for k, v in vars(episodes).items() if k != "state"})
+        state = _packed(vars(episodes.state)) if episodes.decision else None
+        parts.append({"lanes": torch.from_numpy(members.copy()), "episodes": fields, "state": state})
+    return {
+        "format": FORMAT,
+        "environment": _description(lanes, autoreset_mode),
+        "generators": [None if g is None else g.bit_generator.state for g in lanes.generators],
+        "parts": parts,
+    }
+
+
+def restore_snapshot(lanes: Lanes, autoreset_mode: str | None, snapshot: dict[str, Any]) -> None:
+    """Puts the lanes where they were when the snapshot was taken.
+
+    Raises:
+        ValueError: If it is no snapshot or one of another environment; the lanes are then as before.
+    """
+    if not isinstance(snapshot, dict) or snapshot.get("format") != FORMAT:
+        raise ValueError(f"This is not a state of format {FORMAT}; pass what state_dict() returned.")
+    expected, found = _description(lanes, autoreset_mode), snapshot.get("environment")
+    found = found if isinstance(found, dict) else {}
+    differing = [f"{k}={found.get(k)!r} instead of {v!r}" for k, v in expected.items() if found.get(k) != v]
+    if differing:
+        raise ValueError(f"The state belongs to another environment: {'; '.join(differing)}.")
+    try:
+        generators = [_generator(state) for state in snapshot["generators"]]
+        parts = [(part["lanes"].numpy().copy(), _episodes(lanes, part)) for part in snapshot["parts"]]
+        members = np.sort(np.concatenate([m for m, _ in parts]))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as e:
+        raise ValueError(f"The state is damaged ({type(e).__name__}: {e}); pass what state_dict() returned.") from e
+    if len(generators) != lanes.num_lanes or not np.array_equal(members, np.arange(lanes.num_lanes)):
+        raise ValueError(f"The state is damaged: it does not hold each of the {lanes.num_lanes} environments once.")
+    lanes.generators, lanes.parts = generators, parts
+
+
+def _episodes(lanes: Lanes, part: dict[str, Any]) -> Episodes:
+    device = lanes.engine.net.pos_embed.device
+    fields = _unpacked(part["episodes"], device)
+    # In a fresh process this also makes known what the full network says about these images.
+    state = lanes.engine.start(fields["index"]).state
+    if part["state"] is not None:
+        state = InferenceState(**_unpacked(part["state"], device))
+    return Episodes(**fields, state=state)
+
+
+def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
+    """What the numbers of an environment depend on; the device and the folder of the weights may change."""
+    settings, parameters = lanes.settings, list(lanes.engine.net.parameters())
+    weights = sha256()
+    for tensor in (parameters[0], parameters[-1]):  # any training moves the first and the last
+        weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    conditioning = settings.cost_conditioning
+    return {
+        "num_envs": lanes.num_lanes,
+        "autoreset_mode": autoreset_mode,
+        "supernet": settings.supernet,
+        "dataset": asdict(DatasetConfig.from_value(settings.dataset)),
+        "split": settings.split,
+        "images": len(lanes.engine.dataset),
+        "reward": asdict(settings.reward),
+        "observation": settings.observation,
+        "normalize_actions": settings.normalize_actions,
+        "cost_conditioning": None if conditioning is None else asdict(conditioning),
+        "weights": weights.hexdigest(),
+    }
+
+
+def _packed(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Values by kind, arrays as tensors: what torch.load reads without trusting the file."""
+    return {
+        "arrays": {k: torch.from_numpy(v.copy()) for k, v in values.items() if isinstance(v, np.ndarray)},
+        "tensors": {k: v.detach().cpu().clone() for k, v in values.items() if isinstance(v, Tensor)},
+        "plain": {k: v for k, v in values.items() if not isinstance(v, np.ndarray | Tensor)},
+    }
+
+
+def _unpacked(packed: dict[str, dict[str, Any]], device: torch.device) -> dict[str, Any]:
+    return {
+        **{k: v.numpy().copy() for k, v in packed["arrays"].items()},
+        **{k: v.to(device, copy=True) for k, v in packed["tensors"].items()},
+        **packed["plain"],
+    }
+
+
+def _generator(state: dict[str, Any] | None) -> np.random.Generator | None:
+    if state is None:
+        return None
+    generator = np.random.default_rng()
+    generator.bit_generator.state = state
+    return generator

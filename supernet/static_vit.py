@@ -1,0 +1,226 @@
+"""A Vision Transformer of fixed sizes: what a subnet is without its supernet."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import SupernetConfig
+from .layers import ACTIVATIONS, PatchEmbed, set_width
+from .macs import block_widths, hidden_dims, next_widths, remaining_macs, stem_macs
+from .ragged import class_scores
+from .reduction import combine, total_size
+from .subnet import SubnetConfig
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Sizes of one block.
+
+    Attributes:
+        reads: Channels read.
+        embed_dim: Its own width.
+        hidden_dim: Hidden width of the MLP.
+        gives: Channels handed on.
+        num_heads: Heads.
+        tokens: Tokens that come in, class token included.
+        counts: Tokens left after every stage of the token mode; None if it does not run here.
+        lln: Whether a linear map carries the residual on.
+    """
+
+    reads: int
+    embed_dim: int
+    hidden_dim: int
+    gives: int
+    num_heads: int
+    tokens: int
+    counts: tuple[int, ...] | None
+    lln: bool
+
+
+def block_sizes(config: SupernetConfig, subnet: SubnetConfig) -> list[BlockSizes]:
+    """Sizes of all blocks of one subnet, which must be in `config.space`."""
+    space, mode = config.space, config.token_mode
+    tokens = np.array([config.num_tokens])
+    sizes = []
+    for group in range(len(space.groups)):
+        choice = subnet.group(space, group)
+        widths = choice.embed_dim.numpy()
+        hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
+        reads, gives = block_widths(config, group, widths, None, next_widths(config, group, subnet))
+        for i in range(space.groups[group]):
+            counts = None
+            if i == 0 and group >= space.first_decided:
+                counts = mode.counts(tokens, choice.rates, config.num_prefix_tokens)
+            runs = counts is not None and (mode.always or bool(counts[0, -1] < tokens[0]))
+            sizes.append(
+                BlockSizes(
+                    reads=int(reads[0, i]),
+                    embed_dim=int(widths[0, i]),
+                    hidden_dim=int(hidden[0, i]),
+                    gives=int(gives[0, i]),
+                    num_heads=space.heads(int(widths[0, i])),
+                    tokens=int(tokens[0]),
+                    counts=tuple(int(n) for n in counts[0]) if runs and counts is not None else None,
+                    lln=config.lln and i == space.groups[group] - 1 and group < len(space.groups) - 1,
+                )
+            )
+            tokens = tokens if counts is None else counts[:, -1]
+    return sizes
+
+
+class StaticBlock(nn.Module):
+    """One block of fixed sizes.
+
+    Args:
+        config: Architecture of the supernet.
+        sizes: Of the block.
+    """
+
+    def __init__(self, config: SupernetConfig, sizes: BlockSizes) -> None:
+        super().__init__()
+        self.sizes, self.act, self.mode = sizes, ACTIVATIONS[config.act], config.token_mode
+        self.class_token = config.class_token
+        self.tokens = np.array([sizes.tokens])
+        self.counts = None if sizes.counts is None else np.array([sizes.counts])
+        width, inner = sizes.embed_dim, sizes.num_heads * config.head_dim
+        self.norm1 = nn.LayerNorm(sizes.reads, config.norm_eps)
+        self.qkv = nn.Linear(sizes.reads, 3 * inner)
+        self.proj = nn.Linear(inner, width)
+        self.norm2 = nn.LayerNorm(width, config.norm_eps)
+        self.fc1 = nn.Linear(width, sizes.hidden_dim)
+        self.fc2 = nn.Linear(sizes.hidden_dim, sizes.gives)
+        self.lln = nn.Linear(width, sizes.gives) if sizes.lln else None
+
+    def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, N, C) and sizes (B, N), None for ones, to (B, kept, C') and (B, kept)."""
+        x = set_width(x, self.sizes.reads)
+        batch, n, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, n, self.sizes.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        bias = None if size is None else size.log()
+        mask = None if bias is None else bias.to(x.dtype)[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, n, -1)
+        x = _add_linear(x[..., : self.sizes.embed_dim], self.proj, out)
+        if self.counts is not None:
+            x, size = self._reduce(x, size, q, k, bias)
+        y = self.act(self.fc1(self.norm2(x)))
+        return _add_linear(set_width(x if self.lln is None else self.lln(x), self.fc2.out_features), self.fc2, y), size
+
+    def _reduce(
+        self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self.counts is not None
+        mode, kept = self.mode, int(self.counts[0, -1])
+        scores = class_scores(q, k, None, bias, self.class_token) if mode.uses_scores else None
+        metric = k.mean(1) if mode.metric == "keys" else x if mode.metric == "tokens" else None
+        if size is None:
+            size = torch.ones_like(x[..., 0], dtype=torch.float32)
+        into, weight = mode.assign(scores, metric, size, self.tokens, self.counts, int(self.class_token))
+        x = combine(x, into, kept, weight, mode.normalise)
+        return x, total_size(size, into, kept) if mode.sized else None
+
+
+def _add_linear(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
+    """x + layer(y)."""
+    if type(layer) is not nn.Linear:
+        return x + layer(y)  # what users put in its place, such as a quantised layer
+    # One product that is added to its bias and x: a pass over the tokens less.
+    flat = torch.addmm((x + layer.bias).flatten(0, 1), y.flatten(0, 1), layer.weight.t())
+    return flat.view(*y.shape[:2], -1)
+
+
+class StaticViT(nn.Module):
+    """A subnet of a supernet as an ordinary ViT of fixed sizes, with exactly its own parameters.
+
+    `Supernet.extract` gives one with weights, and so does `load_static`, without a supernet.
+
+    Args:
+        config: Architecture of the supernet.
+        subnet: Exactly one subnet.
+        device: Of the parameters, which are random; "meta" if others are going to be assigned.
+
+    Raises:
+        ValueError: If `subnet` holds more than one or is not in the search space.
+    """
+
+    def __init__(self, config: SupernetConfig, subnet: SubnetConfig, device: str = "cpu") -> None:
+        super().__init__()
+        if len(subnet) != 1:
+            raise ValueError(f"A static network is one subnet, not {len(subnet)}; index the batch first: subnet[0].")
+        subnet.validate(config.space)
+        self.mean: Tensor
+        self.std: Tensor
+        self.config, self.subnet = config, subnet
+        full, last, sizes = config.embed_dim, int(subnet.embed_dim[0, -1]), block_sizes(config, subnet)
+        with torch.device(device):
+            self.patch_embed = PatchEmbed(config.stem, config.patch_size, config.in_chans, full)
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, full)) if config.class_token else None
+            self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, full))
+            self.norm_pre = nn.LayerNorm(full, config.norm_eps) if config.pre_norm else nn.Identity()
+            self.blocks = nn.ModuleList(StaticBlock(config, s) for s in sizes)
+            self.norm = nn.LayerNorm(last, config.norm_eps)
+            self.head = nn.Linear(last, config.num_classes) if config.num_classes else None
+            self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: (B, in_chans, img_size, img_size); uint8, which is normalised here, or floats that are normalised
+                already with `mean` and `std`.
+
+        Returns:
+            (B, num_classes) logits; without a classifier (B, width of the last block) features.
+
+        Raises:
+            ValueError: If shape or dtype is wrong.
+        """
+        c = self.config
+        if images.ndim != 4 or tuple(images.shape[1:]) != (c.in_chans, c.img_size, c.img_size):
+            raise ValueError(
+                f"images have the shape {tuple(images.shape)}; expected (B, {c.in_chans}, {c.img_size}, {c.img_size})."
+            )
+        if images.dtype == torch.uint8:
+            images = (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std
+        elif not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
+        x = self.patch_embed(images.to(self.pos_embed.dtype))
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x, size = self.norm_pre(x + self.pos_embed), None
+        for block in self.blocks:
+            x, size = block(x, size)
+        x = x[..., : self.norm.normalized_shape[0]]
+        if self.config.global_pool == "token":
+            x = self.norm(x[:, 0])
+        elif self.config.fc_norm:
+            x = self.norm(self._mean(x, size))
+        else:
+            x = self._mean(self.norm(x), size)
+        return x if self.head is None else self.head(x)
+
+    def _mean(self, x: Tensor, size: Tensor | None) -> Tensor:
+        first = self.config.num_prefix_tokens
+        if size is None:
+            return x[:, first:].mean(1)
+        weight = size[:, first:, None].to(x.dtype)
+        return (x[:, first:] * weight).sum(1) / weight.sum(1)
+
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        tokens = np.array([self.config.num_tokens])
+        return stem_macs(self.config) + int(remaining_macs(self.config, 0, tokens, self.subnet)[0])
+
+    def params(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def sizes(self) -> list[dict[str, Any]]:
+        """`BlockSizes` of every block as plain data."""
+        return [asdict(sizes) for sizes in block_sizes(self.config, self.subnet)]

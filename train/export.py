@@ -1,0 +1,268 @@
+"""`prance export`: one subnet in files that run without its supernet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from supernet import StaticViT, SubnetConfig, Supernet
+from supernet.checkpoint import WEIGHTS
+from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
+from supernet.files import write_atomically, write_text
+
+from .subnet_choice import choose_subnet, open_supernet
+
+FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": WEIGHTS}
+TOLERANCE = 1e-4
+"""Allowed difference, for logits up to 1; in proportion for larger ones, as float32 rounds them."""
+BATCH_SIZES = (1, 2, 5)
+ONNX_LIMIT = 2**31
+"""Bytes that a protobuf file can hold."""
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file that was written.
+
+    Attributes:
+        path: Where it is.
+        takes: "uint8", "float32", or both, comma-separated.
+        difference: Largest absolute difference of its logits from the supernet's; None if nothing here can run it.
+        allowed: What it may be.
+    """
+
+    path: Path
+    takes: str
+    difference: float | None
+    allowed: float
+
+
+def run_export(
+    out: Path,
+    formats: Sequence[str],
+    supernet: str,
+    subnet: str | None,
+    keep_rate: Sequence[float],
+    embed_dim: int | None,
+    mlp_ratio: float | None,
+    uint8: bool,
+    seed: int,
+) -> None:
+    """The command: see `choose_subnet` and `export_subnet` for arguments and errors."""
+    net = open_supernet(supernet)
+    chosen = choose_subnet(net.config, subnet, keep_rate, embed_dim, mlp_ratio)
+    files = export_subnet(net, chosen, out, formats, uint8, seed)
+    _print(net, chosen, files, Console())
+
+
+def export_subnet(
+    net: Supernet, subnet: SubnetConfig, out: Path, formats: Sequence[str], uint8: bool = False, seed: int = 0
+) -> list[ExportedFile]:
+    """Writes one subnet, after running every file and comparing it with the supernet.
+
+    Args:
+        net: The supernet, on the CPU in float32.
+        subnet: Exactly one subnet.
+        out: Folder, created if missing. `static.json` describes the network.
+        formats: Keys of `FILES`.
+        uint8: Whether ONNX and torch files take uint8 images and normalise them, instead of normalised float32 ones.
+        seed: Of the random images that the comparison uses.
+
+    Returns:
+        The files, `static.json` excepted.
+
+    Raises:
+        ValueError: If a format is unknown or an extra is missing, the subnet is not exactly one of the search space, or
+            a file's logits differ by more than is allowed. Nothing is written then; earlier files stay.
+    """
+    _check_formats(formats)
+    static = extract(net, subnet)
+    if "onnx" in formats and 4 * static.params() >= ONNX_LIMIT:
+        raise ValueError(
+            f"{static.params():,} parameters exceed the 2 GiB of an ONNX file; use --format torch or safetensors."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix=".export.") as folder:
+        takes = _write_all(static, formats, uint8, Path(folder))
+        images = _random_images(net, uint8, seed)
+        with torch.no_grad():
+            expected = [net(batch, subnet) for batch in images]
+        allowed = TOLERANCE * max(1.0, max(float(logits.abs().max()) for logits in expected))
+        files = []
+        for path, dtypes in takes.items():
+            difference = _difference(_runner(path), images, expected)
+            if difference is not None and not difference <= allowed:
+                raise ValueError(
+                    f"{path.name} differs from the supernet by {difference:.1e} (allowed: {allowed:.1e}) and was not "
+                    "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
+                )
+            files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
+        for path in [*takes, Path(folder) / DESCRIPTION]:
+            write_atomically(out / path.name, partial(os.replace, path))
+    return files
+
+
+def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: Path) -> dict[Path, str]:
+    """Writes the files and their description; returns what dtypes each takes."""
+    graph = "uint8" if uint8 else "float32"
+    takes = {folder / FILES[name]: "uint8, float32" if name == "safetensors" else graph for name in formats}
+    if {"onnx", "torch"} & {*formats}:
+        program = _traced(static, uint8)
+    for path in takes:
+        if path.suffix == ".onnx":
+            write_onnx(program, path)
+        elif path.suffix == ".pt2":
+            torch.export.save(program, path)
+        else:
+            write_weights(static, path)
+    description = describe(static, [*takes])
+    for path, dtypes in takes.items():
+        description["files"][path.name]["takes"] = dtypes
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    return takes
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    unknown = [name for name in formats if name not in FILES]
+    if unknown or not formats:
+        raise ValueError(f"format={unknown or None} is unknown; choose one or more of {sorted(FILES)}.")
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if "onnx" in formats and missing:
+        raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install 'prance-env[export]'.")
+
+
+@torch.no_grad()
+def _traced(static: StaticViT, uint8: bool) -> ExportedProgram:
+    config = static.config
+    # Two images, since a size of one would be taken for a constant.
+    images = torch.zeros(2, config.in_chans, config.img_size, config.img_size)
+    images = images.to(torch.uint8) if uint8 else images
+    program = torch.export.export(static, (images,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+    for node in program.graph.nodes:
+        # Names files of the machine that exported.
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Writes what `torch.export.export` gave as one ONNX file, with input `images` and output `logits`.
+
+    Sorting stays stable, which PyTorch's exporter has no translation for.
+    """
+    import onnx
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+
+    def stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+        # TopK is stable by ONNX's specification: of equal values the one with the lower index comes first.
+        size = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]), axis=0)
+        return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
+
+    with _quiet("onnxscript"):
+        torch.onnx.export(
+            program,
+            f=str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+        )
+    model = onnx.load(path)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = size.dim_param.replace(symbol, "batch")
+    onnx.save(model, path)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Only errors of a logger, for a while."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _runner(path: Path) -> Callable[[Tensor], Tensor] | None:
+    """The function that a file holds."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    if path.suffix == ".safetensors":
+        return load_static(path.parent)
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _random_images(net: Supernet, uint8: bool, seed: int) -> list[Tensor]:
+    c, generator = net.config, torch.Generator().manual_seed(seed)
+    shapes = [(batch_size, c.in_chans, c.img_size, c.img_size) for batch_size in BATCH_SIZES]
+    images = [torch.randint(256, shape, generator=generator, dtype=torch.uint8) for shape in shapes]
+    return images if uint8 else [(batch / 255 - net.mean) / net.std for batch in images]
+
+
+@torch.no_grad()
+def _difference(run: Callable[[Tensor], Tensor] | None, images: list[Tensor], expected: list[Tensor]) -> float | None:
+    """Largest absolute difference of logits; NaN if one is NaN."""
+    if run is None:
+        return None
+    largest = torch.zeros(())
+    for batch, target in zip(images, expected, strict=True):
+        logits = run(batch)
+        # Without a classifier the supernet pads its features with zeros.
+        target = target[:, : logits.shape[1]]
+        if logits.shape != target.shape:
+            raise ValueError(
+                f"The file gives {tuple(logits.shape)} for {len(batch)} images, not {tuple(target.shape)}."
+            )
+        largest = torch.maximum(largest, (logits - target).abs().max())
+    return float(largest)
+
+
+def _print(net: Supernet, subnet: SubnetConfig, files: list[ExportedFile], console: Console) -> None:
+    folder = files[0].path.parent
+    table = Table("file", "takes", title=f"Written to {folder}")
+    table.add_column("bytes", justify="right")
+    table.add_column("largest difference", justify="right")
+    table.add_column("allowed", justify="right")
+    for file in files:
+        difference = "not run: pip install onnxruntime" if file.difference is None else f"{file.difference:.1e}"
+        table.add_row(file.path.name, file.takes, f"{file.path.stat().st_size:,}", difference, f"{file.allowed:.1e}")
+    table.add_row(DESCRIPTION, "", f"{(folder / DESCRIPTION).stat().st_size:,}", "", "")
+    console.print(table)
+    macs, full = int(net.macs(subnet)), int(net.macs())
+    console.print(
+        f"{macs:,} MACs an image ({macs / full:.1%} of the full network), {int(net.params(subnet)):,} parameters, "
+        f"token mode {net.space.token_mode}. Logits were compared with the supernet's on random images in batches of "
+        f"{', '.join(map(str, BATCH_SIZES))}."
+    )
+    if any("float32" in file.takes for file in files):
+        console.print(f"Float images must be normalised already, with the mean and std in {DESCRIPTION}.")

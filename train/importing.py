@@ -1,0 +1,62 @@
+"""`prance import`: supernets out of weights from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from supernet import Supernet, from_timm, load_prance_checkpoint, save_pretrained
+
+
+def import_timm(model: str, out: Path, pretrained: bool = False) -> Supernet:
+    """Makes a model of timm elastic and writes it to `out`.
+
+    Args:
+        model: Its name.
+        out: Folder, created if missing.
+        pretrained: Whether to download its weights.
+
+    Raises:
+        FileExistsError: If `out` holds a supernet.
+        ValueError: If the model is unknown, of an unsupported kind, or its weights cannot be had.
+    """
+    _check_free(out)
+    try:
+        net = from_timm(model, pretrained=pretrained)
+    except (RuntimeError, OSError) as e:
+        raise ValueError(f"timm cannot make {model!r}: {' '.join(str(e).split())}") from e
+    return _save(net, out, f"timm's {model}")
+
+
+def import_prance(checkpoint: Path, out: Path, token_mode: str = "prune") -> Supernet:
+    """Reads a meta-network of PRANCE's authors and writes it to `out`.
+
+    Args:
+        checkpoint: Their file; nothing but weights is read.
+        out: Folder, created if missing.
+        token_mode: How patches leave.
+
+    Raises:
+        FileExistsError: If `out` holds a supernet.
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it is not a meta-network of a known space.
+    """
+    _check_free(out)
+    return _save(load_prance_checkpoint(checkpoint, token_mode=token_mode), out, str(checkpoint))
+
+
+def _check_free(out: Path) -> None:
+    if any((out / name).exists() for name in ("config.json", "model.safetensors")):
+        raise FileExistsError(f"{out} holds a network already; pass another --out.")
+
+
+def _save(net: Supernet, out: Path, source: str) -> Supernet:
+    save_pretrained(net, out)
+    config, space = net.config, net.space
+    print(
+        f"{source} is now a supernet in {out}: {space.depth} blocks in groups of "
+        f"{'+'.join(map(str, space.groups))}, embed_dim {' '.join(map(str, space.embed_dims))}, mlp_ratio "
+        f"{' '.join(f'{r:g}' for r in space.mlp_ratios)}, heads {' '.join(map(str, space.num_heads))}, token mode "
+        f"{space.token_mode}; images {config.in_chans}x{config.img_size}x{config.img_size}, {config.num_classes} "
+        f"classes; {net.macs().item() / 1e6:,.1f} MMACs, {net.params().item() / 1e6:,.1f} M parameters at full size."
+    )
+    return net
