@@ -377,10 +377,11 @@ def test_mean_keys_are_those_of_the_last_block_and_follow_the_tokens(mode_net: S
         assert_close(state[[i]].padded_key_mean(int(n))[0], alone.key_mean)
     keys: list[Tensor] = []
     static: Any = net.extract(subnet[3])
-    last = static.blocks[net.space.blocks(0)[-1]]
-    last.qkv.register_forward_hook(lambda module, inputs, output: keys.append(output))
+    last = net.space.blocks(0)[-1]
+    static.blocks[last].qkv.register_forward_hook(lambda module, inputs, output: keys.append(output))
     static(images[3:4])
-    expected = keys[0].view(-1, last.num_heads, 3, net.config.head_dim)[:, :, 1].mean((1, 2))
+    heads = net.space.heads(int(subnet.embed_dim[3, last]))
+    expected = keys[0].view(-1, heads, 3, net.config.head_dim)[:, :, 1].mean((1, 2))
     assert_close(padded[3, : state.num_tokens[3]], expected)
 
 
