@@ -202,7 +202,8 @@ def _vector() -> str:
 
 def _wrappers() -> str:
     rows = []
-    for name, cls in inspect.getmembers(wrappers, inspect.isclass):
+    classes: list[tuple[str, Any]] = inspect.getmembers(wrappers, inspect.isclass)
+    for name, cls in classes:
         if cls.__module__ != wrappers.__name__ or name.startswith("_"):
             continue
         if hasattr(wrappers, f"Vector{name}"):
