@@ -1,91 +1,182 @@
-"""Pictures of an inference: which patches are left, how wide the blocks are, what it costs."""
+"""Pictures of an inference: which patches are left and which have merged, what was chosen, what it costs and says."""
 
 from __future__ import annotations
 
+import colorsys
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .engine import Episodes, InferenceEngine
 
-IMAGE_SIDE = 192
-PANEL_WIDTH = 224
+IMAGE_SIDE = 256
+PANEL_WIDTH = 256
 DIM = 0.25
-INK, PALE, WIDTH_COLOUR, RATIO_COLOUR = (235, 235, 235), (70, 74, 84), (94, 160, 245), (245, 176, 94)
-BACKGROUND = (24, 26, 31)
+# Below this magnification an image is interpolated; above it, its pixels are shown as they are.
+PIXELATED = 2
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+INK, FAINT, BACKGROUND = (235, 235, 235), (150, 155, 165), (24, 26, 31)
+TRACK, TO_GO = (48, 51, 59), (82, 88, 101)
+WIDTH_COLOUR, RATIO_COLOUR, KEEP_COLOUR, COST_COLOUR = (94, 160, 245), (245, 176, 94), (178, 132, 240), (110, 200, 190)
+RIGHT, WRONG = (120, 220, 120), (240, 120, 110)
+FONT_SIZE = 11
+
+Colour = tuple[int, int, int]
 
 
-def dim_dropped(image: NDArray[np.uint8], kept: NDArray[np.bool_], side: int = IMAGE_SIDE) -> NDArray[np.uint8]:
-    """The image with dropped patches dimmed and tinted.
+def draw_patches(image: NDArray[np.uint8], patch_token: NDArray[np.int64], side: int = IMAGE_SIDE) -> NDArray[np.uint8]:
+    """The image with dropped patches dimmed and reddened, and patches that have merged outlined in one colour.
+
+    Merged patches need not be neighbours. Their colour depends on the first of them only, so that a group has the same
+    one in every frame of an episode as long as its first patch is the same.
 
     Args:
-        image: (C, S, S) uint8 with 1 or 3 channels.
-        kept: (patches,) bool, row by row.
+        image: (C, S, S) uint8; more than 3 channels: the first 3 are shown, 2: the first.
+        patch_token: (patches,) the token that holds each patch, row by row; -1 for a dropped one. See
+            `supernet.InferenceState`.
         side: Side of the picture in pixels.
 
     Returns:
         (side, side, 3) uint8.
+
+    Raises:
+        ValueError: If the patches do not fill a square.
     """
-    grid = math.isqrt(len(kept))
-    rgb = np.broadcast_to(image, (3, *image.shape[1:])) if image.shape[0] == 1 else image[:3]
-    large = np.asarray(
-        Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0))).resize((side, side), Image.Resampling.NEAREST)
-    )
-    patches = Image.fromarray((255 * kept.reshape(grid, grid)).astype(np.uint8))
-    mask = np.asarray(patches.resize((side, side), Image.Resampling.NEAREST)) > 0
-    dark = large * DIM + np.array([40, 0, 0])
-    return np.where(mask[..., None], large, dark).astype(np.uint8)
+    grid = math.isqrt(len(patch_token))
+    if grid * grid != len(patch_token):
+        raise ValueError(f"patch_token has {len(patch_token)} entries; expected a square number, one per patch.")
+    cell = (2 * np.arange(side) + 1) * grid // (2 * side)
+    tokens = patch_token.reshape(grid, grid)[np.ix_(cell, cell)]
+    large = _enlarged(image, side)
+    picture = np.where((tokens >= 0)[..., None], large, large * DIM + np.array([40, 0, 0])).astype(np.uint8)
+
+    # A patch whose neighbour is in the same token has no line between them.
+    rim, border = max(1, round(side / grid / 10)), np.zeros((side, side), dtype=bool)
+    padded = np.pad(tokens, rim, constant_values=-2)
+    for down, right in ((-rim, 0), (rim, 0), (0, -rim), (0, rim)):
+        border |= padded[rim + down : rim + down + side, rim + right : rim + right + side] != tokens
+    held, first, count = np.unique(patch_token, return_index=True, return_counts=True)
+    for token, patch in zip(held[count > 1].tolist(), first[count > 1].tolist(), strict=True):
+        if token >= 0:
+            picture[border & (tokens == token)] = _group_colour(patch)
+    return picture
 
 
 def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.uint8]:
-    """Frame (192, 416, 3) uint8 of a batch of one episode: the patches left, and bars of what was chosen."""
-    space = engine.config.space
-    kept = episodes.state.kept()[0].cpu().numpy()
+    """Frame (256, 512, 3) uint8 of a batch of one episode.
+
+    On the left the image, see `draw_patches`. On the right the width and the MLP ratio of every block and the keep
+    rates of every decision (bars of what is not decided yet are grey), the patches left, the MACs (spent; paler: with
+    the rest at full size) and what the network says if it is finished at full size from here.
+    """
+    space, state, decision = engine.config.space, episodes.state, episodes.decision
     frame = Image.new("RGB", (IMAGE_SIDE + PANEL_WIDTH, IMAGE_SIDE), BACKGROUND)
     image = engine.dataset.fetch(episodes.index)[0].numpy()
-    frame.paste(Image.fromarray(dim_dropped(image, kept)), (0, 0))
-    draw = ImageDraw.Draw(frame)
-    left, width = IMAGE_SIDE + 12, PANEL_WIDTH - 24
+    frame.paste(Image.fromarray(draw_patches(image, state.patch_token[0].cpu().numpy())), (0, 0))
+    panel = _Panel(ImageDraw.Draw(frame), IMAGE_SIDE + 12, PANEL_WIDTH - 24)
 
-    decided = space.blocks(episodes.decision).stop if episodes.decision else space.groups[0]
-    slot = width / space.depth
-    for row, (name, values, largest, colour) in enumerate(
-        (
-            ("embed_dim", episodes.embed_dim[0], space.embed_dims[-1], WIDTH_COLOUR),
-            ("mlp_ratio", episodes.mlp_ratio[0], space.mlp_ratios[-1], RATIO_COLOUR),
-        )
-    ):
-        base = 62 + 58 * row
-        draw.text((left, base - 56), name, fill=INK)
-        for block, value in enumerate(values):
-            x = left + block * slot
-            top = base - 40 * value / largest
-            draw.rectangle((x, top, x + slot - 3, base), fill=colour if block < decided else PALE)
+    panel.text(6, f"image {episodes.index[0]}", FAINT)
+    panel.text(6, f"decision {decision}/{space.num_decisions}", FAINT, right=True)
+    run = space.blocks(state.group - 1).stop if state.group else 0
+    widths, ratios = episodes.embed_dim[0] / space.embed_dims[-1], episodes.mlp_ratio[0] / space.mlp_ratios[-1]
+    panel.columns(24, f"embed_dim / {space.embed_dims[-1]}", [[w] for w in widths], run, WIDTH_COLOUR)
+    panel.columns(72, f"mlp_ratio / {space.mlp_ratios[-1]:g}", [[r] for r in ratios], run, RATIO_COLOUR)
+    rates = episodes.keep_rate[0].reshape(space.num_decisions, -1)
+    panel.columns(120, "keep_rate", rates.tolist(), decision, KEEP_COLOUR)
 
-    for row, (name, fraction) in enumerate(
-        (("patches", float(kept.mean())), ("MACs", float(episodes.macs[0]) / engine.full_macs))
-    ):
-        y = 132 + 18 * row
-        draw.text((left, y - 2), f"{name} {fraction:4.0%}", fill=INK)
-        draw.rectangle((left + 78, y, left + width, y + 9), fill=PALE)
-        draw.rectangle((left + 78, y, left + 78 + (width - 78) * fraction, y + 9), fill=WIDTH_COLOUR)
-    draw.text((left, 170), _verdict(episodes), fill=(120, 220, 120) if episodes.success[0] else (240, 120, 110))
+    left = _patches_left(engine, episodes)
+    spent, total = state.macs[0] / engine.full_macs, episodes.macs[0] / engine.full_macs
+    panel.meter(172, f"patches {left}", left / engine.config.num_patches, KEEP_COLOUR)
+    panel.meter(192, f"MACs {spent:.0%}", spent, COST_COLOUR, total)
+    prediction, confidence = _verdict(engine, episodes)
+    colour = RIGHT if prediction == episodes.label[0] else WRONG
+    panel.meter(212, f"says {prediction} ({confidence:.0%})", confidence, colour)
+    panel.text(232, f"label {episodes.label[0]}", INK)
+    panel.text(232, f"reward {episodes.reward[0]:+.3f}", FAINT, right=True)
     return np.asarray(frame)
 
 
 def render_ansi(engine: InferenceEngine, episodes: Episodes) -> str:
     """One line of text about a batch of one episode."""
-    patches = int(episodes.state.num_tokens[0]) - 1
+    prediction, confidence = _verdict(engine, episodes)
+    spent, total = episodes.state.macs[0] / engine.full_macs, episodes.macs[0] / engine.full_macs
     return (
         f"image {episodes.index[0]}  decision {episodes.decision}/{engine.config.space.num_decisions}  "
-        f"patches {patches}/{engine.config.num_patches}  MACs {episodes.macs[0] / engine.full_macs:.0%}  "
-        + _verdict(episodes)
+        f"patches {_patches_left(engine, episodes)}/{engine.config.num_patches}  MACs {spent:.0%} of {total:.0%}  "
+        f"says {prediction} ({confidence:.0%})  label {episodes.label[0]}"
     )
 
 
-def _verdict(episodes: Episodes) -> str:
-    if episodes.prediction[0] < 0:
-        return f"label {episodes.label[0]}"
-    return f"says {episodes.prediction[0]} ({episodes.prob[0]:.0%} for label {episodes.label[0]})"
+class _Panel:
+    """Bars and words in a column of a frame.
+
+    Args:
+        draw: Of the frame.
+        left: Of the column, in pixels.
+        width: Of the column.
+    """
+
+    def __init__(self, draw: ImageDraw.ImageDraw, left: int, width: int) -> None:
+        self._draw, self._left, self._width = draw, left, width
+        self._font = ImageFont.load_default(FONT_SIZE)
+
+    def text(self, top: int, text: str, colour: Colour, right: bool = False) -> None:
+        """Words at the left or right end."""
+        x = self._left + (self._width - self._draw.textlength(text, self._font) if right else 0)
+        self._draw.text((x, top), text, fill=colour, font=self._font)
+
+    def columns(self, top: int, name: str, values: list[list[float]], decided: int, colour: Colour) -> None:
+        """Upright bars of (slots, bars per slot) values in [0, 1]; from slot `decided` on they are grey."""
+        self.text(top, name, INK)
+        base, height, slot = top + 42, 26, self._width / len(values)
+        for i, bars in enumerate(values):
+            part = (slot - 3) / len(bars)
+            for j, value in enumerate(bars):
+                x = self._left + i * slot + j * part
+                right = x + max(part - 2 * (j < len(bars) - 1), 1)
+                self._draw.rectangle((x, base - height, right, base), fill=TRACK)
+                shown = colour if i < decided else TO_GO
+                self._draw.rectangle((x, base - height * float(value), right, base), fill=shown)
+
+    def meter(self, top: int, text: str, fraction: float, colour: Colour, to_go: float = 0.0) -> None:
+        """A lying bar with its words to the left; `to_go` is a second, paler bar behind it."""
+        self.text(top, text, INK)
+        left, right = self._left + 104, self._left + self._width
+        for value, fill in ((1.0, TRACK), (to_go, TO_GO), (fraction, colour)):
+            if value > 0:
+                end = left + (right - left) * min(float(value), 1.0)
+                self._draw.rectangle((left, top + 2, end, top + 11), fill=fill)
+
+
+def _enlarged(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """(C, S, S) as (side, side, 3)."""
+    rgb = image[:3] if image.shape[0] >= 3 else np.broadcast_to(image[:1], (3, *image.shape[1:]))
+    way = Image.Resampling.NEAREST if side >= PIXELATED * image.shape[-1] else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0))).resize((side, side), way))
+
+
+def _group_colour(patch: int) -> NDArray[np.uint8]:
+    """Hues a golden section apart differ well, however many there are."""
+    return np.round(255 * np.array(colorsys.hsv_to_rgb(patch * GOLDEN % 1, 0.75, 1.0))).astype(np.uint8)
+
+
+def _patches_left(engine: InferenceEngine, episodes: Episodes) -> int:
+    """Tokens that go on, without the class token: what the next group pays for."""
+    return int(episodes.state.num_tokens[0]) - (engine.config.num_tokens - engine.config.num_patches)
+
+
+@torch.inference_mode()
+def _verdict(engine: InferenceEngine, episodes: Episodes) -> tuple[int, float]:
+    """Class predicted if the network is finished at full size from here, and its probability.
+
+    Episodes know the probability of the label only, and with terminal rewards nothing before the end, so the one image
+    is finished here.
+    """
+    probs = engine.net.finish(episodes.state).float().softmax(-1)[0]
+    prediction = int(episodes.prediction[0])
+    prediction = int(probs.argmax()) if prediction < 0 else prediction
+    return prediction, float(probs[prediction])

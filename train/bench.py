@@ -145,20 +145,29 @@ def contenders(settings: BenchSettings, name: str, batch_size: int) -> list[Cont
     ]
 
 
-def time_interleaved(entrants: list[Contender], settings: BenchSettings, bar: tqdm[Any]) -> dict[str, list[float]]:
-    """Seconds of every timed round, by contender."""
-    cuda = torch.device(settings.device).type == "cuda"
-    seconds: dict[str, list[float]] = {c.name: [] for c in entrants}
-    with torch.inference_mode():
-        for round_ in range(settings.warmup + settings.repeats):
-            for contender in entrants:
-                begun = time.perf_counter()
-                contender.forward()
-                if cuda:
-                    torch.cuda.synchronize()
-                if round_ >= settings.warmup:
-                    seconds[contender.name].append(time.perf_counter() - begun)
-                bar.update()
+def time_interleaved(
+    calls: dict[str, Callable[[], Any]], device: str, warmup: int, repeats: int, bar: tqdm[Any]
+) -> dict[str, list[float]]:
+    """Seconds of every timed round, by call: all of them once, then all of them again, so that noise hits all alike.
+
+    Args:
+        calls: What to time, by name.
+        device: That they run on.
+        warmup: Rounds before.
+        repeats: Rounds that are timed.
+        bar: Progress, one update per call.
+    """
+    cuda = torch.device(device).type == "cuda"
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(warmup + repeats):
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            call()
+            if cuda:
+                torch.cuda.synchronize()
+            if round_ >= warmup:
+                seconds[name].append(time.perf_counter() - begun)
+            bar.update()
     return seconds
 
 
@@ -175,7 +184,9 @@ def run_bench(settings: BenchSettings, out: Path | None) -> list[dict[str, Any]]
         for name in settings.models:
             for batch_size in settings.batch_sizes:
                 entrants = contenders(settings, name, batch_size)
-                seconds = time_interleaved(entrants, settings, bar)
+                calls = {c.name: c.forward for c in entrants}
+                with torch.inference_mode():
+                    seconds = time_interleaved(calls, settings.device, settings.warmup, settings.repeats, bar)
                 rows += _rows(entrants, seconds, settings, name, batch_size)
     _print(rows, settings, console)
     if out is not None:

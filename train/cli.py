@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, arg, subcommand
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
+from .cli_bench_env import BenchEnv
 from .cli_network import Export, Import
-
-Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
-Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
+from .cli_options import Device, Threads, set_threads
 
 
 @dataclass
@@ -45,7 +44,7 @@ class SupernetArgs:
 
         from .supernet import PRESETS, train_supernet
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         settings = replace(PRESETS[self.preset], seed=self.seed)
         if self.steps is not None:
             settings = replace(settings, steps=self.steps)
@@ -93,7 +92,7 @@ class AgentArgs:
     def run(self) -> None:
         from .agent import AgentTraining, train_agent
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         settings = AgentTraining(
             env=self.env,
             algo=self.algo,
@@ -150,7 +149,7 @@ class Eval:
     def run(self) -> None:
         from .report import run_eval
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         run_eval(self.agent, self.env, self.split, self.checkpoint, self.out, self.seed, self.device)
 
 
@@ -177,7 +176,7 @@ class Demo:
     def run(self) -> None:
         from .demo import run_demo
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         run_demo(self.out, self.seed, self.quick, self.device)
 
 
@@ -206,7 +205,7 @@ class Headroom:
     def run(self) -> None:
         from .headroom import run_headroom
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         run_headroom([*self.checkpoint] or [None], self.env, self.num_subnets, self.out, self.device)
 
 
@@ -246,7 +245,7 @@ class Bench:
     def run(self) -> None:
         from .bench import BenchSettings, run_bench
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         settings = BenchSettings(
             models=self.model,
             batch_sizes=self.batch_size,
@@ -291,7 +290,7 @@ class Profile:
     def run(self) -> None:
         from .profile import run_profile
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         run_profile(
             self.out, self.supernet, self.checkpoint, self.device, self.batch_size, self.token_counts, self.repeats
         )
@@ -332,21 +331,13 @@ class Prance:
         | Annotated[Export, subcommand("export")]
         | Annotated[Import, subcommand("import")]
         | Annotated[Bench, subcommand("bench")]
+        | Annotated[BenchEnv, subcommand("bench-env")]
         | Annotated[Profile, subcommand("profile")]
         | Annotated[List, subcommand("list")]
     ) = field()
 
     def run(self) -> None:
         self.command.run()
-
-
-def _set_threads(threads: int) -> None:
-    import torch
-
-    if threads < 0:
-        raise ValueError(f"--threads {threads} must be 0 or more.")
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def main() -> None:

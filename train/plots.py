@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
 from prance_env.lanes import EnvSettings
-from prance_env.rendering import dim_dropped
+from prance_env.rendering import draw_patches
 from supernet.files import write_atomically
 
 from .evaluate import Agent, play
@@ -114,17 +114,17 @@ def plot_episodes(
     figure, grid = plt.subplots(len(index), len(steps), figsize=(2.1 * len(steps), 2.35 * len(index)), squeeze=False)
     images = engine.dataset.fetch(steps[0].index).numpy()
     for column, episodes in enumerate(steps):
-        kept = episodes.state.kept().cpu().numpy()
+        patch_token = episodes.state.patch_token.cpu().numpy()
         for row in range(len(index)):
             axes = grid[row, column]
-            axes.imshow(dim_dropped(images[row], kept[row]))
+            axes.imshow(draw_patches(images[row], patch_token[row]))
             axes.set_xticks([])
             axes.set_yticks([])
             if column == 0:
                 axes.set_title(f"which digit twice? {episodes.label[row]}", fontsize=9)
                 continue
             spent = episodes.macs[row] / engine.full_macs
-            title = f"decision {column}: {kept[row].sum()} patches"
+            title = f"decision {column}: {(patch_token[row] >= 0).sum()} patches"
             if column == len(steps) - 1:
                 title = f"says {episodes.prediction[row]}, {spent:.0%} of the MACs"
             axes.set_title(
