@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, arg, subcommand
 
 from .cli_network import Export, Import
+from .cli_results import Eval, Validate
 
 Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
@@ -45,7 +46,7 @@ class SupernetArgs:
 
         from .supernet import PRESETS, train_supernet
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         settings = replace(PRESETS[self.preset], seed=self.seed)
         if self.steps is not None:
             settings = replace(settings, steps=self.steps)
@@ -61,6 +62,7 @@ class AgentArgs:
 
         prance train agent --out runs/agent
         prance train agent --out runs/agent --algo prance_ppo
+        prance train agent --out runs/static --algo prance_ppo --observation constant
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
         prance train agent --out runs/agent --resume
     """
@@ -76,7 +78,7 @@ class AgentArgs:
     checkpoint: str | None = None
     """Folder with the supernet; the bundled one if not given."""
     observation: Literal["cls", "cls_only", "constant"] = "cls"
-    """What the agent sees."""
+    """What the agent sees; constant: only which decision it is, which learns one static subnet."""
     total_timesteps: int = 400_000
     """Decisions, three an image."""
     n_envs: int | None = None
@@ -93,7 +95,7 @@ class AgentArgs:
     def run(self) -> None:
         from .agent import AgentTraining, train_agent
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         settings = AgentTraining(
             env=self.env,
             algo=self.algo,
@@ -121,40 +123,6 @@ class Train:
 
 
 @dataclass
-class Eval:
-    """Run agents over every image of a split: accuracy, MACs, patches, by difficulty.
-
-    An agent is a run folder of `prance train agent`, a file saved by an agent, or one of: full, random.
-
-    For example:
-
-        prance eval --agent full random
-        prance eval --agent runs/agent --split test --out runs/agent/eval
-    """
-
-    agent: list[str]
-    """Agents to evaluate, side by side."""
-    env: str = "Prance-Digits-v0"
-    """Environment id."""
-    split: Literal["train", "val", "test"] = "test"
-    """Images."""
-    checkpoint: str | None = None
-    """Folder with the supernet; the bundled one if not given."""
-    out: Path | None = None
-    """Folder for metrics.json and one CSV of per-image rows per agent."""
-    seed: int = 0
-    """Of the random agent."""
-    device: Device = "cpu"
-    threads: Threads = 0
-
-    def run(self) -> None:
-        from .report import run_eval
-
-        _set_threads(self.threads)
-        run_eval(self.agent, self.env, self.split, self.checkpoint, self.out, self.seed, self.device)
-
-
-@dataclass
 class Demo:
     """Everything at once: train an agent on the bundled supernet, compare it, draw it. Two to four minutes.
 
@@ -177,7 +145,7 @@ class Demo:
     def run(self) -> None:
         from .demo import run_demo
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         run_demo(self.out, self.seed, self.quick, self.device)
 
 
@@ -206,7 +174,7 @@ class Headroom:
     def run(self) -> None:
         from .headroom import run_headroom
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         run_headroom([*self.checkpoint] or [None], self.env, self.num_subnets, self.out, self.device)
 
 
@@ -246,7 +214,7 @@ class Bench:
     def run(self) -> None:
         from .bench import BenchSettings, run_bench
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         settings = BenchSettings(
             models=self.model,
             batch_sizes=self.batch_size,
@@ -291,7 +259,7 @@ class Profile:
     def run(self) -> None:
         from .profile import run_profile
 
-        _set_threads(self.threads)
+        set_threads(self.threads)
         run_profile(
             self.out, self.supernet, self.checkpoint, self.device, self.batch_size, self.token_counts, self.repeats
         )
@@ -328,6 +296,7 @@ class Prance:
         Annotated[Demo, subcommand("demo")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Eval, subcommand("eval")]
+        | Annotated[Validate, subcommand("validate")]
         | Annotated[Headroom, subcommand("headroom")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Import, subcommand("import")]
@@ -340,7 +309,8 @@ class Prance:
         self.command.run()
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
+    """Torch's CPU threads; 0 leaves its choice."""
     import torch
 
     if threads < 0:

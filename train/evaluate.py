@@ -102,11 +102,12 @@ def _record(
     price = None if conditioning is None else np.full(len(index), conditioning.fixed)
     episodes = [replace(engine.start(index), macs_weight=price)]
     seen = episodes[0] if donors is None else replace(engine.start(donors), macs_weight=price)
-    taken, memory = [], None
+    taken: list[NDArray[np.floating]] = []
+    memory = None
     for _ in range(engine.config.space.num_decisions):
         observation = engine.observe(seen, settings.observation, conditioning).cpu().numpy()
         # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
-        remembered = {} if memory is None else {"state": memory}
+        remembered: dict[str, Any] = {} if memory is None else {"state": memory}
         actions, memory = agent.predict(observation, **remembered, deterministic=True)
         unit = decode_actions(actions, settings.normalize_actions)
         episodes.append(engine.step(episodes[-1], unit, RewardConfig(mode="terminal")))
