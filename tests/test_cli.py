@@ -26,6 +26,7 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("train", "agent"),
         ("train", "supernet"),
         ("eval",),
+        ("validate",),
         ("bench",),
         ("profile",),
         ("export",),

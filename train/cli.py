@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 from .cli_bench_env import BenchEnv
 from .cli_network import Export, Import
 from .cli_options import Device, Threads, set_threads
+from .cli_results import Eval, Validate
 
 
 @dataclass
@@ -60,6 +61,7 @@ class AgentArgs:
 
         prance train agent --out runs/agent
         prance train agent --out runs/agent --algo prance_ppo
+        prance train agent --out runs/static --algo prance_ppo --observation constant
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
         prance train agent --out runs/agent --resume
     """
@@ -75,7 +77,7 @@ class AgentArgs:
     checkpoint: str | None = None
     """Folder with the supernet; the bundled one if not given."""
     observation: Literal["cls", "cls_only", "constant"] = "cls"
-    """What the agent sees."""
+    """What the agent sees; constant: only which decision it is, which learns one static subnet."""
     total_timesteps: int = 400_000
     """Decisions, three an image."""
     n_envs: int | None = None
@@ -117,40 +119,6 @@ class Train:
 
     def run(self) -> None:
         self.stage.run()
-
-
-@dataclass
-class Eval:
-    """Run agents over every image of a split: accuracy, MACs, patches, by difficulty.
-
-    An agent is a run folder of `prance train agent`, a file saved by an agent, or one of: full, random.
-
-    For example:
-
-        prance eval --agent full random
-        prance eval --agent runs/agent --split test --out runs/agent/eval
-    """
-
-    agent: list[str]
-    """Agents to evaluate, side by side."""
-    env: str = "Prance-Digits-v0"
-    """Environment id."""
-    split: Literal["train", "val", "test"] = "test"
-    """Images."""
-    checkpoint: str | None = None
-    """Folder with the supernet; the bundled one if not given."""
-    out: Path | None = None
-    """Folder for metrics.json and one CSV of per-image rows per agent."""
-    seed: int = 0
-    """Of the random agent."""
-    device: Device = "cpu"
-    threads: Threads = 0
-
-    def run(self) -> None:
-        from .report import run_eval
-
-        set_threads(self.threads)
-        run_eval(self.agent, self.env, self.split, self.checkpoint, self.out, self.seed, self.device)
 
 
 @dataclass
@@ -327,6 +295,7 @@ class Prance:
         Annotated[Demo, subcommand("demo")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Eval, subcommand("eval")]
+        | Annotated[Validate, subcommand("validate")]
         | Annotated[Headroom, subcommand("headroom")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Import, subcommand("import")]

@@ -1,41 +1,45 @@
-"""Tables and files of results: `prance eval` and `prance list`."""
+"""Tables and files of results, and `prance list`."""
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from agents.sb3 import ALGORITHMS
 from prance_env.lanes import EnvSettings
 from supernet import Supernet, list_supernets, supernet_config
-from supernet.files import write_atomically, write_text
+from supernet.files import write_text
 
-from .agent import PRANCE_PPO, load_agent
-from .evaluate import Evaluation, evaluate
-from .run_folder import read_config
+from .agent import PRANCE_PPO
 
 
 def results_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    """A rich table with one line per summary."""
+    """A rich table with one line per summary; with 95 % intervals, and patches after each decision, where known."""
     table = Table(title=title)
     for column in ("", "accuracy", "MACs / full", "patches left", "images"):
         table.add_column(column, justify="left" if not column else "right")
     for name, s in rows.items():
+        patches = s.get("patches_after", [s["patches_fraction"]])
         table.add_row(
             name,
-            f"{s['accuracy']:.2%}",
-            f"{s['macs_fraction']:.1%}",
-            f"{s['patches_fraction']:.1%}",
+            f"{s['accuracy']:.2%}{_interval(s, 'accuracy', 2)}",
+            f"{s['macs_fraction']:.1%}{_interval(s, 'macs_fraction', 1)}",
+            " ".join(f"{p:.1%}" for p in patches),
             str(s["n_images"]),
         )
     return table
+
+
+def _interval(summary: dict[str, Any], key: str, digits: int) -> str:
+    if f"{key}_interval" not in summary:
+        return ""
+    low, high = (f"{100 * v:.{digits}f}" for v in summary[f"{key}_interval"])
+    return f" ({low} .. {high})"
 
 
 def markdown_table(rows: dict[str, dict[str, Any]], first: str = "") -> str:
@@ -51,55 +55,6 @@ def markdown_table(rows: dict[str, dict[str, Any]], first: str = "") -> str:
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON atomically."""
     write_text(path, json.dumps(data, indent=2) + "\n")
-
-
-def write_rows(path: Path, evaluation: Evaluation, difficulty_name: str) -> None:
-    """Writes one CSV line per image."""
-    header = ["index", "label", "prediction", "correct", difficulty_name, "macs_fraction"]
-    header += [f"patches_after_{t + 1}" for t in range(evaluation.patches.shape[1])]
-    columns = [evaluation.index, evaluation.label, evaluation.prediction, evaluation.correct.astype(int)]
-    columns += [evaluation.difficulty, np.round(evaluation.macs_fraction, 6), *np.round(evaluation.patches.T, 6)]
-
-    def write(name: str) -> None:
-        with open(name, "w", newline="") as f:
-            writer = csv.writer(f)
-            writer.writerow(header)
-            writer.writerows(zip(*(c.tolist() for c in columns), strict=True))
-
-    write_atomically(path, write)
-
-
-def run_eval(
-    agents: list[str], env: str, split: str, checkpoint: str | None, out: Path | None, seed: int, device: str
-) -> dict[str, Any]:
-    """Evaluates agents side by side and prints tables.
-
-    Returns:
-        What is written to `metrics.json`: a summary per agent with its breakdown by difficulty.
-    """
-    console = Console()
-    metrics: dict[str, Any] = {}
-    for name in agents:
-        observation = "cls"
-        if (Path(name) / "config.yml").is_file():
-            trained = read_config(Path(name))
-            observation = trained["observation"]
-            if checkpoint is None:
-                checkpoint = trained["checkpoint"]
-        settings = EnvSettings.from_id(env, split, checkpoint, observation, device)
-        with console.status(f"{name} on {split} ..."):
-            result = evaluate(load_agent(name, settings, seed), settings)
-        metrics[name] = {**result.summary(), "by_difficulty": result.by_difficulty()}
-        difficulty_name = settings.engine().dataset.difficulty_name
-        console.print(results_table(f"{name}: {split} by {difficulty_name}", metrics[name]["by_difficulty"]))
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            write_rows(out / f"{Path(name).name}.csv", result, difficulty_name)
-    console.print(results_table(f"{env}, {split}", metrics))
-    if out is not None:
-        write_json(out / "metrics.json", metrics)
-        console.print(f"Written to {out}")
-    return metrics
 
 
 def print_registered() -> None:

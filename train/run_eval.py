@@ -1,0 +1,159 @@
+"""`prance eval`: agents side by side on the same images, with intervals, tests, controls and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from agents.baselines import FullAgent, RandomAgent, StaticAgent
+from prance_env.lanes import EnvSettings
+from supernet import SubnetConfig
+
+from .agent import load_agent
+from .comparison import compare
+from .evaluate import Agent, Evaluation, evaluate
+from .report import results_table, write_json
+from .rows import check_format, rows_of, write_rows
+from .run_folder import read_config
+from .statistics import RESAMPLES, describe
+from .validate import SETTINGS
+
+BLIND = (FullAgent, RandomAgent, StaticAgent)
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Settings of an evaluation.
+
+    Attributes:
+        env: Environment id.
+        split: Images.
+        checkpoint: Folder with the supernet; None: that of the trained agents, or the bundled one.
+        seed: Of the random agent, the bootstrap and the shuffled observations.
+        device: Torch device.
+        controls: Whether agents that look are also evaluated with shuffled observations and as their mean action.
+        rows: Format of the per-image rows, "csv" or "parquet".
+        resamples: Of the bootstrap.
+    """
+
+    env: str = "Prance-Digits-v0"
+    split: str = "test"
+    checkpoint: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    controls: bool = False
+    rows: str = "csv"
+    resamples: int = RESAMPLES
+
+
+def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = None) -> dict[str, Any]:
+    """Evaluates agents on the same images and prints tables.
+
+    Args:
+        agents: Names and paths, see `train.agent.load_agent`.
+        settings: What to evaluate on, and how.
+        out: Folder for `metrics.json`, `comparisons.json`, `settings.json` and one file of rows per agent.
+
+    Returns:
+        What is written to `metrics.json`: `describe` of every agent.
+
+    Raises:
+        ValueError: If an agent does not fit, or trained agents are for different supernets.
+        FileNotFoundError: If there is no such agent.
+    """
+    check_format(settings.rows)
+    console = Console()
+    names = list(dict.fromkeys(agents))
+    checkpoint = settings.checkpoint or _checkpoint_of(names)
+    results: dict[str, Evaluation] = {}
+    for name in names:
+        trained = _trained(name)
+        env = EnvSettings.from_id(
+            settings.env, settings.split, checkpoint, trained.get("observation", "cls"), settings.device
+        )
+        with console.status(f"{name} on {settings.split} ..."):
+            agent = load_agent(name, env, settings.seed)
+            results[name] = evaluate(agent, env)
+            if settings.controls and not isinstance(agent, BLIND):
+                results |= controls(name, agent, results[name], env, settings.seed)
+    source = env.engine().dataset
+    metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in results.items()}
+    for name, data in metrics.items():
+        rho = data["macs_difficulty_spearman"]
+        title = f"{name}: {settings.split} by {source.difficulty_name}"
+        title += "" if rho is None else f" (rank correlation with MACs {rho:+.2f})"
+        console.print(results_table(title, data["by_difficulty"]))
+    console.print(results_table(f"{settings.env}, {settings.split}", metrics))
+    comparisons = {
+        f"{a} - {b}": compare(results[a], results[b], settings.seed, settings.resamples)
+        for a, b in combinations(results, 2)
+    }
+    if comparisons:
+        console.print(_comparisons_table(comparisons))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, label in file_names(list(results)).items():
+            write_rows(out / f"{label}.{settings.rows}", rows_of(results[name], source.difficulty_name))
+        write_json(out / "metrics.json", metrics)
+        write_json(out / "comparisons.json", comparisons)
+        write_json(out / SETTINGS, {"env": settings.env, "split": settings.split, "checkpoint": checkpoint})
+        console.print(f"Written to {out}")
+    return metrics
+
+
+def controls(name: str, agent: Agent, seen: Evaluation, env: EnvSettings, seed: int) -> dict[str, Evaluation]:
+    """The agent with other images' observations, and its average action as one static subnet.
+
+    Args:
+        name: Of the agent; those of the controls begin with it.
+        agent: The agent.
+        seen: Its evaluation.
+        env: What it was evaluated on.
+        seed: Of the shuffling.
+    """
+    config = env.config()
+    mean = SubnetConfig.from_actions(config.space, torch.from_numpy(seen.mean_action()))
+    static = StaticAgent(mean, config, env.observation, env.normalize_actions)
+    return {
+        f"{name} (shuffled)": evaluate(agent, env, shuffle_observations=True, seed=seed),
+        f"{name} (mean action)": evaluate(static, env),
+    }
+
+
+def file_names(names: Sequence[str]) -> dict[str, str]:
+    """A file name, without suffix, for every agent: the path's last part, or all of it if not unique."""
+    short = [Path(name).name or name for name in names]
+    plain = {n: s if short.count(s) == 1 else n.strip("./") for n, s in zip(names, short, strict=True)}
+    return {n: s.replace("/", "_").replace(" (", "-").replace(" ", "-").replace(")", "") for n, s in plain.items()}
+
+
+def _trained(name: str) -> dict[str, Any]:
+    return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
+
+
+def _checkpoint_of(names: Sequence[str]) -> str | None:
+    """The supernet that the trained agents among `names` share."""
+    found = {name: trained["checkpoint"] for name in names if (trained := _trained(name))}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"The agents were trained on different supernets, {found}; name one with --checkpoint.")
+    return next(iter(found.values()), None)
+
+
+def _comparisons_table(comparisons: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="pairs, on the same images")
+    for column in ("", "accuracy", "95 %", "McNemar p", "MACs / full", "95 %", "Wilcoxon p"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, c in comparisons.items():
+        cells = []
+        for key in ("accuracy", "macs_fraction"):
+            low, high = c[f"{key}_interval"]
+            cells += [f"{c[key]:+.2%}", f"{low:+.2%} .. {high:+.2%}", f"{c[f'{key}_p']:.2g}"]
+        table.add_row(name, *cells)
+    return table

@@ -1,0 +1,137 @@
+"""`prance validate`: rows of an evaluation are played again and must come out the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prance_env.lanes import EnvSettings, Lanes
+
+from .rows import Columns, action_column, read_rows
+
+SETTINGS = "settings.json"
+REPLAYED = ("label", "prediction", "macs")
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One entry of one row that came out otherwise.
+
+    Attributes:
+        row: Of the file, 0-based, without its header.
+        index: Image.
+        column: One of `REPLAYED`.
+        recorded: What the file says.
+        replayed: What the environment says.
+    """
+
+    row: int
+    index: int
+    column: str
+    recorded: int
+    replayed: int
+
+    def __str__(self) -> str:
+        return f"row {self.row} (image {self.index}): {self.column} {self.recorded}, replayed {self.replayed}"
+
+
+def validate_rows(rows: Columns, settings: EnvSettings, batch_size: int = 512) -> list[Difference]:
+    """Plays recorded actions through the environment's lanes.
+
+    Args:
+        rows: What `read_rows` returns.
+        settings: Supernet, data set and split of the rows.
+        batch_size: Images at a time. Floating-point sums depend on which images are computed together, so a prediction
+            between two classes that are equally probable to the last bits may need the evaluation's batches: all rows
+            in their order, and the same size. MACs never do.
+
+    Returns:
+        Every entry of `REPLAYED` that differs; empty if all is reproduced.
+
+    Raises:
+        ValueError: If columns are missing, or hold what is no action or no image of the split.
+    """
+    space = settings.config().space
+    names = [action_column(t, a) for t in range(space.num_decisions) for a in range(space.action_size)]
+    missing = [name for name in ("index", *REPLAYED, *names) if name not in rows]
+    unknown = [name for name in rows if name.startswith("action_") and name not in names]
+    if missing or unknown:
+        raise ValueError(
+            f"The rows lack the columns {missing[:4]} or have {unknown[:4]} too many for a supernet with "
+            f"{space.num_decisions} decisions of {space.action_size} entries; pass the --env and --checkpoint of the "
+            "evaluation, and a file that `prance eval --out FOLDER` wrote."
+        )
+    index, total = rows["index"], len(settings.engine().dataset)
+    bad = index[(index < 0) | (index >= total)]
+    if len(bad):
+        raise ValueError(f"index={bad[0]} is not one of the {total} images; pass the evaluation's --env and --split.")
+    actions = np.stack([rows[name] for name in names], axis=1).reshape(-1, space.num_decisions, space.action_size)
+    if not np.isfinite(actions).all():
+        row = int(np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))[0])
+        raise ValueError(f"Row {row} holds actions that are no finite numbers; write the rows again.")
+    differences = []
+    for begin in range(0, len(index), batch_size):
+        end = _replay(settings, index[begin : begin + batch_size], actions[begin : begin + batch_size])
+        for column in REPLAYED:
+            recorded = rows[column][begin : begin + batch_size]
+            for i in np.flatnonzero(recorded != end[column]).tolist():
+                differences.append(
+                    Difference(begin + i, int(index[begin + i]), column, int(recorded[i]), int(end[column][i]))
+                )
+    return differences
+
+
+def _replay(settings: EnvSettings, index: NDArray[np.int64], actions: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    lanes = Lanes(settings, len(index))
+    lanes.start(np.arange(len(index)), index)
+    for decision in range(actions.shape[1]):
+        lanes.step(actions[:, decision])
+    return lanes.infos()
+
+
+def run_validate(
+    path: Path, env: str | None = None, split: str | None = None, checkpoint: str | None = None, device: str = "cpu"
+) -> None:
+    """Validates a file and says so.
+
+    Args:
+        path: Rows of `prance eval --out`.
+        env: Environment id; None, likewise the next two: what `settings.json` beside the file says, else the default.
+        split: Images.
+        checkpoint: Folder with the supernet.
+        device: Torch device; that of the evaluation.
+
+    Raises:
+        ValueError: If rows differ, or cannot be played.
+        FileNotFoundError: If there is no such file.
+    """
+    rows = read_rows(path)
+    noted = {"env": "Prance-Digits-v0", "split": "test", "checkpoint": None, **_noted(path.parent / SETTINGS)}
+    given = {"env": env, "split": split, "checkpoint": checkpoint}
+    chosen = {k: noted[k] if v is None else v for k, v in given.items()}
+    settings = EnvSettings.from_id(chosen["env"], chosen["split"], chosen["checkpoint"], device=device)
+    differences = validate_rows(rows, settings)
+    total = len(rows["index"])
+    if differences:
+        listed = "; ".join(map(str, differences[:SHOWN])) + ("; ..." if len(differences) > SHOWN else "")
+        count = len({d.row for d in differences})
+        raise ValueError(
+            f"{count} of {total} rows of {path} are not reproduced on {chosen['env']}, {chosen['split']}: {listed}"
+        )
+    print(f"{path}: all {total} rows are reproduced, predictions and MACs.")
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+        return {k: data[k] for k in ("env", "split", "checkpoint")}
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path} is damaged ({e!r}); delete it and pass --env, --split and --checkpoint.") from e
