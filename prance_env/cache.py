@@ -257,7 +257,11 @@ def cache_key(net: Supernet, source: ImageSource) -> str:
     """
     weight = net.pos_embed
     digest = hashlib.sha256()
-    for part in (json.dumps(net.config.to_dict(), sort_keys=True), weight.dtype, weight.device.type, torch.__version__):
+    config = net.config.to_dict()
+    if not net.config.token_mode.always:
+        # Nothing leaves at full size, so that one file serves all these modes.
+        del config["space"]["token_mode"]
+    for part in (json.dumps(config, sort_keys=True), weight.dtype, weight.device.type, torch.__version__):
         digest.update(f"{part}\n".encode())
     for name, tensor in net.state_dict().items():
         digest.update(f"{name}\n".encode())

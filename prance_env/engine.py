@@ -7,7 +7,6 @@ Stable-Baselines3.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,17 @@ from supernet import (
     SubnetConfig,
     Supernet,
     SupernetConfig,
-    freeze,
-    from_pretrained,
-    list_supernets,
 )
-from supernet.checkpoint import CONFIG
 
 from .cache import PrefixCache
 from .conditioning import CostConditioning
-from .dataset_config import DatasetConfig
-from .datasets import ImageSource, check_fits, load_dataset
+from .datasets import ImageSource, check_fits
 from .latency import load_latency_table
 from .outcome import Outcome
 from .reward import Bools, Floats, RewardConfig, accuracy_term, score
 from .spaces import observe
 
 Ints = NDArray[np.int64]
-BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 CACHE_BATCH = 256
 CACHE_MB = 1024.0
 STEADY_ROWS = 16
@@ -359,49 +352,3 @@ def _verdict(logits: Tensor, label: Ints) -> tuple[Ints, Floats]:
     at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
     packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
     return packed[0].astype(np.int64), packed[1].astype(np.float64)
-
-
-@lru_cache(maxsize=8)
-def shared_engine(
-    supernet: str,
-    checkpoint: str | None,
-    dataset: str | DatasetConfig,
-    split: str,
-    device: str,
-    cache_mb: float = CACHE_MB,
-    cache_dir: str | None = None,
-    num_workers: int = 0,
-    on_error: str = "raise",
-) -> InferenceEngine:
-    """The engine for these arguments; environments of one process share it, and with it weights and caches.
-
-    Raises:
-        ValueError: If a name is unknown or something does not fit.
-        ModuleNotFoundError: If a package that the data set needs is missing.
-        OSError: If the checkpoint is missing, or a folder cannot be read or written.
-    """
-    net = freeze(from_pretrained(checkpoint_folder(supernet, checkpoint)).to(torch.device(device)))
-    source = load_dataset(dataset, split, net.config, num_workers, on_error, cache_dir)
-    return InferenceEngine(net, source, cache_mb, cache_dir)
-
-
-def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:
-    """Folder of the weights: `checkpoint`, or the bundled one of `supernet`.
-
-    Raises:
-        ValueError: If `supernet` is unknown, or has no bundled weights and `checkpoint` is None.
-        FileNotFoundError: If the folder holds no supernet.
-    """
-    if supernet not in list_supernets():
-        raise ValueError(f"supernet={supernet!r} is unknown; registered are {list_supernets()}.")
-    if checkpoint is None and supernet not in BUNDLED:
-        raise ValueError(
-            f"supernet={supernet!r} has no bundled weights; pass checkpoint='FOLDER' written by save_pretrained. "
-            f"Bundled are {sorted(BUNDLED)}."
-        )
-    folder = BUNDLED[supernet] if checkpoint is None else Path(checkpoint)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(
-            f"checkpoint={str(folder)!r} holds no {CONFIG}; pass a folder written by save_pretrained."
-        )
-    return folder

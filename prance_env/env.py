@@ -38,6 +38,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     | 0 .. n-1 | `mlp_ratio` of each block: choice number round(a (k - 1)) |
     | n .. 2n-1 | `embed_dim` of each block, likewise |
     | 2n | `keep_rate` = min_keep_rate + (1 - min_keep_rate) a: patches kept / patches present; at least one stays |
+    | 2n + 1 | only with `token_mode="prune_merge"`: likewise, patches left by merging / patches left by pruning |
 
     ## Observation Space
     Flat float32 `Box` with finite bounds. `observation="cls"`, for full width D, k widths and T decisions:
@@ -103,6 +104,9 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         cache_dir: Folder for that cache, so that it outlives the process and others share it; None keeps it in memory.
         num_workers: Processes that decode image files while the network runs; 0 decodes in this one.
         on_error: What to do about an image that cannot be decoded: "raise", or "skip" it for the next good one.
+        token_mode: How patches leave: "prune", "prune_fused", "merge", "prune_merge" or "tome" (see
+            `supernet.reduction`); None: as the checkpoint says. "prune_merge" has two keep rates.
+        dtype: Precision of the supernet: "float32", "bfloat16" or "float16". Observations are float32 all the same.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -128,6 +132,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         cache_dir: str | None = None,
         num_workers: int = 0,
         on_error: str = "raise",
+        token_mode: str | None = None,
+        dtype: str = "float32",
     ) -> None:
         EzPickle.__init__(
             self,
@@ -145,6 +151,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             cache_dir,
             num_workers,
             on_error,
+            token_mode,
+            dtype,
         )
         check_render_mode(render_mode)
         self.settings = EnvSettings.from_arguments(
@@ -161,6 +169,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             cache_dir=cache_dir,
             num_workers=num_workers,
             on_error=on_error,
+            token_mode=token_mode,
+            dtype=dtype,
         )
         observation_space, action_space = self.settings.spaces()
         self.observation_space, self.action_space = cast(Any, observation_space), cast(Any, action_space)

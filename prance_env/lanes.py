@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import SupernetConfig
-from supernet.checkpoint import load_config
 
 from .conditioning import CostConditioning
 from .dataset_config import DatasetConfig
 from .datasets import ON_ERROR, check_dataset
-from .engine import CACHE_MB, Episodes, InferenceEngine, Ints, checkpoint_folder, shared_engine
+from .engine import CACHE_MB, Episodes, InferenceEngine, Ints
 from .latency import load_latency_table
 from .reward import Bools, Floats, RewardConfig
+from .shared_engine import checked_dtype, resolved_config, shared_engine
 from .spaces import action_space, decode_actions, observation_layout, observation_space
 
 IMPORTED_IN = os.getpid()
@@ -54,6 +54,8 @@ class EnvSettings:
     cache_dir: str | None = field(default=None, kw_only=True)
     num_workers: int = field(default=0, kw_only=True)
     on_error: str = field(default="raise", kw_only=True)
+    token_mode: str | None = field(default=None, kw_only=True)
+    dtype: str = field(default="float32", kw_only=True)
 
     def __post_init__(self) -> None:
         check_dataset(self.dataset, self.split)
@@ -63,8 +65,10 @@ class EnvSettings:
             raise ValueError(f"num_workers={self.num_workers!r} must be an integer >= 0; 0 decodes without processes.")
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error={self.on_error!r} is unknown; choose one of {ON_ERROR}.")
+        checked_dtype(self.dtype)
+        config = self.config()
         if self.reward.latency_table is not None:
-            load_latency_table(self.reward.latency_table).check(self.config())
+            load_latency_table(self.reward.latency_table).check(config)
         try:
             torch.device(self.device)
         except RuntimeError as e:
@@ -86,6 +90,8 @@ class EnvSettings:
         cache_dir: str | None = None,
         num_workers: int = 0,
         on_error: str = "raise",
+        token_mode: str | None = None,
+        dtype: str = "float32",
     ) -> EnvSettings:
         """From the plain data that environments take."""
         return cls(
@@ -93,7 +99,7 @@ class EnvSettings:
             checkpoint,
             dataset,
             split,
-            RewardConfig.from_dict(reward, load_config(checkpoint_folder(supernet, checkpoint))),
+            RewardConfig.from_dict(reward, resolved_config(supernet, checkpoint, token_mode)),
             observation,
             normalize_actions,
             device,
@@ -102,6 +108,8 @@ class EnvSettings:
             cache_dir=cache_dir,
             num_workers=num_workers,
             on_error=on_error,
+            token_mode=token_mode,
+            dtype=dtype,
         )
 
     @classmethod
@@ -113,6 +121,8 @@ class EnvSettings:
         observation: str = "cls",
         device: str = "cpu",
         cost_conditioning: Sequence[float] | None = None,
+        token_mode: str | None = None,
+        dtype: str = "float32",
     ) -> EnvSettings:
         """Settings of a registered environment with the default reward, for evaluation.
 
@@ -123,6 +133,8 @@ class EnvSettings:
             observation: See there.
             device: See there.
             cost_conditioning: See there; (low, high, fixed) evaluates at one price.
+            token_mode: See there.
+            dtype: See there.
 
         Raises:
             ValueError: If the id is not one of this package's.
@@ -135,12 +147,22 @@ class EnvSettings:
             raise ValueError(f"{env_id!r} is not an environment of prance_env; `prance list` shows the known ones.")
         supernet, dataset = kwargs["supernet"], kwargs["dataset"]
         return cls.from_arguments(
-            supernet, checkpoint, dataset, split, None, observation, True, device, cost_conditioning
+            supernet,
+            checkpoint,
+            dataset,
+            split,
+            None,
+            observation,
+            True,
+            device,
+            cost_conditioning,
+            token_mode=token_mode,
+            dtype=dtype,
         )
 
     def config(self) -> SupernetConfig:
-        """Configuration of the supernet."""
-        return load_config(checkpoint_folder(self.supernet, self.checkpoint))
+        """Configuration of the supernet, with what these settings change of it."""
+        return resolved_config(self.supernet, self.checkpoint, self.token_mode)
 
     def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Observation and action space."""
@@ -169,6 +191,9 @@ class EnvSettings:
             self.cache_dir,
             self.num_workers,
             self.on_error,
+            # What the checkpoint says anyway is the same engine.
+            self.config().space.token_mode,
+            self.dtype,
         )
 
 

@@ -65,7 +65,10 @@ def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.ui
             draw.rectangle((x, top, x + slot - 3, base), fill=colour if block < decided else PALE)
 
     for row, (name, fraction) in enumerate(
-        (("patches", float(kept.mean())), ("MACs", float(episodes.macs[0]) / engine.full_macs))
+        (
+            ("patches", _patches(engine, episodes) / engine.config.num_patches),
+            ("MACs", float(episodes.macs[0]) / engine.full_macs),
+        )
     ):
         y = 132 + 18 * row
         draw.text((left, y - 2), f"{name} {fraction:4.0%}", fill=INK)
@@ -77,12 +80,17 @@ def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.ui
 
 def render_ansi(engine: InferenceEngine, episodes: Episodes) -> str:
     """One line of text about a batch of one episode."""
-    patches = int(episodes.state.num_tokens[0]) - 1
+    patches = _patches(engine, episodes)
     return (
         f"image {episodes.index[0]}  decision {episodes.decision}/{engine.config.space.num_decisions}  "
         f"patches {patches}/{engine.config.num_patches}  MACs {episodes.macs[0] / engine.full_macs:.0%}  "
         + _verdict(episodes)
     )
+
+
+def _patches(engine: InferenceEngine, episodes: Episodes) -> int:
+    """Tokens left beside the class token, which is fewer than the patches that they stand for where patches merge."""
+    return int(episodes.state.num_tokens[0]) - engine.config.num_prefix_tokens
 
 
 def _verdict(episodes: Episodes) -> str:

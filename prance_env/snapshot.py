@@ -88,6 +88,8 @@ def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
         "num_envs": lanes.num_lanes,
         "autoreset_mode": autoreset_mode,
         "supernet": settings.supernet,
+        "token_mode": lanes.engine.config.space.token_mode,
+        "dtype": settings.dtype,
         "dataset": asdict(DatasetConfig.from_value(settings.dataset)),
         "split": settings.split,
         "images": len(lanes.engine.dataset),

@@ -27,7 +27,7 @@ LOG_NORM_BOUND = 5.0
 
 
 def action_space(space: SearchSpace, normalize_actions: bool) -> gym.spaces.Box:
-    """Box(-1, 1) or, not normalised, the paper's Box(0, 1); one mlp_ratio and one embed_dim a block, one keep_rate."""
+    """Box(-1, 1) or, not normalised, the paper's Box(0, 1): mlp_ratio and embed_dim of every block, then keep rates."""
     return gym.spaces.Box(-1.0 if normalize_actions else 0.0, 1.0, (space.action_size,), np.float32)
 
 
@@ -109,7 +109,7 @@ def observe(
     decision = state.group - 1
     widths = len(space.embed_dims)
     numbers = np.zeros((batch, 3 + widths + space.num_decisions), dtype=np.float32)
-    numbers[:, 0] = (state.num_tokens - 1) / config.num_patches
+    numbers[:, 0] = (state.num_tokens - config.num_prefix_tokens) / config.num_patches
     numbers[:, 1] = state.macs / full_macs
     numbers[:, 2] = 0 if price is None else price
     numbers[np.arange(batch), 3 + np.searchsorted(space.embed_dims, state.embed_dim)] = 1

@@ -53,6 +53,8 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         cache_dir: See there.
         num_workers: See there.
         on_error: See there.
+        token_mode: See there.
+        dtype: See there.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -78,6 +80,8 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         cache_dir: str | None = None,
         num_workers: int = 0,
         on_error: str = "raise",
+        token_mode: str | None = None,
+        dtype: str = "float32",
     ) -> None:
         EzPickle.__init__(
             self,
@@ -98,6 +102,8 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             cache_dir,
             num_workers,
             on_error,
+            token_mode,
+            dtype,
         )
         if int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
@@ -120,6 +126,8 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             cache_dir=cache_dir,
             num_workers=num_workers,
             on_error=on_error,
+            token_mode=token_mode,
+            dtype=dtype,
         )
         self.output = output
         self.num_envs = int(num_envs)

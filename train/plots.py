@@ -124,7 +124,8 @@ def plot_episodes(
                 axes.set_title(f"which digit twice? {episodes.label[row]}", fontsize=9)
                 continue
             spent = episodes.macs[row] / engine.full_macs
-            title = f"decision {column}: {kept[row].sum()} patches"
+            left = episodes.state.num_tokens[row] - engine.config.num_prefix_tokens
+            title = f"decision {column}: {left} patches"
             if column == len(steps) - 1:
                 title = f"says {episodes.prediction[row]}, {spent:.0%} of the MACs"
             axes.set_title(
