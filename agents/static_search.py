@@ -57,9 +57,9 @@ def correct_of_static(
         for begin in range(0, len(index), batch_size):
             episodes = engine.start(index[begin : begin + batch_size])
             state = episodes.state
-            for decision, action in enumerate(actions):
+            for action in actions:
                 choice = GroupChoice.from_actions(space, torch.from_numpy(action)[None].expand(len(state), -1))
-                state = engine.net.run_group(state, decision + 1, choice)
+                state = engine.net.run_group(state, state.group, choice)
             out.append(engine.net.forward_head(state).argmax(-1).cpu().numpy() == episodes.label)
     return np.concatenate(out)
 

@@ -25,7 +25,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     """Classify one image with a network whose size you choose while it runs.
 
     ## Description
-    The blocks of a frozen elastic ViT are run group by group. Before every group but the first, the agent sees what the
+    The blocks of a frozen elastic ViT are run group by group. Before every group but the first (or, with
+    `decide_first_group`, before every group), the agent sees what the
     class token knows so far and chooses how wide the next blocks are and how many patches go on (PRANCE, arXiv
     2407.05010).
 
@@ -59,6 +60,10 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     computation, 0 at `low` and 1 at `high`. `prance_env.observation_layout` gives the slices, and
     `prance_env.wrappers.DictObservation` takes the vector apart.
 
+    `"key_mean"` is what PRANCE's authors show their selector, one number a token: the mean of its key over heads and
+    channels in the last block, in the present order of the tokens, clipped to [-100, 100]. Zeros stand in for tokens
+    that have left, and for all of them before the first block.
+
     ## Rewards
     Result-to-Go: after every decision the rest of the network is run at full size, and the reward is
     `accuracy - macs_weight * MACs / MACs_full - token_weight * keep_rate`; the three terms are `reward_accuracy`,
@@ -70,7 +75,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     that of the reward is not used.
 
     ## Starting State
-    A random image of the split, after the patch embedding and the first group, which always run at full size.
+    A random image of the split, after the patch embedding and the first group, which always run at full size; with
+    `decide_first_group` after the patch embedding.
     `reset(options={"index": i})` chooses the image, and `{"macs_weight": w}` the price of a conditioned episode.
 
     ## Episode End
@@ -93,7 +99,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             `register_dataset`; or a dict with the fields of `prance_env.dataset_config.DatasetConfig`.
         split: "train", "val" or "test"; timm's readers also take names of their own.
         reward: Fields of `RewardConfig`, as a dict, or "preset" and changes to it; None gives the defaults.
-        observation: "cls", "cls_only" or "constant".
+        observation: "cls", "cls_only", "constant" or "key_mean".
         normalize_actions: Whether the action space is Box(-1, 1) instead of Box(0, 1).
         device: Torch device of the supernet.
         render_mode: None, "rgb_array" or "ansi".
@@ -107,6 +113,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         token_mode: How patches leave: "prune", "prune_fused", "merge", "prune_merge" or "tome" (see
             `supernet.reduction`); None: as the checkpoint says. "prune_merge" has two keep rates.
         dtype: Precision of the supernet: "float32", "bfloat16" or "float16". Observations are float32 all the same.
+        decide_first_group: Whether a decision precedes the first group, too, which is one more an episode; it needs
+            groups of equally many blocks. None: as the checkpoint says, usually not.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -134,6 +142,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         on_error: str = "raise",
         token_mode: str | None = None,
         dtype: str = "float32",
+        decide_first_group: bool | None = None,
     ) -> None:
         EzPickle.__init__(
             self,
@@ -153,6 +162,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             on_error,
             token_mode,
             dtype,
+            decide_first_group,
         )
         check_render_mode(render_mode)
         self.settings = EnvSettings.from_arguments(
@@ -171,6 +181,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             on_error=on_error,
             token_mode=token_mode,
             dtype=dtype,
+            decide_first_group=decide_first_group,
         )
         observation_space, action_space = self.settings.spaces()
         self.observation_space, self.action_space = cast(Any, observation_space), cast(Any, action_space)

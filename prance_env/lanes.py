@@ -56,6 +56,7 @@ class EnvSettings:
     on_error: str = field(default="raise", kw_only=True)
     token_mode: str | None = field(default=None, kw_only=True)
     dtype: str = field(default="float32", kw_only=True)
+    decide_first_group: bool | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_dataset(self.dataset, self.split)
@@ -92,6 +93,7 @@ class EnvSettings:
         on_error: str = "raise",
         token_mode: str | None = None,
         dtype: str = "float32",
+        decide_first_group: bool | None = None,
     ) -> EnvSettings:
         """From the plain data that environments take."""
         return cls(
@@ -99,7 +101,7 @@ class EnvSettings:
             checkpoint,
             dataset,
             split,
-            RewardConfig.from_dict(reward, resolved_config(supernet, checkpoint, token_mode)),
+            RewardConfig.from_dict(reward, resolved_config(supernet, checkpoint, token_mode, decide_first_group)),
             observation,
             normalize_actions,
             device,
@@ -110,6 +112,7 @@ class EnvSettings:
             on_error=on_error,
             token_mode=token_mode,
             dtype=dtype,
+            decide_first_group=decide_first_group,
         )
 
     @classmethod
@@ -123,6 +126,7 @@ class EnvSettings:
         cost_conditioning: Sequence[float] | None = None,
         token_mode: str | None = None,
         dtype: str = "float32",
+        decide_first_group: bool | None = None,
     ) -> EnvSettings:
         """Settings of a registered environment with the default reward, for evaluation.
 
@@ -135,6 +139,7 @@ class EnvSettings:
             cost_conditioning: See there; (low, high, fixed) evaluates at one price.
             token_mode: See there.
             dtype: See there.
+            decide_first_group: See there.
 
         Raises:
             ValueError: If the id is not one of this package's.
@@ -158,11 +163,12 @@ class EnvSettings:
             cost_conditioning,
             token_mode=token_mode,
             dtype=dtype,
+            decide_first_group=decide_first_group,
         )
 
     def config(self) -> SupernetConfig:
         """Configuration of the supernet, with what these settings change of it."""
-        return resolved_config(self.supernet, self.checkpoint, self.token_mode)
+        return resolved_config(self.supernet, self.checkpoint, self.token_mode, self.decide_first_group)
 
     def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Observation and action space."""
@@ -181,6 +187,7 @@ class EnvSettings:
         if os.getpid() != IMPORTED_IN:
             # A forked child would wait for ever for the OpenMP threads that its parent had.
             torch.set_num_threads(1)
+        space = self.config().space
         return shared_engine(
             self.supernet,
             self.checkpoint,
@@ -192,8 +199,10 @@ class EnvSettings:
             self.num_workers,
             self.on_error,
             # What the checkpoint says anyway is the same engine.
-            self.config().space.token_mode,
+            space.token_mode,
             self.dtype,
+            space.decide_first_group,
+            self.observation == "key_mean",
         )
 
 

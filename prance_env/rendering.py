@@ -49,7 +49,7 @@ def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.ui
     draw = ImageDraw.Draw(frame)
     left, width = IMAGE_SIDE + 12, PANEL_WIDTH - 24
 
-    decided = space.blocks(episodes.decision).stop if episodes.decision else space.groups[0]
+    decided = sum(space.groups[: episodes.state.group])
     slot = width / space.depth
     for row, (name, values, largest, colour) in enumerate(
         (

@@ -33,6 +33,8 @@ def shared_engine(
     on_error: str = "raise",
     token_mode: str | None = None,
     dtype: str = "float32",
+    decide_first_group: bool | None = None,
+    key_mean: bool = False,
 ) -> InferenceEngine:
     """The engine for these arguments; environments of one process share it, and with it weights and caches.
 
@@ -41,25 +43,28 @@ def shared_engine(
         ModuleNotFoundError: If a package that the data set needs is missing.
         OSError: If the checkpoint is missing, or a folder cannot be read or written.
     """
-    config = resolved_config(supernet, checkpoint, token_mode)
+    config = resolved_config(supernet, checkpoint, token_mode, decide_first_group)
     net = freeze(from_pretrained(checkpoint_folder(supernet, checkpoint)))
     # No weight depends on what the arguments change.
     net.config = config
     net = net.to(torch.device(device), checked_dtype(dtype))
     source = load_dataset(dataset, split, config, num_workers, on_error, cache_dir)
-    return InferenceEngine(net, source, cache_mb, cache_dir)
+    return InferenceEngine(net, source, cache_mb, cache_dir, key_mean)
 
 
-def resolved_config(supernet: str, checkpoint: str | None, token_mode: str | None = None) -> SupernetConfig:
+def resolved_config(
+    supernet: str, checkpoint: str | None, token_mode: str | None = None, decide_first_group: bool | None = None
+) -> SupernetConfig:
     """Configuration of the checkpoint with what the environment's arguments change of it.
 
     Args:
         supernet: See `checkpoint_folder`.
         checkpoint: See there.
         token_mode: How patches leave; None: as the checkpoint says.
+        decide_first_group: Whether a decision precedes the first group; None: as the checkpoint says.
 
     Raises:
-        ValueError: If the supernet or the token mode is unknown.
+        ValueError: If the supernet or the token mode is unknown, or the first group cannot be decided.
         FileNotFoundError: If there is no checkpoint.
     """
     config = load_config(checkpoint_folder(supernet, checkpoint))
@@ -68,6 +73,16 @@ def resolved_config(supernet: str, checkpoint: str | None, token_mode: str | Non
             whose = "" if config.prance_embed_dim is None else " to a supernet that runs by the authors' rules"
             raise ValueError(f"token_mode={token_mode!r} is unknown{whose}; choose None or one of {allowed}.")
         config = with_space(config, token_mode=token_mode)
+    if decide_first_group is not None:
+        if not isinstance(decide_first_group, bool):
+            raise ValueError(f"decide_first_group={decide_first_group!r} must be None, True or False.")
+        groups = config.space.groups
+        if decide_first_group and len(set(groups)) > 1:
+            raise ValueError(
+                f"decide_first_group=True needs groups of equally many blocks, as one action shape serves every "
+                f"decision, but this supernet has groups={groups}; leave it out."
+            )
+        config = with_space(config, decide_first_group=decide_first_group)
     return config
 
 

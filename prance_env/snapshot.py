@@ -90,6 +90,7 @@ def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
         "supernet": settings.supernet,
         "token_mode": lanes.engine.config.space.token_mode,
         "dtype": settings.dtype,
+        "decide_first_group": lanes.engine.config.space.decide_first_group,
         "dataset": asdict(DatasetConfig.from_value(settings.dataset)),
         "split": settings.split,
         "images": len(lanes.engine.dataset),

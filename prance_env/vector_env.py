@@ -55,6 +55,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         on_error: See there.
         token_mode: See there.
         dtype: See there.
+        decide_first_group: See there.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -82,6 +83,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         on_error: str = "raise",
         token_mode: str | None = None,
         dtype: str = "float32",
+        decide_first_group: bool | None = None,
     ) -> None:
         EzPickle.__init__(
             self,
@@ -104,6 +106,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             on_error,
             token_mode,
             dtype,
+            decide_first_group,
         )
         if int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
@@ -128,6 +131,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             on_error=on_error,
             token_mode=token_mode,
             dtype=dtype,
+            decide_first_group=decide_first_group,
         )
         self.output = output
         self.num_envs = int(num_envs)

@@ -30,7 +30,7 @@ def noise_dataset(net: Supernet) -> ImageDataset:
 def noise_kwargs(net: Supernet, folder: Path) -> dict[str, Any]:
     """Saves the supernet in `folder` and registers images for it: what an environment needs to use both."""
     save_pretrained(net, folder)
-    dataset, name = noise_dataset(net), f"noise-{folder.name}"
+    dataset, name = noise_dataset(net), str(folder).replace("/", "-")
     register_dataset(name, lambda split: dataset)
     return {"checkpoint": str(folder), "dataset": name}
 
