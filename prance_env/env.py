@@ -88,15 +88,20 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     with a latency table `latency_ms`. Sizes, `macs` (multiply-accumulates), `latency_ms` and `prediction` are those of
     the inference finished at full size from here.
 
+    ## Ids
+    `Prance-Digits-v0` has everything it needs. `Prance-Tiny-v0`, `Prance-Small-v0` and `Prance-Base-v0` are PRANCE's
+    supernets and need `checkpoint` and `dataset`. `prance list` shows them all.
+
     ## Version History
     * v0: first version.
 
     Args:
         supernet: Name of a registered supernet.
-        checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones.
+        checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones, which "digits" has.
         dataset: Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every
             split; a name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to
-            `register_dataset`; or a dict with the fields of `prance_env.dataset_config.DatasetConfig`.
+            `register_dataset`; or a dict with the fields of `prance_env.dataset_config.DatasetConfig`. None is an error
+            that says what to pass: the default of the ids of PRANCE's supernets.
         split: "train", "val" or "test"; timm's readers also take names of their own.
         reward: Fields of `RewardConfig`, as a dict, or "preset" and changes to it; None gives the defaults.
         observation: "cls", "cls_only", "constant" or "key_mean".
@@ -128,7 +133,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         self,
         supernet: str = "digits",
         checkpoint: str | None = None,
-        dataset: str | dict[str, Any] = "digits",
+        dataset: str | dict[str, Any] | None = "digits",
         split: str = "train",
         reward: dict[str, Any] | None = None,
         observation: str = "cls",

@@ -26,7 +26,7 @@ from .datasets import ON_ERROR, check_dataset
 from .engine import CACHE_MB, Episodes, InferenceEngine, Ints
 from .latency import load_latency_table
 from .reward import Bools, Floats, RewardConfig
-from .shared_engine import checked_dtype, resolved_config, shared_engine
+from .shared_engine import check_complete, checked_dtype, resolved_config, shared_engine
 from .spaces import action_space, decode_actions, observation_layout, observation_space
 
 IMPORTED_IN = os.getpid()
@@ -80,7 +80,7 @@ class EnvSettings:
         cls,
         supernet: str,
         checkpoint: str | None,
-        dataset: str | dict[str, Any],
+        dataset: str | dict[str, Any] | None,
         split: str,
         reward: dict[str, Any] | None,
         observation: str,
@@ -96,6 +96,8 @@ class EnvSettings:
         decide_first_group: bool | None = None,
     ) -> EnvSettings:
         """From the plain data that environments take."""
+        check_complete(supernet, checkpoint, dataset)
+        assert dataset is not None
         return cls(
             supernet,
             checkpoint,
@@ -127,6 +129,7 @@ class EnvSettings:
         token_mode: str | None = None,
         dtype: str = "float32",
         decide_first_group: bool | None = None,
+        dataset: str | dict[str, Any] | None = None,
     ) -> EnvSettings:
         """Settings of a registered environment with the default reward, for evaluation.
 
@@ -140,9 +143,10 @@ class EnvSettings:
             token_mode: See there.
             dtype: See there.
             decide_first_group: See there.
+            dataset: See there; None takes that of the id.
 
         Raises:
-            ValueError: If the id is not one of this package's.
+            ValueError: If the id is not one of this package's, or needs a checkpoint or a data set that is not given.
         """
         try:
             kwargs = gym.spec(env_id.removeprefix("prance_env:")).kwargs
@@ -150,7 +154,7 @@ class EnvSettings:
             raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
         if "supernet" not in kwargs:
             raise ValueError(f"{env_id!r} is not an environment of prance_env; `prance list` shows the known ones.")
-        supernet, dataset = kwargs["supernet"], kwargs["dataset"]
+        supernet, dataset = kwargs["supernet"], kwargs.get("dataset") if dataset is None else dataset
         return cls.from_arguments(
             supernet,
             checkpoint,

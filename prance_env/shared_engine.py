@@ -14,6 +14,7 @@ from supernet.vit import with_space
 from .dataset_config import DatasetConfig
 from .datasets import load_dataset
 from .engine import CACHE_MB, InferenceEngine
+from .registration import BRING_YOUR_OWN
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,6 +85,26 @@ def resolved_config(
             )
         config = with_space(config, decide_first_group=decide_first_group)
     return config
+
+
+def check_complete(supernet: str, checkpoint: str | None, dataset: object) -> None:
+    """Checks that there are weights and images.
+
+    Raises:
+        ValueError: If one of them has to be passed and is not; the message has an example.
+    """
+    missing = []
+    if checkpoint is None and supernet in list_supernets() and supernet not in BUNDLED:
+        missing.append("checkpoint='FOLDER' (its weights, written by save_pretrained or `prance import`)")
+    if dataset is None:
+        missing.append("dataset='FOLDER' (images as <split>/<class>/*.jpg, or another name; see docs/images.md)")
+    if missing:
+        env_id = {name: i for i, name in BRING_YOUR_OWN.items()}.get(supernet, "Prance-Digits-v0")
+        raise ValueError(
+            f"supernet={supernet!r} lacks what this package does not hold; pass {' and '.join(missing)}. Bundled are the "
+            f"weights of {sorted(BUNDLED)}. For example: "
+            f"gym.make({env_id!r}, checkpoint='runs/{supernet}', dataset='/data/imagenet', split='val')"
+        )
 
 
 def token_modes(config: SupernetConfig) -> list[str]:

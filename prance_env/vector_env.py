@@ -68,7 +68,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         supernet: str = "digits",
         checkpoint: str | None = None,
-        dataset: str | dict[str, Any] = "digits",
+        dataset: str | dict[str, Any] | None = "digits",
         split: str = "train",
         reward: dict[str, Any] | None = None,
         observation: str = "cls",
