@@ -27,11 +27,11 @@ class BaselineAgent(ABC):
     def __init__(self, config: SupernetConfig, observation: str = "cls", normalize_actions: bool = True) -> None:
         self.config, self.observation, self.normalize_actions = config, observation, normalize_actions
         self.action_space = action_space(config.space, normalize_actions)
-        self._decision = observation_layout(config, observation)["decision"]
+        self._decision = observation_layout(config, observation).get("decision")
 
     @abstractmethod
     def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Actions (B, A) in [0, 1] for images at the given decisions (B,)."""
+        """Actions (B, A) in [0, 1] for images at the given decisions (B,), zeros if the observation does not tell."""
 
     def predict(
         self,
@@ -42,7 +42,9 @@ class BaselineAgent(ABC):
     ) -> tuple[NDArray[np.float32], Any]:
         """SB3's signature: (B, O) or (O,) observations to actions of the environment's Box, and the state unchanged."""
         batch = np.atleast_2d(observation)
-        actions = self.act(batch[:, self._decision].argmax(1))
+        actions = self.act(
+            np.zeros(len(batch), np.int64) if self._decision is None else batch[:, self._decision].argmax(1)
+        )
         if self.normalize_actions:
             actions = 2 * actions - 1
         return actions.astype(np.float32).reshape(*np.shape(observation)[:-1], -1), state
@@ -122,13 +124,16 @@ class StaticAgent(BaselineAgent):
         normalize_actions: See there.
 
     Raises:
-        ValueError: If `subnet` holds more than one or is not in the search space.
+        ValueError: If `subnet` holds more than one or is not in the search space, or the observation does not tell
+            which decision is due.
     """
 
     def __init__(
         self, subnet: SubnetConfig, config: SupernetConfig, observation: str = "cls", normalize_actions: bool = True
     ) -> None:
         super().__init__(config, observation, normalize_actions)
+        if self._decision is None:
+            raise ValueError(f"observation={observation!r} does not tell a static agent the decision; use 'constant'.")
         if len(subnet) != 1:
             raise ValueError(f"StaticAgent takes one subnet, not {len(subnet)}; index the batch first: subnet[0].")
         subnet.validate(config.space)

@@ -57,9 +57,9 @@ def correct_of_static(
         for begin in range(0, len(index), batch_size):
             episodes = engine.start(index[begin : begin + batch_size])
             state = episodes.state
-            for decision, action in enumerate(actions):
+            for action in actions:
                 choice = GroupChoice.from_actions(space, torch.from_numpy(action)[None].expand(len(state), -1))
-                state = engine.net.run_group(state, decision + 1, choice)
+                state = engine.net.run_group(state, state.group, choice)
             out.append(engine.net.forward_head(state).argmax(-1).cpu().numpy() == episodes.label)
     return np.concatenate(out)
 
@@ -142,8 +142,8 @@ def _structured_start(space: SearchSpace, count: int, rng: np.random.Generator) 
 def _uniform(space: SearchSpace, width: float, ratio: float, first_keep: float, later_keep: float) -> Actions:
     actions = np.full((space.num_decisions, space.action_size), width)
     actions[:, : space.blocks_per_decision] = ratio
-    actions[:, -1] = later_keep
-    actions[0, -1] = first_keep
+    actions[:, -space.num_rates :] = later_keep
+    actions[0, -space.num_rates :] = first_keep
     return actions
 
 
@@ -151,12 +151,12 @@ def _mutate(space: SearchSpace, actions: Actions, rng: np.random.Generator) -> A
     """Moves each entry with probability 1/4 by a choice up or down; keep rates by a normal step."""
     actions = actions.copy()
     n = space.blocks_per_decision
-    steps = np.concatenate(
-        [np.full(n, 1 / max(len(space.mlp_ratios) - 1, 1)), np.full(n, 1 / max(len(space.embed_dims) - 1, 1)), [0.15]]
-    )
-    noise = rng.choice([-1.0, 1.0], actions.shape) * steps
-    noise[:, -1] = 0.15 * rng.standard_normal(len(actions))
+    sizes = np.repeat([1 / max(len(space.mlp_ratios) - 1, 1), 1 / max(len(space.embed_dims) - 1, 1)], n)
+    rates = slice(2 * n, None)
+    noise = rng.choice([-1.0, 1.0], actions.shape)
+    noise[:, : 2 * n] *= sizes
+    noise[:, rates] = 0.15 * rng.standard_normal(noise[:, rates].shape)
     moved = np.clip(actions + noise, 0, 1)
     actions = np.where(rng.random(actions.shape) < 0.25, moved, actions)
-    actions[:, -1] = np.round(actions[:, -1] * KEEP_LEVELS) / KEEP_LEVELS
+    actions[:, rates] = np.round(actions[:, rates] * KEEP_LEVELS) / KEEP_LEVELS
     return actions

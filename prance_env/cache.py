@@ -65,8 +65,10 @@ class PrefixCache:
         source: Of which images.
         cache_mb: Budget for the prefixes in MiB, of memory on the device of the network or, with a folder, of disk.
         cache_dir: Folder for a cache that outlives the process; None keeps everything in memory.
+        key_mean: Whether the mean key of every token is kept behind its channels.
 
     Attributes:
+        shape: (N + 1, C) of a prefix, with C + 1 if it has mean keys.
         held: (N,) whether the prefix can be read.
         known: (N,) whether the verdict is known.
         prediction: (N,) class that the full network predicts.
@@ -76,16 +78,24 @@ class PrefixCache:
         OSError: If the folder cannot be written.
     """
 
-    def __init__(self, net: Supernet, source: ImageSource, cache_mb: float, cache_dir: str | Path | None) -> None:
+    def __init__(
+        self,
+        net: Supernet,
+        source: ImageSource,
+        cache_mb: float,
+        cache_dir: str | Path | None,
+        key_mean: bool = False,
+    ) -> None:
         c, total = net.config, len(source)
-        shape, dtype, device = (c.num_tokens, c.embed_dim), net.pos_embed.dtype, net.pos_embed.device
+        shape, dtype, device = (c.num_tokens, c.embed_dim + key_mean), net.pos_embed.dtype, net.pos_embed.device
+        self.shape = shape
         row_bytes = shape[0] * shape[1] * dtype.itemsize
         capacity = min(total, int(cache_mb * MEBIBYTE) // row_bytes)
         self.store: PrefixStore
         if cache_dir is None:
             self.store = MemoryStore(capacity, shape, dtype, device)
         else:
-            path = Path(cache_dir).expanduser() / f"prefixes-{cache_key(net, source)}"
+            path = Path(cache_dir).expanduser() / f"prefixes-{cache_key(net, source, key_mean)}"
             self.store = DiskStore(path, total, capacity, shape, dtype, device)
         self.held, self.known = np.zeros(total, dtype=bool), np.zeros(total, dtype=bool)
         self.prediction: Ints = np.zeros(total, dtype=np.int64)
@@ -250,18 +260,24 @@ def _checksum(record: np.void, row: NDArray[np.uint8]) -> int:
     return zlib.crc32(record["prediction"].tobytes() + record["prob"].tobytes(), start)
 
 
-def cache_key(net: Supernet, source: ImageSource) -> str:
+def cache_key(net: Supernet, source: ImageSource, key_mean: bool = False) -> str:
     """Digest of all that a prefix or a verdict depends on.
 
     The device and the version of PyTorch count as well, because another one rounds differently.
     """
     weight = net.pos_embed
     digest = hashlib.sha256()
-    for part in (json.dumps(net.config.to_dict(), sort_keys=True), weight.dtype, weight.device.type, torch.__version__):
+    config = net.config.to_dict()
+    if not net.config.token_mode.always:
+        # Nothing leaves at full size, so that one file serves all these modes.
+        del config["space"]["token_mode"]
+    for part in (json.dumps(config, sort_keys=True), weight.dtype, weight.device.type, torch.__version__):
         digest.update(f"{part}\n".encode())
     for name, tensor in net.state_dict().items():
         digest.update(f"{name}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    if key_mean:
+        digest.update(b"key_mean\n")
     digest.update(source.labels.cpu().contiguous().numpy().data)
     digest.update(source.identity().encode())
     return digest.hexdigest()[:32]

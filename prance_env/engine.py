@@ -7,7 +7,6 @@ Stable-Baselines3.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,17 @@ from supernet import (
     SubnetConfig,
     Supernet,
     SupernetConfig,
-    freeze,
-    from_pretrained,
-    list_supernets,
 )
-from supernet.checkpoint import CONFIG
 
 from .cache import PrefixCache
 from .conditioning import CostConditioning
-from .dataset_config import DatasetConfig
-from .datasets import ImageSource, check_fits, load_dataset
+from .datasets import ImageSource, check_fits
 from .latency import load_latency_table
 from .outcome import Outcome
 from .reward import Bools, Floats, RewardConfig, accuracy_term, score
 from .spaces import observe
 
 Ints = NDArray[np.int64]
-BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 CACHE_BATCH = 256
 CACHE_MB = 1024.0
 STEADY_ROWS = 16
@@ -52,6 +45,7 @@ class Episodes:
         index: (B,) image of the data set.
         label: (B,) its class.
         state: The inference so far.
+        decision: Decisions taken so far, which is the number of the coming one, 0-based.
         embed_dim: (B, depth) widths chosen so far, full where undecided.
         mlp_ratio: (B, depth) likewise.
         keep_rate: (B, num_decisions) likewise.
@@ -71,6 +65,7 @@ class Episodes:
     index: Ints
     label: Ints
     state: InferenceState
+    decision: int
     embed_dim: Ints
     mlp_ratio: Floats
     keep_rate: Floats
@@ -90,13 +85,9 @@ class Episodes:
         return len(self.index)
 
     def __getitem__(self, lanes: Ints) -> Episodes:
-        picked: dict[str, Any] = {k: None if v is None else v[lanes] for k, v in vars(self).items()}
+        shared = (int, type(None))
+        picked: dict[str, Any] = {k: v if isinstance(v, shared) else v[lanes] for k, v in vars(self).items()}
         return Episodes(**picked)
-
-    @property
-    def decision(self) -> int:
-        """The coming decision, 0-based."""
-        return self.state.group - 1
 
     @property
     def success(self) -> Bools:
@@ -115,6 +106,7 @@ class InferenceEngine:
         dataset: The images.
         cache_mb: See `prance_env.cache.PrefixCache`.
         cache_dir: See there.
+        key_mean: Whether the observation "key_mean" can be asked for; it is then kept with the prefixes.
 
     Raises:
         ValueError: If images or labels do not fit the supernet.
@@ -127,15 +119,13 @@ class InferenceEngine:
         dataset: ImageSource,
         cache_mb: float = CACHE_MB,
         cache_dir: str | Path | None = None,
+        key_mean: bool = False,
     ) -> None:
-        c = net.config
-        if c.space.decide_first_group:
-            raise ValueError("An environment cannot decide the first group yet; set decide_first_group=False.")
-        check_fits(dataset, c)
-        self.net, self.dataset = net, dataset
+        check_fits(dataset, net.config)
+        self.net, self.dataset, self.key_mean = net, dataset, key_mean
         self.labels: Ints = dataset.labels.numpy()
         self.full_macs = int(net.macs().item())
-        self.cache = PrefixCache(net, dataset, cache_mb, cache_dir)
+        self.cache = PrefixCache(net, dataset, cache_mb, cache_dir, key_mean)
         self._full_prediction, self._full_prob = self.cache.prediction, self.cache.prob
 
     @property
@@ -158,14 +148,16 @@ class InferenceEngine:
             raise IndexError(
                 f"index={bad[0]} is not an image of this data set; allowed are 0..{len(self.dataset) - 1}."
             )
-        index, prefix = self._prefixes(index)
+        index, rows = self._prefixes(index)
         c, space, batch = self.config, self.config.space, len(index)
-        state = self.net.begun(prefix)
+        key_mean = rows[..., c.embed_dim].float() if self.key_mean else None
+        state = self.net.begun(rows[..., : c.embed_dim], key_mean)
         zeros = np.zeros(batch)
         return Episodes(
             index=index,
             label=self.labels[index],
             state=state,
+            decision=0,
             embed_dim=np.full((batch, space.depth), c.embed_dim, dtype=np.int64),
             mlp_ratio=np.full((batch, space.depth), space.mlp_ratios[-1]),
             keep_rate=SubnetConfig.full(space, batch).keep_rate.numpy(),
@@ -192,12 +184,13 @@ class InferenceEngine:
             The episodes one group later.
         """
         space, decision, batch = self.config.space, episodes.decision, len(episodes)
+        group = episodes.state.group
         choice = GroupChoice.from_actions(space, torch.from_numpy(actions))
-        state = self.net.run_group(episodes.state, decision + 1, choice)
+        state = self.net.run_group(episodes.state, group, choice)
         paid = reward.mode != "terminal" or decision == space.num_decisions - 1
         macs, prediction, prob = self._to_go(state, episodes.label, paid)
 
-        blocks = space.blocks(decision + 1)
+        blocks = space.blocks(group)
         embed_dim, mlp_ratio, keep_rate = (
             episodes.embed_dim.copy(),
             episodes.mlp_ratio.copy(),
@@ -210,6 +203,7 @@ class InferenceEngine:
         following = replace(
             episodes,
             state=state,
+            decision=decision + 1,
             embed_dim=embed_dim,
             mlp_ratio=mlp_ratio,
             keep_rate=keep_rate,
@@ -266,7 +260,12 @@ class InferenceEngine:
             episodes: The episodes.
             observation: One of `prance_env.spaces.OBSERVATIONS`.
             cost_conditioning: Range of the price that is observed; the episodes must have their `macs_weight`.
+
+        Raises:
+            ValueError: If "key_mean" is asked for, but the engine was not made for it.
         """
+        if observation == "key_mean" and not self.key_mean:
+            raise ValueError("observation='key_mean' needs an engine made for it: InferenceEngine(..., key_mean=True).")
         price = None
         if cost_conditioning is not None:
             assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
@@ -308,14 +307,13 @@ class InferenceEngine:
         self.dataset.prefetch(np.unique(index[~self.cache.recall(index)]))
 
     def _prefixes(self, index: Ints) -> tuple[Ints, Tensor]:
-        """Images that stand for `index` ((B,), the same ones unless broken), and their prefixes, (B, N + 1, C)."""
+        """Images that stand for `index` ((B,), the same ones unless broken), and what the cache keeps of them."""
         index = self.dataset.shown(index)
         held = self.cache.recall(index)
         if held.all():
             return index, self.cache.read(index)
-        c = self.config
         device, dtype = self.net.pos_embed.device, self.net.pos_embed.dtype
-        prefix = torch.empty(len(index), c.num_tokens, c.embed_dim, device=device, dtype=dtype)
+        prefix = torch.empty(len(index), *self.cache.shape, device=device, dtype=dtype)
         if held.any():
             prefix[torch.from_numpy(held).to(device)] = self.cache.read(index[held])
         missing = np.unique(index[~held])
@@ -341,16 +339,18 @@ class InferenceEngine:
         shown = self.dataset.shown(part)
         if device.type == "cuda":
             images = images.pin_memory()
-        state = self.net.begin(images.to(device, non_blocking=True))
-        tokens = state.tokens.view(len(part), self.config.num_tokens, -1)
+        state = self.net.begin(images.to(device, non_blocking=True), key_mean=self.key_mean)
+        rows = state.tokens.view(len(part), self.config.num_tokens, -1)
+        if state.key_mean is not None:
+            rows = torch.cat([rows, state.key_mean.view(len(part), -1, 1).to(rows.dtype)], dim=2)
         known = self.cache.known[shown]
         prediction, prob = self._full_prediction[shown], self._full_prob[shown]
         if not known.all():
             end = self.net.run_to_end(state)[np.resize(np.arange(len(part)), max(len(part), STEADY_ROWS))]
             fresh = _verdict(self.net.forward_head(end)[: len(part)], self.labels[shown])
             prediction, prob = np.where(known, prediction, fresh[0]), np.where(known, prob, fresh[1])
-        self.cache.write(shown, tokens, prediction, prob)
-        return shown, tokens
+        self.cache.write(shown, rows, prediction, prob)
+        return shown, rows
 
 
 def _verdict(logits: Tensor, label: Ints) -> tuple[Ints, Floats]:
@@ -359,49 +359,3 @@ def _verdict(logits: Tensor, label: Ints) -> tuple[Ints, Floats]:
     at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
     packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
     return packed[0].astype(np.int64), packed[1].astype(np.float64)
-
-
-@lru_cache(maxsize=8)
-def shared_engine(
-    supernet: str,
-    checkpoint: str | None,
-    dataset: str | DatasetConfig,
-    split: str,
-    device: str,
-    cache_mb: float = CACHE_MB,
-    cache_dir: str | None = None,
-    num_workers: int = 0,
-    on_error: str = "raise",
-) -> InferenceEngine:
-    """The engine for these arguments; environments of one process share it, and with it weights and caches.
-
-    Raises:
-        ValueError: If a name is unknown or something does not fit.
-        ModuleNotFoundError: If a package that the data set needs is missing.
-        OSError: If the checkpoint is missing, or a folder cannot be read or written.
-    """
-    net = freeze(from_pretrained(checkpoint_folder(supernet, checkpoint)).to(torch.device(device)))
-    source = load_dataset(dataset, split, net.config, num_workers, on_error, cache_dir)
-    return InferenceEngine(net, source, cache_mb, cache_dir)
-
-
-def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:
-    """Folder of the weights: `checkpoint`, or the bundled one of `supernet`.
-
-    Raises:
-        ValueError: If `supernet` is unknown, or has no bundled weights and `checkpoint` is None.
-        FileNotFoundError: If the folder holds no supernet.
-    """
-    if supernet not in list_supernets():
-        raise ValueError(f"supernet={supernet!r} is unknown; registered are {list_supernets()}.")
-    if checkpoint is None and supernet not in BUNDLED:
-        raise ValueError(
-            f"supernet={supernet!r} has no bundled weights; pass checkpoint='FOLDER' written by save_pretrained. "
-            f"Bundled are {sorted(BUNDLED)}."
-        )
-    folder = BUNDLED[supernet] if checkpoint is None else Path(checkpoint)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(
-            f"checkpoint={str(folder)!r} holds no {CONFIG}; pass a folder written by save_pretrained."
-        )
-    return folder

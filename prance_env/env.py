@@ -25,7 +25,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     """Classify one image with a network whose size you choose while it runs.
 
     ## Description
-    The blocks of a frozen elastic ViT are run group by group. Before every group but the first, the agent sees what the
+    The blocks of a frozen elastic ViT are run group by group. Before every group but the first (or, with
+    `decide_first_group`, before every group), the agent sees what the
     class token knows so far and chooses how wide the next blocks are and how many patches go on (PRANCE, arXiv
     2407.05010).
 
@@ -38,6 +39,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     | 0 .. n-1 | `mlp_ratio` of each block: choice number round(a (k - 1)) |
     | n .. 2n-1 | `embed_dim` of each block, likewise |
     | 2n | `keep_rate` = min_keep_rate + (1 - min_keep_rate) a: patches kept / patches present; at least one stays |
+    | 2n + 1 | only with `token_mode="prune_merge"`: likewise, patches left by merging / patches left by pruning |
 
     ## Observation Space
     Flat float32 `Box` with finite bounds. `observation="cls"`, for full width D, k widths and T decisions:
@@ -58,6 +60,10 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     computation, 0 at `low` and 1 at `high`. `prance_env.observation_layout` gives the slices, and
     `prance_env.wrappers.DictObservation` takes the vector apart.
 
+    `"key_mean"` is what PRANCE's authors show their selector, one number a token: the mean of its key over heads and
+    channels in the last block, in the present order of the tokens, clipped to [-100, 100]. Zeros stand in for tokens
+    that have left, and for all of them before the first block.
+
     ## Rewards
     Result-to-Go: after every decision the rest of the network is run at full size, and the reward is
     `accuracy - macs_weight * MACs / MACs_full - token_weight * keep_rate`; the three terms are `reward_accuracy`,
@@ -69,7 +75,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     that of the reward is not used.
 
     ## Starting State
-    A random image of the split, after the patch embedding and the first group, which always run at full size.
+    A random image of the split, after the patch embedding and the first group, which always run at full size; with
+    `decide_first_group` after the patch embedding.
     `reset(options={"index": i})` chooses the image, and `{"macs_weight": w}` the price of a conditioned episode.
 
     ## Episode End
@@ -81,18 +88,23 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     with a latency table `latency_ms`. Sizes, `macs` (multiply-accumulates), `latency_ms` and `prediction` are those of
     the inference finished at full size from here.
 
+    ## Ids
+    `Prance-Digits-v0` has everything it needs. `Prance-Tiny-v0`, `Prance-Small-v0` and `Prance-Base-v0` are PRANCE's
+    supernets and need `checkpoint` and `dataset`. `prance list` shows them all.
+
     ## Version History
     * v0: first version.
 
     Args:
         supernet: Name of a registered supernet.
-        checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones.
+        checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones, which "digits" has.
         dataset: Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every
             split; a name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to
-            `register_dataset`; or a dict with the fields of `prance_env.dataset_config.DatasetConfig`.
+            `register_dataset`; or a dict with the fields of `prance_env.dataset_config.DatasetConfig`. None is an error
+            that says what to pass: the default of the ids of PRANCE's supernets.
         split: "train", "val" or "test"; timm's readers also take names of their own.
         reward: Fields of `RewardConfig`, as a dict, or "preset" and changes to it; None gives the defaults.
-        observation: "cls", "cls_only" or "constant".
+        observation: "cls", "cls_only", "constant" or "key_mean".
         normalize_actions: Whether the action space is Box(-1, 1) instead of Box(0, 1).
         device: Torch device of the supernet.
         render_mode: None, "rgb_array" or "ansi".
@@ -103,6 +115,11 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         cache_dir: Folder for that cache, so that it outlives the process and others share it; None keeps it in memory.
         num_workers: Processes that decode image files while the network runs; 0 decodes in this one.
         on_error: What to do about an image that cannot be decoded: "raise", or "skip" it for the next good one.
+        token_mode: How patches leave: "prune", "prune_fused", "merge", "prune_merge" or "tome" (see
+            `supernet.reduction`); None: as the checkpoint says. "prune_merge" has two keep rates.
+        dtype: Precision of the supernet: "float32", "bfloat16" or "float16". Observations are float32 all the same.
+        decide_first_group: Whether a decision precedes the first group, too, which is one more an episode; it needs
+            groups of equally many blocks. None: as the checkpoint says, usually not.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -116,7 +133,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         self,
         supernet: str = "digits",
         checkpoint: str | None = None,
-        dataset: str | dict[str, Any] = "digits",
+        dataset: str | dict[str, Any] | None = "digits",
         split: str = "train",
         reward: dict[str, Any] | None = None,
         observation: str = "cls",
@@ -128,6 +145,9 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         cache_dir: str | None = None,
         num_workers: int = 0,
         on_error: str = "raise",
+        token_mode: str | None = None,
+        dtype: str = "float32",
+        decide_first_group: bool | None = None,
     ) -> None:
         EzPickle.__init__(
             self,
@@ -145,6 +165,9 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             cache_dir,
             num_workers,
             on_error,
+            token_mode,
+            dtype,
+            decide_first_group,
         )
         check_render_mode(render_mode)
         self.settings = EnvSettings.from_arguments(
@@ -161,6 +184,9 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             cache_dir=cache_dir,
             num_workers=num_workers,
             on_error=on_error,
+            token_mode=token_mode,
+            dtype=dtype,
+            decide_first_group=decide_first_group,
         )
         observation_space, action_space = self.settings.spaces()
         self.observation_space, self.action_space = cast(Any, observation_space), cast(Any, action_space)

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import SupernetConfig
-from supernet.checkpoint import load_config
 
 from .conditioning import CostConditioning
 from .dataset_config import DatasetConfig
 from .datasets import ON_ERROR, check_dataset
-from .engine import CACHE_MB, Episodes, InferenceEngine, Ints, checkpoint_folder, shared_engine
+from .engine import CACHE_MB, Episodes, InferenceEngine, Ints
 from .latency import load_latency_table
 from .reward import Bools, Floats, RewardConfig
+from .shared_engine import check_complete, checked_dtype, resolved_config, shared_engine
 from .spaces import action_space, decode_actions, observation_layout, observation_space
 
 IMPORTED_IN = os.getpid()
@@ -54,6 +54,9 @@ class EnvSettings:
     cache_dir: str | None = field(default=None, kw_only=True)
     num_workers: int = field(default=0, kw_only=True)
     on_error: str = field(default="raise", kw_only=True)
+    token_mode: str | None = field(default=None, kw_only=True)
+    dtype: str = field(default="float32", kw_only=True)
+    decide_first_group: bool | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_dataset(self.dataset, self.split)
@@ -63,8 +66,10 @@ class EnvSettings:
             raise ValueError(f"num_workers={self.num_workers!r} must be an integer >= 0; 0 decodes without processes.")
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error={self.on_error!r} is unknown; choose one of {ON_ERROR}.")
+        checked_dtype(self.dtype)
+        config = self.config()
         if self.reward.latency_table is not None:
-            load_latency_table(self.reward.latency_table).check(self.config())
+            load_latency_table(self.reward.latency_table).check(config)
         try:
             torch.device(self.device)
         except RuntimeError as e:
@@ -75,7 +80,7 @@ class EnvSettings:
         cls,
         supernet: str,
         checkpoint: str | None,
-        dataset: str | dict[str, Any],
+        dataset: str | dict[str, Any] | None,
         split: str,
         reward: dict[str, Any] | None,
         observation: str,
@@ -86,14 +91,19 @@ class EnvSettings:
         cache_dir: str | None = None,
         num_workers: int = 0,
         on_error: str = "raise",
+        token_mode: str | None = None,
+        dtype: str = "float32",
+        decide_first_group: bool | None = None,
     ) -> EnvSettings:
         """From the plain data that environments take."""
+        check_complete(supernet, checkpoint, dataset)
+        assert dataset is not None
         return cls(
             supernet,
             checkpoint,
             dataset,
             split,
-            RewardConfig.from_dict(reward, load_config(checkpoint_folder(supernet, checkpoint))),
+            RewardConfig.from_dict(reward, resolved_config(supernet, checkpoint, token_mode, decide_first_group)),
             observation,
             normalize_actions,
             device,
@@ -102,6 +112,9 @@ class EnvSettings:
             cache_dir=cache_dir,
             num_workers=num_workers,
             on_error=on_error,
+            token_mode=token_mode,
+            dtype=dtype,
+            decide_first_group=decide_first_group,
         )
 
     @classmethod
@@ -113,6 +126,10 @@ class EnvSettings:
         observation: str = "cls",
         device: str = "cpu",
         cost_conditioning: Sequence[float] | None = None,
+        token_mode: str | None = None,
+        dtype: str = "float32",
+        decide_first_group: bool | None = None,
+        dataset: str | dict[str, Any] | None = None,
     ) -> EnvSettings:
         """Settings of a registered environment with the default reward, for evaluation.
 
@@ -123,9 +140,13 @@ class EnvSettings:
             observation: See there.
             device: See there.
             cost_conditioning: See there; (low, high, fixed) evaluates at one price.
+            token_mode: See there.
+            dtype: See there.
+            decide_first_group: See there.
+            dataset: See there; None takes that of the id.
 
         Raises:
-            ValueError: If the id is not one of this package's.
+            ValueError: If the id is not one of this package's, or needs a checkpoint or a data set that is not given.
         """
         try:
             kwargs = gym.spec(env_id.removeprefix("prance_env:")).kwargs
@@ -133,14 +154,25 @@ class EnvSettings:
             raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
         if "supernet" not in kwargs:
             raise ValueError(f"{env_id!r} is not an environment of prance_env; `prance list` shows the known ones.")
-        supernet, dataset = kwargs["supernet"], kwargs["dataset"]
+        supernet, dataset = kwargs["supernet"], kwargs.get("dataset") if dataset is None else dataset
         return cls.from_arguments(
-            supernet, checkpoint, dataset, split, None, observation, True, device, cost_conditioning
+            supernet,
+            checkpoint,
+            dataset,
+            split,
+            None,
+            observation,
+            True,
+            device,
+            cost_conditioning,
+            token_mode=token_mode,
+            dtype=dtype,
+            decide_first_group=decide_first_group,
         )
 
     def config(self) -> SupernetConfig:
-        """Configuration of the supernet."""
-        return load_config(checkpoint_folder(self.supernet, self.checkpoint))
+        """Configuration of the supernet, with what these settings change of it."""
+        return resolved_config(self.supernet, self.checkpoint, self.token_mode, self.decide_first_group)
 
     def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Observation and action space."""
@@ -159,6 +191,7 @@ class EnvSettings:
         if os.getpid() != IMPORTED_IN:
             # A forked child would wait for ever for the OpenMP threads that its parent had.
             torch.set_num_threads(1)
+        space = self.config().space
         return shared_engine(
             self.supernet,
             self.checkpoint,
@@ -169,6 +202,11 @@ class EnvSettings:
             self.cache_dir,
             self.num_workers,
             self.on_error,
+            # What the checkpoint says anyway is the same engine.
+            space.token_mode,
+            self.dtype,
+            space.decide_first_group,
+            self.observation == "key_mean",
         )
 
 

@@ -73,9 +73,10 @@ class LatencyTable:
         """Checks that the table is about this supernet.
 
         Raises:
-            ValueError: If its groups, widths, ratios or number of patches are others.
+            ValueError: If its groups, widths, ratios or number of patches are others, or the first group is decided.
         """
         space = config.space
+        _refuse_first_group(space)
         wanted = (space.groups, space.embed_dims, space.mlp_ratios, config.num_tokens)
         found = (tuple(self.groups), tuple(self.embed_dims), tuple(self.mlp_ratios), self.num_tokens[-1])
         if wanted != found:
@@ -170,8 +171,9 @@ def measure_latency(
         progress: Called with the points done and their number.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is below 1, or the first group is decided.
     """
+    _refuse_first_group(config.space)
     for name, value in (("batch_size", batch_size), ("num_token_counts", num_token_counts), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
@@ -229,6 +231,14 @@ def measure_latency(
         head_ms=head_ms,
         group_ms=group_ms.tolist(),
     )
+
+
+def _refuse_first_group(space: SearchSpace) -> None:
+    if space.decide_first_group:
+        raise ValueError(
+            "A latency table has one time for the first group, so it cannot be decided: take "
+            "decide_first_group=False, or cost='macs'."
+        )
 
 
 def _synchronize(device: torch.device) -> None:

@@ -14,20 +14,22 @@ from torch import Tensor
 from supernet import InferenceState, SearchSpace, Supernet, SupernetConfig
 from supernet.ragged import runs, take_rows
 
-# What each observation consists of, in order. "key_mean", the authors' observation, is one more row here and one more
-# entry of `parts` in `observe`, once the supernet hands out the keys of its attention.
+# What each observation consists of, in order.
 _COUNTERS = ("embed_dim", "decision", "patches_left", "macs_spent")
 OBSERVATION_PARTS = {
     "cls": ("class_token", "log_norm", "max_prob", "entropy", *_COUNTERS),
     "cls_only": ("class_token", "log_norm", *_COUNTERS),
     "constant": ("decision",),
+    "key_mean": ("key_mean",),
 }
 OBSERVATIONS = tuple(OBSERVATION_PARTS)
 LOG_NORM_BOUND = 5.0
+# Far beyond what trained networks give; it is there so that the Box is finite.
+KEY_MEAN_BOUND = 100.0
 
 
 def action_space(space: SearchSpace, normalize_actions: bool) -> gym.spaces.Box:
-    """Box(-1, 1) or, not normalised, the paper's Box(0, 1); one mlp_ratio and one embed_dim a block, one keep_rate."""
+    """Box(-1, 1) or, not normalised, the paper's Box(0, 1): mlp_ratio and embed_dim of every block, then keep rates."""
     return gym.spaces.Box(-1.0 if normalize_actions else 0.0, 1.0, (space.action_size,), np.float32)
 
 
@@ -64,6 +66,7 @@ def observation_layout(config: SupernetConfig, observation: str, cost_conditioni
     if observation not in OBSERVATIONS:
         raise ValueError(f"observation={observation!r} is unknown; choose one of {OBSERVATIONS}.")
     sizes = {"class_token": config.embed_dim, "embed_dim": len(space.embed_dims), "decision": space.num_decisions}
+    sizes["key_mean"] = config.num_tokens
     layout, end = {}, 0
     for name in (*OBSERVATION_PARTS[observation], *(["macs_weight"] if cost_conditioning else [])):
         layout[name] = slice(end, end + sizes.get(name, 1))
@@ -80,6 +83,8 @@ def observation_space(config: SupernetConfig, observation: str, cost_conditionin
         bound = math.sqrt(config.embed_dim)  # a layer-normed vector of D entries cannot have one above sqrt(D - 1)
         low[layout["class_token"]], high[layout["class_token"]] = -bound, bound
         low[layout["log_norm"]], high[layout["log_norm"]] = -LOG_NORM_BOUND, LOG_NORM_BOUND
+    if "key_mean" in layout:
+        low[layout["key_mean"]], high[layout["key_mean"]] = -KEY_MEAN_BOUND, KEY_MEAN_BOUND
     return gym.spaces.Box(low, high, dtype=np.float32)
 
 
@@ -95,7 +100,7 @@ def observe(
     The class token is layer-normed over its active width and zero-padded; `log_norm` is the clipped logarithm of its
     root mean square. `max_prob` and `entropy` are those of the classifier applied to it, entropy as a fraction of the
     largest possible. `embed_dim` is the one-hot width of the last block, `decision` the one-hot coming decision (zero
-    after the last).
+    after the last). `key_mean` is the mean key of every token, clipped and zero-padded.
 
     Args:
         net: The supernet.
@@ -106,10 +111,10 @@ def observe(
     """
     config, space = net.config, net.space
     device, batch = state.tokens.device, len(state)
-    decision = state.group - 1
+    decision = state.group - space.first_decided
     widths = len(space.embed_dims)
     numbers = np.zeros((batch, 3 + widths + space.num_decisions), dtype=np.float32)
-    numbers[:, 0] = (state.num_tokens - 1) / config.num_patches
+    numbers[:, 0] = (state.num_tokens - config.num_prefix_tokens) / config.num_patches
     numbers[:, 1] = state.macs / full_macs
     numbers[:, 2] = 0 if price is None else price
     numbers[np.arange(batch), 3 + np.searchsorted(space.embed_dims, state.embed_dim)] = 1
@@ -124,6 +129,8 @@ def observe(
         parts["class_token"], parts["log_norm"] = _normalised_class_token(net, state)
     if "max_prob" in layout:
         parts["max_prob"], parts["entropy"] = _confidence(net, state)
+    if "key_mean" in layout:
+        parts["key_mean"] = state.padded_key_mean(config.num_tokens).clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
     return torch.cat([parts[name] for name in layout], dim=1).float()
 
 

@@ -53,6 +53,9 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         cache_dir: See there.
         num_workers: See there.
         on_error: See there.
+        token_mode: See there.
+        dtype: See there.
+        decide_first_group: See there.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -65,7 +68,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         supernet: str = "digits",
         checkpoint: str | None = None,
-        dataset: str | dict[str, Any] = "digits",
+        dataset: str | dict[str, Any] | None = "digits",
         split: str = "train",
         reward: dict[str, Any] | None = None,
         observation: str = "cls",
@@ -78,6 +81,9 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         cache_dir: str | None = None,
         num_workers: int = 0,
         on_error: str = "raise",
+        token_mode: str | None = None,
+        dtype: str = "float32",
+        decide_first_group: bool | None = None,
     ) -> None:
         EzPickle.__init__(
             self,
@@ -98,6 +104,9 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             cache_dir,
             num_workers,
             on_error,
+            token_mode,
+            dtype,
+            decide_first_group,
         )
         if int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
@@ -120,6 +129,9 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             cache_dir=cache_dir,
             num_workers=num_workers,
             on_error=on_error,
+            token_mode=token_mode,
+            dtype=dtype,
+            decide_first_group=decide_first_group,
         )
         self.output = output
         self.num_envs = int(num_envs)

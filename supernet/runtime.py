@@ -85,13 +85,14 @@ def run_blocks(
         at = packed.images
         packed, scores, keys = attention_half(net, block, packed, reads[at, i], widths[at, i], with_scores, with_keys)
         at = packed.images
-        if carries_keys and keys is not None:
-            key_mean = take_rows(keys.mean(1), rows_of(np.argsort(at), packed.lengths)).float()
+        means = keys.mean(1) if carries_keys and keys is not None else None
         if counts is not None:
             counts = mode.counts(packed.lengths, choice.rates[at], config.num_prefix_tokens)
-            packed, into = _reduce(packed, mode, counts, scores, keys, config.num_prefix_tokens)
+            packed, into, means = _reduce(packed, mode, counts, scores, keys, means, config.num_prefix_tokens)
             moved = into[torch.from_numpy(np.argsort(at)).to(into.device)]
             patch_token = torch.where(patch_token < 0, -1, moved.gather(1, patch_token.clamp(min=0)))
+        if means is not None:
+            key_mean = take_rows(means, rows_of(np.argsort(at), packed.lengths)).float()
         boundary = last and group < len(space.groups) - 1
         packed = mlp_half(net, block, packed, widths[at, i], hidden[at, i], gives[at, i], boundary)
     return packed.sorted_by(np.argsort(packed.images)), patch_token, gives[:, -1].copy(), key_mean
@@ -225,9 +226,15 @@ class _Stack:
 
 
 def _reduce(
-    packed: Packed, mode: TokenMode, counts: Ints, scores: Tensor | None, keys: Tensor | None, prefix: int
-) -> tuple[Packed, Tensor]:
-    """The shorter sequences, and (B, N) where each token of the longer ones went."""
+    packed: Packed,
+    mode: TokenMode,
+    counts: Ints,
+    scores: Tensor | None,
+    keys: Tensor | None,
+    means: Tensor | None,
+    prefix: int,
+) -> tuple[Packed, Tensor, Tensor | None]:
+    """The shorter sequences, (B, N) where each token of the longer ones went, and `means` (T,) reduced likewise."""
     lengths, device = packed.lengths, packed.x.device
     position = np.arange(int(lengths.max()))
     valid = torch.from_numpy(position < lengths[:, None]).to(device)
@@ -252,9 +259,12 @@ def _reduce(
     first = torch.from_numpy(starts(kept)).to(device)[:, None]
     flat = torch.where(into < 0, -1, into + first)[valid][None]
     total = int(kept.sum())
-    x = combine(packed.x[None], flat, total, None if weight is None else weight[valid][None], mode.normalise)[0]
+    shares = None if weight is None else weight[valid][None]
+    x = combine(packed.x[None], flat, total, shares, mode.normalise)[0]
+    if means is not None:
+        means = combine(means[None, :, None], flat, total, shares, mode.normalise)[0, :, 0]
     sizes = total_size(size[None], flat, total)[0] if mode.sized else None
-    return Packed(x, kept, sizes, packed.images), into
+    return Packed(x, kept, sizes, packed.images), into, means
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -55,7 +55,7 @@ def random_net(config: SupernetConfig) -> Supernet:
 
 
 @torch.inference_mode()
-def make_engine(net: Supernet, num_images: int = 64) -> InferenceEngine:
+def make_engine(net: Supernet, num_images: int = 64, key_mean: bool = False) -> InferenceEngine:
     """An engine over noise of varying contrast; the full network is right about every other image."""
     c = net.config
     generator = torch.Generator().manual_seed(1)
@@ -64,7 +64,7 @@ def make_engine(net: Supernet, num_images: int = 64) -> InferenceEngine:
     images = (255 * noise * contrast).to(torch.uint8)
     number = torch.arange(num_images)
     labels = (net(images).argmax(1) + number % 2) % c.num_classes
-    return InferenceEngine(net, ImageDataset(images, labels, number % 3, "remainder"))
+    return InferenceEngine(net, ImageDataset(images, labels, number % 3, "remainder"), key_mean=key_mean)
 
 
 def unit_actions(space: SearchSpace, batch_size: int, seed: int = 0) -> Actions:

@@ -15,7 +15,7 @@ from agents import BaselineAgent, FullAgent, RandomAgent, StaticAgent, make_sb3
 from agents.sb3 import INITIAL_ACTION
 from agents.static_search import SearchResult, correct_of_static, evolve_static_front, macs_of_static, pareto_front
 from prance_env import InferenceEngine, make_sb3_env
-from prance_env.spaces import OBSERVATIONS, decode_actions, observation_layout
+from prance_env.spaces import decode_actions, observation_layout
 from supernet import SubnetConfig, Supernet
 from train.evaluate import evaluate
 
@@ -54,7 +54,7 @@ def test_the_full_agent_is_the_full_network(engine: InferenceEngine) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("observation", ["cls", "cls_only", "constant"])
 @pytest.mark.parametrize("normalize_actions", [True, False])
 def test_a_static_agent_is_its_subnet(engine: InferenceEngine, observation: str, normalize_actions: bool) -> None:
     net, subnet = engine.net, a_subnet(engine)
@@ -151,6 +151,8 @@ def test_a_static_agent_takes_exactly_one_subnet_of_the_space(engine: InferenceE
         StaticAgent(foreign, engine.config)
     with pytest.raises(ValueError, match=r"'pixels'.*cls"):
         FullAgent(engine.config, "pixels")
+    with pytest.raises(ValueError, match=r"'key_mean'.*'constant'"):
+        StaticAgent(a_subnet(engine), engine.config, "key_mean")
 
 
 def test_the_pareto_front_holds_what_no_cheaper_or_equal_point_reaches() -> None:

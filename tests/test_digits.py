@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from prance_env import digits
 from prance_env.digits import CELL, GRID, MAX_DIGITS, NUM_DIGITS_WEIGHTS, SPLITS, Scenes, make_scenes, source_splits
-from prance_env.engine import BUNDLED
+from prance_env.shared_engine import BUNDLED
 from supernet import GroupChoice, freeze, from_pretrained
 
 

@@ -14,8 +14,9 @@ from helpers import ENV_ID, make_engine, played, unit_actions
 
 from prance_env import InferenceEngine, RewardConfig
 from prance_env.datasets import DIGITS_SCENES, load_dataset
-from prance_env.engine import Episodes, checkpoint_folder, shared_engine
+from prance_env.engine import Episodes
 from prance_env.lanes import EnvSettings
+from prance_env.shared_engine import checkpoint_folder, shared_engine
 from supernet import Supernet, list_supernets, save_pretrained
 from supernet.checkpoint import load_config
 

@@ -108,8 +108,9 @@ import prance_env
 assert not {"torch", "sklearn", "stable_baselines3"} & set(sys.modules), "import prance_env is heavy"
 import gymnasium, torch
 env = gymnasium.make("Prance-Digits-v0")
-from prance_env import digits, engine
-assert engine.shared_engine.cache_info().currsize == 0, "make loaded the supernet"
+from prance_env import digits
+from prance_env.shared_engine import shared_engine
+assert shared_engine.cache_info().currsize == 0, "make loaded the supernet"
 assert digits._tiles.cache_info().currsize == digits.source_splits.cache_info().currsize == 0, "make opened the data"
 assert not torch.cuda.is_initialized(), "make touched the GPU"
 """
@@ -203,6 +204,9 @@ def test_actions_beyond_the_box_are_clipped() -> None:
         ({"dataset": "imagenet"}, ValueError, ["imagenet", "digits"]),
         ({"split": "tset"}, ValueError, ["tset", "train", "val", "test"]),
         ({"observation": "pixels"}, ValueError, ["pixels", *OBSERVATIONS]),
+        ({"token_mode": "drop"}, ValueError, ["drop", "prune", "prune_fused", "merge", "prune_merge", "tome", "None"]),
+        ({"token_mode": "prance_prune"}, ValueError, ["prance_prune", "'prune'"]),
+        ({"dtype": "float64"}, ValueError, ["float64", "float32", "bfloat16", "float16"]),
         ({"device": "gpu"}, ValueError, ["gpu", "cpu", "cuda"]),
         ({"render_mode": "human3d"}, ValueError, ["human3d", "rgb_array", "ansi"]),
         ({"reward": {"mode": "dense"}}, ValueError, ["dense", "result_to_go", "terminal", "potential"]),

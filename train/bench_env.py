@@ -28,7 +28,7 @@ from agents import make_sb3
 from agents.sb3 import ppo_defaults
 from prance_env import ImageDataset, PranceVecEnv, PranceVectorEnv, register_dataset
 from prance_env.datasets import DIGITS_SCENES, load_dataset
-from prance_env.engine import BUNDLED, checkpoint_folder
+from prance_env.shared_engine import BUNDLED, checkpoint_folder
 from supernet import create_supernet, save_pretrained
 from supernet.checkpoint import load_config
 

@@ -76,7 +76,7 @@ class AgentArgs:
     """Settings of prance_ppo: what learns best here, or the paper's."""
     checkpoint: str | None = None
     """Folder with the supernet; the bundled one if not given."""
-    observation: Literal["cls", "cls_only", "constant"] = "cls"
+    observation: Literal["cls", "cls_only", "constant", "key_mean"] = "cls"
     """What the agent sees; constant: only which decision it is, which learns one static subnet."""
     total_timesteps: int = 400_000
     """Decisions, three an image."""

@@ -193,7 +193,7 @@ def _evaluation(
     for begin in range(0, total, batch_size):
         path, taken = record(np.arange(begin, min(begin + batch_size, total)))
         end = path[-1]
-        patches = [(e.state.num_tokens - 1) / engine.config.num_patches for e in path[1:]]
+        patches = [(e.state.num_tokens - engine.config.num_prefix_tokens) / engine.config.num_patches for e in path[1:]]
         parts.append(
             {
                 "index": end.index,

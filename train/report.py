@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from agents.sb3 import ALGORITHMS
-from prance_env.lanes import EnvSettings
-from supernet import Supernet, list_supernets, supernet_config
+from prance_env.dataset_config import TIMM_READERS
+from prance_env.datasets import list_datasets
+from prance_env.shared_engine import BUNDLED, token_modes
+from prance_env.spaces import OBSERVATIONS, action_space, observation_space
+from supernet import TOKEN_MODES, SubnetConfig, SupernetConfig, list_supernets, supernet_config
 from supernet.files import write_text
+from supernet.macs import remaining_macs, stem_macs, subnet_params
 
 from .agent import PRANCE_PPO
 
@@ -60,15 +65,25 @@ def write_json(path: Path, data: Any) -> None:
 def print_registered() -> None:
     """Prints what there is to use, with spaces and sizes."""
     console = Console()
-    table = Table(
-        "environment", "observation", "action", "supernet", title="Environments (gym.make, gym.make_vec, make_sb3_env)"
-    )
+    table = Table(title="Environments (gym.make, gym.make_vec, make_sb3_env)")
+    table.add_column("environment", no_wrap=True)
+    for column in ("observation", "action", "supernet", "needs"):
+        table.add_column(column)
     for spec in gym.registry.values():
-        if spec.id.startswith("Prance-"):
-            observation, action = EnvSettings.from_id(spec.id, "train").spaces()
-            low, high = float(action.low.min()), float(action.high.max())
-            box = f"Box({low:g}, {high:g}, {action.shape})"
-            table.add_row(spec.id, f"Box{observation.shape}", box, spec.kwargs["supernet"])
+        if spec.vector_entry_point == "prance_env.vector_env:PranceVectorEnv":
+            given = {"supernet": "digits", "dataset": "digits", **spec.kwargs}
+            config = supernet_config(given["supernet"])
+            action = action_space(config.space, given.get("normalize_actions", True))
+            observation = observation_space(config, given.get("observation", "cls"))
+            needs = [] if given["supernet"] in BUNDLED or given.get("checkpoint") else ["checkpoint="]
+            needs += [] if given["dataset"] else ["dataset="]
+            table.add_row(
+                spec.id,
+                f"Box{observation.shape}",
+                f"Box({action.low.min():g}, {action.high.max():g}, {action.shape})",
+                given["supernet"],
+                ", ".join(needs) or "nothing",
+            )
     console.print(table)
     table = Table(title="Supernets")
     table.add_column("supernet", no_wrap=True)
@@ -76,8 +91,9 @@ def print_registered() -> None:
         table.add_column(column)
     for name in list_supernets():
         config = supernet_config(name)
-        net = Supernet(config)
         space = config.space
+        tokens = np.array([config.num_tokens])
+        full_macs = stem_macs(config) + remaining_macs(config, 0, tokens).item()
         table.add_row(
             name,
             "+".join(map(str, space.groups)),
@@ -85,9 +101,13 @@ def print_registered() -> None:
             " ".join(f"{r:g}" for r in space.mlp_ratios),
             " ".join(map(str, space.num_heads)),
             f"{config.in_chans}x{config.img_size}x{config.img_size}",
-            f"{net.macs().item() / 1e6:.1f}",
-            f"{net.params().item() / 1e6:.1f} M",
+            f"{full_macs / 1e6:.1f}",
+            f"{subnet_params(config, SubnetConfig.full(space)).item() / 1e6:.1f} M",
         )
     console.print(table)
     algorithms = ", ".join([*ALGORITHMS, PRANCE_PPO])
+    modes = [f"{m} (two keep rates)" if TOKEN_MODES[m].num_rates == 2 else m for m in token_modes(SupernetConfig())]
+    console.print(f"Observations (observation=): {', '.join(OBSERVATIONS)}")
+    console.print(f"Token modes (token_mode=): {', '.join(modes)}")
+    console.print(f"Data sets (dataset=): {', '.join(list_datasets())}, a folder, {', '.join(TIMM_READERS)}/...")
     console.print(f"Agents: full, random (prance eval); algorithms: {algorithms} (prance train agent)")

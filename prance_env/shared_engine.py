@@ -1,0 +1,147 @@
+"""From the arguments of an environment to its supernet and engine."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from supernet import TOKEN_MODES, SupernetConfig, freeze, from_pretrained, list_supernets
+from supernet.checkpoint import CONFIG, load_config
+from supernet.vit import with_space
+
+from .dataset_config import DatasetConfig
+from .datasets import load_dataset
+from .engine import CACHE_MB, InferenceEngine
+from .registration import BRING_YOUR_OWN
+
+BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTHORS = "prance_"
+
+
+@lru_cache(maxsize=8)
+def shared_engine(
+    supernet: str,
+    checkpoint: str | None,
+    dataset: str | DatasetConfig,
+    split: str,
+    device: str,
+    cache_mb: float = CACHE_MB,
+    cache_dir: str | None = None,
+    num_workers: int = 0,
+    on_error: str = "raise",
+    token_mode: str | None = None,
+    dtype: str = "float32",
+    decide_first_group: bool | None = None,
+    key_mean: bool = False,
+) -> InferenceEngine:
+    """The engine for these arguments; environments of one process share it, and with it weights and caches.
+
+    Raises:
+        ValueError: If a name is unknown or something does not fit.
+        ModuleNotFoundError: If a package that the data set needs is missing.
+        OSError: If the checkpoint is missing, or a folder cannot be read or written.
+    """
+    config = resolved_config(supernet, checkpoint, token_mode, decide_first_group)
+    net = freeze(from_pretrained(checkpoint_folder(supernet, checkpoint)))
+    # No weight depends on what the arguments change.
+    net.config = config
+    net = net.to(torch.device(device), checked_dtype(dtype))
+    source = load_dataset(dataset, split, config, num_workers, on_error, cache_dir)
+    return InferenceEngine(net, source, cache_mb, cache_dir, key_mean)
+
+
+def resolved_config(
+    supernet: str, checkpoint: str | None, token_mode: str | None = None, decide_first_group: bool | None = None
+) -> SupernetConfig:
+    """Configuration of the checkpoint with what the environment's arguments change of it.
+
+    Args:
+        supernet: See `checkpoint_folder`.
+        checkpoint: See there.
+        token_mode: How patches leave; None: as the checkpoint says.
+        decide_first_group: Whether a decision precedes the first group; None: as the checkpoint says.
+
+    Raises:
+        ValueError: If the supernet or the token mode is unknown, or the first group cannot be decided.
+        FileNotFoundError: If there is no checkpoint.
+    """
+    config = load_config(checkpoint_folder(supernet, checkpoint))
+    if token_mode is not None:
+        if token_mode not in (allowed := token_modes(config)):
+            whose = "" if config.prance_embed_dim is None else " to a supernet that runs by the authors' rules"
+            raise ValueError(f"token_mode={token_mode!r} is unknown{whose}; choose None or one of {allowed}.")
+        config = with_space(config, token_mode=token_mode)
+    if decide_first_group is not None:
+        if not isinstance(decide_first_group, bool):
+            raise ValueError(f"decide_first_group={decide_first_group!r} must be None, True or False.")
+        groups = config.space.groups
+        if decide_first_group and len(set(groups)) > 1:
+            raise ValueError(
+                f"decide_first_group=True needs groups of equally many blocks, as one action shape serves every "
+                f"decision, but this supernet has groups={groups}; leave it out."
+            )
+        config = with_space(config, decide_first_group=decide_first_group)
+    return config
+
+
+def check_complete(supernet: str, checkpoint: str | None, dataset: object) -> None:
+    """Checks that there are weights and images.
+
+    Raises:
+        ValueError: If one of them has to be passed and is not; the message has an example.
+    """
+    missing = []
+    if checkpoint is None and supernet in list_supernets() and supernet not in BUNDLED:
+        missing.append("checkpoint='FOLDER' (its weights, written by save_pretrained or `prance import`)")
+    if dataset is None:
+        missing.append("dataset='FOLDER' (images as <split>/<class>/*.jpg, or another name; see docs/images.md)")
+    if missing:
+        env_id = {name: i for i, name in BRING_YOUR_OWN.items()}.get(supernet, "Prance-Digits-v0")
+        raise ValueError(
+            f"supernet={supernet!r} lacks what this package does not hold; pass {' and '.join(missing)}. Bundled are "
+            f"the weights of {sorted(BUNDLED)}. For example: "
+            f"gym.make({env_id!r}, checkpoint='runs/{supernet}', dataset='/data/imagenet', split='val')"
+        )
+
+
+def token_modes(config: SupernetConfig) -> list[str]:
+    """Names of the token modes that a supernet can run with."""
+    if config.prance_embed_dim is not None:
+        return sorted(name.removeprefix(AUTHORS) for name in TOKEN_MODES if name.startswith(AUTHORS))
+    return sorted(name for name in TOKEN_MODES if not name.startswith(AUTHORS))
+
+
+def checked_dtype(dtype: str) -> torch.dtype:
+    """The precision of that name.
+
+    Raises:
+        ValueError: If it is not a key of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is unknown; choose one of {list(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:
+    """Folder of the weights: `checkpoint`, or the bundled one of `supernet`.
+
+    Raises:
+        ValueError: If `supernet` is unknown, or has no bundled weights and `checkpoint` is None.
+        FileNotFoundError: If the folder holds no supernet.
+    """
+    if supernet not in list_supernets():
+        raise ValueError(f"supernet={supernet!r} is unknown; registered are {list_supernets()}.")
+    if checkpoint is None and supernet not in BUNDLED:
+        raise ValueError(
+            f"supernet={supernet!r} has no bundled weights; pass checkpoint='FOLDER' written by save_pretrained. "
+            f"Bundled are {sorted(BUNDLED)}."
+        )
+    folder = BUNDLED[supernet] if checkpoint is None else Path(checkpoint)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"checkpoint={str(folder)!r} holds no {CONFIG}; pass a folder written by save_pretrained."
+        )
+    return folder
