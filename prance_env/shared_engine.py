@@ -101,8 +101,8 @@ def check_complete(supernet: str, checkpoint: str | None, dataset: object) -> No
     if missing:
         env_id = {name: i for i, name in BRING_YOUR_OWN.items()}.get(supernet, "Prance-Digits-v0")
         raise ValueError(
-            f"supernet={supernet!r} lacks what this package does not hold; pass {' and '.join(missing)}. Bundled are "
-            f"the weights of {sorted(BUNDLED)}. For example: "
+            f"supernet={supernet!r} needs what is not in the package; pass {' and '.join(missing)}. Bundled are the "
+            f"weights of {sorted(BUNDLED)}. For example: "
             f"gym.make({env_id!r}, checkpoint='runs/{supernet}', dataset='/data/imagenet', split='val')"
         )
 

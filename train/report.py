@@ -109,5 +109,6 @@ def print_registered() -> None:
     modes = [f"{m} (two keep rates)" if TOKEN_MODES[m].num_rates == 2 else m for m in token_modes(SupernetConfig())]
     console.print(f"Observations (observation=): {', '.join(OBSERVATIONS)}")
     console.print(f"Token modes (token_mode=): {', '.join(modes)}")
-    console.print(f"Data sets (dataset=): {', '.join(list_datasets())}, a folder, {', '.join(TIMM_READERS)}/...")
+    sources = [*list_datasets(), "a folder", *(f"{reader}/..." for reader in TIMM_READERS)]
+    console.print(f"Data sets (dataset=): {', '.join(sources)}")
     console.print(f"Agents: full, random (prance eval); algorithms: {algorithms} (prance train agent)")
