@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils import seeding
 from helpers import ENV_ID, transcript
 from image_files import CONFIG, break_files, everything, expected_pixels, files_of, image_folder
 
@@ -207,8 +208,7 @@ def lanes_over(checkpoint: str, folder: Path, **changes: Any) -> Lanes:
     )
     settings.engine.__func__.__globals__["shared_engine"].cache_clear()
     lanes = Lanes(settings, 8)
-    for lane in range(8):
-        lanes.seed(lane, lane)
+    lanes.generators = [seeding.np_random(lane)[0] for lane in range(8)]
     return lanes
 
 
@@ -278,7 +278,9 @@ def test_the_next_chunk_is_decoded_while_the_network_computes(
     pending: list[list[int]] = []
     original = Supernet.begin
     monkeypatch.setattr(
-        Supernet, "begin", lambda net, images: (pending.append(list(engine.dataset._pending)), original(net, images))[1]
+        Supernet,
+        "begin",
+        lambda net, *args, **kwargs: (pending.append(list(engine.dataset._pending)), original(net, *args, **kwargs))[1],
     )
     engine.start(np.arange(36))
     assert pending == [list(range(10, 20)), list(range(20, 30)), list(range(30, 36)), []]

@@ -103,7 +103,7 @@ def test_the_picture_starts_with_no_block_decided(decided: dict[str, Any]) -> No
     action = np.ones(env.action_space.shape or (), dtype=np.float32)
     env.step(action)
     text.step(action)
-    np.testing.assert_array_equal(env.render()[:100], usual.render()[:100])
+    np.testing.assert_array_equal(env.render()[24:116], usual.render()[24:116])
     assert "decision 1/3" in text.render()
 
 

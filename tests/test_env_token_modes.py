@@ -121,7 +121,7 @@ def test_pictures_count_the_tokens_left_where_patches_merge(small: dict[str, Any
     patches = env.settings.config().num_patches
     assert info["num_tokens"] - 1 < patches
     assert f"patches {info['num_tokens'] - 1}/{patches}" in lines["shown"][1]
-    bar = (slice(132, 141), slice(-100, None))
+    bar = (slice(172, 188), slice(-200, None))
     first, last = (frame[bar] for frame in frames["shown"])
     assert (first != last).any()
 
