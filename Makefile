@@ -19,10 +19,10 @@ demo: $(VENV)/.installed  ## Trains an agent on the bundled supernet and shows w
 	$(BIN)/prance demo --out $(OUT)
 
 test: $(VENV)/.installed  ## The whole test-suite.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-fast: $(VENV)/.installed  ## Without the slow tests.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 
 lint: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -26,7 +26,7 @@ def test_relative_links_and_pictures_exist(page: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=["train", "gymnasium", "supernet"])
 def test_the_readmes_examples_run_as_they_stand(example: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-LINES, CPU_SECONDS = 60, 120  # a minute on two cores
+LINES, CPU_SECONDS = 60, 120  # a minute on two cores; a busy machine costs more CPU, too
 
 
 def test_examples_are_short_and_listed() -> None:
@@ -31,7 +31,7 @@ def test_an_example_runs_as_it_stands_and_reaches_something(example: Path, tmp_p
         pytest.skip(f"{missing} is not installed")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
