@@ -6,6 +6,8 @@ over a contiguous slice of rows; attention runs over chunks of images of (nearly
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -16,10 +18,34 @@ from torch import Tensor
 
 Ints = NDArray[np.int64]
 
-# What cutting a batch for attention costs, in query-key pairs per head: one more call, and a token that is copied into
-# a padded chunk. Measured on CPUs; on a GPU padding is nearly free and calls are not.
-CALL_COST = {"cpu": 4096, "cuda": 1_000_000}
+# What cutting a batch for attention costs, in multiply-accumulates of query-key products: one more call, over all
+# channels, and per channel a token that is copied into a padded sequence. On a GPU padding costs little, calls do not.
+CALL_COST = {"cpu": 800_000, "cuda": 200_000_000}
 COPY_COST = {"cpu": 64, "cuda": 0}
+
+# Short images share a sequence of so many tokens: a CPU kernel takes longer for 4 or 15 tokens than for 16, and a call
+# for every length would cost more than the arithmetic.
+SHARED_LENGTH = {"cpu": 32, "cuda": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """Sequences of packed tokens that go into one call of attention.
+
+    Attributes:
+        rows: Of the packed buffer.
+        shape: Number of sequences, tokens of the longest.
+        index: (sequences * longest,) which of the rows stands where; None: as they lie.
+        inside: (rows,) places of the rows; None: as they lie.
+        bias: float32, -inf where a query must not see a key and 0 elsewhere, broadcastable to (sequences, heads,
+            longest, longest); None: each sees all.
+    """
+
+    rows: slice
+    shape: tuple[int, int]
+    index: Ints | None = None
+    inside: Ints | None = None
+    bias: NDArray[np.float32] | None = None
 
 
 def starts(lengths: Ints) -> Ints:
@@ -50,24 +76,28 @@ def runs(*keys: Ints) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
-def length_chunks(lengths: Ints, device: str = "cpu") -> list[tuple[int, int]]:
+def length_chunks(lengths: Ints, channels: int, device: str = "cpu") -> list[tuple[int, int]]:
     """Cuts ascending lengths into ranges that are padded to their longest, so that calls plus padding cost least.
 
     Dynamic programme over the distinct lengths: a chunk costs (images) * (longest)^2 + one call, and copies its tokens
     if it pads any.
+
+    Args:
+        lengths: (B,) tokens per image.
+        channels: Of all heads together: the more there are, the less does a call matter.
+        device: Type of the device.
     """
-    call, copy = (cost.get(device, cost["cuda"]) for cost in (CALL_COST, COPY_COST))
+    call, copy = CALL_COST.get(device, CALL_COST["cuda"]) // channels, COPY_COST.get(device, COPY_COST["cuda"])
     distinct = runs(lengths)
     total = np.concatenate([[0], np.cumsum(lengths)])
-    best = [0] + [0] * len(distinct)
+    best = np.zeros(len(distinct) + 1, dtype=np.int64)
     cut = [0] * (len(distinct) + 1)
     begins = np.array([begin for begin, _ in distinct])
     for j, (_, end) in enumerate(distinct, start=1):
-        images = end - begins[:j]
-        costs = np.array(best[:j]) + images * int(lengths[end - 1]) ** 2 + call
+        costs = best[:j] + (end - begins[:j]) * (int(lengths[end - 1]) ** 2) + call
         costs[:-1] += copy * (total[end] - total[begins[: j - 1]])
         cut[j] = int(costs.argmin())
-        best[j] = int(costs[cut[j]])
+        best[j] = costs[cut[j]]
     chunks, j = [], len(distinct)
     while j:
         chunks.append((distinct[cut[j]][0], distinct[j - 1][1]))
@@ -75,63 +105,128 @@ def length_chunks(lengths: Ints, device: str = "cpu") -> list[tuple[int, int]]:
     return chunks[::-1]
 
 
-def attention(
-    qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, with_scores: bool, class_token: bool = True
-) -> tuple[Tensor, Tensor | None]:
+def shared_sequences(lengths: Ints, longest: int) -> Ints:
+    """How many images go into each sequence of at most `longest` tokens; no image is longer than that."""
+    counts, used = [0], 0
+    for n in lengths.tolist():
+        if used + n > longest:
+            counts.append(0)
+            used = 0
+        used += n
+        counts[-1] += 1
+    return np.array(counts, dtype=np.int64)
+
+
+def attention_calls(lengths: Ints, channels: int, device: str = "cpu") -> list[AttentionCall]:
+    """How attention within images of ascending lengths (B,) is computed; see `length_chunks` for the arguments."""
+    return _attention_calls(lengths.tobytes(), channels, device)
+
+
+# All blocks of a group that run at full size ask the same.
+@lru_cache(maxsize=64)
+def _attention_calls(lengths_bytes: bytes, channels: int, device: str) -> list[AttentionCall]:
+    lengths = np.frombuffer(lengths_bytes, dtype=np.int64)
+    if lengths[0] == lengths[-1]:
+        return [AttentionCall(slice(0, int(lengths.sum())), (len(lengths), int(lengths[0])))]
+    longest = SHARED_LENGTH.get(device, SHARED_LENGTH["cuda"])
+    short = int(np.searchsorted(lengths, longest, side="right"))
+    calls, before = [], 0
+    if short > 1:
+        calls.append(_shared_call(lengths[:short], longest))
+        before = calls[0].rows.stop
+        lengths = lengths[short:]
+    for begin, end in length_chunks(lengths, channels, device) if len(lengths) else []:
+        n = lengths[begin:end]
+        calls.append(_padded_call(before, n))
+        before += int(n.sum())
+    return calls
+
+
+def _shared_call(lengths: Ints, longest: int) -> AttentionCall:
+    """The first images, several in a sequence."""
+    ends = np.cumsum(lengths)
+    last = np.cumsum(shared_sequences(lengths, longest)) - 1
+    begins = np.concatenate([[0], ends[last[:-1]]])
+    position = np.arange(longest)
+    real = position < (ends[last] - begins)[:, None]
+    index = np.minimum(begins[:, None] + position, (ends[last] - 1)[:, None])
+    # Padding takes after the last image, so that no query is without a key: NaN would spoil the gradients.
+    image = np.repeat(np.arange(len(lengths)), lengths)[index]
+    keys = np.where(real, image, -1)
+    bias = np.where(image[:, :, None] == keys[:, None, :], np.float32(0), np.float32("-inf"))[:, None]
+    return AttentionCall(slice(0, int(ends[-1])), index.shape, index.ravel(), np.flatnonzero(real), bias)
+
+
+def _padded_call(before: int, lengths: Ints) -> AttentionCall:
+    """Images after `before` rows, one in a sequence."""
+    ends, longest = np.cumsum(lengths), int(lengths[-1])
+    rows = slice(before, before + int(ends[-1]))
+    if lengths[0] == longest:
+        return AttentionCall(rows, (len(lengths), longest))
+    position = np.arange(longest)
+    real = position < lengths[:, None]
+    index = np.minimum((ends - lengths)[:, None] + position, (ends - 1)[:, None])
+    bias = np.where(real, np.float32(0), np.float32("-inf"))[:, None, None]
+    return AttentionCall(rows, index.shape, index.ravel(), np.flatnonzero(real), bias)
+
+
+def attention(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None = None) -> Tensor:
     """Softmax attention within every image of a packed batch.
 
     Args:
         qkv: (T, num_heads * 3 * head_dim), ordered (head, q|k|v, channel).
-        lengths: (B,) tokens per image, ascending; the class token is first.
+        lengths: (B,) tokens per image; if they ascend, nothing has to be sorted.
         num_heads: Number of heads.
         log_size: (T,) added to the logits of every key (proportional attention); None adds nothing.
-        with_scores: Whether to compute what the class token attends to.
-        class_token: Whether there is one; otherwise the mean of all queries takes its place in the scores.
 
     Returns:
-        Output (T, num_heads * head_dim), and the attention of the class token to every token of its image, averaged
-        over heads, (T,) float32 or None. One extra query row; the full attention matrix is never built.
-
-    Raises:
-        ValueError: If the lengths do not ascend.
+        (T, num_heads * head_dim).
     """
     if (lengths[1:] < lengths[:-1]).any():
-        raise ValueError(f"lengths={lengths} must ascend, so that images of one length lie together.")
-    scores = _packed_scores(qkv, lengths, num_heads, log_size, class_token) if with_scores else None
-    ends = np.cumsum(lengths)
+        order = np.argsort(lengths, kind="stable")
+        rows = rows_of(order, lengths)
+        log_size = None if log_size is None else take_rows(log_size, rows)
+        out = attention(take_rows(qkv, rows), lengths[order], num_heads, log_size)
+        return take_rows(out, rows_of(np.argsort(order), lengths[order]))
+    channels = qkv.shape[1] // 3
     outs = []
-    for begin, end in length_chunks(lengths, qkv.device.type):
-        n = lengths[begin:end]
-        rows = slice(int(ends[begin] - n[0]), int(ends[end - 1]))
-        part, bias = qkv[rows], None if log_size is None else log_size[rows]
-        if n[0] == n[-1]:
-            shape = (len(n), int(n[0]))
-            bias = None if bias is None else bias.view(shape)
-            outs.append(_padded_attention(part.view(*shape, -1), None, bias, num_heads))
-            continue
-        position = np.arange(n[-1])
-        inside = position < n[:, None]
-        index = (ends[begin:end] - n - rows.start)[:, None] + np.where(inside, position, 0)
-        valid = torch.from_numpy(inside).to(qkv.device)
-        padded = take_rows(part, index.ravel()).view(*index.shape, -1)
-        bias = None if bias is None else take_rows(bias, index.ravel()).view(index.shape)
-        outs.append(take_rows(_padded_attention(padded, valid, bias, num_heads), np.flatnonzero(inside)))
-    return outs[0] if len(outs) == 1 else torch.cat(outs), scores
+    for call in attention_calls(lengths, channels, qkv.device.type):
+        part = qkv if call.rows.stop - call.rows.start == len(qkv) else qkv[call.rows]
+        bias = None if log_size is None else log_size[call.rows]
+        if call.index is not None:
+            part = take_rows(part, call.index)
+            bias = None if bias is None else take_rows(bias, call.index)
+        mask = _mask(call, bias, qkv)
+        q, k, v = part.view(*call.shape, num_heads, 3, channels // num_heads).permute(3, 0, 2, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(-1, channels)
+        outs.append(out if call.inside is None else take_rows(out, call.inside))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _padded_attention(qkv: Tensor, valid: Tensor | None, log_size: Tensor | None, num_heads: int) -> Tensor:
-    """(B * L, channels / 3) attention in (B, L, channels), without the keys where `valid` (B, L) is False."""
-    batch, length, channels = qkv.shape
-    q, k, v = qkv.view(batch, length, num_heads, 3, channels // (3 * num_heads)).permute(3, 0, 2, 1, 4)
-    mask = valid
-    if log_size is not None:
-        mask = (log_size if valid is None else log_size.masked_fill(~valid, float("-inf"))).to(qkv.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
-    return out.transpose(1, 2).reshape(batch * length, -1)
+def _mask(call: AttentionCall, log_size: Tensor | None, like: Tensor) -> Tensor | None:
+    """What is added to the logits: (sequences, 1, longest or 1, longest), or None if nothing is."""
+    bias = None if call.bias is None else torch.from_numpy(call.bias).to(like.device, like.dtype)
+    if log_size is None:
+        return bias
+    sizes = log_size.view(call.shape[0], 1, 1, call.shape[1]).to(like.dtype)
+    return sizes if bias is None else bias + sizes
 
 
-def _packed_scores(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, class_token: bool) -> Tensor:
-    """`class_scores` of a packed batch, (T,) float32, all images at once: calls would cost more than the arithmetic."""
+def packed_class_scores(
+    qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, class_token: bool
+) -> Tensor:
+    """`class_scores` of a packed batch, all images at once: one query row each, no attention matrix is built.
+
+    Args:
+        qkv: See `attention`, likewise the next three.
+        lengths: See there.
+        num_heads: See there.
+        log_size: See there.
+        class_token: Whether there is one; otherwise the mean of all queries takes its place.
+
+    Returns:
+        (T,) float32, attention of the class token to every token of its image, mean over heads.
+    """
     device = qkv.device
     q, k, _ = qkv.view(len(qkv), num_heads, 3, -1).unbind(2)
     image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)

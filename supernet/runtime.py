@@ -17,13 +17,17 @@ from torch import Tensor, nn
 
 from .layers import ElasticBlock, activate, layer_norm, linear, set_width
 from .macs import block_widths, hidden_dims
-from .ragged import Ints, attention, rows_of, runs, starts, take_rows
+from .ragged import Ints, attention, packed_class_scores, rows_of, runs, starts, take_rows
 from .reduction import TokenMode, combine, total_size
 
 if TYPE_CHECKING:
     from .state import InferenceState
     from .subnet import GroupChoice
     from .vit import Supernet
+
+
+# Multiply-accumulates that take as long as one more segment of an MLP; measured on CPUs, a guess for GPUs.
+SEGMENT_COST = {"cpu": 2_000_000, "cuda": 200_000_000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,19 +129,18 @@ def attention_half(
     order = np.lexsort((packed.lengths, reads, widths))
     out, size = _permuted(packed, order)
     log_size = None if size is None else size.log()
-    stack = _Stack(packed.x, len(packed.x), int(widths.max()))
+    stack = _Stack(packed.x, int(widths.max()))
     scores, keys = [], []
     for images, rows, x in _segments(packed, order, (widths, reads), reads):
         w = int(widths[order[images.start]])
         heads = net.space.heads(w)
         qkv = linear(block.qkv, layer_norm(block.norm1, x, net.zoom(w)), 3 * heads * config.head_dim)
         bias = None if log_size is None else log_size[rows]
-        y, score = attention(qkv, out[images], heads, bias, with_scores, config.class_token)
-        stack.add(x[:, :w], block.proj, y, w)
-        if score is not None:
-            scores.append(score)
+        if with_scores:
+            scores.append(packed_class_scores(qkv, out[images], heads, bias, config.class_token))
         if with_keys:
             keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
+        stack.add(x[:, :w], block.proj, attention(qkv, out[images], heads, bias), w)
     new = Packed(stack.result(), out, size, packed.images[order])
     return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
@@ -159,12 +162,14 @@ def mlp_half(
     Returns:
         Tokens in another order.
     """
-    order = np.lexsort((gives, hidden, widths))
-    stack = _Stack(packed.x, len(packed.x), int(gives.max()))
-    for images, _, x in _segments(packed, order, (widths, hidden, gives), widths):
+    order = np.lexsort((-hidden, gives, widths))
+    most = hidden if torch.is_grad_enabled() else _joined(packed, order, widths, hidden, gives)
+    stack = _Stack(packed.x, int(gives.max()))
+    for images, _, x in _segments(packed, order, (widths, gives, most), widths):
         first = order[images.start]
-        hidden_layer = linear(block.fc1, layer_norm(block.norm2, x, net.zoom(int(widths[first]))), int(hidden[first]))
+        hidden_layer = linear(block.fc1, layer_norm(block.norm2, x, net.zoom(int(widths[first]))), int(most[first]))
         h = activate(net.config.act, hidden_layer)
+        _zero_beyond(h, hidden[order[images]], packed.lengths[order[images]])
         if boundary and block.lln is not None:
             x = linear(block.lln, x, int(gives[first]))
         stack.add(x, block.fc2, h, int(gives[first]))
@@ -198,13 +203,45 @@ def _segments(
         yield slice(a, b), span, set_width(x, c)
 
 
-class _Stack:
-    """Collects `x + layer(y)` of segment after segment in one (rows, widest) buffer, zeros beyond a segment's width."""
+def _joined(packed: Packed, order: Ints, widths: Ints, hidden: Ints, gives: Ints) -> Ints:
+    """(B,) hidden width at which every image is computed, where a few more products cost less than one more segment.
 
-    def __init__(self, like: Tensor, rows: int, widest: int) -> None:
+    Args:
+        packed: Tokens.
+        order: Images by width, then by falling hidden width.
+        widths: (B,) in the order of `packed`, likewise the next two.
+        hidden: Their own hidden widths.
+        gives: Channels they hand on.
+    """
+    out = hidden.copy()
+    rows = packed.lengths[order]
+    cost = SEGMENT_COST.get(packed.x.device.type, SEGMENT_COST["cuda"])
+    most, before = 0, (-1, -1)
+    for a, b in runs(widths[order], gives[order], hidden[order]):
+        width, given, own = (int(v[order[a]]) for v in (widths, gives, hidden))
+        if before != (width, given) or int(rows[a:b].sum()) * (most - own) * (width + given) > cost:
+            most, before = own, (width, given)
+        out[order[a:b]] = most
+    return out
+
+
+def _zero_beyond(h: Tensor, hidden: Ints, lengths: Ints) -> None:
+    """Zeroes the channels of (rows, C) activations beyond each image's own, in place."""
+    if hidden[-1] == h.shape[1]:
+        return
+    ends = np.cumsum(lengths)
+    for a, b in runs(hidden):
+        if hidden[a] < h.shape[1]:
+            h[int(ends[a] - lengths[a]) : int(ends[b - 1]), int(hidden[a]) :].zero_()
+
+
+class _Stack:
+    """Collects `x + layer(y)` of segment after segment in one (T, widest) buffer, zeros beyond a segment's width."""
+
+    def __init__(self, like: Tensor, widest: int) -> None:
         # Writing products straight into their place saves two passes over the tokens; autograd wants them apart.
         self.in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(like.device.type)
-        self.out = like.new_empty(rows, widest) if self.in_place else None
+        self.out = like.new_empty(len(like), widest) if self.in_place else None
         self.parts: list[Tensor] = []
         self.row, self.widest = 0, widest
 
@@ -221,7 +258,7 @@ class _Stack:
             place[:, width:].zero_()
 
     def result(self) -> Tensor:
-        """(rows, widest)."""
+        """(T, widest)."""
         return _cat(self.parts) if self.out is None else self.out
 
 

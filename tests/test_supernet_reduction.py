@@ -18,7 +18,7 @@ from oracles import Token, evit, evit_fused, prune_then_merge, tome
 from torch import Tensor
 
 import supernet.prance  # noqa: F401  registers the authors' modes
-from supernet.ragged import Ints, attention
+from supernet.ragged import Ints, attention, packed_class_scores
 from supernet.reduction import TOKEN_MODES, combine, kept_tokens, token_mode, total_size
 
 OURS = ["prune", "prune_fused", "merge", "prune_merge", "tome"]
@@ -531,15 +531,17 @@ def test_attention_to_a_merged_token_weighs_as_much_as_to_its_equal_duplicates(c
     repeats = torch.tensor([1, *copies])
     long = distinct.repeat_interleave(repeats, dim=0)
     sizes = repeats.float()
-    expected, expected_scores = attention(long, ints(len(long)), heads, None, True)
-    actual, scores = attention(distinct, ints(len(distinct)), heads, sizes.log(), True)
+    expected = attention(long, ints(len(long)), heads)
+    expected_scores = packed_class_scores(long, ints(len(long)), heads, None, True)
+    actual = attention(distinct, ints(len(distinct)), heads, sizes.log())
+    scores = packed_class_scores(distinct, ints(len(distinct)), heads, sizes.log(), True)
     assert scores is not None
     assert expected_scores is not None
     first = torch.cumsum(repeats, 0) - repeats
     torch.testing.assert_close(actual, expected[first], rtol=0, atol=1e-5)
     torch.testing.assert_close(scores, expected_scores[first] * sizes, rtol=0, atol=1e-5)
     if max(copies) > 1 and len(copies) > 1:
-        unsized, _ = attention(distinct, ints(len(distinct)), heads, None, False)
+        unsized = attention(distinct, ints(len(distinct)), heads)
         assert (unsized - expected[first]).abs().max() > 1e-3
 
 
@@ -556,8 +558,8 @@ def test_merging_equal_duplicates_changes_no_attention(mode: str) -> None:
     reduced = reduce(mode, case)
     assert sorted(reduced.size[0].tolist()) == [1, 2, 2, 2, 2, 2]
     qkv = torch.randn(width, heads * 3 * 8, generator=generator)
-    expected, _ = attention(x[0] @ qkv, ints(11), heads, None, False)
-    actual, _ = attention(reduced.x[0] @ qkv, ints(6), heads, reduced.size[0].log(), False)
+    expected = attention(x[0] @ qkv, ints(11), heads)
+    actual = attention(reduced.x[0] @ qkv, ints(6), heads, reduced.size[0].log())
     first = [min(members) for members in groups_of(reduced.into[0], 11)]
     torch.testing.assert_close(actual, expected[first], rtol=0, atol=1e-5)
 
