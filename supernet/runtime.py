@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .layers import ElasticBlock, activate, layer_norm, linear, set_width
+from .layers import ElasticBlock, activate, layer_norm, linear, set_width, working_rows
 from .macs import block_widths, hidden_dims
 from .ragged import Ints, attention, packed_class_scores, rows_of, runs, starts, take_rows
 from .reduction import TokenMode, combine, total_size
@@ -131,7 +132,8 @@ def attention_half(
     log_size = None if size is None else size.log()
     stack = _Stack(packed.x, int(widths.max()))
     scores, keys = [], []
-    for images, rows, x in _segments(packed, order, (widths, reads), reads):
+    channels = 3 * net.space.heads(int(widths.max())) * config.head_dim
+    for images, rows, x in _segments(packed, order, (widths, reads), reads, channels):
         w = int(widths[order[images.start]])
         heads = net.space.heads(w)
         qkv = linear(block.qkv, layer_norm(block.norm1, x, net.zoom(w)), 3 * heads * config.head_dim)
@@ -165,7 +167,7 @@ def mlp_half(
     order = np.lexsort((-hidden, gives, widths))
     most = hidden if torch.is_grad_enabled() else _joined(packed, order, widths, hidden, gives)
     stack = _Stack(packed.x, int(gives.max()))
-    for images, _, x in _segments(packed, order, (widths, gives, most), widths):
+    for images, _, x in _segments(packed, order, (widths, gives, most), widths, int(most.max())):
         first = order[images.start]
         hidden_layer = linear(block.fc1, layer_norm(block.norm2, x, net.zoom(int(widths[first]))), int(most[first]))
         h = activate(net.config.act, hidden_layer)
@@ -185,9 +187,16 @@ def _permuted(packed: Packed, order: Ints) -> tuple[Ints, Tensor | None]:
 
 
 def _segments(
-    packed: Packed, order: Ints, keys: tuple[Ints, ...], channels: Ints
+    packed: Packed, order: Ints, keys: tuple[Ints, ...], channels: Ints, widest: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """The rows of images that agree in all `keys`, once the images are put into `order`.
+
+    Args:
+        packed: Tokens.
+        order: Of the images.
+        keys: (B,) each, in the order of `packed`.
+        channels: (B,) how many the images take, likewise.
+        widest: Channels of the widest tensor that is made of a segment: it must not outgrow the working set.
 
     Yields:
         Slice of the ordered images, slice of the ordered rows, and the (rows, channels) tokens.
@@ -195,7 +204,9 @@ def _segments(
     ends = np.cumsum(packed.lengths[order])
     in_place = np.array_equal(order, np.arange(len(order)))
     rows = None if in_place else rows_of(order, packed.lengths)
-    for a, b in runs(*(key[order] for key in keys)):
+    limit = len(packed.x) if torch.is_grad_enabled() else working_rows(widest, packed.x.device)
+    ranges = runs(*(key[order] for key in keys))
+    for a, b in (part for whole in ranges for part in _parts(*whole, ends, limit)):
         span = slice(int(ends[a] - packed.lengths[order[a]]), int(ends[b - 1]))
         c = int(channels[order[a]])
         x = packed.x[:, :c]
@@ -233,6 +244,17 @@ def _zero_beyond(h: Tensor, hidden: Ints, lengths: Ints) -> None:
     for a, b in runs(hidden):
         if hidden[a] < h.shape[1]:
             h[int(ends[a] - lengths[a]) : int(ends[b - 1]), int(hidden[a]) :].zero_()
+
+
+def _parts(begin: int, end: int, ends: Ints, limit: int) -> list[tuple[int, int]]:
+    """Cuts a range of images, whose rows end at `ends`, into even parts of about `limit` rows, if it has more."""
+    first = int(ends[begin - 1]) if begin else 0
+    total = int(ends[end - 1]) - first
+    count = -(-total // limit)
+    if count == 1:
+        return [(begin, end)]
+    cuts = begin + np.searchsorted(ends[begin:end], first + total * np.arange(1, count) // count)
+    return list(pairwise(sorted({begin, *cuts.tolist(), end})))
 
 
 class _Stack:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SupernetConfig
-from .layers import PatchEmbed, activate, set_width
+from .layers import PatchEmbed, activate, set_width, working_rows
 from .macs import block_widths, hidden_dims, next_widths, remaining_macs, stem_macs
 from .ragged import class_scores
 from .reduction import combine, total_size
@@ -108,8 +108,18 @@ class StaticBlock(nn.Module):
         x = _add_linear(x[..., : self.sizes.embed_dim], self.proj, out)
         if self.counts is not None:
             x, size = self._reduce(x, size, q, k, bias)
-        y = activate(self.act, self.fc1(self.norm2(x)))
-        return _add_linear(set_width(x if self.lln is None else self.lln(x), self.fc2.out_features), self.fc2, y), size
+        return self._mlp(x), size
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        residual = set_width(x if self.lln is None else self.lln(x), self.sizes.gives)
+        at_once = working_rows(self.sizes.hidden_dim, x.device)
+        plain = type(self.fc2) is nn.Linear and not torch.compiler.is_compiling()
+        if torch.is_grad_enabled() or not plain or x.shape[0] * x.shape[1] <= at_once:
+            return _add_linear(residual, self.fc2, activate(self.act, self.fc1(self.norm2(x))))
+        out = (residual + self.fc2.bias).flatten(0, 1)
+        for rows, part in zip(x.flatten(0, 1).split(at_once), out.split(at_once), strict=True):
+            part.addmm_(activate(self.act, self.fc1(self.norm2(rows))), self.fc2.weight.t())
+        return out.view(*x.shape[:2], -1)
 
     def _reduce(
         self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
