@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,16 @@ from .static_search import Actions, Floats, mutate
 NUM_LEVELS = 3
 NUM_BINS = 16
 NUM_CANDIDATES = 16
-SWEEPS = 6
+SWEEPS = 4
 BATCH = 1024
+
+
+Rules = Sequence[ConfidenceRule]
+
+
+def static_rules(actions: Actions) -> Rules:
+    """Rules of one level, which play the static subnet (num_decisions, A) in [0, 1]."""
+    return [ConfidenceRule(SIGNALS[0], (), (tuple(action),)) for action in actions.tolist()]
 
 
 class _Player:
@@ -68,7 +76,7 @@ class _Player:
 def tune_confidence(
     engine: InferenceEngine,
     index: Ints,
-    start: Actions,
+    starts: Sequence[Rules],
     pool: Actions,
     price: float,
     seed: int = 0,
@@ -76,34 +84,37 @@ def tune_confidence(
 ) -> ConfidenceAgent:
     """The confidence heuristic with the highest mean accuracy - price * MACs / full MACs that coordinate ascent finds.
 
-    It begins as a static subnet. One decision after the other, again and again, is made anew while the other decisions
-    stay: every candidate action is played to the end on all images, and then levels, thresholds and the action of every
-    level are the best ones for these outcomes, by dynamic programming over quantiles of the signal. Candidates are what
-    the rule does already, what good static subnets do at that decision, and small changes of both.
+    It begins as the best of `starts`. One decision after the other, again and again, is made anew while the others stay:
+    every candidate action is played to the end on all images, and then levels, thresholds and the action of every level
+    are the best ones for these outcomes, by dynamic programming over quantiles of the signal. Candidates are what the
+    rule does already, what good static subnets do at that decision, and small changes of both.
 
     Args:
         engine: Supernet and images.
         index: Images to tune on; a validation set.
-        start: (num_decisions, A) in [0, 1], the static subnet to begin with.
+        starts: Rules to begin with, such as `static_rules` of the best static subnet.
         pool: (K, num_decisions, A) good static subnets.
         price: Of the full network's MACs, in accuracy.
         seed: Of the candidates.
         progress: Called with the number of sweeps over the decisions so far, of `SWEEPS`.
 
     Returns:
-        The agent; on these images it is at least as good as the static subnet `start`.
+        The agent; on these images it is at least as good as every one of `starts`.
     """
     config, rng = engine.config, np.random.default_rng(seed)
-    rules = [ConfidenceRule(SIGNALS[0], (), (tuple(action),)) for action in start.tolist()]
     player = _Player(engine, index, price)
-    agent = ConfidenceAgent(rules, config)
-    best = player.scores(player.begun, agent).mean()
+    agents = [ConfidenceAgent(rules, config) for rules in starts]
+    scores_of_starts = [float(player.scores(player.begun, agent).mean()) for agent in agents]
+    best = max(scores_of_starts)
+    agent = agents[scores_of_starts.index(best)]
+    rules = list(agent.rules)
     for sweep in range(SWEEPS):
         states = player.begun
         for t in range(config.space.num_decisions):
             known = np.array(rules[t].actions)
-            # All that is known to be good once, so that the ascent is not caught near the static subnet.
-            draws = pool[rng.permutation(len(pool))[: NUM_CANDIDATES // 2 if sweep else None], t]
+            # First of all everything that is known to be good, so that the ascent is not caught near where it begins.
+            count = NUM_CANDIDATES // 2 if sweep or t else len(pool)
+            draws = pool[rng.permutation(len(pool))[:count], t]
             changed = [mutate(config.space, a[None], rng)[0] for a in (*known, *draws)]
             candidates = np.unique(np.concatenate([known, draws, changed[: NUM_CANDIDATES // 2]]), axis=0)
             scores = np.stack([player.scores(player.preset(states, a), agent) for a in candidates], axis=1)
