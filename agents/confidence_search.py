@@ -84,10 +84,10 @@ def tune_confidence(
 ) -> ConfidenceAgent:
     """The confidence heuristic with the highest mean accuracy - price * MACs / full MACs that coordinate ascent finds.
 
-    It begins as the best of `starts`. One decision after the other, again and again, is made anew while the others stay:
-    every candidate action is played to the end on all images, and then levels, thresholds and the action of every level
-    are the best ones for these outcomes, by dynamic programming over quantiles of the signal. Candidates are what the
-    rule does already, what good static subnets do at that decision, and small changes of both.
+    It begins as the best of `starts`. One decision after the other, again and again, is made anew while the others
+    stay: every candidate action is played to the end on all images, and then levels, thresholds and the action of every
+    level are the best ones for these outcomes, by dynamic programming over quantiles of the signal. Candidates are what
+    the rule does already, what good static subnets do at that decision, and small changes of both.
 
     Args:
         engine: Supernet and images.

@@ -74,6 +74,7 @@ class Yardsticks:
 
         prance yardsticks --out runs/yardsticks
         prance yardsticks --out runs/yardsticks --checkpoint runs/supernet --num-subnets 1000
+        prance yardsticks --out runs/yardsticks --also-static runs/constant-0 runs/constant-1
         prance eval --agent runs/agent --yardsticks runs/yardsticks
     """
 
@@ -93,6 +94,8 @@ class Yardsticks:
     """How many of them the per-image oracle chooses among."""
     copies: int = 4
     """Copies of every image with other noise, on which the oracle chooses."""
+    also_static: tuple[str, ...] = ()
+    """Agents that join the static front, such as those of `prance train agent --observation constant`."""
     seed: int = 0
     """Fixes everything."""
     device: Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")] = "cpu"

@@ -88,20 +88,18 @@ class Yardsticks:
             ValueError: If the images are others, or the full network says something else of more than 1 % of them.
         """
         made_for = ", ".join(f"{k}={self.settings.get(k)!r}" for k in ("env", "split", "checkpoint"))
-        if not np.array_equal(self.label, engine.labels[self.index % len(engine.labels)]) or len(self.index) != len(
-            engine.labels
-        ):
-            raise ValueError(f"These yardsticks are for the {len(self.index)} images of {made_for}, not for these.")
+        if not np.array_equal(self.label, engine.labels):
+            raise ValueError(f"These yardsticks are for the {len(self.label)} images of {made_for}, not for these.")
         differ = float((engine.start(self.index).prediction != self.full_prediction).mean())
         if differ > SAME_SUPERNET:
             raise ValueError(
-                f"These yardsticks are for another supernet ({made_for}): the full networks disagree on {differ:.1%} of "
-                "the images. Run `prance yardsticks` with this --checkpoint."
+                f"These yardsticks are for another supernet ({made_for}): the full networks disagree on "
+                f"{differ:.1%} of the images. Run `prance yardsticks` with this --checkpoint."
             )
 
     def save(self, folder: Path) -> None:
         """Writes `yardsticks.json` to read and `outcomes.npz` to compute with."""
-        arrays: dict[str, NDArray[Any]] = {n: getattr(self, n) for n in ("index", "label", "full_prediction")}
+        arrays: dict[str, Any] = {n: getattr(self, n) for n in ("index", "label", "full_prediction")}
         for name, front in self.fronts.items():
             arrays |= {f"{name}.correct": front.correct, f"{name}.macs_fraction": front.macs_fraction}
 
@@ -159,6 +157,11 @@ def hull(macs: Floats, accuracy: Floats) -> tuple[Floats, Floats]:
 
 
 def macs_at(macs: Floats, accuracy: Floats, wanted: float) -> float:
-    """MACs that a front needs for an accuracy: on its hull, and its ends' where it does not reach so far."""
+    """MACs that a front needs for an accuracy, on its hull.
+
+    Returns:
+        Beyond its most accurate point that point's MACs, so that a yardstick is never said to be worse than it is; NaN
+        below its cheapest point, where nothing can be said.
+    """
     xs, ys = hull(macs, accuracy)
-    return float(np.interp(wanted, ys, xs))
+    return float(np.interp(wanted, ys, xs, left=np.nan))

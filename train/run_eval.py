@@ -80,7 +80,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     checkpoint = settings.checkpoint or _checkpoint_of(names)
     results: dict[str, Evaluation] = {}
     for name in names:
-        trained = _trained(name)
+        trained = trained_settings(name)
         env = EnvSettings.from_id(
             settings.env, settings.split, checkpoint, trained.get("observation", "cls"), settings.device
         )
@@ -106,7 +106,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     if yardsticks is not None:
         yardsticks.check(env.engine())
         for name, result in results.items():
-            price = _trained(name).get("macs_weight") or DEFAULT_PRICE
+            price = trained_settings(name).get("macs_weight") or DEFAULT_PRICE
             metrics[name]["yardsticks"] = standing(result, yardsticks, price, settings.seed, settings.resamples)
         console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
     if out is not None:
@@ -146,13 +146,14 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
     return {n: s.replace("/", "_").replace(" (", "-").replace(" ", "-").replace(")", "") for n, s in plain.items()}
 
 
-def _trained(name: str) -> dict[str, Any]:
+def trained_settings(name: str) -> dict[str, Any]:
+    """The settings of a run folder of `prance train agent`; empty for other agents."""
     return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
 
 
 def _checkpoint_of(names: Sequence[str]) -> str | None:
     """The supernet that the trained agents among `names` share."""
-    found = {name: trained["checkpoint"] for name in names if (trained := _trained(name))}
+    found = {name: trained["checkpoint"] for name in names if (trained := trained_settings(name))}
     if len(set(found.values())) > 1:
         raise ValueError(f"The agents were trained on different supernets, {found}; name one with --checkpoint.")
     return next(iter(found.values()), None)

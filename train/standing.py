@@ -22,8 +22,7 @@ def standing(
 ) -> dict[str, Any]:
     """Compares an agent with all yardsticks at its own accuracy, on the same images.
 
-    What a yardstick costs at that accuracy is read off the upper hull of its points; beyond its most accurate point it
-    is that point's cost, which flatters the yardstick.
+    What a yardstick costs at that accuracy is read off the upper hull of its points, see `macs_at`.
 
     Args:
         agent: One row per image, those of the yardsticks.
@@ -35,9 +34,10 @@ def standing(
     Returns:
         `macs_at_equal_accuracy` by name of the front; `saved` against the static front, as a fraction of its MACs;
         `saved_against_confidence`; `headroom_won`, the share of the MACs between the static and the per-stratum front;
-        `way_to_oracle`, likewise to the cross-fitted oracle; all but the first with `..._interval`, and None where
-        there is nothing between the fronts; `beyond_static`, whether no mix of static subnets is as accurate; and
-        `macs_weight` with what `regret_to_oracle` returns.
+        `way_to_oracle`, likewise to the cross-fitted oracle. All but the first have an `..._interval`. They are None
+        where there is nothing to win between two fronts, or the agent is less accurate than their cheapest points.
+        `beyond_static`: whether the agent is more accurate than every static subnet. `macs_weight`, and what
+        `regret_to_oracle` returns for it.
 
     Raises:
         ValueError: If the rows are not the same images.
@@ -52,11 +52,9 @@ def standing(
     rows = np.concatenate(columns).astype(np.float64).T
     found = _measures(rows.mean(axis=0), yardsticks.fronts)
     drawn = [_measures(means, yardsticks.fronts) for means in _resampled_means(rows, seed, resamples)]
+    needed = _needed(rows.mean(axis=0), yardsticks.fronts)
     result: dict[str, Any] = {
-        "macs_at_equal_accuracy": {
-            name: macs_at(f.macs_fraction.mean(axis=1), f.correct.mean(axis=1), float(agent.correct.mean()))
-            for name, f in yardsticks.fronts.items()
-        },
+        "macs_at_equal_accuracy": {name: None if np.isnan(macs) else macs for name, macs in needed.items()},
         "beyond_static": bool(agent.correct.mean() > yardsticks.fronts["static"].correct.mean(axis=1).max()),
     }
     for key, value in found.items():
@@ -67,14 +65,19 @@ def standing(
     return result | {"macs_weight": weight, **regret_to_oracle(agent, oracle, weight, seed, resamples)}
 
 
-def _measures(means: Floats, fronts: dict[str, Front]) -> dict[str, float]:
-    """From the means of the columns of `standing`'s rows."""
-    accuracy, macs = means[:2]
+def _needed(means: Floats, fronts: dict[str, Front]) -> dict[str, float]:
+    """MACs of every front at the agent's accuracy, from the means of the columns of `standing`'s rows."""
     needed, at = {}, 2
     for name, front in fronts.items():
-        points = len(front.price)
-        needed[name] = macs_at(means[at + points : at + 2 * points], means[at : at + points], float(accuracy))
-        at += 2 * points
+        accuracy, macs = means[at : at + 2 * len(front.price)].reshape(2, -1)
+        needed[name] = macs_at(macs, accuracy, float(means[0]))
+        at += 2 * len(front.price)
+    return needed
+
+
+def _measures(means: Floats, fronts: dict[str, Front]) -> dict[str, float]:
+    """From the means of the columns of `standing`'s rows."""
+    macs, needed = means[1], _needed(means, fronts)
     measures = {
         "saved": 1 - macs / needed["static"],
         "saved_against_confidence": 1 - macs / needed["confidence"],

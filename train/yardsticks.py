@@ -33,8 +33,10 @@ from prance_env.engine import InferenceEngine
 from prance_env.lanes import EnvSettings
 from supernet import SubnetConfig
 
+from .agent import load_agent
 from .evaluate import Evaluation, evaluate, evaluate_actions
 from .fronts import Front, Yardsticks
+from .run_eval import trained_settings
 
 # Of the full network's MACs, in accuracy.
 PRICES = np.array([0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8])
@@ -57,6 +59,7 @@ class YardstickSettings:
         copies: Copies of every image with other noise, on which the oracle chooses.
         seed: Fixes everything.
         device: Torch device.
+        also_static: Agents that do not look, see `train.agent.load_agent`, which join the static front: learned ones.
     """
 
     env: str = "Prance-Digits-v0"
@@ -68,15 +71,16 @@ class YardstickSettings:
     copies: int = 4
     seed: int = 0
     device: str = "cpu"
+    also_static: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("num_subnets", 2), ("oracle_subnets", 1), ("copies", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
-    def settings(self, split: str) -> EnvSettings:
+    def settings(self, split: str, observation: str = "cls") -> EnvSettings:
         """Of the environment on one of the splits."""
-        return EnvSettings.from_id(self.env, split, self.checkpoint, device=self.device)
+        return EnvSettings.from_id(self.env, split, self.checkpoint, observation, self.device)
 
 
 def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
@@ -90,18 +94,20 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
         What was written.
 
     Raises:
-        ValueError: If a setting is out of range, or the supernet or the data set does not fit.
+        ValueError: If a setting is out of range, or the supernet, the data set or an agent does not fit.
+        FileNotFoundError: If there is no such agent.
     """
     begun, begun_cpu = time.perf_counter(), time.process_time()
     chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
     val, test = chosen_on.engine(), judged_on.engine()
+    learned = [evaluate_static(name, settings) for name in settings.also_static]
     out.mkdir(parents=True, exist_ok=True)
     index = np.arange(len(val.dataset))
     stratum = val.dataset.difficulty.numpy()
     with tqdm(total=settings.num_subnets, desc="static subnets", unit="subnet") as bar:
         found = evolve_static_front(val, index, settings.num_subnets, settings.seed, lambda done: bar.update(1))
     fronts = {
-        "static": static_front(found, judged_on, out),
+        "static": static_front(found, judged_on, out, dict(zip(settings.also_static, learned, strict=True))),
         "per_stratum": per_stratum_front(found, stratum, judged_on),
         "confidence": confidence_front(found, val, judged_on, out, settings.seed),
         **oracle_fronts(found, chosen_on, judged_on, settings),
@@ -121,8 +127,24 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
     return yardsticks
 
 
-def static_front(found: SearchResult, judged_on: EnvSettings, out: Path) -> Front:
-    """The best static subnet at every price, and the full network; written as `static-PRICE.json`."""
+def evaluate_static(name: str, settings: YardstickSettings) -> Evaluation:
+    """An agent on the images that yardsticks are judged on.
+
+    Raises:
+        ValueError: If it does not do the same with every image.
+    """
+    env = settings.settings(settings.split, trained_settings(name).get("observation", "cls"))
+    result = evaluate(load_agent(name, env, settings.seed), env)
+    if (result.actions != result.actions[:1]).any():
+        raise ValueError(
+            f"{name} is not static: it does not choose the same for every image. Learn a static subnet with "
+            "`prance train agent --observation constant`."
+        )
+    return result
+
+
+def static_front(found: SearchResult, judged_on: EnvSettings, out: Path, learned: dict[str, Evaluation]) -> Front:
+    """The best static subnet at every price, written as `static-PRICE.json`, the full network, and learned ones."""
     space = judged_on.config().space
     actions = [*found.actions[found.best_at(PRICES)], np.ones_like(found.actions[0])]
     results, files = [], []
@@ -132,7 +154,8 @@ def static_front(found: SearchResult, judged_on: EnvSettings, out: Path) -> Fron
         files.append(f"static-{name}.json")
         agent.save(out / files[-1])
         results.append(evaluate(agent, judged_on))
-    return _front([*PRICES, np.nan], results, files)
+    prices = [*PRICES, *[np.nan] * (1 + len(learned))]
+    return _front(prices, [*results, *learned.values()], [*files, *learned])
 
 
 def per_stratum_front(found: SearchResult, stratum: NDArray[np.int64], judged_on: EnvSettings) -> Front:
@@ -223,9 +246,9 @@ def _text(price: float) -> str:
 def _table(fronts: dict[str, Front], split: str) -> Table:
     """Accuracy at MACs of every yardstick, one line per price."""
     table = Table("price", *fronts, title=f"yardsticks on {split}: accuracy @ MACs / full")
-    rows = {name: {r["price"]: r for r in front.rows()} for name, front in fronts.items()}
-    for price in [*PRICES.tolist(), None]:
+    rows = {name: {r["price"] or r["agent"]: r for r in front.rows()} for name, front in fronts.items()}
+    for price in rows["static"]:
         cells = [rows[name].get(price) for name in fronts]
         shown = ["" if c is None else f"{c['accuracy']:.2%} @ {c['macs_fraction']:.3f}" for c in cells]
-        table.add_row("full" if price is None else f"{price:g}", *shown)
+        table.add_row(_text(price) if isinstance(price, float) else price, *shown)
     return table
