@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +138,7 @@ class Yardsticks:
             if missing := set(FRONTS) - set(fronts):
                 raise ValueError(f"the fronts {sorted(missing)} are missing")
             return Yardsticks(arrays["index"], arrays["label"], arrays["full_prediction"], fronts, data)
-        except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as e:
+        except (AttributeError, BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError) as e:
             raise ValueError(f"{folder} holds damaged yardsticks ({e!r}); run `prance yardsticks` again.") from e
 
 
