@@ -85,7 +85,7 @@ def test_an_agent_is_measured_at_its_own_accuracy(made: Yardsticks) -> None:
         low, high = found[f"{key}_interval"]
         assert low < found[key] < high
     assert found["macs_weight"] == 0.01
-    assert found["regret"] == pytest.approx(0.1 + 0.01 * 0.2)
+    assert found["regret"] == pytest.approx(0.1 + 0.01 * 0.15)
     assert found["beyond_static"] is False
     beyond = standing(point(0.4, 96), made, resamples=20)
     assert beyond["beyond_static"] is True
