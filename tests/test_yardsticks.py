@@ -187,6 +187,10 @@ def test_all_yardsticks_are_agents_or_bounds_on_the_same_images(
             np.testing.assert_array_equal(result.correct, made.fronts[name].correct[i])
             np.testing.assert_array_equal(result.macs_fraction, made.fronts[name].macs_fraction[i])
     assert (made.fronts["static"].macs_fraction[-1] == 1).all()
+    for file, macs in zip(made.fronts["static"].agent, made.fronts["static"].macs_fraction[:, 0], strict=True):
+        if "macs" in str(file):
+            lowest = float(str(file).removeprefix("static-macs-").removesuffix(".json"))
+            assert lowest <= macs < lowest + 0.05
     per_stratum = made.fronts["per_stratum"].macs_fraction
     for stratum in range(3):
         assert (np.ptp(per_stratum[:, engine.dataset.difficulty.numpy() == stratum], axis=1) == 0).all()

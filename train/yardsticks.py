@@ -39,8 +39,9 @@ from .fronts import Front, Yardsticks
 from .run_eval import trained_settings
 
 # Of the full network's MACs, in accuracy.
-PRICES = np.array([0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8])
-CONFIDENCE_PRICES = np.array([0.02, 0.05, 0.12, 0.3])
+PRICES = np.array([0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8])
+CONFIDENCE_PRICES = np.array([0.01, 0.05, 0.1, 0.3])
+MACS_BANDS = 20
 TUNING_IMAGES = 2048
 NOISE_SEED = 1000
 
@@ -145,17 +146,26 @@ def evaluate_static(name: str, settings: YardstickSettings) -> Evaluation:
 
 
 def static_front(found: SearchResult, judged_on: EnvSettings, out: Path, learned: dict[str, Evaluation]) -> Front:
-    """The best static subnet at every price, written as `static-PRICE.json`, the full network, and learned ones."""
+    """The best static subnet at every price and in every band of MACs, the full network, and learned ones.
+
+    At a price, one subnet that is lucky on the images of the search may stand before all dearer ones. Those of the
+    bands are judged as well, so that the front that agents are compared with has no hole there. Written as
+    `static-PRICE.json` and `static-macs-BAND.json`.
+    """
     space = judged_on.config().space
-    actions = [*found.actions[found.best_at(PRICES)], np.ones_like(found.actions[0])]
+    accuracy, band = found.correct.mean(axis=1), np.floor(found.macs_fraction * MACS_BANDS)
+    bands = np.unique(band)
+    best = [int(np.where(band == b, accuracy, -1).argmax()) for b in bands]
+    actions = [*found.actions[found.best_at(PRICES)], *found.actions[best], np.ones_like(found.actions[0])]
+    names = [*map(_text, PRICES), *(f"macs-{_text(b / MACS_BANDS)}" for b in bands), "full"]
     results, files = [], []
-    for name, subnet in zip([*map(_text, PRICES), "full"], tqdm(actions, desc="static front"), strict=True):
+    for name, subnet in zip(names, tqdm(actions, desc="static front"), strict=True):
         chosen = SubnetConfig.from_actions(space, torch.from_numpy(subnet[None]))
         agent = StaticAgent(chosen, judged_on.config(), judged_on.observation, judged_on.normalize_actions)
         files.append(f"static-{name}.json")
         agent.save(out / files[-1])
         results.append(evaluate(agent, judged_on))
-    prices = [*PRICES, *[np.nan] * (1 + len(learned))]
+    prices = [*PRICES, *[np.nan] * (len(actions) - len(PRICES) + len(learned))]
     return _front(prices, [*results, *learned.values()], [*files, *learned])
 
 
