@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,24 @@ class BaselineAgent(ABC):
         normalize_actions: Whether its action space is Box(-1, 1).
     """
 
+    _kinds: ClassVar[dict[str, type[BaselineAgent]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        BaselineAgent._kinds[cls.__name__] = cls
+
     def __init__(self, config: SupernetConfig, observation: str = "cls", normalize_actions: bool = True) -> None:
         self.config, self.observation, self.normalize_actions = config, observation, normalize_actions
         self.action_space = action_space(config.space, normalize_actions)
-        self._decision = observation_layout(config, observation).get("decision")
+        self.layout = observation_layout(config, observation)
 
     @abstractmethod
-    def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Actions (B, A) in [0, 1] for images at the given decisions (B,), zeros if the observation does not tell."""
+    def act(self, observation: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Actions (B, A) in [0, 1] for observations (B, O)."""
+
+    def decision(self, observation: NDArray[np.float32]) -> NDArray[np.int64]:
+        """(B,) number of the coming decision, as observations (B, O) tell it."""
+        return observation[:, self.layout["decision"]].argmax(1)
 
     def predict(
         self,
@@ -41,10 +51,7 @@ class BaselineAgent(ABC):
         deterministic: bool = False,
     ) -> tuple[NDArray[np.float32], Any]:
         """SB3's signature: (B, O) or (O,) observations to actions of the environment's Box, and the state unchanged."""
-        batch = np.atleast_2d(observation)
-        actions = self.act(
-            np.zeros(len(batch), np.int64) if self._decision is None else batch[:, self._decision].argmax(1)
-        )
+        actions = self.act(np.atleast_2d(observation))
         if self.normalize_actions:
             actions = 2 * actions - 1
         return actions.astype(np.float32).reshape(*np.shape(observation)[:-1], -1), state
@@ -61,7 +68,14 @@ class BaselineAgent(ABC):
         write_text(Path(path), json.dumps(data, indent=2) + "\n")
 
     def _extra(self) -> dict[str, Any]:
+        """What the file holds beside the arguments of this class; as `_restore` reads it."""
         return {}
+
+    @classmethod
+    def _restore(
+        cls, data: dict[str, Any], config: SupernetConfig, observation: str, normalized: bool
+    ) -> BaselineAgent:
+        return cls(config, observation, normalized)
 
     @staticmethod
     def load(path: str | Path) -> BaselineAgent:
@@ -73,12 +87,9 @@ class BaselineAgent(ABC):
         """
         try:
             data = json.loads(Path(path).read_text())
-            common = (SupernetConfig.from_dict(data["supernet"]), data["observation"], data["normalize_actions"])
-            if data["agent"] == "StaticAgent":
-                return StaticAgent(SubnetConfig.from_json(json.dumps(data["subnet"])), *common)
-            if data["agent"] == "RandomAgent":
-                return RandomAgent(*common, seed=data["seed"])
-            return {"FullAgent": FullAgent}[data["agent"]](*common)
+            config = SupernetConfig.from_dict(data["supernet"])
+            kind = BaselineAgent._kinds[data["agent"]]
+            return kind._restore(data, config, data["observation"], data["normalize_actions"])
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} is not a baseline agent's file ({e!r}); save the agent again.") from e
 
@@ -86,8 +97,8 @@ class BaselineAgent(ABC):
 class FullAgent(BaselineAgent):
     """Every choice at its maximum: the full network."""
 
-    def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.ones((len(decision), self.config.space.action_size))
+    def act(self, observation: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.ones((len(observation), self.config.space.action_size))
 
 
 class RandomAgent(BaselineAgent):
@@ -107,11 +118,15 @@ class RandomAgent(BaselineAgent):
         self.seed = seed
         self._generator = np.random.default_rng(seed)
 
-    def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
-        return self._generator.random((len(decision), self.config.space.action_size))
+    def act(self, observation: NDArray[np.float32]) -> NDArray[np.float64]:
+        return self._generator.random((len(observation), self.config.space.action_size))
 
     def _extra(self) -> dict[str, Any]:
         return {"seed": self.seed}
+
+    @classmethod
+    def _restore(cls, data: dict[str, Any], config: SupernetConfig, observation: str, normalized: bool) -> RandomAgent:
+        return cls(config, observation, normalized, data["seed"])
 
 
 class StaticAgent(BaselineAgent):
@@ -132,7 +147,7 @@ class StaticAgent(BaselineAgent):
         self, subnet: SubnetConfig, config: SupernetConfig, observation: str = "cls", normalize_actions: bool = True
     ) -> None:
         super().__init__(config, observation, normalize_actions)
-        if self._decision is None:
+        if "decision" not in self.layout:
             raise ValueError(f"observation={observation!r} does not tell a static agent the decision; use 'constant'.")
         if len(subnet) != 1:
             raise ValueError(f"StaticAgent takes one subnet, not {len(subnet)}; index the batch first: subnet[0].")
@@ -140,8 +155,12 @@ class StaticAgent(BaselineAgent):
         self.subnet = subnet
         self._actions = subnet.to_actions(config.space)[0].numpy()
 
-    def act(self, decision: NDArray[np.int64]) -> NDArray[np.float64]:
-        return self._actions[decision]
+    def act(self, observation: NDArray[np.float32]) -> NDArray[np.float64]:
+        return self._actions[self.decision(observation)]
 
     def _extra(self) -> dict[str, Any]:
         return {"subnet": json.loads(self.subnet.to_json())}
+
+    @classmethod
+    def _restore(cls, data: dict[str, Any], config: SupernetConfig, observation: str, normalized: bool) -> StaticAgent:
+        return cls(SubnetConfig.from_json(json.dumps(data["subnet"])), config, observation, normalized)

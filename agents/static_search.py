@@ -13,7 +13,16 @@ from prance_env.engine import InferenceEngine, Ints
 from supernet import GroupChoice, SearchSpace, SubnetConfig
 
 Actions = NDArray[np.float64]
+Floats = NDArray[np.float64]
 KEEP_LEVELS = 16
+# Range of the price of the full network at which the search looks for parents: from 1 % of accuracy to all of it.
+PRICE_RANGE = (0.01, 1.0)
+STRUCTURED_SHARE = 5
+NUM_PARENTS = 4
+MUTATED = (1, 2, 5)
+# With many images, a subnet is judged by one in SCREEN of them first, and goes on if it is hardly worse than the best.
+SCREEN, SCREENED_FROM, SCREEN_MARGIN = 8, 1024, 0.01
+SCREEN_PRICES = np.geomspace(*PRICE_RANGE, 16)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,16 @@ class SearchResult:
         accuracy = (self.correct if rows is None else self.correct[:, rows]).mean(axis=1)
         return pareto_front(self.macs_fraction, accuracy)
 
+    def best_at(self, prices: Floats, rows: NDArray[np.bool_] | None = None) -> Ints:
+        """(P,) the subnet with the highest accuracy - price * macs_fraction, for each of P prices.
+
+        Args:
+            prices: (P,) of the full network's MACs, in accuracy.
+            rows: (N,) images to judge by; None: all.
+        """
+        accuracy = (self.correct if rows is None else self.correct[:, rows]).mean(axis=1)
+        return (accuracy - prices[:, None] * self.macs_fraction).argmax(axis=1)
+
 
 def pareto_front(cost: NDArray[np.float64], gain: NDArray[np.float64]) -> Ints:
     """Indices of the points with more gain than every cheaper one, cheapest first."""
@@ -51,8 +70,25 @@ def correct_of_static(
     engine: InferenceEngine, index: Ints, actions: Actions, batch_size: int = 512
 ) -> NDArray[np.bool_]:
     """(N,) whether one static subnet, given as (num_decisions, A), classifies the images `index` correctly."""
+    return verdict_of_static(engine, index, actions, batch_size)[0]
+
+
+def verdict_of_static(
+    engine: InferenceEngine, index: Ints, actions: Actions, batch_size: int = 512
+) -> tuple[NDArray[np.bool_], Floats]:
+    """What one static subnet says about images.
+
+    Args:
+        engine: Supernet and images.
+        index: (N,) images.
+        actions: (num_decisions, A) in [0, 1].
+        batch_size: Images at a time.
+
+    Returns:
+        (N,) whether it classifies them correctly, and (N,) the probability that it gives their labels.
+    """
     space = engine.config.space
-    out = []
+    correct, prob = [], []
     with torch.inference_mode():
         for begin in range(0, len(index), batch_size):
             episodes = engine.start(index[begin : begin + batch_size])
@@ -60,8 +96,11 @@ def correct_of_static(
             for action in actions:
                 choice = GroupChoice.from_actions(space, torch.from_numpy(action)[None].expand(len(state), -1))
                 state = engine.net.run_group(state, state.group, choice)
-            out.append(engine.net.forward_head(state).argmax(-1).cpu().numpy() == episodes.label)
-    return np.concatenate(out)
+            logits = engine.net.forward_head(state).float()
+            correct.append(logits.argmax(-1).cpu().numpy() == episodes.label)
+            label = torch.from_numpy(episodes.label).to(logits.device)
+            prob.append(logits.softmax(-1).gather(1, label[:, None])[:, 0].cpu().double().numpy())
+    return np.concatenate(correct), np.concatenate(prob)
 
 
 def macs_of_static(engine: InferenceEngine, actions: Actions) -> NDArray[np.float64]:
@@ -79,9 +118,11 @@ def evolve_static_front(
 ) -> SearchResult:
     """Evolutionary search for static subnets.
 
-    A third of the subnets are a structured start (all combinations of one width, one ratio and one keep rate are
-    sampled from coarse to fine); then parents are drawn from the current fronts of all images and of each stratum,
-    crossed with another parent in half of the cases, and mutated.
+    A fifth of the subnets is a structured start: members of the grid of one width, one ratio and two keep rates. Every
+    other one descends from the best few at a price per MAC that is drawn anew, judged by all images, by the easier or
+    by the harder half: one of them, crossed with another in half of the cases, with a few entries changed. Parents from
+    the whole Pareto front would mostly be cheap subnets that nobody wants, and the search would stand still. With more
+    than a thousand images, subnets that are clearly worse on an eighth of them are given up there and do not count.
 
     Args:
         engine: Supernet and images.
@@ -97,32 +138,51 @@ def evolve_static_front(
     rng = np.random.default_rng(seed)
     difficulty = engine.dataset.difficulty.numpy()[index]
     halves = difficulty <= np.median(difficulty), difficulty > np.median(difficulty)
-    strata = [None, *(rows for rows in halves if rows.any())]
+    strata = [np.ones(len(index), dtype=bool), *(rows for rows in halves if rows.any())]
+    # Data sets are often sorted by class, so the images to screen by are drawn.
+    order = np.random.default_rng(seed).permutation(len(index))
+    screen = np.sort(order[: len(index) // SCREEN if len(index) > SCREENED_FROM else 0])
+    rest = np.setdiff1d(order, screen)
+    screened = [np.intersect1d(screen, np.flatnonzero(rows)) for rows in strata]
     tried: list[Actions] = []
-    macs: list[float] = []
-    correct: list[NDArray[np.bool_]] = []
+    macs, correct = np.empty(num_subnets), np.empty((num_subnets, len(index)), dtype=bool)
+    accuracy = np.empty((len(strata), num_subnets))
     seen: set[bytes] = set()
-    queue = _structured_start(space, num_subnets // 3, rng)
-    while len(tried) < num_subnets:
+    queue = _structured_start(space, num_subnets // STRUCTURED_SHARE, rng)
+    while (done := len(tried)) < num_subnets:
         if queue:
             actions = queue.pop(0)
         else:
-            result = SearchResult(np.stack(tried), np.array(macs), np.stack(correct))
-            front = result.front(strata[rng.integers(len(strata))])
-            actions = tried[rng.choice(front)].copy()
+            price = np.exp(rng.uniform(*np.log(PRICE_RANGE)))
+            score = accuracy[rng.integers(len(strata)), :done] - price * macs[:done]
+            parents = np.argsort(-score, kind="stable")[:NUM_PARENTS]
+            actions = tried[rng.choice(parents)]
             if rng.random() < 0.5:
-                other = tried[rng.choice(front)]
-                actions = np.where(rng.random(actions.shape) < 0.5, actions, other)
-            actions = _mutate(space, actions, rng)
+                actions = np.where(rng.random(actions.shape) < 0.5, actions, tried[rng.choice(parents)])
+            actions = mutate(space, actions, rng)
         key = np.round(actions, 6).tobytes()
         if key in seen:
             continue
         seen.add(key)
+        macs[done] = macs_of_static(engine, actions[None])[0]
+        if len(screen):
+            correct[done, screen] = correct_of_static(engine, index[screen], actions)
+            if done and not _promising(macs[: done + 1], correct[: done + 1], screened):
+                continue
+        correct[done, rest] = correct_of_static(engine, index[rest], actions)
         tried.append(actions)
-        macs.append(macs_of_static(engine, actions[None])[0])
-        correct.append(correct_of_static(engine, index, actions))
-        progress(len(tried))
-    return SearchResult(np.stack(tried), np.array(macs), np.stack(correct))
+        accuracy[:, done] = [correct[done, rows].mean() for rows in strata]
+        progress(done + 1)
+    return SearchResult(np.stack(tried), macs, correct)
+
+
+def _promising(macs: Floats, correct: NDArray[np.bool_], parts: list[Ints]) -> bool:
+    """Whether the last subnet is nearly the best at some price, on some of the parts of the images."""
+    for part in parts:
+        scores = correct[:, part].mean(axis=1) - SCREEN_PRICES[:, None] * macs
+        if (scores[:, -1] >= scores[:, :-1].max(axis=1) - SCREEN_MARGIN).any():
+            return True
+    return False
 
 
 def _structured_start(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Actions]:
@@ -147,9 +207,10 @@ def _uniform(space: SearchSpace, width: float, ratio: float, first_keep: float, 
     return actions
 
 
-def _mutate(space: SearchSpace, actions: Actions, rng: np.random.Generator) -> Actions:
-    """Moves each entry with probability 1/4 by a choice up or down; keep rates by a normal step."""
-    actions = actions.copy()
+def mutate(space: SearchSpace, actions: Actions, rng: np.random.Generator) -> Actions:
+    """Actions (T, A), of which one, two or five entries, on average, are a choice up or down; keep rates by a normal
+    step.
+    """
     n = space.blocks_per_decision
     sizes = np.repeat([1 / max(len(space.mlp_ratios) - 1, 1), 1 / max(len(space.embed_dims) - 1, 1)], n)
     rates = slice(2 * n, None)
@@ -157,6 +218,6 @@ def _mutate(space: SearchSpace, actions: Actions, rng: np.random.Generator) -> A
     noise[:, : 2 * n] *= sizes
     noise[:, rates] = 0.15 * rng.standard_normal(noise[:, rates].shape)
     moved = np.clip(actions + noise, 0, 1)
-    actions = np.where(rng.random(actions.shape) < 0.25, moved, actions)
+    actions = np.where(rng.random(actions.shape) < rng.choice(MUTATED) / actions.size, moved, actions)
     actions[:, rates] = np.round(actions[:, rates] * KEEP_LEVELS) / KEEP_LEVELS
     return actions

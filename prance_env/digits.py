@@ -93,6 +93,7 @@ def make_scenes(
     split: str = "train",
     seed: int | np.integer[Any] | Sequence[int] = 0,
     num_digits: int | None = None,
+    noise_seed: int | None = None,
 ) -> Scenes:
     """Draws scenes; the same arguments give the same scenes.
 
@@ -101,6 +102,7 @@ def make_scenes(
         split: "train", "val" or "test": which source digits are used.
         seed: Any non-negative integer, or several.
         num_digits: Fixes n for every scene; None draws it from `NUM_DIGITS_WEIGHTS`.
+        noise_seed: Draws the noise anew, over the same digits in the same places; None: the noise of `seed`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -134,6 +136,8 @@ def make_scenes(
     canvas = np.zeros((num_scenes, GRID, GRID, CELL, CELL), dtype=np.float32)
     canvas[scene, cell // GRID, cell % GRID] = tiles[tile]
     image = canvas.transpose(0, 1, 3, 2, 4).reshape(num_scenes, 1, SIDE, SIDE)
+    if noise_seed is not None:
+        rng = np.random.default_rng([2, SPLITS.index(split), *seeds, noise_seed, len(seeds)])
     image = image + NOISE_STD * rng.standard_normal(image.shape, dtype=np.float32)
     cells = np.full((num_scenes, GRID * GRID), -1)
     cells[scene, cell] = digit

@@ -11,7 +11,16 @@ import pytest
 import torch
 from helpers import comparable, make_engine, settings_for
 
-from agents import BaselineAgent, FullAgent, RandomAgent, StaticAgent, make_sb3
+from agents import (
+    BaselineAgent,
+    ConfidenceAgent,
+    ConfidenceRule,
+    FullAgent,
+    RandomAgent,
+    StaticAgent,
+    make_sb3,
+    static_search,
+)
 from agents.sb3 import INITIAL_ACTION
 from agents.static_search import SearchResult, correct_of_static, evolve_static_front, macs_of_static, pareto_front
 from prance_env import InferenceEngine, make_sb3_env
@@ -40,6 +49,7 @@ def agents_for(engine: InferenceEngine) -> list[BaselineAgent]:
         FullAgent(config, "cls_only", False),
         RandomAgent(config, "constant", seed=5),
         StaticAgent(a_subnet(engine), config, normalize_actions=False),
+        ConfidenceAgent([ConfidenceRule("entropy", (0.1, 0.7), ((0.1,) * 7, (0.5,) * 7, (1.0,) * 7))] * 3, config),
     ]
 
 
@@ -106,7 +116,7 @@ def test_predict_takes_one_observation_or_a_batch_and_hands_the_state_back(engin
         assert agent.action_space.contains(action)
 
 
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", range(4))
 def test_a_saved_agent_comes_back_the_same(engine: InferenceEngine, tmp_path: Path, which: int) -> None:
     path = tmp_path / "agent.json"
     agents_for(engine)[which].save(path)
@@ -119,7 +129,7 @@ def test_a_saved_agent_comes_back_the_same(engine: InferenceEngine, tmp_path: Pa
     assert (tmp_path / "again.json").read_text() == path.read_text()
 
 
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", range(4))
 def test_a_damaged_file_is_refused_by_name(engine: InferenceEngine, tmp_path: Path, which: int) -> None:
     path = tmp_path / "agent.json"
     agents_for(engine)[which].save(path)
@@ -197,6 +207,32 @@ def test_the_search_tries_as_many_distinct_subnets_as_asked_and_is_reproducible(
         expected = correct_of_static(engine, index, result.actions[number])
         np.testing.assert_array_equal(result.correct[number], expected)
     np.testing.assert_array_equal(result.macs_fraction, macs_of_static(engine, result.actions))
+
+
+def test_clearly_worse_subnets_are_given_up_early_and_the_others_judged_by_all_images(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def counted(engine: InferenceEngine, index: Any, actions: Any) -> Any:
+        judged.append(len(index))
+        return correct_of_static(engine, index, actions)
+
+    monkeypatch.setattr(static_search, "SCREENED_FROM", 32)
+    monkeypatch.setattr(static_search, "correct_of_static", counted)
+    index = np.random.default_rng(0).permutation(IMAGES)
+    result = evolve_static_front(engine, index, num_subnets=15, seed=0)
+    assert judged.count(IMAGES // 8) > judged.count(IMAGES - IMAGES // 8) == 15
+    for actions, correct in zip(result.actions, result.correct, strict=True):
+        np.testing.assert_array_equal(correct, correct_of_static(engine, index, actions))
+
+
+def test_the_best_subnet_at_a_price_is_found_for_all_images_and_for_some() -> None:
+    correct = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]], dtype=bool)
+    found = SearchResult(np.zeros((3, 1, 1)), np.array([1.0, 0.4, 0.1]), correct)
+    prices = np.array([0.1, 1.0, 5.0])
+    assert found.best_at(prices).tolist() == [0, 2, 2]
+    assert found.best_at(prices, np.array([True, True, False, False])).tolist() == [1, 1, 2]
 
 
 def test_the_front_of_a_search_rises_and_nothing_tried_beats_it(engine: InferenceEngine) -> None:

@@ -27,6 +27,7 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("train", "supernet"),
         ("eval",),
         ("validate",),
+        ("yardsticks",),
         ("bench",),
         ("profile",),
         ("export",),

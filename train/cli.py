@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 from .cli_bench_env import BenchEnv
 from .cli_network import Export, Import
 from .cli_options import Device, Threads, set_threads
-from .cli_results import Eval, Validate
+from .cli_results import Eval, Validate, Yardsticks
 
 
 @dataclass
@@ -295,6 +295,7 @@ class Prance:
         Annotated[Demo, subcommand("demo")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Eval, subcommand("eval")]
+        | Annotated[Yardsticks, subcommand("yardsticks")]
         | Annotated[Validate, subcommand("validate")]
         | Annotated[Headroom, subcommand("headroom")]
         | Annotated[Export, subcommand("export")]

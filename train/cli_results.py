@@ -1,4 +1,4 @@
-"""Arguments of `prance eval` and `prance validate`: judging agents, and judging the judgement."""
+"""Arguments of `prance eval`, `yardsticks` and `validate`: judging agents, by what, and judging the judgement."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Eval:
         prance eval --agent full random
         prance eval --agent runs/agent runs/constant full --controls
         prance eval --agent runs/agent --split test --out runs/agent/eval --rows parquet
+        prance eval --agent runs/agent runs/yardsticks/confidence-0.05.json --yardsticks runs/yardsticks
     """
 
     agent: list[str]
@@ -40,6 +41,8 @@ class Eval:
     """Format of the rows; parquet needs the extra prance-env[parquet]."""
     controls: bool = False
     """Two more lines per agent that looks: with the observations of other images, and its mean action for all."""
+    yardsticks: Path | None = None
+    """Folder that `prance yardsticks` wrote: what every agent saves, and what share of what there is to win."""
     seed: int = 0
     """Of the random agent, the intervals and the shuffling."""
     device: Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")] = "cpu"
@@ -49,8 +52,63 @@ class Eval:
         from .run_eval import EvalSettings, run_eval
 
         set_threads(self.threads)
-        settings = EvalSettings(self.env, self.split, self.checkpoint, self.seed, self.device, self.controls, self.rows)
+        settings = EvalSettings(
+            self.env,
+            self.split,
+            self.checkpoint,
+            self.seed,
+            self.device,
+            self.controls,
+            self.rows,
+            yardsticks=None if self.yardsticks is None else str(self.yardsticks),
+        )
         run_eval(self.agent, settings, self.out)
+
+
+@dataclass
+class Yardsticks:
+    """Compute what agents are measured by: the best static subnets for all images and for every difficulty, the tuned
+    confidence heuristic, and the per-image oracle. All are chosen on one split and judged on another.
+
+    For example:
+
+        prance yardsticks --out runs/yardsticks
+        prance yardsticks --out runs/yardsticks --checkpoint runs/supernet --num-subnets 1000
+        prance yardsticks --out runs/yardsticks --also-static runs/constant-0 runs/constant-1
+        prance eval --agent runs/agent --yardsticks runs/yardsticks
+    """
+
+    out: Path
+    """Folder for the agents, yardsticks.json and outcomes.npz."""
+    env: str = "Prance-Digits-v0"
+    """Environment id."""
+    choose_on: Split = "val"
+    """Images on which everything is searched and tuned."""
+    split: Split = "test"
+    """Images on which everything is judged."""
+    checkpoint: str | None = None
+    """Folder with the supernet; the bundled one if not given."""
+    num_subnets: int = 600
+    """Static subnets to search."""
+    oracle_subnets: int = 128
+    """How many of them the per-image oracle chooses among."""
+    copies: int = 4
+    """Copies of every image with other noise, on which the oracle chooses."""
+    also_static: tuple[str, ...] = ()
+    """Agents that join the static front, such as those of `prance train agent --observation constant`."""
+    seed: int = 0
+    """Fixes everything."""
+    device: Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")] = "cpu"
+    threads: Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")] = 0
+
+    def run(self) -> None:
+        from dataclasses import asdict
+
+        from .yardsticks import YardstickSettings, run_yardsticks
+
+        set_threads(self.threads)
+        given = {k: v for k, v in asdict(self).items() if k not in ("out", "threads")}
+        run_yardsticks(YardstickSettings(**given), self.out)
 
 
 @dataclass

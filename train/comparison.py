@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,26 @@ from scipy.stats import binomtest, wilcoxon
 
 from .evaluate import Evaluation
 from .statistics import RESAMPLES, bootstrap_interval
+
+
+class Outcomes(Protocol):
+    """What is compared of an evaluation: one row per image."""
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """(N,) image of the data set."""
+
+    @property
+    def label(self) -> NDArray[np.int64]:
+        """(N,) its class."""
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """(N,) whether the prediction is the label."""
+
+    @property
+    def macs_fraction(self) -> NDArray[np.float64]:
+        """(N,) MACs / MACs of the full network."""
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -61,7 +81,7 @@ def compare(first: Evaluation, second: Evaluation, seed: int = 0, resamples: int
 
 
 def regret_to_oracle(
-    agent: Evaluation, oracle: Evaluation, macs_weight: float, seed: int = 0, resamples: int = RESAMPLES
+    agent: Outcomes, oracle: Outcomes, macs_weight: float, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
     """What the per-image oracle scores more than an agent, where a score is accuracy - macs_weight * MACs / full MACs.
 
@@ -93,7 +113,7 @@ def regret_to_oracle(
     }
 
 
-def _check_paired(first: Evaluation, second: Evaluation) -> None:
+def _check_paired(first: Outcomes, second: Outcomes) -> None:
     if not np.array_equal(first.index, second.index) or not np.array_equal(first.label, second.label):
         raise ValueError(
             f"The evaluations hold {len(first.index)} and {len(second.index)} rows of different images; "

@@ -19,9 +19,11 @@ from supernet import SubnetConfig
 from .agent import load_agent
 from .comparison import compare
 from .evaluate import Agent, Evaluation, evaluate
+from .fronts import Yardsticks
 from .report import results_table, write_json
 from .rows import check_format, rows_of, write_rows
 from .run_folder import read_config
+from .standing import DEFAULT_PRICE, standing, standings_table
 from .statistics import RESAMPLES, describe
 from .validate import SETTINGS
 
@@ -41,6 +43,7 @@ class EvalSettings:
         controls: Whether agents that look are also evaluated with shuffled observations and as their mean action.
         rows: Format of the per-image rows, "csv" or "parquet".
         resamples: Of the bootstrap.
+        yardsticks: Folder that `prance yardsticks` wrote, to compare every agent with.
     """
 
     env: str = "Prance-Digits-v0"
@@ -51,6 +54,7 @@ class EvalSettings:
     controls: bool = False
     rows: str = "csv"
     resamples: int = RESAMPLES
+    yardsticks: str | None = None
 
 
 def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = None) -> dict[str, Any]:
@@ -62,19 +66,21 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         out: Folder for `metrics.json`, `comparisons.json`, `settings.json` and one file of rows per agent.
 
     Returns:
-        What is written to `metrics.json`: `describe` of every agent.
+        What is written to `metrics.json`: `describe` of every agent, and `standing` under "yardsticks".
 
     Raises:
-        ValueError: If an agent does not fit, or trained agents are for different supernets.
-        FileNotFoundError: If there is no such agent.
+        ValueError: If an agent does not fit, or trained agents are for different supernets, or the yardsticks are for
+            another supernet or other images.
+        FileNotFoundError: If there is no such agent, or there are no yardsticks.
     """
     check_format(settings.rows)
+    yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
     console = Console()
     names = list(dict.fromkeys(agents))
     checkpoint = settings.checkpoint or _checkpoint_of(names)
     results: dict[str, Evaluation] = {}
     for name in names:
-        trained = _trained(name)
+        trained = trained_settings(name)
         env = EnvSettings.from_id(
             settings.env, settings.split, checkpoint, trained.get("observation", "cls"), settings.device
         )
@@ -97,6 +103,12 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     }
     if comparisons:
         console.print(_comparisons_table(comparisons))
+    if yardsticks is not None:
+        yardsticks.check(env.engine())
+        for name, result in results.items():
+            price = trained_settings(name).get("macs_weight") or DEFAULT_PRICE
+            metrics[name]["yardsticks"] = standing(result, yardsticks, price, settings.seed, settings.resamples)
+        console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for name, label in file_names(list(results)).items():
@@ -134,13 +146,14 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
     return {n: s.replace("/", "_").replace(" (", "-").replace(" ", "-").replace(")", "") for n, s in plain.items()}
 
 
-def _trained(name: str) -> dict[str, Any]:
+def trained_settings(name: str) -> dict[str, Any]:
+    """The settings of a run folder of `prance train agent`; empty for other agents."""
     return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
 
 
 def _checkpoint_of(names: Sequence[str]) -> str | None:
     """The supernet that the trained agents among `names` share."""
-    found = {name: trained["checkpoint"] for name in names if (trained := _trained(name))}
+    found = {name: trained["checkpoint"] for name in names if (trained := trained_settings(name))}
     if len(set(found.values())) > 1:
         raise ValueError(f"The agents were trained on different supernets, {found}; name one with --checkpoint.")
     return next(iter(found.values()), None)
