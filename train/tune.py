@@ -119,10 +119,10 @@ def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: 
     )
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it was killed, and will be repeated
-    bar = tqdm(total=settings.trials, desc=f"tune {settings.algo}", unit="trial", disable=not progress_bar)
-    with bar:
+    total = settings.trials * settings.evaluations
+    with tqdm(total=total, desc=f"tune {settings.algo}", unit="evaluation", disable=not progress_bar) as bar:
         while (finished := _num_finished(study)) < settings.trials:
-            bar.update(finished - bar.n)
+            bar.update(finished * settings.evaluations - bar.n)
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=settings.startup_trials,
                 seed=int(np.random.SeedSequence([settings.seed, finished]).generate_state(1)[0]),
@@ -131,12 +131,12 @@ def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: 
                 study.enqueue_trial(_as_params(preset.hyperparams, ranges))
 
             def shown(value: float) -> None:
-                bar.update(1 / settings.evaluations)
+                bar.update(1)
                 bar.set_postfix_str(f"now {value:.4f}, best {_best_value(study):.4f}")
 
             study.optimize(lambda trial: _run_trial(trial, settings, ranges, shown), n_trials=1)
             _write_results(study, settings, out)
-        bar.update(settings.trials - bar.n)
+        bar.update(total - bar.n)
     return study
 
 
@@ -229,6 +229,7 @@ def _run_trial(
     hyperparams = _merged(preset.hyperparams, {name: _suggest(trial, name, span) for name, span in ranges.items()})
     trial.set_user_attr("hyperparams", hyperparams)
     env = make_sb3_env(settings.env, settings.n_envs or preset.n_envs, **settings.env_arguments)
+    env.reset()  # builds the network, which draws random numbers, before the model sets the seed
 
     def judged(step: int, model: BaseAlgorithm) -> float:
         value, accuracy, macs_fraction = validation_return(model, settings.env, settings.env_arguments)
