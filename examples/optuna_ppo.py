@@ -1,4 +1,4 @@
-"""Optuna searches two hyper-parameters of Stable-Baselines3's PPO; `prance tune` does it for all of them, and resumes."""
+"""Optuna searches two hyper-parameters of Stable-Baselines3's PPO; `prance tune` does it for all, and resumes."""
 
 import optuna
 
@@ -35,6 +35,6 @@ study = optuna.create_study(
     sampler=optuna.samplers.TPESampler(seed=0),
     pruner=optuna.pruners.MedianPruner(n_startup_trials=2),
 )
-study.optimize(objective, n_trials=4)
+study.optimize(objective, n_trials=3)
 print("best:", study.best_params)
 print("return:", round(study.best_value, 4), study.best_trial.user_attrs)

@@ -1,4 +1,4 @@
-"""`prance train agent` with Stable-Baselines3's other algorithms: resumed bit for bit, evaluated, refused when wrong."""
+"""`prance train agent` with Stable-Baselines3's other algorithms: resumed bit for bit, evaluated, refused."""
 
 from __future__ import annotations
 
