@@ -123,7 +123,7 @@ def attention_calls(lengths: Ints, channels: int, device: str = "cpu") -> list[A
 
 
 # All blocks of a group that run at full size ask the same.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _attention_calls(lengths_bytes: bytes, channels: int, device: str) -> list[AttentionCall]:
     lengths = np.frombuffer(lengths_bytes, dtype=np.int64)
     if lengths[0] == lengths[-1]:

@@ -254,5 +254,5 @@ def test_an_untrained_ppo_starts_near_the_full_network_with_whole_episodes_per_r
     np.testing.assert_allclose(decode_actions(actions, normalize_actions), INITIAL_ACTION, atol=0.05)
     assert model.n_steps % venv.get_attr("config")[0].space.num_decisions == 0
     assert model.batch_size == 16
-    with pytest.raises(ValueError, match=r"'dreamer'.*\['ppo'\]"):
+    with pytest.raises(ValueError, match=r"'dreamer'.*'ppo'"):
         make_sb3("dreamer", venv)

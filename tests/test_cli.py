@@ -25,6 +25,7 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("train",),
         ("train", "agent"),
         ("train", "supernet"),
+        ("tune",),
         ("eval",),
         ("validate",),
         ("yardsticks",),

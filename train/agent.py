@@ -12,13 +12,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.baselines import BaselineAgent, FullAgent, RandomAgent
 from agents.prance_ppo import PrancePPO
 from agents.prance_ppo_config import PrancePPOConfig
 from agents.prance_ppo_files import WEIGHTS
-from agents.sb3 import ALGORITHMS, make_sb3
+from agents.sb3 import make_sb3
+from agents.sb3_presets import ALGORITHMS, algorithm_class, read_preset
 from agents.selector import WIDTHS_PER_ACTION, PranceSelector, load_prance_selector
 from prance_env import PranceVectorEnv, make_sb3_env
 from prance_env.lanes import EnvSettings
@@ -27,9 +28,13 @@ from supernet.files import write_atomically, write_text
 from .evaluate import Agent
 from .interrupt import deferred_interrupt
 from .run_folder import read_config, write_command
+from .sb3_checkpoint import load_checkpoint, save_checkpoint, save_model
 
 PRANCE_PPO = "prance_ppo"
+PRANCE_PPO_TIMESTEPS = 400_000
 ROLLOUTS_PER_CHECKPOINT = 10
+# Off-policy algorithms have no rollouts: this many steps of all environments, a multiple of whole episodes, stand in.
+OFF_POLICY_STEPS = 60
 PRESETS = {"tuned": PrancePPOConfig.tuned, "paper": PrancePPOConfig.paper}
 
 
@@ -39,11 +44,12 @@ class AgentTraining:
 
     Attributes:
         env: Environment id.
-        algo: Key of `agents.sb3.ALGORITHMS`, or "prance_ppo".
+        algo: Key of `agents.sb3_presets.ALGORITHMS`, or "prance_ppo".
         preset: Settings of prance_ppo: "tuned" or "paper".
+        conf_file: Hyper-parameters of an SB3 algorithm, a YAML file in rl-zoo's format; None is this package's preset.
         checkpoint: Folder with the supernet; None is the bundled one.
         observation: Observation mode.
-        total_timesteps: Decisions.
+        total_timesteps: Decisions; None: what suits the algorithm.
         n_envs: Images at a time; None: what suits the algorithm.
         macs_weight: Price of all MACs of the full network.
         seed: Fixes everything.
@@ -51,6 +57,8 @@ class AgentTraining:
 
     Raises:
         ValueError: If the algorithm or the preset is unknown.
+        FileNotFoundError: If there is no such file of hyper-parameters.
+        ModuleNotFoundError: If the algorithm needs sb3-contrib, and that is missing.
     """
 
     env: str = "Prance-Digits-v0"
@@ -58,11 +66,12 @@ class AgentTraining:
     preset: str = "tuned"
     checkpoint: str | None = None
     observation: str = "cls"
-    total_timesteps: int = 400_000
+    total_timesteps: int | None = None
     n_envs: int | None = None
     macs_weight: float = 0.05
     seed: int = 0
     device: str = "cpu"
+    conf_file: str | None = None
 
     def __post_init__(self) -> None:
         known = sorted([*ALGORITHMS, PRANCE_PPO])
@@ -72,6 +81,20 @@ class AgentTraining:
             raise ValueError(
                 f"preset={self.preset!r} is unknown to {self.algo}; {PRANCE_PPO} has {sorted(PRESETS)}, others 'tuned'."
             )
+        if self.algo == PRANCE_PPO:
+            if self.conf_file is not None:
+                raise ValueError(f"conf_file={self.conf_file!r} is for SB3's algorithms; {PRANCE_PPO} takes preset=.")
+            return
+        read_preset(self.algo, self.conf_file, self.env)
+
+    @property
+    def timesteps(self) -> int:
+        """Decisions, also if none are given."""
+        if self.total_timesteps is not None:
+            return self.total_timesteps
+        if self.algo == PRANCE_PPO:
+            return PRANCE_PPO_TIMESTEPS
+        return read_preset(self.algo, self.conf_file, self.env).n_timesteps
 
     @property
     def file(self) -> str:
@@ -96,15 +119,19 @@ class _Checkpoints(BaseCallback):
         self.rollout = 0
         self._ends: list[tuple[float, float]] = []
 
+    def _init_callback(self) -> None:
+        # SB3 calls every training step of an off-policy algorithm a rollout.
+        frequency = getattr(getattr(self.model, "train_freq", None), "frequency", OFF_POLICY_STEPS)
+        self.rollouts_per_row = max(1, OFF_POLICY_STEPS // frequency)
+
     def _on_rollout_start(self) -> None:
-        if self.rollout % ROLLOUTS_PER_CHECKPOINT == 0:
+        if self.rollout % (self.rollouts_per_row * ROLLOUTS_PER_CHECKPOINT) == 0:
             if self.num_timesteps > 0:
-                write_atomically(self.folder / "last.zip", lambda name: _save(self.model, Path(name)))
+                write_atomically(self.folder / "last.zip", lambda name: save_checkpoint(self.model, Path(name)))
             seed = int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0] // 2)
-            set_random_seed(seed)
+            self.model.set_random_seed(seed)
             env = self.model.get_env()
             assert env is not None
-            env.seed(seed)
             self.model._last_obs = env.reset()  # type: ignore[assignment]
             self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         self.rollout += 1
@@ -114,6 +141,8 @@ class _Checkpoints(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
+        if self.rollout % self.rollouts_per_row or not self._ends:
+            return
         accuracy, macs_fraction = np.mean(self._ends, axis=0)
         self._ends.clear()
         self.logger.record("rollout/accuracy", accuracy)
@@ -127,11 +156,6 @@ def _forget_after(metrics: Path, timesteps: int) -> None:
     """Drops the rows of the stretch that a resumed run repeats."""
     rows = metrics.read_text().splitlines(keepends=True)
     write_text(metrics, "".join(r for r in rows if json.loads(r)["timesteps"] <= timesteps))
-
-
-def _save(model: BaseAlgorithm, path: Path) -> None:
-    with path.open("wb") as f:
-        model.save(f)
 
 
 def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progress_bar: bool = True) -> Agent:
@@ -180,28 +204,31 @@ def _env_arguments(settings: AgentTraining) -> dict[str, Any]:
 
 
 def _train_sb3(settings: AgentTraining, out: Path, last: Path, resume: bool, progress_bar: bool) -> Agent:
-    n_envs = settings.n_envs or 256
+    n_envs = settings.n_envs or read_preset(settings.algo, settings.conf_file, settings.env).n_envs
     env = make_sb3_env(settings.env, n_envs, seed=settings.seed, **_env_arguments(settings))
     if resume:
-        model = ALGORITHMS[settings.algo].load(last, env=env)
+        model = load_checkpoint(algorithm_class(settings.algo), last, env)
         _forget_after(out / "metrics.jsonl", model.num_timesteps)
     else:
-        model = make_sb3(settings.algo, env, seed=settings.seed, tensorboard_log=str(out))
+        model = make_sb3(settings.algo, env, settings.seed, preset=settings.conf_file, tensorboard_log=str(out))
     callback = _Checkpoints(out, settings.seed)
-    remaining = settings.total_timesteps - model.num_timesteps
+    remaining = settings.timesteps - model.num_timesteps
+    # Off-policy algorithms count episodes, and would otherwise log at every fourth.
+    log_interval = OFF_POLICY_STEPS // 3 * n_envs if isinstance(model, OffPolicyAlgorithm) else 1
     try:
         if remaining > 0:
             model.learn(
                 remaining,
                 callback=callback,
+                log_interval=log_interval,
                 progress_bar=progress_bar,
                 tb_log_name=settings.algo,
                 reset_num_timesteps=not resume,
             )
     except KeyboardInterrupt:
-        print(f"\nStopped at {model.num_timesteps} of {settings.total_timesteps} steps; continue with --resume.")
+        print(f"\nStopped at {model.num_timesteps} of {settings.timesteps} steps; continue with --resume.")
         raise
-    write_atomically(out / "model.zip", lambda name: _save(model, Path(name)))
+    write_atomically(out / "model.zip", lambda name: save_model(model, Path(name)))
     return model
 
 
@@ -231,11 +258,11 @@ def _train_prance_ppo(settings: AgentTraining, out: Path, last: Path, resume: bo
                 print("\nStopping at the next checkpoint, in a moment; Ctrl-C again stops now.")
             return not stopped
 
-        remaining = settings.total_timesteps - agent.num_timesteps
+        remaining = settings.timesteps - agent.num_timesteps
         if remaining > 0:
             agent.learn(remaining, after_update, progress_bar, not resume, tb_log_name=settings.algo)
-    if stopped and agent.num_timesteps < settings.total_timesteps:
-        print(f"\nStopped at {agent.num_timesteps} of {settings.total_timesteps} steps; continue with --resume.")
+    if stopped and agent.num_timesteps < settings.timesteps:
+        print(f"\nStopped at {agent.num_timesteps} of {settings.timesteps} steps; continue with --resume.")
         raise KeyboardInterrupt
     agent.save(out / "model")
     return agent
@@ -298,7 +325,7 @@ def _load_trained(path: Path, settings: EnvSettings) -> PrancePPO | PranceSelect
     if (path / "model").is_dir():
         return PrancePPO.load(path / "model")
     if (path / "model.zip").is_file():
-        return ALGORITHMS[read_config(path)["algo"]].load(path / "model.zip", device="cpu")
+        return algorithm_class(read_config(path)["algo"]).load(path / "model.zip", device="cpu")
     raise FileNotFoundError(
         f"{str(path)!r} is no agent: pass 'full', 'random', a .json file, a run folder with a model, a folder that "
         "PrancePPO.save has written, a selector's .safetensors, or the .pth file of PRANCE's authors."

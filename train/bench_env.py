@@ -25,7 +25,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from tqdm import tqdm
 
 from agents import make_sb3
-from agents.sb3 import ppo_defaults
 from prance_env import ImageDataset, PranceVecEnv, PranceVectorEnv, register_dataset
 from prance_env.datasets import DIGITS_SCENES, load_dataset
 from prance_env.shared_engine import BUNDLED, checkpoint_folder
@@ -173,14 +172,8 @@ def contenders(settings: EnvBenchSettings, task: dict[str, Any]) -> dict[str, Ca
     plain.seed(settings.seed)
     plain.reset()
     policy = make_sb3("ppo", watched, settings.seed)
-    # Rollouts of one episode instead of two; mini-batches and passes over every sample stay the defaults'.
-    learner = make_sb3(
-        "ppo",
-        RandomActions(learned, actions),
-        settings.seed,
-        n_steps=space.num_decisions,
-        batch_size=ppo_defaults(space.num_decisions, n)["batch_size"],
-    )
+    # Rollouts of one episode; mini-batches and passes over every sample stay the preset's.
+    learner = make_sb3("ppo", RandomActions(learned, actions), settings.seed, n_steps=space.num_decisions)
     latest = [watched.reset()]
 
     def with_policy() -> None:

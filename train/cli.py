@@ -14,6 +14,7 @@ from .cli_bench_env import BenchEnv
 from .cli_network import Export, Import
 from .cli_options import Device, Threads, set_threads
 from .cli_results import Eval, Validate, Yardsticks
+from .cli_tune import Tune
 
 
 @dataclass
@@ -61,6 +62,7 @@ class AgentArgs:
 
         prance train agent --out runs/agent
         prance train agent --out runs/agent --algo prance_ppo
+        prance train agent --out runs/sac --algo sac
         prance train agent --out runs/static --algo prance_ppo --observation constant
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
         prance train agent --out runs/agent --resume
@@ -70,16 +72,20 @@ class AgentArgs:
     """Run folder."""
     env: str = "Prance-Digits-v0"
     """Environment id."""
-    algo: Literal["ppo", "prance_ppo"] = "ppo"
-    """ppo: Stable-Baselines3's; prance_ppo: PRANCE's, faster, and saved without pickles."""
+    algo: Literal["ppo", "a2c", "sac", "td3", "tqc", "trpo", "prance_ppo"] = "ppo"
+    """Stable-Baselines3's, or prance_ppo: PRANCE's, faster, and saved without pickles; tqc and trpo need
+    `pip install 'prance-env[contrib]'`."""
     preset: Literal["tuned", "paper"] = "tuned"
     """Settings of prance_ppo: what learns best here, or the paper's."""
+    conf_file: str | None = None
+    """Hyper-parameters of a Stable-Baselines3 algorithm, a YAML file in rl-zoo's format such as `prance tune` writes;
+    this package's preset if not given."""
     checkpoint: str | None = None
     """Folder with the supernet; the bundled one if not given."""
     observation: Literal["cls", "cls_only", "constant", "key_mean"] = "cls"
     """What the agent sees; constant: only which decision it is, which learns one static subnet."""
-    total_timesteps: int = 400_000
-    """Decisions, three an image."""
+    total_timesteps: int | None = None
+    """Decisions, three an image; what suits the algorithm if not given."""
     n_envs: int | None = None
     """Images at a time; what suits the algorithm if not given."""
     macs_weight: float = 0.05
@@ -99,6 +105,7 @@ class AgentArgs:
             env=self.env,
             algo=self.algo,
             preset=self.preset,
+            conf_file=self.conf_file,
             checkpoint=self.checkpoint,
             observation=self.observation,
             total_timesteps=self.total_timesteps,
@@ -294,6 +301,7 @@ class Prance:
     command: (
         Annotated[Demo, subcommand("demo")]
         | Annotated[Train, subcommand("train")]
+        | Annotated[Tune, subcommand("tune")]
         | Annotated[Eval, subcommand("eval")]
         | Annotated[Yardsticks, subcommand("yardsticks")]
         | Annotated[Validate, subcommand("validate")]
@@ -317,7 +325,7 @@ def main() -> None:
         args.run()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, FileNotFoundError, FileExistsError) as e:
+    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as e:
         sys.exit(f"prance: {e}")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from agents.sb3 import ALGORITHMS
+from agents.sb3_presets import ALGORITHMS
 from prance_env.dataset_config import TIMM_READERS
 from prance_env.datasets import list_datasets
 from prance_env.shared_engine import BUNDLED, token_modes
