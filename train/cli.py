@@ -252,6 +252,8 @@ class Profile:
     """Points of the grid of token counts."""
     repeats: int = 5
     """Runs per point; the fastest counts."""
+    decide_first_group: bool = False
+    """Measure the first group at every size, too, for environments that decide it."""
     device: Device = "cpu"
     threads: Threads = 0
 
@@ -260,7 +262,14 @@ class Profile:
 
         set_threads(self.threads)
         run_profile(
-            self.out, self.supernet, self.checkpoint, self.device, self.batch_size, self.token_counts, self.repeats
+            self.out,
+            self.supernet,
+            self.checkpoint,
+            self.device,
+            self.batch_size,
+            self.token_counts,
+            self.repeats,
+            self.decide_first_group,
         )
 
 
