@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from .cli_bench_env import BenchEnv
 from .cli_network import Export, Import
-from .cli_options import Device, Threads, set_threads
+from .cli_options import Dataset, Device, DType, Threads, TokenMode, parse_dataset, set_threads
 from .cli_results import Eval, Validate
 
 
@@ -63,6 +63,8 @@ class AgentArgs:
         prance train agent --out runs/agent --algo prance_ppo
         prance train agent --out runs/static --algo prance_ppo --observation constant
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
+        prance train agent --out runs/merge --token-mode merge
+        prance train agent --out runs/mine --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet
         prance train agent --out runs/agent --resume
     """
 
@@ -76,6 +78,9 @@ class AgentArgs:
     """Settings of prance_ppo: what learns best here, or the paper's."""
     checkpoint: str | None = None
     """Folder with the supernet; the bundled one if not given."""
+    dataset: Dataset = None
+    token_mode: TokenMode = None
+    dtype: DType = "float32"
     observation: Literal["cls", "cls_only", "constant", "key_mean"] = "cls"
     """What the agent sees; constant: only which decision it is, which learns one static subnet."""
     total_timesteps: int = 400_000
@@ -106,6 +111,9 @@ class AgentArgs:
             macs_weight=self.macs_weight,
             seed=self.seed,
             device=self.device,
+            dataset=parse_dataset(self.dataset),
+            token_mode=self.token_mode,
+            dtype=self.dtype,
         )
         train_agent(settings, self.out, self.resume)
         print(f"Agent written to {self.out}; evaluate it with: prance eval --agent {self.out}")
@@ -157,6 +165,7 @@ class Headroom:
 
         prance headroom
         prance headroom --checkpoint runs/supernet-0 runs/supernet-1 --out runs/headroom
+        prance headroom --token-mode merge
     """
 
     checkpoint: list[str] = field(default_factory=list)
@@ -165,6 +174,9 @@ class Headroom:
     """Environment id."""
     num_subnets: int = 400
     """Static subnets to search among."""
+    dataset: Dataset = None
+    token_mode: TokenMode = None
+    dtype: DType = "float32"
     out: Path | None = None
     """Folder for headroom.json."""
     device: Device = "cpu"
@@ -174,7 +186,16 @@ class Headroom:
         from .headroom import run_headroom
 
         set_threads(self.threads)
-        run_headroom([*self.checkpoint] or [None], self.env, self.num_subnets, self.out, self.device)
+        run_headroom(
+            [*self.checkpoint] or [None],
+            self.env,
+            self.num_subnets,
+            self.out,
+            self.device,
+            parse_dataset(self.dataset),
+            self.token_mode,
+            self.dtype,
+        )
 
 
 @dataclass

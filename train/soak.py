@@ -161,17 +161,18 @@ def run_rounds(minutes: float, calls: int, num_envs: int, seed: int, progress_ba
         if not 0 < value < float("inf"):
             raise ValueError(f"{name}={value} must be positive.")
     rng = np.random.default_rng(seed)
+    seconds = round(60 * minutes)
     begin, held = time.monotonic(), list[Held]()
     with (
         tempfile.TemporaryDirectory(prefix="prance-soak-") as folder,
-        tqdm(total=round(60 * minutes), unit="s", desc="soak", disable=not progress_bar) as bar,
+        tqdm(total=seconds, unit="s", desc="soak", disable=not progress_bar) as bar,
     ):
         _write_images(Path(folder))
         while len(held) < LEAST_ROUNDS or time.monotonic() - begin < 60 * minutes:
             _round(rng, calls, num_envs, folder)
             held.append(held_now())
             bar.set_postfix(rounds=len(held), MB=round(held[-1].megabytes), fds=held[-1].file_descriptors)
-            bar.update(min(round(time.monotonic() - begin), bar.total) - bar.n)
+            bar.update(min(round(time.monotonic() - begin), seconds) - int(bar.n))
     return held
 
 
