@@ -257,6 +257,7 @@ class Profile:
 
         prance profile --out latency.json
         prance profile --supernet prance_vit_small --device cuda --out h100.json
+        prance profile --supernet prance_vit_small --out first.json --decide-first-group
 
     and then reward={"cost": "latency", "latency_table": "latency.json"}.
     """
