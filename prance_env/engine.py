@@ -280,7 +280,7 @@ class InferenceEngine:
         if reward.latency_table is None:
             return None, None, None
         table, space, group = load_latency_table(reward.latency_table), self.config.space, episodes.state.group
-        before = table.prefix_ms if episodes.latency_spent_ms is None else episodes.latency_spent_ms
+        before = table.begin_ms(space) if episodes.latency_spent_ms is None else episodes.latency_spent_ms
         spent = before + table.group(
             group,
             choice.embed_dim.numpy(),

@@ -308,7 +308,8 @@ class Lanes:
         episodes = replace(episodes, macs_weight=macs_weight)
         if self._latency is None:
             return episodes
-        spent, full = self._latency.prefix_ms, self._latency.full_ms(self.engine.config.space)
+        space = self.engine.config.space
+        spent, full = self._latency.begin_ms(space), self._latency.full_ms(space)
         batch = len(episodes)
         return replace(episodes, latency_spent_ms=np.full(batch, spent), latency_ms=np.full(batch, full))
 

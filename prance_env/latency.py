@@ -1,9 +1,10 @@
 """Measured milliseconds as the cost of an inference: a lookup table per device.
 
-The table holds, for every decided group, width, MLP ratio and token count of a grid, the milliseconds per image of a
-batch whose images are all alike. The time of a choice is composed from it: every block of a group contributes its share
-at its own width and ratio, linearly interpolated between token counts; the first block of a group runs its attention
-before patches leave and its MLP afterwards. Mixed sizes in a batch cost a little more than the table says.
+The table holds, for every group that may be decided, width, MLP ratio and token count of a grid, the milliseconds per
+image of a batch whose images are all alike. The time of a choice is composed from it: every block of a group
+contributes its share at its own width and ratio, linearly interpolated between token counts; the first block of a group
+runs its attention before patches leave and its MLP afterwards. Mixed sizes in a batch cost a little more than the table
+says.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ class LatencyTable:
         embed_dims: Its widths, ascending.
         mlp_ratios: Its ratios, ascending.
         num_tokens: Token counts of the grid, class token included, ascending; the last is that of a whole image.
-        prefix_ms: Patch embedding and first group.
+        prefix_ms: Patch embedding and, unless it was measured with its first group decided, that group.
         head_ms: Classifier.
-        group_ms: (groups - 1, widths, ratios, token counts), every block alike and no patch dropped.
+        group_ms: (groups, widths, ratios, token counts), every block alike and no patch dropped; one group fewer where
+            the first is part of `prefix_ms`.
 
     Raises:
         ValueError: If shapes disagree or a time is not positive.
@@ -61,22 +63,28 @@ class LatencyTable:
     group_ms: list[list[list[list[float]]]]
 
     def __post_init__(self) -> None:
-        shape = (len(self.groups) - 1, len(self.embed_dims), len(self.mlp_ratios), len(self.num_tokens))
+        shape = (len(self.embed_dims), len(self.mlp_ratios), len(self.num_tokens))
         times = np.array(self.group_ms, dtype=np.float64)
-        if times.shape != shape:
-            raise ValueError(f"group_ms has the shape {times.shape}; expected {shape} by the other fields.")
+        allowed = [(groups, *shape) for groups in (len(self.groups) - 1, len(self.groups))]
+        if times.shape not in allowed:
+            raise ValueError(f"group_ms has the shape {times.shape}; expected one of {allowed} by the other fields.")
         if not (np.isfinite(times).all() and min(times.min(), self.prefix_ms, self.head_ms) > 0):
             raise ValueError("Every time of a latency table must be a finite number of milliseconds > 0.")
         object.__setattr__(self, "_times", times)
 
+    @property
+    def first_group(self) -> int:
+        """The first group with times of its own: 0 if the table was measured with the first group decided, else 1."""
+        return len(self.groups) - len(self.group_ms)
+
     def check(self, config: SupernetConfig) -> None:
-        """Checks that the table is about this supernet.
+        """Checks that the table is about this supernet. One with times of the first group serves either way.
 
         Raises:
-            ValueError: If its groups, widths, ratios or number of patches are others, or the first group is decided.
+            ValueError: If its groups, widths, ratios or number of patches are others, or the first group is decided and
+                the table has no times for it.
         """
         space = config.space
-        _refuse_first_group(space)
         wanted = (space.groups, space.embed_dims, space.mlp_ratios, config.num_tokens)
         found = (tuple(self.groups), tuple(self.embed_dims), tuple(self.mlp_ratios), self.num_tokens[-1])
         if wanted != found:
@@ -84,12 +92,17 @@ class LatencyTable:
                 f"The latency table is for groups, widths, ratios and tokens {found}, but this supernet has {wanted}; "
                 "measure it with `prance profile`."
             )
+        if space.first_decided < self.first_group:
+            raise ValueError(
+                "The latency table has one time for the whole first group, so it cannot tell what deciding it saves; "
+                "measure it with `prance profile --decide-first-group`, or take decide_first_group=False."
+            )
 
     def group(self, group: int, embed_dim: Ints, mlp_ratio: Floats, before: Ints, after: Ints) -> Floats:
         """(B,) milliseconds of one decided group.
 
         Args:
-            group: Its number, 1 or more.
+            group: Its number, `first_group` or more.
             embed_dim: (B, blocks) widths.
             mlp_ratio: (B, blocks) ratios.
             before: (B,) tokens before it.
@@ -99,7 +112,7 @@ class LatencyTable:
         ratio = np.searchsorted(self.mlp_ratios, mlp_ratio)
         total = np.zeros(len(before))
         for i in range(embed_dim.shape[1]):
-            rows = self._times[group - 1, width[:, i], ratio[:, i]]  # type: ignore[attr-defined]
+            rows = self._times[group - self.first_group, width[:, i], ratio[:, i]]  # type: ignore[attr-defined]
             block = self._at(rows, after)
             total += (self._at(rows, before) + block) / 2 if i == 0 else block
         return total / embed_dim.shape[1]
@@ -114,7 +127,15 @@ class LatencyTable:
 
     def full_ms(self, space: SearchSpace) -> float:
         """Milliseconds of the full network."""
-        return self.prefix_ms + float(self.rest(space, 1, np.array(self.num_tokens[-1:]))[0])
+        return self.prefix_ms + self._whole(space, self.first_group)
+
+    def begin_ms(self, space: SearchSpace) -> float:
+        """Milliseconds before the first decision."""
+        return self.full_ms(space) - self._whole(space, space.first_decided)
+
+    def _whole(self, space: SearchSpace, group: int) -> float:
+        """`rest` of an image that has all its tokens."""
+        return float(self.rest(space, group, np.array(self.num_tokens[-1:]))[0])
 
     def save(self, path: str | Path) -> None:
         """Writes JSON, atomically."""
@@ -163,7 +184,7 @@ def measure_latency(
     """Measures a supernet; its weights do not matter, so random ones are used.
 
     Args:
-        config: The supernet.
+        config: The supernet; with `decide_first_group` its first group gets times, too.
         device: Torch device.
         batch_size: Images per batch.
         num_token_counts: Points of the token grid, from one patch to all; at most one per side of the patch grid.
@@ -171,16 +192,15 @@ def measure_latency(
         progress: Called with the points done and their number.
 
     Raises:
-        ValueError: If a number is below 1, or the first group is decided.
+        ValueError: If a number is below 1.
     """
-    _refuse_first_group(config.space)
     for name, value in (("batch_size", batch_size), ("num_token_counts", num_token_counts), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     space, target = config.space, torch.device(device)
     grid_side = config.img_size // config.patch_size
     sides = np.unique(np.linspace(grid_side, 1, num_token_counts).round().astype(int))
-    shape = (len(space.groups) - 1, len(space.embed_dims), len(space.mlp_ratios), len(sides))
+    shape = (space.num_decisions, len(space.embed_dims), len(space.mlp_ratios), len(sides))
     group_ms = np.zeros(shape)
     done, total = 0, int(np.prod(shape))
 
@@ -202,7 +222,7 @@ def measure_latency(
         images = torch.rand(batch_size, small.in_chans, small.img_size, small.img_size, device=target)
         prefix_ms = milliseconds(lambda net=net, images=images: net.begin(images))  # type: ignore[misc]
         state = net.begin(images)
-        for group in range(1, len(space.groups)):
+        for group in range(space.first_decided, len(space.groups)):
             full = GroupChoice.full(space, group, batch_size)
             for w, width in enumerate(space.embed_dims):
                 for r, ratio in enumerate(space.mlp_ratios):
@@ -211,7 +231,7 @@ def measure_latency(
                         embed_dim=torch.full_like(full.embed_dim, width),
                         mlp_ratio=torch.full_like(full.mlp_ratio, ratio),
                     )
-                    group_ms[group - 1, w, r, s] = milliseconds(
+                    group_ms[group - space.first_decided, w, r, s] = milliseconds(
                         lambda net=net, state=state, group=group, choice=choice: net.run_group(state, group, choice)  # type: ignore[misc]
                     )
                     done += 1
@@ -231,14 +251,6 @@ def measure_latency(
         head_ms=head_ms,
         group_ms=group_ms.tolist(),
     )
-
-
-def _refuse_first_group(space: SearchSpace) -> None:
-    if space.decide_first_group:
-        raise ValueError(
-            "A latency table has one time for the first group, so it cannot be decided: take "
-            "decide_first_group=False, or cost='macs'."
-        )
 
 
 def _synchronize(device: torch.device) -> None:

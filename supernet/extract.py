@@ -44,6 +44,7 @@ def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
 
     Raises:
         ValueError: If `subnet` holds more than one or is not in the search space.
+        TypeError: If it is no SubnetConfig.
     """
     static = StaticViT(net.config, subnet, "meta")
     widths = subnet.embed_dim[0].tolist()

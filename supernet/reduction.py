@@ -105,6 +105,9 @@ def prune_fused(
     """`prune`, with a last token that is the sum of the dropped ones, weighted by their scores (EViT's fused token).
 
     As in EViT the weights are not normalised: they sum to the attention that the dropped patches had.
+
+    Where only one patch would go, nothing does: the fused token would stand for that patch alone, scaled down to
+    next to nothing by its score, and not a token would be saved. EViT's code does scale it.
     """
     assert scores is not None
     last = column(counts[:, -1], scores.device) - 1
@@ -175,7 +178,13 @@ def tome(
     """Bipartite soft matching (ToMe, Bolya et al. 2023): the most alike pairs of an even and an odd position merge.
 
     One matching removes at most half of the patches; where more are to go, the merged tokens are matched again. The
-    order of the result is ToMe's: unmerged even positions, then odd ones.
+    order of the result is ToMe's: unmerged even positions, then odd ones, each in the order they had.
+
+    ToMe's code sorts the unmerged ones only if there is a class token, to keep that in front, and otherwise leaves them
+    by descending similarity. Here they are always sorted, so that one rule holds for both kinds of network, and whether
+    a token comes to an even or an odd position of the next matching does not hang on the last bits of similarities.
+    Attention does not see the order, so a first matching is ToMe's either way; later ones of a network without class
+    token may pair other tokens.
     """
     assert metric is not None
     kept, now = counts[:, -1], lengths

@@ -44,7 +44,16 @@ class InferenceState:
         return len(self.num_tokens)
 
     def __getitem__(self, index: Sequence[int] | Ints | Tensor | slice) -> InferenceState:
-        images = np.arange(len(self))[np.asarray(index) if not isinstance(index, slice) else index].reshape(-1)
+        """The images `index`, in that order; an int gives a batch of one.
+
+        Raises:
+            IndexError: If an image does not exist, or none is selected: there is no inference of nothing.
+        """
+        chosen = index if isinstance(index, slice) else np.asarray(index)
+        empty = not isinstance(chosen, slice) and chosen.size == 0
+        images = np.empty(0, dtype=np.int64) if empty else np.arange(len(self))[chosen].reshape(-1)
+        if not len(images):
+            raise IndexError(f"state[{index!r}] selects none of the {len(self)} images; a state holds one or more.")
         rows = rows_of(images, self.num_tokens)
         return InferenceState(
             self.group,

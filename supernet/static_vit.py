@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SupernetConfig
-from .layers import PatchEmbed, activate, set_width, working_rows
+from .layers import PatchEmbed, activate, check_tensor, set_width, working_rows
 from .macs import block_widths, hidden_dims, next_widths, remaining_macs, stem_macs
 from .ragged import class_scores
 from .reduction import combine, total_size
-from .subnet import SubnetConfig
+from .subnet import SubnetConfig, check_subnet
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,14 @@ class StaticViT(nn.Module):
 
     Raises:
         ValueError: If `subnet` holds more than one or is not in the search space.
+        TypeError: If it is no SubnetConfig.
     """
 
     def __init__(self, config: SupernetConfig, subnet: SubnetConfig, device: str = "cpu") -> None:
         super().__init__()
+        check_subnet(subnet, config.space)
         if len(subnet) != 1:
             raise ValueError(f"A static network is one subnet, not {len(subnet)}; index the batch first: subnet[0].")
-        subnet.validate(config.space)
         self.mean: Tensor
         self.std: Tensor
         self.config, self.subnet = config, subnet
@@ -192,6 +193,7 @@ class StaticViT(nn.Module):
             ValueError: If shape or dtype is wrong.
         """
         c = self.config
+        check_tensor(images)
         if images.ndim != 4 or tuple(images.shape[1:]) != (c.in_chans, c.img_size, c.img_size):
             raise ValueError(
                 f"images have the shape {tuple(images.shape)}; expected (B, {c.in_chans}, {c.img_size}, {c.img_size})."

@@ -39,6 +39,21 @@ def _check_rates_shape(shape: tuple[int, ...], space: SearchSpace, leading: tupl
         )
 
 
+def check_subnet(subnet: SubnetConfig, space: SearchSpace) -> None:
+    """Checks that these are whole subnets of `space`.
+
+    Raises:
+        TypeError: If it is something else, such as the choice for one group.
+        ValueError: As `SubnetConfig.validate`.
+    """
+    if not isinstance(subnet, SubnetConfig):
+        raise TypeError(
+            f"subnet is a {type(subnet).__name__}; pass a SubnetConfig, the sizes of all groups. The choice for one "
+            "group (GroupChoice) goes to run_group(state, group, choice)."
+        )
+    subnet.validate(space)
+
+
 def _check_choices(name: str, values: Tensor, allowed: tuple[float, ...], note: str = "") -> None:
     bad = ~torch.isin(values.double(), torch.tensor(allowed, dtype=torch.float64))
     if bool(bad.any()):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from . import macs
 from .config import SearchSpace, SupernetConfig
-from .layers import ElasticBlock, PatchEmbed, layer_norm, linear, set_width
+from .layers import ElasticBlock, PatchEmbed, check_tensor, layer_norm, linear, set_width
 from .ragged import Ints, rows_of, runs, starts, take_rows
 from .runtime import Packed, attention_half, run_blocks
 from .state import InferenceState
-from .subnet import GroupChoice, SubnetConfig
+from .subnet import GroupChoice, SubnetConfig, check_subnet
 
 
 class Supernet(nn.Module):
@@ -88,6 +88,7 @@ class Supernet(nn.Module):
 
         Raises:
             ValueError: If shape, dtype or choice is wrong.
+            TypeError: If the images are no tensor.
         """
         tokens = self.embed(images)
         c, batch = self.config, len(tokens)
@@ -103,6 +104,7 @@ class Supernet(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Patches, class token, positions and CLIP's norm: (B, num_tokens, embed_dim); see `begin` for the images."""
         c = self.config
+        check_tensor(images)
         if images.ndim != 4 or tuple(images.shape[1:]) != (c.in_chans, c.img_size, c.img_size) or not len(images):
             raise ValueError(
                 f"images have the shape {tuple(images.shape)}; this supernet takes (B, {c.in_chans}, {c.img_size}, "
@@ -299,6 +301,7 @@ class Supernet(nn.Module):
 
         Raises:
             ValueError: If shapes do not fit or the subnet is not in the search space.
+            TypeError: If the images are no tensor, or `subnet` is no SubnetConfig.
         """
         return self.forward_head(self.forward_features(images, subnet))
 
@@ -363,7 +366,7 @@ class Supernet(nn.Module):
 
     def _checked(self, subnet: SubnetConfig | None) -> SubnetConfig:
         subnet = SubnetConfig.full(self.space) if subnet is None else subnet
-        subnet.validate(self.space)
+        check_subnet(subnet, self.space)
         return subnet
 
 

@@ -16,9 +16,10 @@ from small_nets import small_net
 from agents.baselines import RandomAgent, StaticAgent
 from agents.static_search import correct_of_static, evolve_static_front
 from prance_env import LatencyTable, PranceEnv, PranceVectorEnv
-from prance_env.latency import measure_latency
-from supernet import SearchSpace, SubnetConfig, SupernetConfig, from_pretrained
+from prance_env.latency import load_latency_table
+from supernet import SearchSpace, SubnetConfig, SupernetConfig, from_pretrained, save_pretrained
 from supernet.vit import with_space
+from train.cli import main
 from train.evaluate import evaluate
 from train.plots import plot_episodes
 
@@ -125,20 +126,74 @@ def test_static_search_evaluation_and_plots_take_three_decisions(decided: dict[s
     assert (tmp_path / "episodes.png").stat().st_size > 1000
 
 
-def test_it_is_refused_where_groups_differ_or_a_latency_table_cannot_tell(tmp_path: Path) -> None:
+def test_it_is_refused_where_groups_differ() -> None:
     with pytest.raises(ValueError, match=r"decide_first_group=True needs groups of equally many.*\(1, 3, 3, 3\)"):
         PranceEnv(decide_first_group=True)
     with pytest.raises(ValueError, match=r"decide_first_group='yes' must be None, True or False"):
         PranceEnv(decide_first_group="yes")  # type: ignore[arg-type]
-    space = SearchSpace((1, 1), (8, 16), (1,), (1,), decide_first_group=True)
-    config = SupernetConfig(space, img_size=8, patch_size=4, num_classes=3, head_dim=8)
-    with pytest.raises(ValueError, match=r"latency table.*decide_first_group=False"):
-        measure_latency(config)
-    table = LatencyTable("imagined", "0", 1, 1, [1, 1], [8, 16], [1.0], [5], 0.5, 0.5, [[[[1.0]], [[2.0]]]])
+
+
+TWO_GROUPS = SupernetConfig(
+    SearchSpace((1, 1), (8, 16), (1,), (1,), decide_first_group=True),
+    img_size=8,
+    patch_size=4,
+    num_classes=3,
+    head_dim=8,
+)
+FIRST_MS, SECOND_MS = [[[1.0]], [[2.0]]], [[[4.0]], [[8.0]]]
+
+
+def two_groups(tmp_path: Path, group_ms: list[Any]) -> dict[str, Any]:
+    """Arguments for noise before a supernet of two blocks and a latency table."""
+    table = LatencyTable("imagined", "0", 1, 1, [1, 1], [8, 16], [1.0], [5], 0.5, 0.25, group_ms)
     table.save(tmp_path / "table.json")
-    kwargs = noise_kwargs(random_net(config), tmp_path / "net")
-    reward = {"latency_table": str(tmp_path / "table.json")}
-    with pytest.raises(ValueError, match=r"latency table.*decide_first_group=False"):
-        PranceEnv(**kwargs, reward=reward)
-    env = PranceEnv(**kwargs, reward=reward, decide_first_group=False)
-    assert env.reset(seed=0)[1]["latency_ms"] == 3.0
+    kwargs = noise_kwargs(random_net(TWO_GROUPS), tmp_path / "net")
+    return {**kwargs, "reward": {"cost": "latency", "latency_table": str(tmp_path / "table.json"), "macs_weight": 1.0}}
+
+
+def test_a_table_with_times_of_the_first_group_counts_what_deciding_it_saves(tmp_path: Path) -> None:
+    kwargs = two_groups(tmp_path, [FIRST_MS, SECOND_MS])
+    env = PranceEnv(**kwargs)
+    _, info = env.reset(seed=0)
+    assert info["latency_ms"] == 0.5 + 2 + 8 + 0.25
+    narrow = np.array([1, -1, 1], dtype=np.float32)
+    _, _, _, _, info = env.step(narrow)
+    assert info["latency_ms"] == 0.5 + 1 + 8 + 0.25
+    assert info["reward_macs"] == pytest.approx(-9.75 / 10.75)
+    _, _, terminated, _, info = env.step(narrow)
+    assert terminated
+    assert info["latency_ms"] == 0.5 + 1 + 4 + 0.25
+    undecided = PranceEnv(**kwargs, decide_first_group=False)
+    assert undecided.reset(seed=0)[1]["latency_ms"] == 10.75
+    assert undecided.step(narrow)[4]["latency_ms"] == 0.5 + 2 + 4 + 0.25
+
+
+def test_a_table_with_one_time_for_the_first_group_says_how_to_measure_more(tmp_path: Path) -> None:
+    kwargs = two_groups(tmp_path, [SECOND_MS])
+    with pytest.raises(ValueError, match=r"latency table.*prance profile --decide-first-group.*first_group=False"):
+        PranceEnv(**kwargs)
+    assert PranceEnv(**kwargs, decide_first_group=False).reset(seed=0)[1]["latency_ms"] == 0.5 + 8 + 0.25
+
+
+def test_profile_measures_the_first_group_if_it_is_to_be_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = with_space(TWO_GROUPS, decide_first_group=False)
+    save_pretrained(random_net(small), tmp_path / "net")
+    arguments = ["--batch-size", "8", "--token-counts", "2", "--repeats", "1", "--threads", "1", "--checkpoint"]
+    for flags, first in (((), 1), (("--decide-first-group",), 0)):
+        out = tmp_path / f"{first}.json"
+        monkeypatch.setattr(
+            "sys.argv", ["prance", "profile", "--out", str(out), *arguments, str(tmp_path / "net"), *flags]
+        )
+        main()
+        table = load_latency_table(str(out))
+        assert table.first_group == first
+        table.check(small)
+        assert 0 < table.begin_ms(small.space) < table.full_ms(small.space)
+    table.check(TWO_GROUPS)
+    assert table.begin_ms(TWO_GROUPS.space) == pytest.approx(table.prefix_ms)
+    assert table.begin_ms(small.space) > table.prefix_ms
+    monkeypatch.setattr("sys.argv", ["prance", "profile", "--out", str(tmp_path / "x.json"), "--decide-first-group"])
+    with pytest.raises(SystemExit, match="groups"):
+        main()

@@ -120,7 +120,7 @@ def test_validate_reads_the_settings_beside_the_rows_and_fails_with_one_line(
     calls = []
 
     def from_id(*arguments: object, **kwargs: object) -> object:
-        calls.append(arguments)
+        calls.append((*arguments, kwargs["split"], kwargs["checkpoint"]))
         return settings_for(engine)
 
     monkeypatch.setattr("train.validate.EnvSettings.from_id", from_id)

@@ -266,6 +266,10 @@ def test_what_does_not_fit_is_named(case: Case, call: Call, message: str) -> Non
     ("call", "message"),
     [
         (lambda c: c.state[[0, 3]], "3 .*size 3"),
+        (lambda c: c.state[[]], r"state\[\[\]\] selects none of the 3 images"),
+        (lambda c: c.state[np.array([], dtype=np.int64)], "selects none of the 3 images"),
+        (lambda c: c.state[torch.zeros(3, dtype=torch.bool)], "selects none of the 3 images"),
+        (lambda c: c.state[3:], r"state\[slice\(3, None, None\)\] selects none of the 3 images"),
         (lambda c: c.subnet[3], "3 of 3"),
         (lambda c: c.subnet[-4], "-4 of 3"),
         (lambda c: c.subnet.group(DECIDED, 2), r"group=2 does not exist.*0\.\.1"),
@@ -276,6 +280,23 @@ def test_what_does_not_fit_is_named(case: Case, call: Call, message: str) -> Non
 def test_what_does_not_exist_is_named(case: Case, call: Call, message: str) -> None:
     with pytest.raises(IndexError, match=message):
         call(case)
+
+
+@pytest.mark.parametrize("call", [c for name, c in SUBNET_CALLS.items() if name != "to_actions"])
+def test_the_choice_for_one_group_is_no_subnet(case: Case, call: Callable[[Case, Any], Any]) -> None:
+    with pytest.raises(
+        TypeError, match=r"subnet is a GroupChoice; pass a SubnetConfig.*run_group\(state, group, choice"
+    ):
+        call(case, case.choice)
+
+
+@pytest.mark.parametrize("call", IMAGE_CALLS.values(), ids=IMAGE_CALLS)
+@pytest.mark.parametrize(("bad", "kind"), [(Tensor.numpy, "numpy.ndarray"), (Tensor.tolist, "builtins.list")])
+def test_images_that_are_no_tensor_are_refused_with_the_remedy(
+    case: Case, call: Callable[[Case, Any], Any], bad: Callable[[Tensor], Any], kind: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"images are a {kind}; pass a torch.Tensor.*torch.from_numpy"):
+        call(case, bad(case.images))
 
 
 def test_numbers_of_numpy_index_subnets_as_those_of_python_do(case: Case) -> None:

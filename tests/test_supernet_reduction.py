@@ -201,6 +201,33 @@ def test_tome_orders_unmerged_even_positions_before_odd_ones() -> None:
     assert reduce("tome", three).into.tolist() == [[0, 3, 1, 4, 3, 5, 2]]
 
 
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_tome_sorts_unmerged_tokens_with_and_without_a_class_token(prefix: int) -> None:
+    """In the even positions similarity falls from back to front, so order by similarity would turn them around."""
+    angles = torch.tensor([0.0, 60, 90, 180, 190, 270, 275, 8], dtype=torch.float64).deg2rad()
+    metric = torch.stack([angles.cos(), angles.sin()], dim=1)
+    metric = torch.cat([metric.new_ones(prefix, 2), metric])[None]
+    case = make_case("tome", prefix, [8 + prefix], [[7 + prefix]], seed=0)
+    into = reduce("tome", replace(case, metric=metric)).into[0, prefix:].tolist()
+    even = [place for i, place in enumerate(into) if (i + prefix) % 2 == 0]
+    alone = [place for place in even if into.count(place) == 1]
+    assert len(alone) == 3
+    assert alone == sorted(alone)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_fusing_a_single_patch_would_save_nothing_so_everything_stays(prefix: int) -> None:
+    """EViT's counts: of 10 patches 9 are kept and the tenth becomes the fused token, which makes 10."""
+    counts = token_mode("prune_fused").counts(np.array([10 + prefix]), np.array([[0.85]]), prefix)
+    assert counts.tolist() == [[10 + prefix]]
+    case = make_case("prune_fused", prefix, [10 + prefix], counts.tolist(), seed=4)
+    reduced = reduce("prune_fused", case)
+    assert reduced.into[0].tolist() == list(range(10 + prefix))
+    assert torch.equal(reduced.x, case.x)
+    two = token_mode("prune_fused").counts(np.array([10 + prefix]), np.array([[0.8]]), prefix)
+    assert two.tolist() == [[9 + prefix]]
+
+
 def test_the_class_token_takes_no_part_in_merging_though_it_is_the_most_alike() -> None:
     for mode in ("merge", "prune_merge", "tome", "prance_merge", "prance_prune_merge"):
         counts = [9, 4] if token_mode(mode).num_rates == 2 else [4]

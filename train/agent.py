@@ -54,6 +54,9 @@ class AgentTraining:
         macs_weight: Price of all MACs of the full network.
         seed: Fixes everything.
         device: Torch device of the supernet and of prance_ppo's policy; that of SB3 stays on the CPU.
+        dataset: Images, see `PranceEnv`; None: those of the environment id.
+        token_mode: How patches leave, see `PranceEnv`; None: as the checkpoint says.
+        dtype: Precision of the supernet.
 
     Raises:
         ValueError: If the algorithm or the preset is unknown.
@@ -72,6 +75,9 @@ class AgentTraining:
     seed: int = 0
     device: str = "cpu"
     conf_file: str | None = None
+    dataset: str | dict[str, Any] | None = None
+    token_mode: str | None = None
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         known = sorted([*ALGORITHMS, PRANCE_PPO])
@@ -200,6 +206,9 @@ def _env_arguments(settings: AgentTraining) -> dict[str, Any]:
         "observation": settings.observation,
         "reward": settings.reward,
         "device": settings.device,
+        "token_mode": settings.token_mode,
+        "dtype": settings.dtype,
+        **({} if settings.dataset is None else {"dataset": settings.dataset}),
     }
 
 
@@ -233,7 +242,13 @@ def _train_sb3(settings: AgentTraining, out: Path, last: Path, resume: bool, pro
 
 
 def _train_prance_ppo(settings: AgentTraining, out: Path, last: Path, resume: bool, progress_bar: bool) -> Agent:
-    env_settings = EnvSettings.from_id(settings.env, checkpoint=settings.checkpoint, device=settings.device)
+    env_settings = EnvSettings.from_id(
+        settings.env,
+        checkpoint=settings.checkpoint,
+        device=settings.device,
+        token_mode=settings.token_mode,
+        dataset=settings.dataset,
+    )
     config = prance_ppo_config(settings, env_settings.config().space.num_decisions)
     kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **_env_arguments(settings)}
     env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, **kwargs)

@@ -50,6 +50,8 @@ class EnvBenchSettings:
         repeats: Timed rounds; the median counts.
         warmup: Rounds before.
         device: Torch device of the supernet; the policy is SB3's on the CPU.
+        token_mode: How patches leave; None: as the supernet's folder says.
+        dtype: Precision of the supernet.
         seed: Of actions, images and weights.
 
     Raises:
@@ -63,6 +65,8 @@ class EnvBenchSettings:
     warmup: int = 1
     device: str = "cpu"
     seed: int = 0
+    token_mode: str | None = None
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.warmup < 0:
@@ -131,7 +135,14 @@ def make_task(settings: EnvBenchSettings, folder: Path) -> dict[str, Any]:
     name = f"bench-env-{folder.name}"
     dataset = ImageDataset.from_tensors(images, labels, name=name)
     register_dataset(name, lambda split: dataset)
-    return {"supernet": settings.supernet, "checkpoint": checkpoint, "dataset": name, "device": settings.device}
+    return {
+        "supernet": settings.supernet,
+        "checkpoint": checkpoint,
+        "dataset": name,
+        "device": settings.device,
+        "token_mode": settings.token_mode,
+        "dtype": settings.dtype,
+    }
 
 
 def contenders(settings: EnvBenchSettings, task: dict[str, Any]) -> dict[str, Callable[[], Any]]:

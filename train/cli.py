@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from .cli_bench_env import BenchEnv
 from .cli_network import Export, Import
-from .cli_options import Device, Threads, set_threads
+from .cli_options import Dataset, Device, DType, Threads, TokenMode, parse_dataset, set_threads
 from .cli_results import Eval, Validate, Yardsticks
 from .cli_tune import Tune
 
@@ -65,6 +65,8 @@ class AgentArgs:
         prance train agent --out runs/sac --algo sac
         prance train agent --out runs/static --algo prance_ppo --observation constant
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
+        prance train agent --out runs/merge --token-mode merge
+        prance train agent --out runs/mine --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet
         prance train agent --out runs/agent --resume
     """
 
@@ -82,6 +84,9 @@ class AgentArgs:
     this package's preset if not given."""
     checkpoint: str | None = None
     """Folder with the supernet; the bundled one if not given."""
+    dataset: Dataset = None
+    token_mode: TokenMode = None
+    dtype: DType = "float32"
     observation: Literal["cls", "cls_only", "constant", "key_mean"] = "cls"
     """What the agent sees; constant: only which decision it is, which learns one static subnet."""
     total_timesteps: int | None = None
@@ -113,6 +118,9 @@ class AgentArgs:
             macs_weight=self.macs_weight,
             seed=self.seed,
             device=self.device,
+            dataset=parse_dataset(self.dataset),
+            token_mode=self.token_mode,
+            dtype=self.dtype,
         )
         train_agent(settings, self.out, self.resume)
         print(f"Agent written to {self.out}; evaluate it with: prance eval --agent {self.out}")
@@ -164,6 +172,7 @@ class Headroom:
 
         prance headroom
         prance headroom --checkpoint runs/supernet-0 runs/supernet-1 --out runs/headroom
+        prance headroom --token-mode merge
     """
 
     checkpoint: list[str] = field(default_factory=list)
@@ -172,6 +181,9 @@ class Headroom:
     """Environment id."""
     num_subnets: int = 400
     """Static subnets to search among."""
+    dataset: Dataset = None
+    token_mode: TokenMode = None
+    dtype: DType = "float32"
     out: Path | None = None
     """Folder for headroom.json."""
     device: Device = "cpu"
@@ -181,7 +193,16 @@ class Headroom:
         from .headroom import run_headroom
 
         set_threads(self.threads)
-        run_headroom([*self.checkpoint] or [None], self.env, self.num_subnets, self.out, self.device)
+        run_headroom(
+            [*self.checkpoint] or [None],
+            self.env,
+            self.num_subnets,
+            self.out,
+            self.device,
+            parse_dataset(self.dataset),
+            self.token_mode,
+            self.dtype,
+        )
 
 
 @dataclass
@@ -243,6 +264,7 @@ class Profile:
 
         prance profile --out latency.json
         prance profile --supernet prance_vit_small --device cuda --out h100.json
+        prance profile --supernet prance_vit_small --out first.json --decide-first-group
 
     and then reward={"cost": "latency", "latency_table": "latency.json"}.
     """
@@ -259,6 +281,8 @@ class Profile:
     """Points of the grid of token counts."""
     repeats: int = 5
     """Runs per point; the fastest counts."""
+    decide_first_group: bool = False
+    """Measure the first group at every size, too, for environments that decide it."""
     device: Device = "cpu"
     threads: Threads = 0
 
@@ -267,7 +291,14 @@ class Profile:
 
         set_threads(self.threads)
         run_profile(
-            self.out, self.supernet, self.checkpoint, self.device, self.batch_size, self.token_counts, self.repeats
+            self.out,
+            self.supernet,
+            self.checkpoint,
+            self.device,
+            self.batch_size,
+            self.token_counts,
+            self.repeats,
+            self.decide_first_group,
         )
 
 

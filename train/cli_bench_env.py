@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cli_options import Device, Threads, set_threads
+from .cli_options import Device, DType, Threads, TokenMode, set_threads
 
 
 @dataclass
@@ -16,7 +16,8 @@ class BenchEnv:
 
         prance bench-env
         prance bench-env --supernet prance_vit_tiny --num-images 64 --out bench-env.json
-        prance bench-env --supernet prance_vit_small --device cuda
+        prance bench-env --supernet prance_vit_small --device cuda --dtype bfloat16
+        prance bench-env --token-mode merge
     """
 
     supernet: str = "digits"
@@ -27,6 +28,8 @@ class BenchEnv:
     """Images at a time."""
     repeats: int = 7
     """Timed rounds, of which the median counts."""
+    token_mode: TokenMode = None
+    dtype: DType = "float32"
     out: Path | None = None
     """JSON file for the figures."""
     seed: int = 0
@@ -45,5 +48,7 @@ class BenchEnv:
             repeats=self.repeats,
             device=self.device,
             seed=self.seed,
+            token_mode=self.token_mode,
+            dtype=self.dtype,
         )
         run_bench_env(settings, self.out)

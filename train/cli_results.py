@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .cli_options import set_threads
+from .cli_options import Dataset, Precision, TokenMode, parse_dataset, set_threads
 
 Split = Literal["train", "val", "test"]
 
@@ -25,16 +25,25 @@ class Eval:
         prance eval --agent runs/agent runs/constant full --controls
         prance eval --agent runs/agent --split test --out runs/agent/eval --rows parquet
         prance eval --agent runs/agent runs/yardsticks/confidence-0.05.json --yardsticks runs/yardsticks
+        prance eval --agent full --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet --split val
     """
 
     agent: list[str]
     """Agents to evaluate, side by side on the same images."""
-    env: str = "Prance-Digits-v0"
-    """Environment id."""
+    env: str | None = None
+    """Environment id; that of the trained agents, or Prance-Digits-v0, if not given."""
     split: Split = "test"
     """Images."""
     checkpoint: str | None = None
     """Folder with the supernet; that of the trained agents, or the bundled one, if not given."""
+    dataset: Annotated[
+        Dataset, arg(help="Images, as in prance train agent; those of the trained agents if not given.")
+    ] = None
+    token_mode: Annotated[TokenMode, arg(help="How patches leave; as in the training of the agents if not given.")] = (
+        None
+    )
+    dtype: Precision | None = None
+    """Precision of the supernet; that of the trained agents, or float32, if not given."""
     out: Path | None = None
     """Folder for metrics.json, comparisons.json and one file of per-image rows per agent."""
     rows: Literal["csv", "parquet"] = "csv"
@@ -61,6 +70,9 @@ class Eval:
             self.controls,
             self.rows,
             yardsticks=None if self.yardsticks is None else str(self.yardsticks),
+            dataset=parse_dataset(self.dataset),
+            token_mode=self.token_mode,
+            dtype=self.dtype,
         )
         run_eval(self.agent, settings, self.out)
 
@@ -124,11 +136,15 @@ class Validate:
     file: Positional[Path]
     """Rows that `prance eval --out` wrote."""
     env: str | None = None
-    """Environment id; what settings.json beside the file says if not given, likewise the next two."""
+    """Environment id; what settings.json beside the file says if not given, likewise the next five."""
     split: Split | None = None
     """Images."""
     checkpoint: str | None = None
     """Folder with the supernet."""
+    dataset: Annotated[Dataset, arg(help="Images, as in prance train agent.")] = None
+    token_mode: Annotated[TokenMode, arg(help="How patches leave.")] = None
+    dtype: Precision | None = None
+    """Precision of the supernet."""
     device: Annotated[str, arg(help="Torch device, that of the evaluation.")] = "cpu"
     threads: Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")] = 0
 
@@ -136,4 +152,12 @@ class Validate:
         from .validate import run_validate
 
         set_threads(self.threads)
-        run_validate(self.file, self.env, self.split, self.checkpoint, self.device)
+        given = {
+            "env": self.env,
+            "split": self.split,
+            "checkpoint": self.checkpoint,
+            "dataset": parse_dataset(self.dataset),
+            "token_mode": self.token_mode,
+            "dtype": self.dtype,
+        }
+        run_validate(self.file, given, self.device)

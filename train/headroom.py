@@ -98,8 +98,32 @@ def measure_headroom(engine: InferenceEngine, num_subnets: int, seed: int = 0) -
     }
 
 
-def run_headroom(checkpoints: list[str | None], env: str, num_subnets: int, out: Path | None, device: str) -> None:
-    """`prance headroom`: measures every checkpoint and prints a table."""
+def run_headroom(
+    checkpoints: list[str | None],
+    env: str,
+    num_subnets: int,
+    out: Path | None,
+    device: str,
+    dataset: str | dict[str, Any] | None = None,
+    token_mode: str | None = None,
+    dtype: str = "float32",
+) -> None:
+    """`prance headroom`: measures every checkpoint and prints a table.
+
+    Args:
+        checkpoints: Folders with supernets; None is the bundled one.
+        env: Environment id.
+        num_subnets: Static subnets to search among.
+        out: Folder for `headroom.json`.
+        device: See `PranceEnv`, likewise the others.
+        dataset: See there; None takes that of the id.
+        token_mode: See there.
+        dtype: See there.
+
+    Raises:
+        ValueError: If an argument is unknown.
+        FileNotFoundError: If a folder holds no supernet.
+    """
     console = Console()
     table = Table(
         "supernet", "full", "min", "allowed drop", "static: MACs", "acc", "per stratum: MACs", "acc", "saving"
@@ -107,7 +131,9 @@ def run_headroom(checkpoints: list[str | None], env: str, num_subnets: int, out:
     results = {}
     for checkpoint in checkpoints:
         name = Path(checkpoint).name if checkpoint else "bundled"
-        settings = EnvSettings.from_id(env, "val", checkpoint, device=device)
+        settings = EnvSettings.from_id(
+            env, "val", checkpoint, device=device, token_mode=token_mode, dtype=dtype, dataset=dataset
+        )
         result = results[checkpoint or "bundled"] = measure_headroom(settings.engine(), num_subnets)
         for row in result["rows"]:
             table.add_row(

@@ -9,10 +9,18 @@ from tqdm import tqdm
 from prance_env.latency import measure_latency
 from supernet import supernet_config
 from supernet.checkpoint import load_config
+from supernet.vit import with_space
 
 
 def run_profile(
-    out: Path, supernet: str, checkpoint: Path | None, device: str, batch_size: int, token_counts: int, repeats: int
+    out: Path,
+    supernet: str,
+    checkpoint: Path | None,
+    device: str,
+    batch_size: int,
+    token_counts: int,
+    repeats: int,
+    decide_first_group: bool = False,
 ) -> None:
     """Measures, writes `out` and says what the full network takes.
 
@@ -24,12 +32,15 @@ def run_profile(
         batch_size: Images per batch.
         token_counts: Points of the grid of token counts.
         repeats: Runs per point.
+        decide_first_group: Whether the first group is measured at every size, too, for environments that decide it.
 
     Raises:
-        ValueError: If the name is unknown or a number is below 1.
+        ValueError: If the name is unknown, a number is below 1, or the first group cannot be decided.
         FileNotFoundError: If the folder holds no supernet.
     """
     config = supernet_config(supernet) if checkpoint is None else load_config(checkpoint)
+    if decide_first_group:
+        config = with_space(config, decide_first_group=True)
     with tqdm(desc="profile", unit="point") as bar:
 
         def progress(done: int, total: int) -> None:

@@ -25,7 +25,7 @@ from .rows import check_format, rows_of, write_rows
 from .run_folder import read_config
 from .standing import DEFAULT_PRICE, standing, standings_table
 from .statistics import RESAMPLES, describe
-from .validate import SETTINGS
+from .validate import DEFAULTS, SETTINGS
 
 BLIND = (FullAgent, RandomAgent, StaticAgent)
 
@@ -35,7 +35,7 @@ class EvalSettings:
     """Settings of an evaluation.
 
     Attributes:
-        env: Environment id.
+        env: Environment id; None: that of the trained agents, or Prance-Digits-v0.
         split: Images.
         checkpoint: Folder with the supernet; None: that of the trained agents, or the bundled one.
         seed: Of the random agent, the bootstrap and the shuffled observations.
@@ -44,9 +44,12 @@ class EvalSettings:
         rows: Format of the per-image rows, "csv" or "parquet".
         resamples: Of the bootstrap.
         yardsticks: Folder that `prance yardsticks` wrote, to compare every agent with.
+        dataset: Images, see `PranceEnv`; None: those of the trained agents, or of the environment id.
+        token_mode: How patches leave; None: as in the training of the agents, or as the checkpoint says.
+        dtype: Precision of the supernet; None: that of the trained agents, or float32.
     """
 
-    env: str = "Prance-Digits-v0"
+    env: str | None = None
     split: str = "test"
     checkpoint: str | None = None
     seed: int = 0
@@ -55,6 +58,9 @@ class EvalSettings:
     rows: str = "csv"
     resamples: int = RESAMPLES
     yardsticks: str | None = None
+    dataset: str | dict[str, Any] | None = None
+    token_mode: str | None = None
+    dtype: str | None = None
 
 
 def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = None) -> dict[str, Any]:
@@ -69,20 +75,28 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         What is written to `metrics.json`: `describe` of every agent, and `standing` under "yardsticks".
 
     Raises:
-        ValueError: If an agent does not fit, or trained agents are for different supernets, or the yardsticks are for
-            another supernet or other images.
+        ValueError: If an agent does not fit, or trained agents are for different supernets or images, or the yardsticks
+            are for others.
         FileNotFoundError: If there is no such agent, or there are no yardsticks.
     """
     check_format(settings.rows)
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
     console = Console()
     names = list(dict.fromkeys(agents))
-    checkpoint = settings.checkpoint or _checkpoint_of(names)
+    noted = {key: getattr(settings, key) for key in DEFAULTS if getattr(settings, key) is not None}
+    noted = {**DEFAULTS, **_shared(names, [key for key in DEFAULTS if key not in noted]), **noted}
     results: dict[str, Evaluation] = {}
     for name in names:
         trained = trained_settings(name)
         env = EnvSettings.from_id(
-            settings.env, settings.split, checkpoint, trained.get("observation", "cls"), settings.device
+            noted["env"],
+            settings.split,
+            noted["checkpoint"],
+            trained.get("observation", "cls"),
+            settings.device,
+            token_mode=noted["token_mode"],
+            dtype=noted["dtype"],
+            dataset=noted["dataset"],
         )
         with console.status(f"{name} on {settings.split} ..."):
             agent = load_agent(name, env, settings.seed)
@@ -96,7 +110,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         title = f"{name}: {settings.split} by {source.difficulty_name}"
         title += "" if rho is None else f" (rank correlation with MACs {rho:+.2f})"
         console.print(results_table(title, data["by_difficulty"]))
-    console.print(results_table(f"{settings.env}, {settings.split}", metrics))
+    console.print(results_table(f"{noted['env']}, {settings.split}", metrics))
     comparisons = {
         f"{a} - {b}": compare(results[a], results[b], settings.seed, settings.resamples)
         for a, b in combinations(results, 2)
@@ -115,7 +129,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
             write_rows(out / f"{label}.{settings.rows}", rows_of(results[name], source.difficulty_name))
         write_json(out / "metrics.json", metrics)
         write_json(out / "comparisons.json", comparisons)
-        write_json(out / SETTINGS, {"env": settings.env, "split": settings.split, "checkpoint": checkpoint})
+        write_json(out / SETTINGS, noted)
         console.print(f"Written to {out}")
     return metrics
 
@@ -151,12 +165,26 @@ def trained_settings(name: str) -> dict[str, Any]:
     return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
 
 
-def _checkpoint_of(names: Sequence[str]) -> str | None:
-    """The supernet that the trained agents among `names` share."""
-    found = {name: trained["checkpoint"] for name in names if (trained := trained_settings(name))}
-    if len(set(found.values())) > 1:
-        raise ValueError(f"The agents were trained on different supernets, {found}; name one with --checkpoint.")
-    return next(iter(found.values()), None)
+def _shared(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
+    """Those of the settings `keys` that the trained agents among `names` noted, in which they must agree.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    configs = {name: trained for name in names if (trained := trained_settings(name))}
+    shared: dict[str, Any] = {}
+    for key in keys:
+        found = {name: trained[key] for name, trained in configs.items() if trained.get(key) is not None}
+        if not found:
+            continue
+        values = {name: trained.get(key, DEFAULTS[key]) for name, trained in configs.items()}
+        shared[key] = next(iter(found.values()))
+        if any(value != shared[key] for value in values.values()):
+            flag = key.replace("_", "-")
+            raise ValueError(
+                f"The agents were trained with different values of {key}, {values}; name one with --{flag}."
+            )
+    return shared
 
 
 def _comparisons_table(comparisons: dict[str, dict[str, Any]]) -> Table:

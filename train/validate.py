@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,15 @@ from .rows import Columns, action_column, read_rows
 SETTINGS = "settings.json"
 REPLAYED = ("label", "prediction", "macs")
 SHOWN = 10
+REQUIRED = ("env", "split", "checkpoint")
+DEFAULTS: dict[str, Any] = {
+    "env": "Prance-Digits-v0",
+    "split": "test",
+    "checkpoint": None,
+    "dataset": None,
+    "token_mode": None,
+    "dtype": "float32",
+}
 
 
 @dataclass(frozen=True)
@@ -95,16 +106,13 @@ def _replay(settings: EnvSettings, index: NDArray[np.int64], actions: NDArray[np
     return lanes.infos()
 
 
-def run_validate(
-    path: Path, env: str | None = None, split: str | None = None, checkpoint: str | None = None, device: str = "cpu"
-) -> None:
+def run_validate(path: Path, given: Mapping[str, Any] = MappingProxyType({}), device: str = "cpu") -> None:
     """Validates a file and says so.
 
     Args:
         path: Rows of `prance eval --out`.
-        env: Environment id; None, likewise the next two: what `settings.json` beside the file says, else the default.
-        split: Images.
-        checkpoint: Folder with the supernet.
+        given: What to replay them on, some of the keys of `DEFAULTS`; for those that are missing or None, what
+            `settings.json` beside the file says, else the default.
         device: Torch device; that of the evaluation.
 
     Raises:
@@ -112,17 +120,16 @@ def run_validate(
         FileNotFoundError: If there is no such file.
     """
     rows = read_rows(path)
-    noted = {"env": "Prance-Digits-v0", "split": "test", "checkpoint": None, **_noted(path.parent / SETTINGS)}
-    given = {"env": env, "split": split, "checkpoint": checkpoint}
-    chosen = {k: noted[k] if v is None else v for k, v in given.items()}
-    settings = EnvSettings.from_id(chosen["env"], chosen["split"], chosen["checkpoint"], device=device)
+    asked = {k: v for k, v in given.items() if v is not None}
+    chosen = {**DEFAULTS, **_noted(path.parent / SETTINGS), **asked}
+    settings = EnvSettings.from_id(chosen.pop("env"), device=device, **chosen)
     differences = validate_rows(rows, settings)
     total = len(rows["index"])
     if differences:
         listed = "; ".join(map(str, differences[:SHOWN])) + ("; ..." if len(differences) > SHOWN else "")
         count = len({d.row for d in differences})
         raise ValueError(
-            f"{count} of {total} rows of {path} are not reproduced on {chosen['env']}, {chosen['split']}: {listed}"
+            f"{count} of {total} rows of {path} are not reproduced on the split {chosen['split']!r}: {listed}"
         )
     print(f"{path}: all {total} rows are reproduced, predictions and MACs.")
 
@@ -132,6 +139,7 @@ def _noted(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text())
-        return {k: data[k] for k in ("env", "split", "checkpoint")}
-    except (KeyError, TypeError, ValueError) as e:
+        # Older files know fewer settings, which were not to be chosen then.
+        return {k: data[k] if k in REQUIRED else data.get(k, default) for k, default in DEFAULTS.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path} is damaged ({e!r}); delete it and pass --env, --split and --checkpoint.") from e
