@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from agents.prance_ppo_files import WEIGHTS
 from agents.sb3 import ALGORITHMS, make_sb3
 from agents.selector import WIDTHS_PER_ACTION, PranceSelector, load_prance_selector
 from prance_env import PranceVectorEnv, make_sb3_env
+from prance_env.conditioning import CostConditioning
 from prance_env.lanes import EnvSettings
 from supernet.files import write_atomically, write_text
 
 from .evaluate import Agent
 from .interrupt import deferred_interrupt
-from .run_folder import read_config, write_command
+from .run_folder import plain, read_config, write_command
 
 PRANCE_PPO = "prance_ppo"
 ROLLOUTS_PER_CHECKPOINT = 10
@@ -45,12 +46,13 @@ class AgentTraining:
         observation: Observation mode.
         total_timesteps: Decisions.
         n_envs: Images at a time; None: what suits the algorithm.
-        macs_weight: Price of all MACs of the full network.
+        macs_weight: Price of all MACs of the full network; (low, high): a price for every episode, drawn log-uniformly
+            and observed, so that one agent serves every budget.
         seed: Fixes everything.
         device: Torch device of the supernet and of prance_ppo's policy; that of SB3 stays on the CPU.
 
     Raises:
-        ValueError: If the algorithm or the preset is unknown.
+        ValueError: If the algorithm or the preset is unknown, or the range of prices is not 0 < low < high.
     """
 
     env: str = "Prance-Digits-v0"
@@ -60,7 +62,7 @@ class AgentTraining:
     observation: str = "cls"
     total_timesteps: int = 400_000
     n_envs: int | None = None
-    macs_weight: float = 0.05
+    macs_weight: float | tuple[float, float] = 0.05
     seed: int = 0
     device: str = "cpu"
 
@@ -72,6 +74,7 @@ class AgentTraining:
             raise ValueError(
                 f"preset={self.preset!r} is unknown to {self.algo}; {PRANCE_PPO} has {sorted(PRESETS)}, others 'tuned'."
             )
+        CostConditioning.from_plain(self.cost_conditioning)
 
     @property
     def file(self) -> str:
@@ -79,9 +82,15 @@ class AgentTraining:
         return "" if self.algo == PRANCE_PPO else ".zip"
 
     @property
+    def cost_conditioning(self) -> tuple[float, float] | None:
+        """The range of prices, None if there is but one."""
+        return None if isinstance(self.macs_weight, int | float) else self.macs_weight
+
+    @property
     def reward(self) -> dict[str, object]:
         """Potential-based Result-to-Go: dense, and with the same best policy as the terminal reward."""
-        return {"mode": "potential", "accuracy": "mixed", "macs_weight": self.macs_weight}
+        price = {"macs_weight": self.macs_weight} if self.cost_conditioning is None else {}
+        return {"mode": "potential", "accuracy": "mixed", **price}
 
 
 class _Checkpoints(BaseCallback):
@@ -159,7 +168,7 @@ def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progre
     if resume:
         if not any(path.exists() for path in held):
             raise FileNotFoundError(f"{last} does not exist, so there is nothing to resume; drop --resume.")
-        changed = sorted(k for k, v in asdict(settings).items() if read_config(out).get(k) != v)
+        changed = sorted(k for k, v in plain(settings).items() if read_config(out).get(k) != v)
         if changed:
             raise ValueError(f"{out} was trained with other values of {changed}; resume with the same settings.")
         if not last.exists():
@@ -176,6 +185,7 @@ def _env_arguments(settings: AgentTraining) -> dict[str, Any]:
         "observation": settings.observation,
         "reward": settings.reward,
         "device": settings.device,
+        "cost_conditioning": settings.cost_conditioning,
     }
 
 

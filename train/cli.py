@@ -63,6 +63,7 @@ class AgentArgs:
         prance train agent --out runs/agent --algo prance_ppo
         prance train agent --out runs/static --algo prance_ppo --observation constant
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
+        prance train agent --out runs/any-budget --algo prance_ppo --macs-weight 0.01 0.3 --total-timesteps 800000
         prance train agent --out runs/agent --resume
     """
 
@@ -82,8 +83,9 @@ class AgentArgs:
     """Decisions, three an image."""
     n_envs: int | None = None
     """Images at a time; what suits the algorithm if not given."""
-    macs_weight: float = 0.05
-    """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent."""
+    macs_weight: float | tuple[float, float] = 0.05
+    """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent. Two: one
+    agent for all prices between them, which prance eval then chooses from."""
     seed: int = 0
     """Fixes everything."""
     resume: bool = False

@@ -24,6 +24,8 @@ class Eval:
         prance eval --agent full random
         prance eval --agent runs/agent runs/constant full --controls
         prance eval --agent runs/agent --split test --out runs/agent/eval --rows parquet
+        prance eval --agent runs/any-budget --macs-weight 0.02 0.05 0.1 --out runs/any-budget/eval
+        prance eval --agent runs/any-budget --target-macs 0.4
     """
 
     agent: list[str]
@@ -34,8 +36,12 @@ class Eval:
     """Images."""
     checkpoint: str | None = None
     """Folder with the supernet; that of the trained agents, or the bundled one, if not given."""
+    macs_weight: tuple[float, ...] = ()
+    """For agents that were trained with a range of prices: those to evaluate at; seven that span the range if none."""
+    target_macs: float | None = None
+    """Likewise, instead: a budget relative to the full network, whose price is looked for on validation images."""
     out: Path | None = None
-    """Folder for metrics.json, comparisons.json and one file of per-image rows per agent."""
+    """Folder for metrics.json, comparisons.json, pareto.png and one file of per-image rows per agent and price."""
     rows: Literal["csv", "parquet"] = "csv"
     """Format of the rows; parquet needs the extra prance-env[parquet]."""
     controls: bool = False
@@ -49,7 +55,17 @@ class Eval:
         from .run_eval import EvalSettings, run_eval
 
         set_threads(self.threads)
-        settings = EvalSettings(self.env, self.split, self.checkpoint, self.seed, self.device, self.controls, self.rows)
+        settings = EvalSettings(
+            self.env,
+            self.split,
+            self.checkpoint,
+            self.seed,
+            self.device,
+            self.controls,
+            self.rows,
+            macs_weight=self.macs_weight,
+            target_macs=self.target_macs,
+        )
         run_eval(self.agent, settings, self.out)
 
 
