@@ -179,7 +179,8 @@ def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progre
     return train(settings, out, last, resume, progress_bar)
 
 
-def _env_arguments(settings: AgentTraining) -> dict[str, Any]:
+def env_arguments(settings: AgentTraining) -> dict[str, Any]:
+    """Arguments of the environment of a training."""
     return {
         "checkpoint": settings.checkpoint,
         "observation": settings.observation,
@@ -191,7 +192,7 @@ def _env_arguments(settings: AgentTraining) -> dict[str, Any]:
 
 def _train_sb3(settings: AgentTraining, out: Path, last: Path, resume: bool, progress_bar: bool) -> Agent:
     n_envs = settings.n_envs or 256
-    env = make_sb3_env(settings.env, n_envs, seed=settings.seed, **_env_arguments(settings))
+    env = make_sb3_env(settings.env, n_envs, seed=settings.seed, **env_arguments(settings))
     if resume:
         model = ALGORITHMS[settings.algo].load(last, env=env)
         _forget_after(out / "metrics.jsonl", model.num_timesteps)
@@ -218,7 +219,7 @@ def _train_sb3(settings: AgentTraining, out: Path, last: Path, resume: bool, pro
 def _train_prance_ppo(settings: AgentTraining, out: Path, last: Path, resume: bool, progress_bar: bool) -> Agent:
     env_settings = EnvSettings.from_id(settings.env, checkpoint=settings.checkpoint, device=settings.device)
     config = prance_ppo_config(settings, env_settings.config().space.num_decisions)
-    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **_env_arguments(settings)}
+    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **env_arguments(settings)}
     env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, **kwargs)
     if resume:
         agent = PrancePPO.load(last, env, settings.device, tensorboard_log=str(out))

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from .cli_bench_env import BenchEnv
+from .cli_bench_env import BenchEnv, BenchTraining
 from .cli_network import Export, Import
 from .cli_options import Device, Threads, set_threads
 from .cli_results import Eval, Validate
@@ -303,6 +303,7 @@ class Prance:
         | Annotated[Import, subcommand("import")]
         | Annotated[Bench, subcommand("bench")]
         | Annotated[BenchEnv, subcommand("bench-env")]
+        | Annotated[BenchTraining, subcommand("bench-training")]
         | Annotated[Profile, subcommand("profile")]
         | Annotated[List, subcommand("list")]
     ) = field()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
+Split = Literal["train", "val", "test"]
 
 
 def set_threads(threads: int) -> None:

@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .cli_options import set_threads
-
-Split = Literal["train", "val", "test"]
+from .cli_options import Split, set_threads
 
 
 @dataclass
