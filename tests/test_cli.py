@@ -28,6 +28,7 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("eval",),
         ("validate",),
         ("bench",),
+        ("bench-training",),
         ("profile",),
         ("export",),
         ("import",),
