@@ -12,6 +12,7 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+LEAST_DEVIATION = 0.1
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -35,6 +36,8 @@ class GaussianPolicy(nn.Module):
     high: Tensor
     centre: Tensor
     half_range: Tensor
+    shift: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -51,6 +54,8 @@ class GaussianPolicy(nn.Module):
         bounds = {"low": low, "high": high, "centre": (high + low) / 2, "half_range": (high - low) / 2}
         for name, bound in bounds.items():
             self.register_buffer(name, bound, persistent=False)
+        self.register_buffer("shift", torch.zeros(observation_size))
+        self.register_buffer("scale", torch.ones(observation_size))
         sizes = [observation_size, *hidden]
         self.actor = _mlp([*sizes, len(low)], activation, last_gain=0.01)
         self.critic = _mlp([*sizes, 1], activation, last_gain=1.0)
@@ -63,13 +68,30 @@ class GaussianPolicy(nn.Module):
         """Sets the standard deviation of every action, as a fraction of the box's range."""
         self.log_std.copy_((2 * std * self.half_range).log())
 
+    @property
+    def standardised(self) -> bool:
+        """Whether `standardise` has been called."""
+        return not bool((self.scale == 1).all())
+
+    @torch.no_grad()
+    def standardise(self, observations: Tensor) -> None:
+        """Has both networks see observations with the mean 0 and the standard deviation 1 that these (B, O) then have.
+
+        What hardly varies in them is not blown up: it counts as if its deviation were `LEAST_DEVIATION`.
+        """
+        self.shift.copy_(observations.mean(0))
+        self.scale.copy_(1 / observations.std(0).clamp_min(LEAST_DEVIATION))
+
     def mean(self, observations: Tensor) -> Tensor:
         """(B, A) means, within the box, for (B, O) observations."""
-        return self.centre + self.half_range * torch.tanh(self.actor(observations))
+        return self.centre + self.half_range * torch.tanh(self.actor(self._seen(observations)))
 
     def value(self, observations: Tensor) -> Tensor:
         """(B,) expected returns from (B, O) observations."""
-        return self.critic(observations).squeeze(-1)
+        return self.critic(self._seen(observations)).squeeze(-1)
+
+    def _seen(self, observations: Tensor) -> Tensor:
+        return (observations - self.shift) * self.scale
 
     @torch.no_grad()
     def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:

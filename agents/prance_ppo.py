@@ -21,6 +21,7 @@ from .gaussian_policy import GaussianPolicy
 from .prance_ppo_config import PrancePPOConfig
 from .rollout import Rollout, advantages_of, collect
 
+LEAST_SEEN = 1024
 Callback = Callable[["PrancePPO"], bool | None]
 
 
@@ -150,6 +151,8 @@ class PrancePPO:
             self.num_timesteps = self.n_updates = 0
         first, last = self.num_timesteps, self.num_timesteps + total_timesteps
         log_to = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+        if self.config.standardise_observations and not self.policy.standardised:
+            self._standardise(env)
         self._observation = None
         begun = time.perf_counter()
         with tqdm(total=total_timesteps, unit="step", disable=not progress_bar) as bar, closing(log_to):
@@ -228,12 +231,18 @@ class PrancePPO:
         if not c.learn_std:
             self.policy.set_std(c.initial_std + (c.final_std - c.initial_std) * progress)
 
+    def _standardise(self, env: VectorEnv[Any, Any, Any]) -> None:
+        """Plays as the untrained policy does, only to see what observations look like."""
+        observation, _ = env.reset(seed=_seed_of(self.seed, 0, 1))
+        steps = max(self.config.n_steps, -(-LEAST_SEEN // env.num_envs))
+        seen = collect(env, self.policy, observation, steps, self.generator).observations
+        self.policy.standardise(seen.flatten(0, 1))
+
     def _collect(self, env: VectorEnv[Any, Any, Any]) -> Rollout:
         c = self.config
         restart = c.restart_every and self.n_updates % c.restart_every == 0
         if restart or self._observation is None:
-            seed = int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0] // 2)
-            self._observation, _ = env.reset(seed=seed)
+            self._observation, _ = env.reset(seed=_seed_of(self.seed, self.num_timesteps))
             self._running = torch.zeros(env.num_envs, 2, device=self.device)
         rollout = collect(env, self.policy, self._observation, c.n_steps, self.generator)
         self._observation = rollout.observation
@@ -315,6 +324,10 @@ class PrancePPO:
         if "num_tokens" in infos:
             metrics["rollout/patches"] = float(infos["num_tokens"].mean() - 1)
         return metrics
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0] // 2)
 
 
 def make_env(env_id: str, n_envs: int) -> VectorEnv[Any, Any, Any]:

@@ -33,6 +33,8 @@ class PrancePPOConfig:
         final_std: What it has fallen to, linearly, at the end of training.
         learn_std: Let the optimiser change it instead.
         initial_action: Mean action before training, as a fraction of the range of the action box.
+        standardise_observations: Show the networks observations with mean 0 and standard deviation 1 in an episode of
+            the untrained policy: entries with a small range, such as a price, then count as much as others.
         restart_every: Rollouts after which the environment is reset, with a seed that `seed` and the number of steps
             determine: what training can be resumed at, bit for bit. 0: never, which episodes that are
             longer than this need.
@@ -59,6 +61,7 @@ class PrancePPOConfig:
     final_std: float = 0.05
     learn_std: bool = False
     initial_action: float = 0.5
+    standardise_observations: bool = False
     restart_every: int = 10
 
     def __post_init__(self) -> None:
@@ -78,7 +81,8 @@ class PrancePPOConfig:
         good = _within(self.initial_action, 0, 1) and 0 < self.initial_action < 1
         _check("initial_action", self.initial_action, good, "a number in (0, 1)")
         _check("activation", self.activation, self.activation in ACTIVATIONS, f"one of {sorted(ACTIVATIONS)}")
-        _check("learn_std", self.learn_std, isinstance(self.learn_std, bool), "True or False")
+        for name in ("learn_std", "standardise_observations"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
 
     @classmethod
     def paper(cls, **overrides: Any) -> PrancePPOConfig:
@@ -104,6 +108,7 @@ class PrancePPOConfig:
             "initial_std": 0.2,
             "final_std": 0.03,
             "initial_action": 0.8,
+            "standardise_observations": True,
         }
         return cls(**{**settings, **overrides})
 

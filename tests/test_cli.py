@@ -32,6 +32,7 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("headroom",),
         ("bench",),
         ("bench-env",),
+        ("bench-training",),
         ("profile",),
         ("list",),
         ("export",),

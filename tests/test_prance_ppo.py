@@ -385,13 +385,56 @@ def test_a_saved_and_loaded_agent_goes_on_as_if_it_had_not_stopped(tmp_path: Pat
 def test_episodes_are_restarted_with_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     env = Guess(8)
     PrancePPO(env, PrancePPOConfig.tuned(n_steps=2, batch_size=8, hidden=(4,), restart_every=3)).learn(8 * 2 * 7)
-    assert len(env.seeds) == len(set(env.seeds)) == 3
+    assert len(env.seeds) == len(set(env.seeds)) == 1 + 3  # the first one to see what observations look like
     other = Guess(8)
     PrancePPO(other, PrancePPOConfig.tuned(n_steps=2, hidden=(4,), restart_every=3), seed=1).learn(8 * 2 * 7)
     assert not set(env.seeds) & set(other.seeds)
     env = Guess(8)
     PrancePPO(env, PrancePPOConfig.tuned(n_steps=2, batch_size=8, hidden=(4,), restart_every=0)).learn(8 * 2 * 7)
-    assert len(env.seeds) == 1
+    assert len(env.seeds) == 1 + 1
+
+
+class Shifted(Guess):
+    """Observations with means and scales far from 0 and 1; the last entry never changes."""
+
+    def _draw(self) -> Any:
+        drawn = super()._draw()
+        drawn[:, 1] = 5 + 0.5 * drawn[:, 1]
+        drawn[:, 2] = 7
+        return drawn
+
+
+def test_networks_are_shown_observations_in_one_scale_that_training_does_not_change(tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    def note(agent: PrancePPO) -> None:
+        seen.append(torch.stack([agent.policy.shift, agent.policy.scale]).clone())
+
+    agent = PrancePPO(Shifted(16), QUICK, seed=3)
+    assert not agent.policy.standardised
+    agent.learn(300, callback=note)
+    shift, scale = seen[0]
+    uniform = 3**0.5  # one over the deviation of U(-1, 1)
+    torch.testing.assert_close(shift, torch.tensor([0, 5, 7.0]), atol=0.1, rtol=0)
+    torch.testing.assert_close(scale, torch.tensor([uniform, 2 * uniform, 10]), atol=0.1, rtol=0.05)
+    assert len(seen) > 2
+    assert all(torch.equal(seen[0], later) for later in seen)
+
+    plain, observation = PrancePPO(Shifted(16), QUICK, seed=0), torch.tensor([[0.3, 5.1, 7.0]])
+    plain.policy.load_state_dict({**agent.policy.state_dict(), "shift": torch.zeros(3), "scale": torch.ones(3)})
+    for name in ("mean", "value"):
+        shown = getattr(plain.policy, name)((observation - shift) * scale)
+        torch.testing.assert_close(getattr(agent.policy, name)(observation), shown)
+    agent.save(tmp_path / "agent")
+    loaded = PrancePPO.load(tmp_path / "agent", Shifted(16))
+    loaded.learn(100, reset_num_timesteps=False)
+    assert_same({"shift": shift, "scale": scale}, {k: getattr(loaded.policy, k) for k in ("shift", "scale")})
+
+
+def test_the_papers_preset_shows_observations_as_they_are() -> None:
+    agent = PrancePPO(Shifted(16), PrancePPOConfig.paper(n_envs=16, hidden=(8,)), seed=3).learn(100)
+    assert not agent.policy.standardised
+    assert len(agent.env.seeds) == 1  # type: ignore[union-attr]
 
 
 def test_deviation_and_learning_rate_fall_linearly() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from agents.sb3 import make_sb3
 from agents.sb3_presets import ALGORITHMS, algorithm_class, read_preset
 from agents.selector import WIDTHS_PER_ACTION, PranceSelector, load_prance_selector
 from prance_env import PranceVectorEnv, make_sb3_env
+from prance_env.conditioning import CostConditioning
 from prance_env.lanes import EnvSettings
 from supernet.files import write_atomically, write_text
 
 from .evaluate import Agent
 from .interrupt import deferred_interrupt
-from .run_folder import read_config, write_command
+from .run_folder import plain, read_config, write_command
 from .sb3_checkpoint import load_checkpoint, save_checkpoint, save_model
 
 PRANCE_PPO = "prance_ppo"
@@ -51,7 +52,8 @@ class AgentTraining:
         observation: Observation mode.
         total_timesteps: Decisions; None: what suits the algorithm.
         n_envs: Images at a time; None: what suits the algorithm.
-        macs_weight: Price of all MACs of the full network.
+        macs_weight: Price of all MACs of the full network; (low, high): a price for every episode, drawn log-uniformly
+            and observed, so that one agent serves every budget.
         seed: Fixes everything.
         device: Torch device of the supernet and of prance_ppo's policy; that of SB3 stays on the CPU.
         dataset: Images, see `PranceEnv`; None: those of the environment id.
@@ -59,7 +61,7 @@ class AgentTraining:
         dtype: Precision of the supernet.
 
     Raises:
-        ValueError: If the algorithm or the preset is unknown.
+        ValueError: If the algorithm or the preset is unknown, or the range of prices is not 0 < low < high.
         FileNotFoundError: If there is no such file of hyper-parameters.
         ModuleNotFoundError: If the algorithm needs sb3-contrib, and that is missing.
     """
@@ -71,7 +73,7 @@ class AgentTraining:
     observation: str = "cls"
     total_timesteps: int | None = None
     n_envs: int | None = None
-    macs_weight: float = 0.05
+    macs_weight: float | tuple[float, float] = 0.05
     seed: int = 0
     device: str = "cpu"
     conf_file: str | None = None
@@ -87,6 +89,7 @@ class AgentTraining:
             raise ValueError(
                 f"preset={self.preset!r} is unknown to {self.algo}; {PRANCE_PPO} has {sorted(PRESETS)}, others 'tuned'."
             )
+        CostConditioning.from_plain(self.cost_conditioning)
         if self.algo == PRANCE_PPO:
             if self.conf_file is not None:
                 raise ValueError(f"conf_file={self.conf_file!r} is for SB3's algorithms; {PRANCE_PPO} takes preset=.")
@@ -108,9 +111,15 @@ class AgentTraining:
         return "" if self.algo == PRANCE_PPO else ".zip"
 
     @property
+    def cost_conditioning(self) -> tuple[float, float] | None:
+        """The range of prices, None if there is but one."""
+        return None if isinstance(self.macs_weight, int | float) else self.macs_weight
+
+    @property
     def reward(self) -> dict[str, object]:
         """Potential-based Result-to-Go: dense, and with the same best policy as the terminal reward."""
-        return {"mode": "potential", "accuracy": "mixed", "macs_weight": self.macs_weight}
+        price = {"macs_weight": self.macs_weight} if self.cost_conditioning is None else {}
+        return {"mode": "potential", "accuracy": "mixed", **price}
 
 
 class _Checkpoints(BaseCallback):
@@ -189,7 +198,7 @@ def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progre
     if resume:
         if not any(path.exists() for path in held):
             raise FileNotFoundError(f"{last} does not exist, so there is nothing to resume; drop --resume.")
-        changed = sorted(k for k, v in asdict(settings).items() if read_config(out).get(k) != v)
+        changed = sorted(k for k, v in plain(settings).items() if read_config(out).get(k) != v)
         if changed:
             raise ValueError(f"{out} was trained with other values of {changed}; resume with the same settings.")
         if not last.exists():
@@ -200,7 +209,8 @@ def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progre
     return train(settings, out, last, resume, progress_bar)
 
 
-def _env_arguments(settings: AgentTraining) -> dict[str, Any]:
+def env_arguments(settings: AgentTraining) -> dict[str, Any]:
+    """Arguments of the environment of a training."""
     return {
         "checkpoint": settings.checkpoint,
         "observation": settings.observation,
@@ -209,12 +219,13 @@ def _env_arguments(settings: AgentTraining) -> dict[str, Any]:
         "token_mode": settings.token_mode,
         "dtype": settings.dtype,
         **({} if settings.dataset is None else {"dataset": settings.dataset}),
+        "cost_conditioning": settings.cost_conditioning,
     }
 
 
 def _train_sb3(settings: AgentTraining, out: Path, last: Path, resume: bool, progress_bar: bool) -> Agent:
     n_envs = settings.n_envs or read_preset(settings.algo, settings.conf_file, settings.env).n_envs
-    env = make_sb3_env(settings.env, n_envs, seed=settings.seed, **_env_arguments(settings))
+    env = make_sb3_env(settings.env, n_envs, seed=settings.seed, **env_arguments(settings))
     if resume:
         model = load_checkpoint(algorithm_class(settings.algo), last, env)
         _forget_after(out / "metrics.jsonl", model.num_timesteps)
@@ -250,7 +261,7 @@ def _train_prance_ppo(settings: AgentTraining, out: Path, last: Path, resume: bo
         dataset=settings.dataset,
     )
     config = prance_ppo_config(settings, env_settings.config().space.num_decisions)
-    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **_env_arguments(settings)}
+    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **env_arguments(settings)}
     env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, **kwargs)
     if resume:
         agent = PrancePPO.load(last, env, settings.device, tensorboard_log=str(out))

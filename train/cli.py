@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from .cli_bench_env import BenchEnv
+from .cli_bench_env import BenchEnv, BenchTraining
 from .cli_network import Export, Import
 from .cli_options import Dataset, Device, DType, Threads, TokenMode, parse_dataset, set_threads
 from .cli_results import Eval, Validate, Yardsticks
@@ -65,6 +65,7 @@ class AgentArgs:
         prance train agent --out runs/sac --algo sac
         prance train agent --out runs/static --algo prance_ppo --observation constant
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
+        prance train agent --out runs/any-budget --algo prance_ppo --macs-weight 0.01 0.3 --total-timesteps 800000
         prance train agent --out runs/merge --token-mode merge
         prance train agent --out runs/mine --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet
         prance train agent --out runs/agent --resume
@@ -93,8 +94,9 @@ class AgentArgs:
     """Decisions, three an image; what suits the algorithm if not given."""
     n_envs: int | None = None
     """Images at a time; what suits the algorithm if not given."""
-    macs_weight: float = 0.05
-    """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent."""
+    macs_weight: float | tuple[float, float] = 0.05
+    """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent. Two: one
+    agent for all prices between them, which prance eval then chooses from."""
     seed: int = 0
     """Fixes everything."""
     resume: bool = False
@@ -341,6 +343,7 @@ class Prance:
         | Annotated[Import, subcommand("import")]
         | Annotated[Bench, subcommand("bench")]
         | Annotated[BenchEnv, subcommand("bench-env")]
+        | Annotated[BenchTraining, subcommand("bench-training")]
         | Annotated[Profile, subcommand("profile")]
         | Annotated[List, subcommand("list")]
     ) = field()

@@ -1,11 +1,11 @@
-"""Arguments of `prance bench-env`."""
+"""Arguments of `prance bench-env` and `prance bench-training`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cli_options import Device, DType, Threads, TokenMode, set_threads
+from .cli_options import Device, DType, Split, Threads, TokenMode, set_threads
 
 
 @dataclass
@@ -52,3 +52,50 @@ class BenchEnv:
             dtype=self.dtype,
         )
         run_bench_env(settings, self.out)
+
+
+@dataclass
+class BenchTraining:
+    """Train algorithms side by side: the return after equally many decisions, and decisions per second.
+
+    For example:
+
+        prance bench-training
+        prance bench-training --seeds 0 1 2 3 4 --total-timesteps 400000 --out bench-training.json
+    """
+
+    algos: tuple[str, ...] = ("ppo", "prance_ppo")
+    """As in prance train agent; all are compared with the first."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One training each."""
+    total_timesteps: int = 200_000
+    """Decisions of one training."""
+    macs_weight: float = 0.05
+    """Price of all MACs of the full network."""
+    env: str = "Prance-Digits-v0"
+    """Environment id."""
+    checkpoint: str | None = None
+    """Folder with the supernet; the bundled one if not given."""
+    n_envs: int | None = None
+    """Images at a time; what suits each algorithm if not given."""
+    split: Split = "val"
+    """Images for the returns."""
+    out: Path | None = None
+    """JSON file for the figures."""
+    device: Device = "cpu"
+    threads: Threads = 1
+
+    def run(self) -> None:
+        from .agent import AgentTraining
+        from .bench_training import TrainingBenchSettings, run_bench_training
+
+        set_threads(self.threads)
+        training = AgentTraining(
+            env=self.env,
+            checkpoint=self.checkpoint,
+            total_timesteps=self.total_timesteps,
+            n_envs=self.n_envs,
+            macs_weight=self.macs_weight,
+            device=self.device,
+        )
+        run_bench_training(TrainingBenchSettings(training, self.algos, self.seeds, self.split), self.out)

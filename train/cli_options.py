@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
+Split = Literal["train", "val", "test"]
 
 Dataset = Annotated[
     str | None,

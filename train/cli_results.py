@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .cli_options import Dataset, Precision, TokenMode, parse_dataset, set_threads
-
-Split = Literal["train", "val", "test"]
+from .cli_options import Dataset, Precision, Split, TokenMode, parse_dataset, set_threads
 
 
 @dataclass
@@ -26,6 +24,8 @@ class Eval:
         prance eval --agent runs/agent --split test --out runs/agent/eval --rows parquet
         prance eval --agent runs/agent runs/yardsticks/confidence-0.05.json --yardsticks runs/yardsticks
         prance eval --agent full --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet --split val
+        prance eval --agent runs/any-budget --macs-weight 0.02 0.05 0.1 --out runs/any-budget/eval
+        prance eval --agent runs/any-budget --target-macs 0.4
     """
 
     agent: list[str]
@@ -44,8 +44,12 @@ class Eval:
     )
     dtype: Precision | None = None
     """Precision of the supernet; that of the trained agents, or float32, if not given."""
+    macs_weight: tuple[float, ...] = ()
+    """For agents that were trained with a range of prices: those to evaluate at; seven that span the range if none."""
+    target_macs: float | None = None
+    """Likewise, instead: a budget relative to the full network, whose price is looked for on validation images."""
     out: Path | None = None
-    """Folder for metrics.json, comparisons.json and one file of per-image rows per agent."""
+    """Folder for metrics.json, comparisons.json, pareto.png and one file of per-image rows per agent and price."""
     rows: Literal["csv", "parquet"] = "csv"
     """Format of the rows; parquet needs the extra prance-env[parquet]."""
     controls: bool = False
@@ -73,6 +77,8 @@ class Eval:
             dataset=parse_dataset(self.dataset),
             token_mode=self.token_mode,
             dtype=self.dtype,
+            macs_weight=self.macs_weight,
+            target_macs=self.target_macs,
         )
         run_eval(self.agent, settings, self.out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,31 @@ def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("accuracy on test")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def plot_fronts(
+    metrics: dict[str, dict[str, Any]], fronts: Mapping[str, Iterable[str]], split: str, path: Path
+) -> None:
+    """Accuracy against MACs: a line for every agent with several prices, a point for every other.
+
+    Args:
+        metrics: Summaries by name.
+        fronts: The names in `metrics` that are one agent, by that agent's name.
+        split: Whose accuracy it is.
+        path: PNG file to write.
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    lines = {agent: [*names] for agent, names in fronts.items()}
+    lines |= {name: [name] for name in metrics if not any(name in names for names in lines.values())}
+    colours = plt.get_cmap("tab10")
+    for i, (agent, names) in enumerate(lines.items()):
+        points = sorted((metrics[name]["macs_fraction"], metrics[name]["accuracy"]) for name in names)
+        axes.plot(*zip(*points, strict=True), "o-", color=colours(i % 10), label=Path(agent).name)
+    axes.set_xlabel("MACs / MACs of the full network")
+    axes.set_ylabel(f"accuracy on {split}")
+    axes.grid(alpha=0.3)
+    axes.legend()
     _save(figure, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from prance_env.lanes import EnvSettings
 from supernet import SubnetConfig
 
 from .agent import load_agent
+from .calibration import at_price, calibrate, front_prices
 from .comparison import compare
 from .evaluate import Agent, Evaluation, evaluate
 from .fronts import Yardsticks
+from .plots import plot_fronts
 from .report import results_table, write_json
 from .rows import check_format, rows_of, write_rows
 from .run_folder import read_config
@@ -47,6 +49,12 @@ class EvalSettings:
         dataset: Images, see `PranceEnv`; None: those of the trained agents, or of the environment id.
         token_mode: How patches leave; None: as in the training of the agents, or as the checkpoint says.
         dtype: Precision of the supernet; None: that of the trained agents, or float32.
+        macs_weight: Prices at which agents for a range of prices are evaluated; none: seven that span the range.
+        target_macs: Instead, a budget in MACs / MACs of the full network: the price that keeps to it on validation
+            images.
+
+    Raises:
+        ValueError: If both prices and a budget are given.
     """
 
     env: str | None = None
@@ -61,6 +69,14 @@ class EvalSettings:
     dataset: str | dict[str, Any] | None = None
     token_mode: str | None = None
     dtype: str | None = None
+    macs_weight: tuple[float, ...] = ()
+    target_macs: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.macs_weight and self.target_macs is not None:
+            raise ValueError(
+                f"macs_weight={self.macs_weight} and target_macs={self.target_macs} were both given; choose one."
+            )
 
 
 def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = None) -> dict[str, Any]:
@@ -69,14 +85,16 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     Args:
         agents: Names and paths, see `train.agent.load_agent`.
         settings: What to evaluate on, and how.
-        out: Folder for `metrics.json`, `comparisons.json`, `settings.json` and one file of rows per agent.
+        out: Folder for `metrics.json`, `comparisons.json`, `settings.json`, `pareto.png`, and one file of rows per
+            agent and price.
 
     Returns:
-        What is written to `metrics.json`: `describe` of every agent, and `standing` under "yardsticks".
+        What is written to `metrics.json`: `describe` of every agent, with its `macs_weight` if it was chosen here, and
+        `standing` under "yardsticks".
 
     Raises:
-        ValueError: If an agent does not fit, or trained agents are for different supernets or images, or the yardsticks
-            are for others.
+        ValueError: If an agent does not fit, trained agents are for different supernets or images, the yardsticks are
+            for others, or there is no agent whose price could be chosen as asked.
         FileNotFoundError: If there is no such agent, or there are no yardsticks.
     """
     check_format(settings.rows)
@@ -85,26 +103,38 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     names = list(dict.fromkeys(agents))
     noted = {key: getattr(settings, key) for key in DEFAULTS if getattr(settings, key) is not None}
     noted = {**DEFAULTS, **_shared(names, [key for key in DEFAULTS if key not in noted]), **noted}
+    ranges = {name: _price_range(name) for name in names}
+    if (settings.macs_weight or settings.target_macs is not None) and not any(ranges.values()):
+        raise ValueError(f"None of the agents {names} was trained for a range of prices, so none can be chosen.")
     results: dict[str, Evaluation] = {}
+    fronts: dict[str, dict[str, float]] = {}
     for name in names:
-        trained = trained_settings(name)
         env = EnvSettings.from_id(
             noted["env"],
             settings.split,
             noted["checkpoint"],
-            trained.get("observation", "cls"),
+            trained_settings(name).get("observation", "cls"),
             settings.device,
+            cost_conditioning=ranges[name],
             token_mode=noted["token_mode"],
             dtype=noted["dtype"],
             dataset=noted["dataset"],
         )
         with console.status(f"{name} on {settings.split} ..."):
             agent = load_agent(name, env, settings.seed)
-            results[name] = evaluate(agent, env)
-            if settings.controls and not isinstance(agent, BLIND):
-                results |= controls(name, agent, results[name], env, settings.seed)
+            chosen = {name: env}
+            if ranges[name] is not None:
+                prices = _prices(agent, env, settings)
+                fronts[name] = {f"{name} (macs_weight {price:g})": price for price in prices}
+                chosen = {label: at_price(env, price) for label, price in fronts[name].items()}
+            for label, at in chosen.items():
+                results[label] = evaluate(agent, at)
+                if settings.controls and not isinstance(agent, BLIND):
+                    results |= controls(label, agent, results[label], at, settings.seed)
     source = env.engine().dataset
     metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in results.items()}
+    for label, price in (pair for front in fronts.values() for pair in front.items()):
+        metrics[label]["macs_weight"] = price
     for name, data in metrics.items():
         rho = data["macs_difficulty_spearman"]
         title = f"{name}: {settings.split} by {source.difficulty_name}"
@@ -114,6 +144,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     comparisons = {
         f"{a} - {b}": compare(results[a], results[b], settings.seed, settings.resamples)
         for a, b in combinations(results, 2)
+        if not any(a in front and b in front for front in fronts.values())
     }
     if comparisons:
         console.print(_comparisons_table(comparisons))
@@ -129,6 +160,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
             write_rows(out / f"{label}.{settings.rows}", rows_of(results[name], source.difficulty_name))
         write_json(out / "metrics.json", metrics)
         write_json(out / "comparisons.json", comparisons)
+        plot_fronts(metrics, fronts, settings.split, out / "pareto.png")
         write_json(out / SETTINGS, noted)
         console.print(f"Written to {out}")
     return metrics
@@ -185,6 +217,19 @@ def _shared(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
                 f"The agents were trained with different values of {key}, {values}; name one with --{flag}."
             )
     return shared
+
+
+def _price_range(name: str) -> tuple[float, float] | None:
+    """The prices that an agent was trained for, None if for one only."""
+    price = trained_settings(name).get("macs_weight")
+    return (price[0], price[1]) if isinstance(price, list) else None
+
+
+def _prices(agent: Agent, env: EnvSettings, settings: EvalSettings) -> list[float]:
+    """The prices at which to evaluate an agent for a range of them."""
+    if settings.target_macs is None:
+        return [*dict.fromkeys(settings.macs_weight)] or front_prices(env)
+    return [calibrate(agent, replace(env, split="val"), settings.target_macs).macs_weight]
 
 
 def _comparisons_table(comparisons: dict[str, dict[str, Any]]) -> Table:

@@ -17,8 +17,13 @@ def write_command(folder: Path, settings: Any) -> None:
     """Writes `command.txt` and `config.yml` (the fields of the dataclass `settings`)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
-    write_text(folder / "config.yml", yaml.safe_dump(plain, sort_keys=False))
+    write_text(folder / "config.yml", yaml.safe_dump(plain(settings), sort_keys=False))
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The fields of the dataclass `settings` as `config.yml` gives them back."""
+    kinds = {Path: str, tuple: list}
+    return {k: next((f(v) for t, f in kinds.items() if isinstance(v, t)), v) for k, v in asdict(settings).items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
