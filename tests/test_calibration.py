@@ -124,9 +124,9 @@ def split_settings(settings: EnvSettings, monkeypatch: pytest.MonkeyPatch, tmp_p
     values = {f.name: getattr(settings, f.name) for f in fields(EnvSettings)}
     given = SplitSettings(**values, engines=engines)
 
-    def from_id(*arguments: Any) -> EnvSettings:
-        conditioning = CostConditioning.from_plain(arguments[5])
-        return replace(given, split=arguments[1], cost_conditioning=conditioning)
+    def from_id(env: str, split: str, *rest: Any, cost_conditioning: Any, **others: Any) -> EnvSettings:
+        conditioning = CostConditioning.from_plain(cost_conditioning)
+        return replace(given, split=split, cost_conditioning=conditioning)
 
     load = runner.load_agent
     monkeypatch.setattr(runner.EnvSettings, "from_id", from_id)
