@@ -60,7 +60,9 @@ def from_pretrained(folder: str | Path) -> Supernet:
         ValueError: If a file is damaged or does not fit; nothing is half-loaded.
     """
     folder = Path(folder)
-    net = Supernet(load_config(folder))
+    # Initial weights, soon overwritten, must not move the random numbers of whoever loads a network in between.
+    with torch.random.fork_rng(devices=[]):
+        net = Supernet(load_config(folder))
     load_weights(net, folder / WEIGHTS)
     return net.eval()
 

@@ -46,6 +46,15 @@ def test_a_saved_supernet_comes_back_exactly(
     assert sorted(f.name for f in (tmp_path / "new" / "folder").iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_loading_draws_no_random_numbers(digits_net: Supernet, tmp_path: Path) -> None:
+    save_pretrained(digits_net, tmp_path)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    from_pretrained(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_half_precision_files_are_half_as_large_and_load_as_float32(digits_net: Supernet, tmp_path: Path) -> None:
     save_pretrained(digits_net, tmp_path / "full")
     save_pretrained(digits_net, tmp_path / "half", dtype=torch.float16)
