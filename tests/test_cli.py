@@ -29,6 +29,7 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("eval",),
         ("validate",),
         ("yardsticks",),
+        ("benchmark",),
         ("headroom",),
         ("bench",),
         ("bench-env",),

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from .cli_bench_env import BenchEnv, BenchTraining
+from .cli_benchmark import Benchmark
 from .cli_network import Export, Import
 from .cli_options import Dataset, Device, DType, Threads, TokenMode, parse_dataset, set_threads
 from .cli_results import Eval, Validate, Yardsticks
@@ -337,6 +338,7 @@ class Prance:
         | Annotated[Tune, subcommand("tune")]
         | Annotated[Eval, subcommand("eval")]
         | Annotated[Yardsticks, subcommand("yardsticks")]
+        | Annotated[Benchmark, subcommand("benchmark")]
         | Annotated[Validate, subcommand("validate")]
         | Annotated[Headroom, subcommand("headroom")]
         | Annotated[Export, subcommand("export")]

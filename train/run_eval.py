@@ -151,7 +151,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     if yardsticks is not None:
         yardsticks.check(env.engine())
         for name, result in results.items():
-            price = trained_settings(name).get("macs_weight") or DEFAULT_PRICE
+            price = metrics[name].get("macs_weight") or trained_settings(name).get("macs_weight") or DEFAULT_PRICE
             metrics[name]["yardsticks"] = standing(result, yardsticks, price, settings.seed, settings.resamples)
         console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
     if out is not None:
@@ -195,6 +195,22 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
 def trained_settings(name: str) -> dict[str, Any]:
     """The settings of a run folder of `prance train agent`; empty for other agents."""
     return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
+
+
+def env_of_run(run: Path, split: str, device: str = "cpu") -> EnvSettings:
+    """The environment that an agent in a run folder was trained in, on another split."""
+    noted = {**DEFAULTS, **{k: v for k, v in trained_settings(str(run)).items() if k in DEFAULTS}}
+    return EnvSettings.from_id(
+        noted["env"],
+        split,
+        noted["checkpoint"],
+        trained_settings(str(run)).get("observation", "cls"),
+        device,
+        cost_conditioning=_price_range(str(run)),
+        token_mode=noted["token_mode"],
+        dtype=noted["dtype"],
+        dataset=noted["dataset"],
+    )
 
 
 def _shared(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
