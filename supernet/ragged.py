@@ -55,6 +55,21 @@ def starts(lengths: Ints) -> Ints:
     return out
 
 
+def places(begins: Ints, counts: Ints, longest: int) -> tuple[NDArray[np.bool_], Ints]:
+    """Which places of padded sequences hold a token, and the row that stands at each; padding repeats the last one.
+
+    Args:
+        begins: (S,) first row of each sequence.
+        counts: (S,) rows of each.
+        longest: Places of each.
+
+    Returns:
+        Two (S, longest) arrays.
+    """
+    position = np.arange(longest)
+    return position < counts[:, None], begins[:, None] + np.minimum(position, counts[:, None] - 1)
+
+
 def rows_of(images: Ints, lengths: Ints) -> Ints:
     """Packed rows of `images`, in that order, in a buffer of images of the given lengths."""
     n = lengths[images]
@@ -147,9 +162,7 @@ def _shared_call(lengths: Ints, longest: int) -> AttentionCall:
     ends = np.cumsum(lengths)
     last = np.cumsum(shared_sequences(lengths, longest)) - 1
     begins = np.concatenate([[0], ends[last[:-1]]])
-    position = np.arange(longest)
-    real = position < (ends[last] - begins)[:, None]
-    index = np.minimum(begins[:, None] + position, (ends[last] - 1)[:, None])
+    real, index = places(begins, ends[last] - begins, longest)
     # Padding takes after the last image, so that no query is without a key: NaN would spoil the gradients.
     image = np.repeat(np.arange(len(lengths)), lengths)[index]
     keys = np.where(real, image, -1)
@@ -163,9 +176,7 @@ def _padded_call(before: int, lengths: Ints) -> AttentionCall:
     rows = slice(before, before + int(ends[-1]))
     if lengths[0] == longest:
         return AttentionCall(rows, (len(lengths), longest))
-    position = np.arange(longest)
-    real = position < lengths[:, None]
-    index = np.minimum((ends - lengths)[:, None] + position, (ends - 1)[:, None])
+    real, index = places(ends - lengths, lengths, longest)
     bias = np.where(real, np.float32(0), np.float32("-inf"))[:, None, None]
     return AttentionCall(rows, index.shape, index.ravel(), np.flatnonzero(real), bias)
 
@@ -191,7 +202,7 @@ def attention(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | Non
     channels = qkv.shape[1] // 3
     outs = []
     for call in attention_calls(lengths, channels, qkv.device.type):
-        part = qkv if call.rows.stop - call.rows.start == len(qkv) else qkv[call.rows]
+        part = qkv[call.rows]
         bias = None if log_size is None else log_size[call.rows]
         if call.index is not None:
             part = take_rows(part, call.index)
@@ -238,9 +249,7 @@ def packed_class_scores(
     logits = (k * query.index_select(0, image)).sum(-1).float() * q.shape[-1] ** -0.5
     if log_size is not None:
         logits = logits + log_size[:, None]
-    position = np.arange(lengths.max())
-    inside = position < lengths[:, None]
-    index = starts(lengths)[:, None] + np.where(inside, position, 0)
+    inside, index = places(starts(lengths), lengths, int(lengths.max()))
     padded = take_rows(logits, index.ravel()).view(*index.shape, num_heads)
     padded = padded.masked_fill(~torch.from_numpy(inside).to(device)[..., None], float("-inf"))
     return take_rows(padded.softmax(1).mean(-1).view(-1), np.flatnonzero(inside))

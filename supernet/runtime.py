@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .layers import ElasticBlock, activate, layer_norm, linear, set_width, working_rows
 from .macs import block_widths, hidden_dims
-from .ragged import Ints, attention, packed_class_scores, rows_of, runs, starts, take_rows
+from .ragged import Ints, attention, packed_class_scores, places, rows_of, runs, starts, take_rows
 from .reduction import TokenMode, combine, total_size
 
 if TYPE_CHECKING:
@@ -295,9 +295,7 @@ def _reduce(
 ) -> tuple[Packed, Tensor, Tensor | None]:
     """The shorter sequences, (B, N) where each token of the longer ones went, and `means` (T,) reduced likewise."""
     lengths, device = packed.lengths, packed.x.device
-    position = np.arange(int(lengths.max()))
-    valid = torch.from_numpy(position < lengths[:, None]).to(device)
-    index = torch.from_numpy(starts(lengths)[:, None] + np.minimum(position, lengths[:, None] - 1)).to(device)
+    valid, index = (torch.from_numpy(a).to(device) for a in places(starts(lengths), lengths, int(lengths.max())))
 
     def padded(values: Tensor) -> Tensor:
         return values.index_select(0, index.view(-1)).view(*index.shape, *values.shape[1:])

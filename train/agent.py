@@ -28,7 +28,7 @@ from supernet.files import write_atomically, write_text
 
 from .evaluate import Agent
 from .interrupt import deferred_interrupt
-from .run_folder import plain, read_config, write_command
+from .run_folder import changed_settings, read_config, write_command
 from .sb3_checkpoint import load_checkpoint, save_checkpoint, save_model
 
 PRANCE_PPO = "prance_ppo"
@@ -198,8 +198,7 @@ def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progre
     if resume:
         if not any(path.exists() for path in held):
             raise FileNotFoundError(f"{last} does not exist, so there is nothing to resume; drop --resume.")
-        changed = sorted(k for k, v in plain(settings).items() if read_config(out).get(k) != v)
-        if changed:
+        if changed := changed_settings(out, settings):
             raise ValueError(f"{out} was trained with other values of {changed}; resume with the same settings.")
         if not last.exists():
             raise FileNotFoundError(f"{last} does not exist, so there is nothing to resume; drop --resume.")

@@ -29,7 +29,7 @@ from .fronts import FILE, Yardsticks
 from .plots import plot_fronts
 from .report import write_json
 from .run_eval import env_of_run
-from .run_folder import plain, read_config
+from .run_folder import changed_settings
 from .standing import standing
 from .statistics import LEVEL, RESAMPLES, difficulty_correlation
 from .yardsticks import YardstickSettings, run_yardsticks
@@ -130,14 +130,15 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         "yardsticks": yardsticks.settings,
     }
     write_json(out / "benchmark.json", report)
-    write_text(out / "benchmark.md", benchmark_page(report))
+    page = benchmark_page(report)
+    write_text(out / "benchmark.md", page)
     lines = {name: [label for label in points if label.startswith(f"{name} (")] for name in settings.entries}
     drawn = {**points, "full network": full.summary()}
     for name, front in yardsticks.fronts.items():
         drawn |= {f"{name} {i}": row for i, row in enumerate(front.rows())}
         lines[name] = [f"{name} {i}" for i in range(len(front.rows()))]
     plot_fronts(drawn, {k: v for k, v in lines.items() if v}, settings.yardsticks.split, out / "pareto.png")
-    console.print(benchmark_page(report))
+    console.print(page)
     return report
 
 
@@ -192,8 +193,7 @@ def seeds_and_images_interval(
 
 def _train(training: AgentTraining, run: Path, console: Console) -> None:
     if (run / f"model{training.file}").exists():
-        changed = sorted(k for k, v in plain(training).items() if read_config(run).get(k) != v)
-        if changed:
+        if changed := changed_settings(run, training):
             raise ValueError(f"{run} was trained with other values of {changed}; choose another --out.")
         return
     console.print(f"Training {run.name}")

@@ -109,17 +109,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     results: dict[str, Evaluation] = {}
     fronts: dict[str, dict[str, float]] = {}
     for name in names:
-        env = EnvSettings.from_id(
-            noted["env"],
-            settings.split,
-            noted["checkpoint"],
-            trained_settings(name).get("observation", "cls"),
-            settings.device,
-            cost_conditioning=ranges[name],
-            token_mode=noted["token_mode"],
-            dtype=noted["dtype"],
-            dataset=noted["dataset"],
-        )
+        env = _env(name, noted, settings.split, settings.device)
         with console.status(f"{name} on {settings.split} ..."):
             agent = load_agent(name, env, settings.seed)
             chosen = {name: env}
@@ -199,14 +189,18 @@ def trained_settings(name: str) -> dict[str, Any]:
 
 def env_of_run(run: Path, split: str, device: str = "cpu") -> EnvSettings:
     """The environment that an agent in a run folder was trained in, on another split."""
-    noted = {**DEFAULTS, **{k: v for k, v in trained_settings(str(run)).items() if k in DEFAULTS}}
+    return _env(str(run), {**DEFAULTS, **trained_settings(str(run))}, split, device)
+
+
+def _env(name: str, noted: dict[str, Any], split: str, device: str) -> EnvSettings:
+    """The environment as an agent saw it in training, on the images of `noted`, which has the keys of `DEFAULTS`."""
     return EnvSettings.from_id(
         noted["env"],
         split,
         noted["checkpoint"],
-        trained_settings(str(run)).get("observation", "cls"),
+        trained_settings(name).get("observation", "cls"),
         device,
-        cost_conditioning=_price_range(str(run)),
+        cost_conditioning=_price_range(name),
         token_mode=noted["token_mode"],
         dtype=noted["dtype"],
         dataset=noted["dataset"],

@@ -26,6 +26,12 @@ def plain(settings: Any) -> dict[str, Any]:
     return {k: next((f(v) for t, f in kinds.items() if isinstance(v, t)), v) for k, v in asdict(settings).items()}
 
 
+def changed_settings(folder: Path, settings: Any) -> list[str]:
+    """Names of the fields of the dataclass `settings` that `config.yml` has other values of."""
+    noted = read_config(folder)
+    return sorted(k for k, v in plain(settings).items() if noted.get(k) != v)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The settings in `config.yml`.
 
