@@ -108,18 +108,8 @@ class StaticBlock(nn.Module):
         x = _add_linear(x[..., : self.sizes.embed_dim], self.proj, out)
         if self.counts is not None:
             x, size = self._reduce(x, size, q, k, bias)
-        return self._mlp(x), size
-
-    def _mlp(self, x: Tensor) -> Tensor:
         residual = set_width(x if self.lln is None else self.lln(x), self.sizes.gives)
-        at_once = working_rows(self.sizes.hidden_dim, x.device)
-        plain = type(self.fc2) is nn.Linear and not torch.compiler.is_compiling()
-        if torch.is_grad_enabled() or not plain or x.shape[0] * x.shape[1] <= at_once:
-            return _add_linear(residual, self.fc2, activate(self.act, self.fc1(self.norm2(x))))
-        out = (residual + self.fc2.bias).flatten(0, 1)
-        for rows, part in zip(x.flatten(0, 1).split(at_once), out.split(at_once), strict=True):
-            part.addmm_(activate(self.act, self.fc1(self.norm2(rows))), self.fc2.weight.t())
-        return out.view(*x.shape[:2], -1)
+        return _add_linear(residual, self.fc2, activate(self.act, self.fc1(self.norm2(x)))), size
 
     def _reduce(
         self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
@@ -174,6 +164,8 @@ class StaticViT(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, full))
             self.norm_pre = nn.LayerNorm(full, config.norm_eps) if config.pre_norm else nn.Identity()
             self.blocks = nn.ModuleList(StaticBlock(config, s) for s in sizes)
+            widest = [s.tokens * max(s.hidden_dim, 3 * s.num_heads * config.head_dim) for s in sizes]
+            self._channels = sum(widest) // len(sizes)
             self.norm = nn.LayerNorm(last, config.norm_eps)
             self.head = nn.Linear(last, config.num_classes) if config.num_classes else None
             self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
@@ -202,6 +194,13 @@ class StaticViT(nn.Module):
             images = (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std
         elif not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
+        # Exported graphs keep the batch whole, and so do gradients, whose activations outgrow the caches anyway.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self._logits(images)
+        count = round(len(images) / working_rows(self._channels, images.device))
+        return torch.cat([self._logits(part) for part in images.tensor_split(max(count, 1))])
+
+    def _logits(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images.to(self.pos_embed.dtype))
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)

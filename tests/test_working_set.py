@@ -39,3 +39,12 @@ def test_parts_are_contiguous_and_about_as_large_as_allowed(lengths: list[int], 
     assert parts[-1][1] == 1 + len(lengths)
     assert len(parts) <= max(1, -(-sum(lengths) // limit))
     assert all(int(ends[b - 1] - ends[a - 1]) <= limit + max(lengths) for a, b in parts)
+
+
+def test_a_traced_static_network_takes_any_batch(net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    static = extract(net, SubnetConfig.full(net.space)).requires_grad_(False)
+    monkeypatch.setitem(layers.WORKING_SET, "cpu", 1)
+    with torch.no_grad():
+        traced = torch.jit.trace(static, images[:1])
+        torch.testing.assert_close(traced(images), static(images), rtol=0, atol=1e-5)
