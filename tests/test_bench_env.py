@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ from train.cli import main
 QUICK = EnvBenchSettings(num_images=4, repeats=2, warmup=1)
 
 
-def test_rows_targets_machine_and_settings_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run_bench_env(QUICK, tmp_path / "bench.json")
+@pytest.mark.parametrize("supernet", ["digits", pytest.param("prance_vit_tiny", marks=pytest.mark.slow)])
+def test_rows_targets_machine_and_settings_are_written(
+    supernet: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_bench_env(replace(QUICK, supernet=supernet), tmp_path / "bench.json")
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     assert [r["contender"] for r in result["rows"]] == [FULL, FIRST, UNCACHED, CACHED, SB3, AUTHORS]
     assert result["machine"]["threads"] == torch.get_num_threads()

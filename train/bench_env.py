@@ -257,11 +257,11 @@ def run_bench_env(settings: EnvBenchSettings, out: Path | None) -> dict[str, Any
     Returns:
         What is written: machine, settings, rows and targets.
     """
+    rounds = settings.warmup + settings.repeats
     with tempfile.TemporaryDirectory(prefix="prance-") as folder:
         calls = contenders(settings, make_task(settings, Path(folder)))
-    rounds = settings.warmup + settings.repeats
-    with tqdm(total=len(calls) * rounds, desc="bench-env", unit="call", mininterval=1) as bar:
-        seconds = time_interleaved(calls, settings.device, settings.warmup, settings.repeats, bar)
+        with tqdm(total=len(calls) * rounds, desc="bench-env", unit="call", mininterval=1) as bar:
+            seconds = time_interleaved(calls, settings.device, settings.warmup, settings.repeats, bar)
     rows, targets = summarise(seconds, settings.num_images)
     result = {"machine": machine(settings.device), "settings": asdict(settings), "rows": rows, "targets": targets}
     console = Console()
