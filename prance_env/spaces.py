@@ -33,6 +33,13 @@ def action_space(space: SearchSpace, normalize_actions: bool) -> gym.spaces.Box:
     return gym.spaces.Box(-1.0 if normalize_actions else 0.0, 1.0, (space.action_size,), np.float32)
 
 
+def action_names(space: SearchSpace) -> list[str]:
+    """What every entry of an action is for; blocks are those of the coming group, counted from 1."""
+    blocks = range(1, space.blocks_per_decision + 1)
+    rates = ["keep_rate"] if space.num_rates == 1 else [f"keep_rate {i + 1}" for i in range(space.num_rates)]
+    return [*(f"mlp_ratio {i}" for i in blocks), *(f"embed_dim {i}" for i in blocks), *rates]
+
+
 def decode_actions(actions: NDArray[np.floating], normalize_actions: bool) -> NDArray[np.float64]:
     """Actions (B, A) of the Box to [0, 1]; what lies outside is clipped.
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers import FixedSettings, make_engine, settings_for
+from torch.utils.tensorboard import SummaryWriter
 
 from agents.baselines import BaselineAgent, FullAgent
 from prance_env import InferenceEngine
 from prance_env.spaces import observation_layout
-from supernet import Supernet
+from supernet import SubnetConfig, Supernet
 from train import run_eval as runner
+from train.evaluate import evaluate
+from train.inference_time import classify
+from train.learning_curves import read_curves
+from train.plots import plot_learning_curves
 from train.rows import read_rows
 from train.run_eval import EvalSettings, file_names, run_eval
 
@@ -65,6 +73,49 @@ def test_controls_are_added_for_agents_that_look(engine: InferenceEngine, tmp_pa
     assert rows["correct"].mean() == metrics["looking (shuffled)"]["accuracy"]
     assert len(np.unique(read_rows(tmp_path / "looking-mean-action.csv")["macs"])) == 1
     assert json.loads((tmp_path / "settings.json").read_text())["split"] == "test"
+    assert (tmp_path / "choices.png").stat().st_size > 1000
+    assert not (tmp_path / "learning.png").exists()
+
+
+def test_params_are_those_of_the_extracted_subnets(engine: InferenceEngine) -> None:
+    result = evaluate(Confident(engine.config), settings_for(engine))
+    chosen = SubnetConfig.from_actions(engine.config.space, torch.from_numpy(result.actions))
+    assert [engine.net.extract(chosen[i]).params() for i in range(IMAGES)] == result.params.tolist()
+    whole = evaluate(FullAgent(engine.config), settings_for(engine))
+    assert whole.summary()["params_fraction"] == 1
+
+
+def test_latency_is_measured_from_pixels_to_the_same_prediction(
+    engine: InferenceEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent, env = Confident(engine.config), settings_for(engine)
+    images = engine.dataset.fetch(np.arange(IMAGES))
+    assert classify(agent, env, images).argmax(1).tolist() == evaluate(agent, env).prediction.tolist()
+    metrics = run_eval(["looking", "full"], replace(SHORT, latency=4))
+    for name in ("looking", "full"):
+        assert metrics[name]["latency_ms"] > 0
+        assert metrics[name]["latency_fraction"] > 0
+    assert "latency_ms" not in metrics["looking (shuffled)"]
+    assert "ms / full" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="latency=0 must be"):
+        run_eval(["full"], replace(SHORT, latency=0))
+
+
+def test_curves_are_read_back_and_resumed_ones_replace_what_they_repeat(tmp_path: Path) -> None:
+    for folder, steps, value in (("ppo_1", (10, 20, 30), 1.0), ("ppo_2", (20, 30, 40), 2.0)):
+        with SummaryWriter(tmp_path / folder) as writer:
+            for step in steps:
+                writer.add_scalar("rollout/accuracy", value, step)
+                writer.add_scalar("train/loss", value, step)
+        os.utime(next((tmp_path / folder).iterdir()), (steps[0], steps[0]))
+    curves = read_curves(tmp_path)
+    assert list(curves) == ["rollout/accuracy"]
+    steps, values = curves["rollout/accuracy"]
+    assert steps.tolist() == [10, 20, 30, 40]
+    assert values.tolist() == [1, 2, 2, 2]
+    assert read_curves(tmp_path / "nothing") == {}
+    plot_learning_curves({"runs/a": curves}, tmp_path / "learning.png")
+    assert (tmp_path / "learning.png").stat().st_size > 1000
 
 
 def test_agents_of_one_name_get_files_of_their_own() -> None:

@@ -21,7 +21,7 @@ class Eval:
 
         prance eval --agent full random
         prance eval --agent runs/agent runs/constant full --controls
-        prance eval --agent runs/agent --split test --out runs/agent/eval --rows parquet
+        prance eval --agent runs/agent --split test --out runs/agent/eval --rows parquet --latency 64
         prance eval --agent runs/agent runs/yardsticks/confidence-0.05.json --yardsticks runs/yardsticks
         prance eval --agent full --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet --split val
         prance eval --agent runs/any-budget --macs-weight 0.02 0.05 0.1 --out runs/any-budget/eval
@@ -49,9 +49,11 @@ class Eval:
     target_macs: float | None = None
     """Likewise, instead: a budget relative to the full network, whose price is looked for on validation images."""
     out: Path | None = None
-    """Folder for metrics.json, comparisons.json, pareto.png and one file of per-image rows per agent and price."""
+    """Folder for metrics.json, comparisons.json, figures and one file of per-image rows per agent and price."""
     rows: Literal["csv", "parquet"] = "csv"
     """Format of the rows; parquet needs the extra prance-env[parquet]."""
+    latency: int | None = None
+    """Images at a time for measured milliseconds, from pixels to logits with all looking and deciding."""
     controls: bool = False
     """Two more lines per agent that looks: with the observations of other images, and its mean action for all."""
     yardsticks: Path | None = None
@@ -79,6 +81,7 @@ class Eval:
             dtype=self.dtype,
             macs_weight=self.macs_weight,
             target_macs=self.target_macs,
+            latency=self.latency,
         )
         run_eval(self.agent, settings, self.out)
 

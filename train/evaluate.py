@@ -15,6 +15,7 @@ from prance_env.lanes import EnvSettings
 from prance_env.reward import RewardConfig
 from prance_env.spaces import decode_actions, encode_actions
 from supernet import SubnetConfig
+from supernet.macs import subnet_params
 
 
 class Agent(Protocol):
@@ -40,6 +41,8 @@ class Evaluation:
         actions: (N, T, A) in [0, 1], what was chosen.
         macs: (N,) MACs of the chosen inference.
         taken: (N, T, A) actions of the environment's Box, as the agent gave them.
+        params: (N,) parameters of the subnet that was chosen.
+        params_fraction: (N,) these / parameters of the full network.
     """
 
     index: NDArray[np.int64]
@@ -51,6 +54,8 @@ class Evaluation:
     actions: NDArray[np.float64]
     macs: NDArray[np.int64]
     taken: NDArray[np.floating]
+    params: NDArray[np.int64]
+    params_fraction: NDArray[np.float64]
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -63,6 +68,7 @@ class Evaluation:
         return {
             "accuracy": float(self.correct[rows].mean()),
             "macs_fraction": float(self.macs_fraction[rows].mean()),
+            "params_fraction": float(self.params_fraction[rows].mean()),
             "patches_fraction": float(self.patches[rows, -1].mean()),
             "n_images": int(rows.sum()),
         }
@@ -188,12 +194,15 @@ def others(total: int, seed: int) -> NDArray[np.int64]:
 def _evaluation(
     engine: InferenceEngine, record: Callable[[NDArray[np.int64]], Recording], batch_size: int
 ) -> Evaluation:
-    total = len(engine.dataset)
+    total, config = len(engine.dataset), engine.config
+    full_params = subnet_params(config, SubnetConfig.full(config.space)).item()
     parts: list[dict[str, NDArray[Any]]] = []
     for begin in range(0, total, batch_size):
         path, taken = record(np.arange(begin, min(begin + batch_size, total)))
         end = path[-1]
-        patches = [(e.state.num_tokens - engine.config.num_prefix_tokens) / engine.config.num_patches for e in path[1:]]
+        patches = [(e.state.num_tokens - config.num_prefix_tokens) / config.num_patches for e in path[1:]]
+        chosen = SubnetConfig(*(torch.from_numpy(v) for v in (end.embed_dim, end.mlp_ratio, end.keep_rate)))
+        params = subnet_params(config, chosen)
         parts.append(
             {
                 "index": end.index,
@@ -202,13 +211,11 @@ def _evaluation(
                 "prediction": end.prediction,
                 "macs_fraction": end.macs / engine.full_macs,
                 "patches": np.stack(patches, axis=1),
-                "actions": SubnetConfig(
-                    torch.from_numpy(end.embed_dim), torch.from_numpy(end.mlp_ratio), torch.from_numpy(end.keep_rate)
-                )
-                .to_actions(engine.config.space)
-                .numpy(),
+                "actions": chosen.to_actions(config.space).numpy(),
                 "macs": end.macs,
                 "taken": taken,
+                "params": params,
+                "params_fraction": params / full_params,
             }
         )
     return Evaluation(**{key: np.concatenate([p[key] for p in parts]) for key in parts[0]})

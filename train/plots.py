@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from prance_env.lanes import EnvSettings
 from prance_env.rendering import draw_patches
 from supernet.files import write_atomically
 
-from .evaluate import Agent, play
+from .evaluate import Agent, Evaluation, play
+from .learning_curves import CURVES, Curve
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
@@ -102,6 +103,54 @@ def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
     panels[0].legend()
+    _save(figure, path)
+
+
+def plot_learning_curves(runs: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """One panel per scalar, one line per run, against the decisions taken.
+
+    Args:
+        runs: `read_curves` of every run, by name.
+        path: PNG file to write.
+    """
+    names = [name for name in CURVES if any(name in curves for curves in runs.values())]
+    figure, panels = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.4), squeeze=False)
+    for axes, name in zip(panels[0], names, strict=True):
+        for run, curves in runs.items():
+            if name in curves:
+                axes.plot(*curves[name], label=Path(run).name)
+        axes.set_xlabel("decisions")
+        axes.set_ylabel(name.removeprefix("rollout/"))
+        axes.grid(alpha=0.3)
+    panels[0, 0].legend()
+    _save(figure, path)
+
+
+def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], difficulty_name: str, path: Path) -> None:
+    """What is chosen for whom: mean of every entry of every decision for every stratum, one panel per agent.
+
+    Args:
+        results: Evaluations by name.
+        names: Of the entries of an action, see `prance_env.spaces.action_names`.
+        difficulty_name: Label of the axis.
+        path: PNG file to write.
+    """
+    shape = next(iter(results.values())).actions.shape[1:]
+    columns = [f"{name}, {t + 1}" for t in range(shape[0]) for name in names]
+    figure, panels = plt.subplots(
+        len(results), 1, figsize=(1 + 0.45 * len(columns), 1.6 + 2.6 * len(results)), squeeze=False, sharex=True
+    )
+    for axes, (agent, result) in zip(panels[:, 0], results.items(), strict=True):
+        strata = np.unique(result.difficulty)
+        chosen = np.stack([result.actions[result.difficulty == d].mean(axis=0).ravel() for d in strata])
+        picture = axes.imshow(chosen, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+        axes.set_yticks(range(len(strata)), [str(d) for d in strata])
+        axes.set_ylabel(difficulty_name)
+        axes.set_title(f"{Path(agent).name}: mean choice, 0 the least and 1 all", fontsize=9)
+        for t in range(1, shape[0]):
+            axes.axvline(t * len(names) - 0.5, color="white", linewidth=2)
+        figure.colorbar(picture, ax=axes)
+    panels[-1, 0].set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
     _save(figure, path)
 
 

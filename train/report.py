@@ -24,19 +24,25 @@ from .agent import PRANCE_PPO
 
 
 def results_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    """A rich table with one line per summary; with 95 % intervals, and patches after each decision, where known."""
+    """A rich table with one line per summary; with intervals, patches after each decision, and latency where known."""
+    timed = any("latency_ms" in s for s in rows.values())
     table = Table(title=title)
-    for column in ("", "accuracy", "MACs / full", "patches left", "images"):
+    for column in ("", "accuracy", "MACs / full", "params / full", "patches left", "images"):
         table.add_column(column, justify="left" if not column else "right")
+    for column in ("ms / image", "ms / full") if timed else ():
+        table.add_column(column, justify="right")
     for name, s in rows.items():
         patches = s.get("patches_after", [s["patches_fraction"]])
-        table.add_row(
-            name,
+        cells = [
             f"{s['accuracy']:.2%}{_interval(s, 'accuracy', 2)}",
             f"{s['macs_fraction']:.1%}{_interval(s, 'macs_fraction', 1)}",
+            f"{s['params_fraction']:.1%}",
             " ".join(f"{p:.1%}" for p in patches),
             str(s["n_images"]),
-        )
+        ]
+        if timed:
+            cells += [f"{s['latency_ms']:.3f}", f"{s['latency_fraction']:.2f}"] if "latency_ms" in s else ["", ""]
+        table.add_row(name, *cells)
     return table
 
 

@@ -27,6 +27,7 @@ def rows_of(evaluation: Evaluation, difficulty_name: str) -> Columns:
         difficulty_name: evaluation.difficulty,
         "macs": evaluation.macs,
         "macs_fraction": np.round(evaluation.macs_fraction, 6),
+        "params": evaluation.params,
     }
     for t in range(evaluation.patches.shape[1]):
         columns[f"patches_after_{t + 1}"] = np.round(evaluation.patches[:, t], 6)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
 from prance_env.lanes import EnvSettings
+from prance_env.spaces import action_names
 from supernet import SubnetConfig
 
 from .agent import load_agent
@@ -21,7 +22,9 @@ from .calibration import at_price, calibrate, front_prices
 from .comparison import compare
 from .evaluate import Agent, Evaluation, evaluate
 from .fronts import Yardsticks
-from .plots import plot_fronts
+from .inference_time import measure_latency
+from .learning_curves import read_curves
+from .plots import plot_choices, plot_fronts, plot_learning_curves
 from .report import results_table, write_json
 from .rows import check_format, rows_of, write_rows
 from .run_folder import read_config
@@ -52,6 +55,7 @@ class EvalSettings:
         macs_weight: Prices at which agents for a range of prices are evaluated; none: seven that span the range.
         target_macs: Instead, a budget in MACs / MACs of the full network: the price that keeps to it on validation
             images.
+        latency: Images at a time for measured milliseconds; None: not measured.
 
     Raises:
         ValueError: If both prices and a budget are given.
@@ -71,6 +75,7 @@ class EvalSettings:
     dtype: str | None = None
     macs_weight: tuple[float, ...] = ()
     target_macs: float | None = None
+    latency: int | None = None
 
     def __post_init__(self) -> None:
         if self.macs_weight and self.target_macs is not None:
@@ -85,12 +90,12 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     Args:
         agents: Names and paths, see `train.agent.load_agent`.
         settings: What to evaluate on, and how.
-        out: Folder for `metrics.json`, `comparisons.json`, `settings.json`, `pareto.png`, and one file of rows per
-            agent and price.
+        out: Folder for `metrics.json`, `comparisons.json`, `settings.json`, `pareto.png`, `choices.png`,
+            `learning.png` if an agent has a run folder, and one file of rows per agent and price.
 
     Returns:
-        What is written to `metrics.json`: `describe` of every agent, with its `macs_weight` if it was chosen here, and
-        `standing` under "yardsticks".
+        What is written to `metrics.json`: `describe` of every agent, with its `macs_weight` if it was chosen here,
+        `measure_latency` if asked for, and `standing` under "yardsticks".
 
     Raises:
         ValueError: If an agent does not fit, trained agents are for different supernets or images, the yardsticks are
@@ -108,6 +113,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         raise ValueError(f"None of the agents {names} was trained for a range of prices, so none can be chosen.")
     results: dict[str, Evaluation] = {}
     fronts: dict[str, dict[str, float]] = {}
+    players: dict[str, tuple[Agent, EnvSettings]] = {}
     for name in names:
         env = _env(name, noted, settings.split, settings.device)
         with console.status(f"{name} on {settings.split} ..."):
@@ -118,6 +124,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
                 fronts[name] = {f"{name} (macs_weight {price:g})": price for price in prices}
                 chosen = {label: at_price(env, price) for label, price in fronts[name].items()}
             for label, at in chosen.items():
+                players[label] = agent, at
                 results[label] = evaluate(agent, at)
                 if settings.controls and not isinstance(agent, BLIND):
                     results |= controls(label, agent, results[label], at, settings.seed)
@@ -125,6 +132,9 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in results.items()}
     for label, price in (pair for front in fronts.values() for pair in front.items()):
         metrics[label]["macs_weight"] = price
+    if settings.latency is not None:
+        for label, measured in measure_latency(players, settings.latency).items():
+            metrics[label] |= measured
     for name, data in metrics.items():
         rho = data["macs_difficulty_spearman"]
         title = f"{name}: {settings.split} by {source.difficulty_name}"
@@ -151,6 +161,9 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         write_json(out / "metrics.json", metrics)
         write_json(out / "comparisons.json", comparisons)
         plot_fronts(metrics, fronts, settings.split, out / "pareto.png")
+        plot_choices(results, action_names(env.config().space), source.difficulty_name, out / "choices.png")
+        if curves := {n: found for n in names if trained_settings(n) and (found := read_curves(Path(n)))}:
+            plot_learning_curves(curves, out / "learning.png")
         write_json(out / SETTINGS, noted)
         console.print(f"Written to {out}")
     return metrics

@@ -66,9 +66,9 @@ def describe(evaluation: Evaluation, seed: int = 0, resamples: int = RESAMPLES) 
         resamples: See `bootstrap_interval`.
 
     Returns:
-        Plain data: `accuracy`, `macs_fraction`, `patches_fraction`, `n_images`; `patches_after` (one entry a decision);
-        for the first two and the last the 95 % interval as `..._interval`; `macs_difficulty_spearman`;
-        `by_difficulty` and `by_class`, by number as text.
+        Plain data: `accuracy`, `macs_fraction`, `params_fraction`, `patches_fraction`, `n_images`; `patches_after` (one
+        entry a decision); for accuracy, MACs and `patches_after` the 95 % interval as `..._interval`;
+        `macs_difficulty_spearman`; `by_difficulty` and `by_class`, by number as text.
     """
     return {
         **_part(evaluation, np.ones(len(evaluation.index), dtype=bool), seed, resamples),

@@ -1,0 +1,29 @@
+"""What a training logged for TensorBoard, read back for figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+CURVES = ("rollout/ep_rew_mean", "rollout/accuracy", "rollout/macs_fraction")
+Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """Steps and values of every scalar of `CURVES` in a run folder; of what was repeated after a resume, the last.
+
+    Args:
+        run: Folder of `prance train agent`.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for events in sorted(run.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime):
+        log = EventAccumulator(str(events), size_guidance={"scalars": 0})
+        log.Reload()
+        for name in set(CURVES) & set(log.Tags()["scalars"]):
+            scalars = log.Scalars(name)
+            kept = {step: v for step, v in found.get(name, {}).items() if step < scalars[0].step}
+            found[name] = kept | {s.step: s.value for s in scalars}
+    return {name: (np.array([*found[name]]), np.array([*found[name].values()])) for name in CURVES if name in found}
