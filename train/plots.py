@@ -114,7 +114,7 @@ def plot_learning_curves(runs: Mapping[str, Mapping[str, Curve]], path: Path) ->
         path: PNG file to write.
     """
     names = [name for name in CURVES if any(name in curves for curves in runs.values())]
-    figure, panels = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.4), squeeze=False)
+    figure, panels = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.4), squeeze=False, layout="constrained")
     for axes, name in zip(panels[0], names, strict=True):
         for run, curves in runs.items():
             if name in curves:
@@ -127,7 +127,7 @@ def plot_learning_curves(runs: Mapping[str, Mapping[str, Curve]], path: Path) ->
 
 
 def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], difficulty_name: str, path: Path) -> None:
-    """What is chosen for whom: mean of every entry of every decision for every stratum, one panel per agent.
+    """What is chosen for whom: mean of every entry of every decision ("2: ...") for every stratum, a panel per agent.
 
     Args:
         results: Evaluations by name.
@@ -136,7 +136,7 @@ def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], diffic
         path: PNG file to write.
     """
     shape = next(iter(results.values())).actions.shape[1:]
-    columns = [f"{name}, {t + 1}" for t in range(shape[0]) for name in names]
+    columns = [f"{t + 1}: {name}" for t in range(shape[0]) for name in names]
     figure, panels = plt.subplots(
         len(results), 1, figsize=(1 + 0.45 * len(columns), 1.6 + 2.6 * len(results)), squeeze=False, sharex=True
     )

@@ -90,8 +90,8 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     Args:
         agents: Names and paths, see `train.agent.load_agent`.
         settings: What to evaluate on, and how.
-        out: Folder for `metrics.json`, `comparisons.json`, `settings.json`, `pareto.png`, `choices.png`,
-            `learning.png` if an agent has a run folder, and one file of rows per agent and price.
+        out: Folder for `metrics.json`, `comparisons.json`, `settings.json`, `pareto.png`, `choices.png` of
+            agents that look, `learning.png` of those with a run folder, and one file of rows per agent and price.
 
     Returns:
         What is written to `metrics.json`: `describe` of every agent, with its `macs_weight` if it was chosen here,
@@ -161,7 +161,8 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         write_json(out / "metrics.json", metrics)
         write_json(out / "comparisons.json", comparisons)
         plot_fronts(metrics, fronts, settings.split, out / "pareto.png")
-        plot_choices(results, action_names(env.config().space), source.difficulty_name, out / "choices.png")
+        if looking := {n: results[n] for n, (agent, _) in players.items() if not isinstance(agent, BLIND)}:
+            plot_choices(looking, action_names(env.config().space), source.difficulty_name, out / "choices.png")
         if curves := {n: found for n in names if trained_settings(n) and (found := read_curves(Path(n)))}:
             plot_learning_curves(curves, out / "learning.png")
         write_json(out / SETTINGS, noted)
