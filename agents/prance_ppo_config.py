@@ -107,7 +107,7 @@ class PrancePPOConfig:
             "activation": "tanh",
             "initial_std": 0.2,
             "final_std": 0.03,
-            "initial_action": 0.8,
+            "initial_action": 0.9,
             "standardise_observations": True,
         }
         return cls(**{**settings, **overrides})
