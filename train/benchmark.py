@@ -37,6 +37,7 @@ from .yardsticks import YardstickSettings, run_yardsticks
 # Of the full network's MACs, in accuracy: low enough for agents that lose nothing.
 PRICE = 0.03
 PRICES = (0.01, 0.3)
+SHOWN_LOSS = 0.06  # accuracy below the full network's down to which the figure reaches
 FRONT = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)
 STATIC, ADAPTIVE, EVERY_BUDGET = "learned static policy", "PrancePPO", "PrancePPO, every budget"
 
@@ -137,7 +138,9 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
     for name, front in yardsticks.fronts.items():
         drawn |= {f"{name} {i}": row for i, row in enumerate(front.rows())}
         lines[name] = [f"{name} {i}" for i in range(len(front.rows()))]
-    plot_fronts(drawn, {k: v for k, v in lines.items() if v}, settings.yardsticks.split, out / "pareto.png")
+    shown = {name: labels for name, labels in lines.items() if labels}
+    lowest = full.summary()["accuracy"] - SHOWN_LOSS
+    plot_fronts(drawn, shown, settings.yardsticks.split, out / "pareto.png", lowest)
     console.print(page)
     return report
 

@@ -63,7 +63,11 @@ def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
 
 
 def plot_fronts(
-    metrics: dict[str, dict[str, Any]], fronts: Mapping[str, Iterable[str]], split: str, path: Path
+    metrics: dict[str, dict[str, Any]],
+    fronts: Mapping[str, Iterable[str]],
+    split: str,
+    path: Path,
+    lowest: float | None = None,
 ) -> None:
     """Accuracy against MACs: a line for every agent with several prices, a point for every other.
 
@@ -72,6 +76,7 @@ def plot_fronts(
         fronts: The names in `metrics` that are one agent, by that agent's name.
         split: Whose accuracy it is.
         path: PNG file to write.
+        lowest: Accuracy at which the picture ends; None: it shows all points.
     """
     figure, axes = plt.subplots(figsize=(6.5, 4.5))
     lines = {agent: [*names] for agent, names in fronts.items()}
@@ -82,8 +87,10 @@ def plot_fronts(
         axes.plot(*zip(*points, strict=True), "o-", color=colours(i % 10), label=Path(agent).name)
     axes.set_xlabel("MACs / MACs of the full network")
     axes.set_ylabel(f"accuracy on {split}")
+    if lowest is not None:
+        axes.set_ylim(bottom=lowest)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     _save(figure, path)
 
 
