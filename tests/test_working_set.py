@@ -41,6 +41,7 @@ def test_parts_are_contiguous_and_about_as_large_as_allowed(lengths: list[int], 
     assert all(int(ends[b - 1] - ends[a - 1]) <= limit + max(lengths) for a, b in parts)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_a_traced_static_network_takes_any_batch(net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     static = extract(net, SubnetConfig.full(net.space)).requires_grad_(False)
