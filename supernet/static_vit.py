@@ -165,7 +165,7 @@ class StaticViT(nn.Module):
             self.norm_pre = nn.LayerNorm(full, config.norm_eps) if config.pre_norm else nn.Identity()
             self.blocks = nn.ModuleList(StaticBlock(config, s) for s in sizes)
             widest = [s.tokens * max(s.hidden_dim, 3 * s.num_heads * config.head_dim) for s in sizes]
-            self._channels = sum(widest) // len(sizes)
+            self._numbers_per_image = sum(widest) // len(sizes)
             self.norm = nn.LayerNorm(last, config.norm_eps)
             self.head = nn.Linear(last, config.num_classes) if config.num_classes else None
             self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
@@ -197,7 +197,7 @@ class StaticViT(nn.Module):
         # Exported graphs keep the batch whole, and so do gradients, whose activations outgrow the caches anyway.
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._logits(images)
-        count = round(len(images) / working_rows(self._channels, images.device))
+        count = round(len(images) / working_rows(self._numbers_per_image, images.device))
         return torch.cat([self._logits(part) for part in images.tensor_split(max(count, 1))])
 
     def _logits(self, images: Tensor) -> Tensor:

@@ -82,6 +82,13 @@ class Evaluation:
         return self.actions.mean(axis=0, keepdims=True)
 
 
+def ask(agent: Agent, observation: NDArray[np.float32], memory: Any) -> tuple[NDArray[np.floating], Any]:
+    """Deterministic actions for a batch, and what the agent wants back at the next decision; None at the first."""
+    # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
+    remembered: dict[str, Any] = {} if memory is None else {"state": memory}
+    return agent.predict(observation, **remembered, deterministic=True)
+
+
 Recording = tuple[list[Episodes], NDArray[np.floating]]
 
 
@@ -112,9 +119,7 @@ def _record(
     memory = None
     for _ in range(engine.config.space.num_decisions):
         observation = engine.observe(seen, settings.observation, conditioning).cpu().numpy()
-        # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
-        remembered: dict[str, Any] = {} if memory is None else {"state": memory}
-        actions, memory = agent.predict(observation, **remembered, deterministic=True)
+        actions, memory = ask(agent, observation, memory)
         unit = decode_actions(actions, settings.normalize_actions)
         episodes.append(engine.step(episodes[-1], unit, RewardConfig(mode="terminal")))
         seen = episodes[-1] if donors is None else engine.step(seen, unit, RewardConfig(mode="terminal"))

@@ -18,7 +18,7 @@ from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice
 
 from .bench import time_interleaved
-from .evaluate import Agent
+from .evaluate import Agent, ask
 
 FULL = "full network"
 
@@ -44,8 +44,7 @@ def classify(agent: Agent, settings: EnvSettings, images: Tensor) -> Tensor:
     memory: Any = None
     for group in range(space.first_decided, len(space.groups)):
         observation = observe(net, state, settings.observation, engine.full_macs, price).cpu().numpy()
-        remembered: dict[str, Any] = {} if memory is None else {"state": memory}
-        actions, memory = agent.predict(observation, **remembered, deterministic=True)
+        actions, memory = ask(agent, observation, memory)
         unit = torch.from_numpy(decode_actions(actions, settings.normalize_actions))
         state = net.run_group(state, group, GroupChoice.from_actions(space, unit))
     return net.finish(state)
