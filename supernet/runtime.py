@@ -273,9 +273,11 @@ class _Stack:
             self.parts.append(set_width(linear(layer, y, width) + set_width(x, width), self.widest))
             return
         place = self.out[self.row : self.row + len(y)]
+        own = place[:, :width]
         self.row += len(y)
-        torch.add(set_width(x, width), layer.bias[:width], out=place[:, :width])
-        place[:, :width].addmm_(y, layer.weight[:width, : y.shape[1]].t())
+        torch.add(set_width(x, width), layer.bias[:width], out=own)
+        # Not addmm_, which PyTorch's flop counter does not know.
+        torch.addmm(own, y, layer.weight[:width, : y.shape[1]].t(), out=own)
         if width < self.widest:
             place[:, width:].zero_()
 

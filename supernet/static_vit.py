@@ -127,11 +127,18 @@ class StaticBlock(nn.Module):
 
 def _add_linear(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
     """x + layer(y)."""
-    if type(layer) is not nn.Linear:
-        return x + layer(y)  # what users put in its place, such as a quantised layer
-    # One product that is added to its bias and x: a pass over the tokens less.
-    flat = torch.addmm((x + layer.bias).flatten(0, 1), y.flatten(0, 1), layer.weight.t())
-    return flat.view(*y.shape[:2], -1)
+    # Users may put something else in a layer's place, such as a quantised one, and autocast wants the layer itself.
+    if type(layer) is not nn.Linear or torch.is_autocast_enabled(x.device.type):
+        return x + layer(y)
+    total, product = (x + layer.bias).flatten(0, 1), (y.flatten(0, 1), layer.weight.t())
+    # In place it is a pass over the tokens less.
+    total = torch.addmm(total, *product, out=total) if _only_computes() else torch.addmm(total, *product)
+    return total.view(*y.shape[:2], -1)
+
+
+def _only_computes() -> bool:
+    """Whether nothing records what is computed: neither autograd nor an exporter."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 class StaticViT(nn.Module):
@@ -195,7 +202,7 @@ class StaticViT(nn.Module):
         elif not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
         # Exported graphs keep the batch whole, and so do gradients, whose activations outgrow the caches anyway.
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not _only_computes():
             return self._logits(images)
         count = round(len(images) / working_rows(self._numbers_per_image, images.device))
         return torch.cat([self._logits(part) for part in images.tensor_split(max(count, 1))])

@@ -402,6 +402,14 @@ def test_macs_equal_pytorchs_count_on_a_hundred_extracted_networks_of_every_mode
     assert len(set(counted)) > number // 2
 
 
+@pytest.mark.parametrize("mode", OURS)
+def test_pytorch_counts_the_full_networks_macs_when_the_supernet_itself_runs(mode: str) -> None:
+    net = random_net(make_config(mode, "class-token", False))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(images_for(net, 3))
+    assert counter.get_total_flops() == 3 * 2 * int(net.macs())
+
+
 def peak_memory(run: Callable[[], Any]) -> int:
     """Most bytes that were allocated at once during `run`, by PyTorch's own account; the same in every run."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
