@@ -32,7 +32,7 @@ from train.bench_env import (
 )
 from train.cli import main
 
-QUICK = EnvBenchSettings(num_images=4, repeats=2, warmup=1)
+QUICK = EnvBenchSettings("digits", num_images=4, repeats=2, warmup=1)
 
 
 @pytest.mark.parametrize("supernet", ["digits", pytest.param("prance_vit_tiny", marks=pytest.mark.slow)])
@@ -53,10 +53,10 @@ def test_rows_targets_machine_and_settings_are_written(
 def test_the_command_takes_a_checkpoint_and_any_supernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[EnvBenchSettings] = []
     monkeypatch.setattr("train.bench_env.run_bench_env", lambda settings, out: seen.append(settings))
-    arguments = ["--supernet", "prance_vit_tiny", "--checkpoint", "some/folder", "--num-images", "64", "--threads", "1"]
+    arguments = ["--supernet", "prance_vit_small", "--checkpoint", "some/folder", "--num-images", "64", "--threads", "1"]
     monkeypatch.setattr("sys.argv", ["prance", "bench-env", *arguments])
     main()
-    assert seen == [EnvBenchSettings("prance_vit_tiny", "some/folder", 64)]
+    assert seen == [EnvBenchSettings("prance_vit_small", "some/folder", 64)]
 
 
 class Counted:
@@ -155,4 +155,4 @@ def test_targets_and_columns_come_from_rounds_timed_side_by_side() -> None:
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EnvBenchSettings(**changes)
+        EnvBenchSettings("digits", **changes)

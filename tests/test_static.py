@@ -73,6 +73,17 @@ def test_a_saved_network_comes_back_exactly(case: str, tmp_path: Path) -> None:
     assert torch.equal(loaded(pixels(net, 3)), static(pixels(net, 3)))
 
 
+@torch.no_grad()
+def test_autocast_computes_in_its_own_precision() -> None:
+    net = CASES["prune"]()
+    static, images = extract(net, cut_subnet(net)), pixels(net, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = static(images)
+    assert logits.dtype == torch.bfloat16
+    # All images lose the same patches, or the difference were larger.
+    torch.testing.assert_close(logits.float(), static(images), rtol=0, atol=0.05)
+
+
 def test_half_precision_networks_come_back_in_half_precision(tmp_path: Path) -> None:
     static = extract(copy.deepcopy(small_net()).half(), cut_subnet(small_net()))
     save_static(static, tmp_path)

@@ -58,10 +58,10 @@ class EnvBenchSettings:
         ValueError: If a number is out of range.
     """
 
-    supernet: str = "digits"
+    supernet: str = "prance_vit_tiny"
     checkpoint: str | None = None
     num_images: int = 256
-    repeats: int = 7
+    repeats: int = 3
     warmup: int = 1
     device: str = "cpu"
     seed: int = 0

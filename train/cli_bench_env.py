@@ -15,18 +15,19 @@ class BenchEnv:
     For example:
 
         prance bench-env
-        prance bench-env --supernet prance_vit_tiny --num-images 64 --out bench-env.json
+        prance bench-env --supernet digits --threads 1 --repeats 9
+        prance bench-env --num-images 64 --out bench-env.json
         prance bench-env --supernet prance_vit_small --device cuda --dtype bfloat16
         prance bench-env --token-mode merge
     """
 
-    supernet: str = "digits"
-    """Registered supernet. Only digits has weights and images; others get random ones."""
+    supernet: str = "prance_vit_tiny"
+    """Registered supernet. Only digits has weights and images; others get random ones, which take as long."""
     checkpoint: Path | None = None
     """Folder with weights, instead of random ones."""
     num_images: int = 256
     """Images at a time."""
-    repeats: int = 7
+    repeats: int = 3
     """Timed rounds, of which the median counts."""
     token_mode: TokenMode = None
     dtype: DType = "float32"
