@@ -83,6 +83,8 @@ def take_rows(x: Tensor, rows: Ints) -> Tensor:
 
 def runs(*keys: Ints) -> list[tuple[int, int]]:
     """Half-open ranges [i, j) over which all (B,) keys are constant."""
+    if len(keys[0]) == 1:
+        return [(0, 1)]
     changes = np.zeros(len(keys[0]), dtype=bool)
     changes[0] = True
     for key in keys:
@@ -193,7 +195,7 @@ def attention(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | Non
     Returns:
         (T, num_heads * head_dim).
     """
-    if (lengths[1:] < lengths[:-1]).any():
+    if len(lengths) > 1 and (lengths[1:] < lengths[:-1]).any():
         order = np.argsort(lengths, kind="stable")
         rows = rows_of(order, lengths)
         log_size = None if log_size is None else take_rows(log_size, rows)

@@ -8,7 +8,7 @@ images agree, nothing is gathered and nothing copied.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
@@ -47,13 +47,18 @@ class Packed:
     size: Tensor | None
     images: Ints
 
-    def sorted_by(self, order: Ints) -> Packed:
-        """The images in another order."""
-        if np.array_equal(order, np.arange(len(order))):
+    def listed(self, order: Ints | None) -> Packed:
+        """The images in another order, None the same one, but their tokens as they lie."""
+        if order is None:
             return self
-        rows = rows_of(order, self.lengths)
-        size = None if self.size is None else take_rows(self.size, rows)
-        return Packed(take_rows(self.x, rows), self.lengths[order], size, self.images[order])
+        size = None if self.size is None else take_rows(self.size, rows_of(order, self.lengths))
+        return Packed(self.x, self.lengths[order], size, self.images[order])
+
+    def sorted_by(self, order: Ints | None) -> Packed:
+        """The images in another order, None the same one."""
+        if order is None:
+            return self
+        return replace(self.listed(order), x=take_rows(self.x, rows_of(order, self.lengths)))
 
 
 def run_blocks(
@@ -100,7 +105,7 @@ def run_blocks(
             key_mean = take_rows(means, rows_of(np.argsort(at), packed.lengths)).float()
         boundary = last and group < len(space.groups) - 1
         packed = mlp_half(net, block, packed, widths[at, i], hidden[at, i], gives[at, i], boundary)
-    return packed.sorted_by(np.argsort(packed.images)), patch_token, gives[:, -1].copy(), key_mean
+    return packed.sorted_by(_order(packed.images)), patch_token, gives[:, -1].copy(), key_mean
 
 
 def attention_half(
@@ -127,23 +132,24 @@ def attention_half(
         Tokens in another order; (T,) class attention and (T, head_dim) keys in that order, None if not asked for.
     """
     config = net.config
-    order = np.lexsort((packed.lengths, reads, widths))
-    out, size = _permuted(packed, order)
-    log_size = None if size is None else size.log()
-    stack = _Stack(packed.x, int(widths.max()))
+    order = _order(packed.lengths, reads, widths)
+    new = packed.listed(order)
+    reads, widths = (size if order is None else size[order] for size in (reads, widths))
+    log_size = None if new.size is None else new.size.log()
+    stack = _Stack(packed.x, int(widths[-1]))
     scores, keys = [], []
-    channels = 3 * net.space.heads(int(widths.max())) * config.head_dim
-    for images, rows, x in _segments(packed, order, (widths, reads), reads, channels):
-        w = int(widths[order[images.start]])
-        heads = net.space.heads(w)
+    channels = 3 * net.space.heads(int(widths[-1])) * config.head_dim
+    for images, rows, x in _segments(packed, order, new.lengths, (widths, reads), reads, channels):
+        w = int(widths[images.start])
+        heads, lengths = net.space.heads(w), new.lengths[images]
         qkv = linear(block.qkv, layer_norm(block.norm1, x, net.zoom(w)), 3 * heads * config.head_dim)
         bias = None if log_size is None else log_size[rows]
         if with_scores:
-            scores.append(packed_class_scores(qkv, out[images], heads, bias, config.class_token))
+            scores.append(packed_class_scores(qkv, lengths, heads, bias, config.class_token))
         if with_keys:
             keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
-        stack.add(x[:, :w], block.proj, attention(qkv, out[images], heads, bias), w)
-    new = Packed(stack.result(), out, size, packed.images[order])
+        stack.add(x[:, :w], block.proj, attention(qkv, lengths, heads, bias), w)
+    new = replace(new, x=stack.result())
     return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
 
@@ -164,75 +170,78 @@ def mlp_half(
     Returns:
         Tokens in another order.
     """
-    order = np.lexsort((-hidden, gives, widths))
-    most = hidden if torch.is_grad_enabled() else _joined(packed, order, widths, hidden, gives)
+    order = _order(-hidden, gives, widths)
+    new = packed.listed(order)
+    widths, hidden, gives = (size if order is None else size[order] for size in (widths, hidden, gives))
+    most = hidden if torch.is_grad_enabled() else _joined(new, widths, hidden, gives)
+    lln = block.lln if boundary else None
     stack = _Stack(packed.x, int(gives.max()))
-    for images, _, x in _segments(packed, order, (widths, gives, most), widths, int(most.max())):
-        first = order[images.start]
-        hidden_layer = linear(block.fc1, layer_norm(block.norm2, x, net.zoom(int(widths[first]))), int(most[first]))
-        h = activate(net.config.act, hidden_layer)
-        _zero_beyond(h, hidden[order[images]], packed.lengths[order[images]])
-        if boundary and block.lln is not None:
-            x = linear(block.lln, x, int(gives[first]))
-        stack.add(x, block.fc2, h, int(gives[first]))
-    lengths, size = _permuted(packed, order)
-    return Packed(stack.result(), lengths, size, packed.images[order])
+    for images, _, x in _segments(packed, order, new.lengths, (widths, gives, most), widths, int(most.max())):
+        w, inner, given = (int(size[images.start]) for size in (widths, most, gives))
+        h = activate(net.config.act, linear(block.fc1, layer_norm(block.norm2, x, net.zoom(w)), inner))
+        _zero_beyond(h, hidden[images], new.lengths[images])
+        stack.add(x if lln is None else linear(lln, x, given), block.fc2, h, given)
+    return replace(new, x=stack.result())
 
 
-def _permuted(packed: Packed, order: Ints) -> tuple[Ints, Tensor | None]:
-    """Lengths and sizes of the images in another order."""
-    if packed.size is None:
-        return packed.lengths[order], None
-    return packed.lengths[order], take_rows(packed.size, rows_of(order, packed.lengths))
+def _order(*keys: Ints) -> Ints | None:
+    """Images sorted by (B,) keys, the last one first; None if they are already."""
+    if len(keys[0]) == 1:
+        return None
+    order = np.lexsort(keys)
+    return None if (order[1:] > order[:-1]).all() else order
 
 
 def _segments(
-    packed: Packed, order: Ints, keys: tuple[Ints, ...], channels: Ints, widest: int
+    packed: Packed, order: Ints | None, lengths: Ints, keys: tuple[Ints, ...], channels: Ints, widest: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """The rows of images that agree in all `keys`, once the images are put into `order`.
 
     Args:
         packed: Tokens.
-        order: Of the images.
-        keys: (B,) each, in the order of `packed`.
-        channels: (B,) how many the images take, likewise.
+        order: Of the images; None: as they are.
+        lengths: (B,) of the images in that order, and so the next two.
+        keys: (B,) each.
+        channels: (B,) how many the images take.
         widest: Channels of the widest tensor that is made of a segment: it must not outgrow the working set.
 
     Yields:
         Slice of the ordered images, slice of the ordered rows, and the (rows, channels) tokens.
     """
-    ends = np.cumsum(packed.lengths[order])
-    in_place = np.array_equal(order, np.arange(len(order)))
-    rows = None if in_place else rows_of(order, packed.lengths)
-    limit = len(packed.x) if torch.is_grad_enabled() else working_rows(widest, packed.x.device)
-    ranges = runs(*(key[order] for key in keys))
-    for a, b in (part for whole in ranges for part in _parts(*whole, ends, limit)):
-        span = slice(int(ends[a] - packed.lengths[order[a]]), int(ends[b - 1]))
-        c = int(channels[order[a]])
-        x = packed.x[:, :c]
-        x = x[span] if rows is None else take_rows(x, rows[span])
+    ends, total = np.cumsum(lengths), packed.x.shape[0]
+    limit = total if torch.is_grad_enabled() else working_rows(widest, packed.x.device)
+    rows = None if order is None else rows_of(order, packed.lengths)
+    begin = 0
+    for a, b in (part for whole in runs(*keys) for part in _parts(*whole, ends, limit)):
+        span = slice(begin, int(ends[b - 1]))
+        begin, c = span.stop, int(channels[a])
+        x = packed.x if c >= packed.x.shape[1] else packed.x[:, :c]
+        if rows is not None:
+            x = take_rows(x, rows[span])
+        elif span != slice(0, total):
+            x = x[span]
         yield slice(a, b), span, set_width(x, c)
 
 
-def _joined(packed: Packed, order: Ints, widths: Ints, hidden: Ints, gives: Ints) -> Ints:
+def _joined(packed: Packed, widths: Ints, hidden: Ints, gives: Ints) -> Ints:
     """(B,) hidden width at which every image is computed, where a few more products cost less than one more segment.
 
     Args:
-        packed: Tokens.
-        order: Images by width, then by falling hidden width.
-        widths: (B,) in the order of `packed`, likewise the next two.
+        packed: Images by width, channels handed on, and falling hidden width.
+        widths: (B,), likewise the next two.
         hidden: Their own hidden widths.
         gives: Channels they hand on.
     """
+    if (hidden == hidden[0]).all():
+        return hidden
     out = hidden.copy()
-    rows = packed.lengths[order]
     cost = SEGMENT_COST.get(packed.x.device.type, SEGMENT_COST["cuda"])
     most, before = 0, (-1, -1)
-    for a, b in runs(widths[order], gives[order], hidden[order]):
-        width, given, own = (int(v[order[a]]) for v in (widths, gives, hidden))
-        if before != (width, given) or int(rows[a:b].sum()) * (most - own) * (width + given) > cost:
+    for a, b in runs(widths, gives, hidden):
+        width, given, own = int(widths[a]), int(gives[a]), int(hidden[a])
+        if before != (width, given) or int(packed.lengths[a:b].sum()) * (most - own) * (width + given) > cost:
             most, before = own, (width, given)
-        out[order[a:b]] = most
+        out[a:b] = most
     return out
 
 
@@ -263,7 +272,7 @@ class _Stack:
     def __init__(self, like: Tensor, widest: int) -> None:
         # Writing products straight into their place saves two passes over the tokens; autograd wants them apart.
         self.in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(like.device.type)
-        self.out = like.new_empty(len(like), widest) if self.in_place else None
+        self.out = like.new_empty(like.shape[0], widest) if self.in_place else None
         self.parts: list[Tensor] = []
         self.row, self.widest = 0, widest
 
@@ -272,9 +281,10 @@ class _Stack:
         if self.out is None:
             self.parts.append(set_width(linear(layer, y, width) + set_width(x, width), self.widest))
             return
-        place = self.out[self.row : self.row + len(y)]
-        own = place[:, :width]
-        self.row += len(y)
+        rows = y.shape[0]
+        place = self.out if rows == self.out.shape[0] else self.out[self.row : self.row + rows]
+        own = place if width == self.widest else place[:, :width]
+        self.row += rows
         torch.add(set_width(x, width), layer.bias[:width], out=own)
         # Not addmm_, which PyTorch's flop counter does not know.
         torch.addmm(own, y, layer.weight[:width, : y.shape[1]].t(), out=own)
