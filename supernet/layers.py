@@ -38,7 +38,7 @@ def check_tensor(images: Tensor) -> None:
 def activate(name: str, x: Tensor) -> Tensor:
     """An activation of `ACTIVATIONS`, in place where it can be: the hidden layer is the largest tensor there is."""
     if name == "gelu" and not torch.is_grad_enabled():
-        return torch.ops.aten.gelu_(x)
+        return F.gelu(x, out=x)
     return ACTIVATIONS[name](x)
 
 
@@ -53,21 +53,26 @@ def linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:
     Returns:
         (..., out_features).
     """
-    return F.linear(x, layer.weight[:out_features, : x.shape[-1]], layer.bias[:out_features])
+    weight, bias = layer.weight, layer.bias
+    if weight.shape != (out_features, x.shape[-1]):
+        weight, bias = weight[:out_features, : x.shape[-1]], bias[:out_features]
+    return F.linear(x, weight, bias)
 
 
 def layer_norm(layer: nn.LayerNorm, x: Tensor, zoom: float = 1.0) -> Tensor:
     """Layer norm over the C active channels of `x` (..., C); its gain is multiplied by `zoom`."""
-    c = x.shape[-1]
-    weight = layer.weight[:c]
-    return F.layer_norm(x, (c,), weight if zoom == 1 else weight * zoom, layer.bias[:c], layer.eps)
+    c, weight, bias = x.shape[-1], layer.weight, layer.bias
+    if c < weight.shape[0]:
+        weight, bias = weight[:c], bias[:c]
+    return F.layer_norm(x, (c,), weight if zoom == 1 else weight * zoom, bias, layer.eps)
 
 
 def set_width(x: Tensor, width: int) -> Tensor:
     """Truncates or zero-pads the channels of `x` (..., C) to (..., width)."""
-    if x.shape[-1] >= width:
-        return x[..., :width]
-    return F.pad(x, (0, width - x.shape[-1]))
+    given = x.shape[-1]
+    if given == width:
+        return x
+    return x[..., :width] if given > width else F.pad(x, (0, width - given))
 
 
 class PatchEmbed(nn.Sequential):

@@ -97,24 +97,23 @@ def group_macs(
     reads, gives = block_widths(config, group, widths, token_dim, next_dim)
     hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
     inner = _inner_dims(config, widths)
-    macs: Ints = np.zeros_like(num_tokens)
-    for i in range(space.groups[group]):
-        linear: Ints = inner[:, i] * (3 * reads[:, i] + widths[:, i])
-        macs = macs + num_tokens * (linear + 2 * num_tokens * inner[:, i])
-        if i == 0 and group >= space.first_decided:
-            mode, prefix = config.token_mode, config.num_prefix_tokens
-            counts = mode.counts(num_tokens, choice.rates, prefix)
-            reduced = (counts[:, -1] < num_tokens) | mode.always
-            if mode.uses_scores:
-                macs = macs + np.where(reduced, num_tokens * inner[:, i], 0)
-            dims = widths[:, i] if mode.metric == "tokens" else np.full_like(num_tokens, config.head_dim)
-            macs = macs + mode.macs(num_tokens, counts, dims, prefix)
-            num_tokens = counts[:, -1]
-        mlp: Ints = hidden[:, i] * (widths[:, i] + gives[:, i])
-        macs = macs + num_tokens * mlp
+    macs, left = np.zeros_like(num_tokens), num_tokens
+    if group >= space.first_decided:
+        mode, prefix = config.token_mode, config.num_prefix_tokens
+        counts = mode.counts(num_tokens, choice.rates, prefix)
+        left, first = counts[:, -1], inner[:, 0]
+        if mode.uses_scores:
+            macs = np.where((left < num_tokens) | mode.always, num_tokens * first, 0)
+        dims = widths[:, 0] if mode.metric == "tokens" else np.full_like(num_tokens, config.head_dim)
+        macs = macs + mode.macs(num_tokens, counts, dims, prefix)
+    # Patches leave between the two halves of the first block.
+    attended = np.repeat(left[:, None], space.groups[group], axis=1)
+    attended[:, 0] = num_tokens
+    macs = macs + (attended * inner * (3 * reads + widths + 2 * attended)).sum(1)
+    macs = macs + left * (hidden * (widths + gives)).sum(1)
     if config.lln and group < len(space.groups) - 1:
-        macs = macs + num_tokens * widths[:, -1] * gives[:, -1]
-    return macs, num_tokens
+        macs = macs + left * widths[:, -1] * gives[:, -1]
+    return macs, left
 
 
 def _inner_dims(config: SupernetConfig, embed_dim: Ints) -> Ints:

@@ -149,7 +149,7 @@ def attention_half(
         if with_keys:
             keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
         stack.add(x[:, :w], block.proj, attention(qkv, lengths, heads, bias), w)
-    new = replace(new, x=stack.result())
+    new = Packed(stack.result(), new.lengths, new.size, new.images)
     return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
 
@@ -181,7 +181,7 @@ def mlp_half(
         h = activate(net.config.act, linear(block.fc1, layer_norm(block.norm2, x, net.zoom(w)), inner))
         _zero_beyond(h, hidden[images], new.lengths[images])
         stack.add(x if lln is None else linear(lln, x, given), block.fc2, h, given)
-    return replace(new, x=stack.result())
+    return Packed(stack.result(), new.lengths, new.size, new.images)
 
 
 def _order(*keys: Ints) -> Ints | None:
@@ -285,9 +285,12 @@ class _Stack:
         place = self.out if rows == self.out.shape[0] else self.out[self.row : self.row + rows]
         own = place if width == self.widest else place[:, :width]
         self.row += rows
-        torch.add(set_width(x, width), layer.bias[:width], out=own)
+        weight, bias = layer.weight, layer.bias
+        if weight.shape != (width, y.shape[1]):
+            weight, bias = weight[:width, : y.shape[1]], bias[:width]
+        torch.add(set_width(x, width), bias, out=own)
         # Not addmm_, which PyTorch's flop counter does not know.
-        torch.addmm(own, y, layer.weight[:width, : y.shape[1]].t(), out=own)
+        torch.addmm(own, y, weight.t(), out=own)
         if width < self.widest:
             place[:, width:].zero_()
 

@@ -53,10 +53,10 @@ def test_rows_targets_machine_and_settings_are_written(
 def test_the_command_takes_a_checkpoint_and_any_supernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[EnvBenchSettings] = []
     monkeypatch.setattr("train.bench_env.run_bench_env", lambda settings, out: seen.append(settings))
-    arguments = ["--supernet", "prance_vit_small", "--checkpoint", "some/folder", "--num-images", "64", "--threads", "1"]
+    arguments = ["--supernet", "prance_vit_small", "--checkpoint", "a/folder", "--num-images", "64", "--threads", "1"]
     monkeypatch.setattr("sys.argv", ["prance", "bench-env", *arguments])
     main()
-    assert seen == [EnvBenchSettings("prance_vit_small", "some/folder", 64)]
+    assert seen == [EnvBenchSettings("prance_vit_small", "a/folder", 64)]
 
 
 class Counted:
@@ -64,7 +64,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.images: dict[str, int] = {}
-        for name in ("embed", "run_group"):
+        for name in ("embed", "_run_group"):
             self._count(monkeypatch, name)
 
     def _count(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -80,7 +80,7 @@ class Counted:
         """Images embedded, and images times groups after the first, by one call."""
         self.images.clear()
         call()
-        return self.images.get("embed", 0), self.images.get("run_group", 0)
+        return self.images.get("embed", 0), self.images.get("_run_group", 0)
 
 
 def test_contenders_run_the_network_as_often_as_their_names_say(
