@@ -38,7 +38,7 @@ def check_tensor(images: Tensor) -> None:
 def activate(name: str, x: Tensor) -> Tensor:
     """An activation of `ACTIVATIONS`, in place where it can be: the hidden layer is the largest tensor there is."""
     if name == "gelu" and not torch.is_grad_enabled():
-        return F.gelu(x, out=x)
+        return F.gelu(x, out=x)  # type: ignore[call-arg]  # which its stub lacks
     return ACTIVATIONS[name](x)
 
 
@@ -53,15 +53,22 @@ def linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:
     Returns:
         (..., out_features).
     """
+    return F.linear(x, *prefix_weights(layer, out_features, x.shape[-1]))
+
+
+def prefix_weights(layer: nn.Linear, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
+    """Weight (out_features, in_features) and bias (out_features,), views of the layer's."""
     weight, bias = layer.weight, layer.bias
-    if weight.shape != (out_features, x.shape[-1]):
-        weight, bias = weight[:out_features, : x.shape[-1]], bias[:out_features]
-    return F.linear(x, weight, bias)
+    if weight.shape == (out_features, in_features):
+        return weight, bias
+    return weight[:out_features, :in_features], bias[:out_features]
 
 
 def layer_norm(layer: nn.LayerNorm, x: Tensor, zoom: float = 1.0) -> Tensor:
     """Layer norm over the C active channels of `x` (..., C); its gain is multiplied by `zoom`."""
-    c, weight, bias = x.shape[-1], layer.weight, layer.bias
+    c = x.shape[-1]
+    weight: Tensor = layer.weight
+    bias: Tensor = layer.bias
     if c < weight.shape[0]:
         weight, bias = weight[:c], bias[:c]
     return F.layer_norm(x, (c,), weight if zoom == 1 else weight * zoom, bias, layer.eps)

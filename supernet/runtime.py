@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .layers import ElasticBlock, activate, layer_norm, linear, set_width, working_rows
+from .layers import ElasticBlock, activate, layer_norm, linear, prefix_weights, set_width, working_rows
 from .macs import block_widths, hidden_dims
 from .ragged import Ints, attention, packed_class_scores, places, rows_of, runs, starts, take_rows
 from .reduction import TokenMode, combine, total_size
@@ -285,9 +285,7 @@ class _Stack:
         place = self.out if rows == self.out.shape[0] else self.out[self.row : self.row + rows]
         own = place if width == self.widest else place[:, :width]
         self.row += rows
-        weight, bias = layer.weight, layer.bias
-        if weight.shape != (width, y.shape[1]):
-            weight, bias = weight[:width, : y.shape[1]], bias[:width]
+        weight, bias = prefix_weights(layer, width, y.shape[1])
         torch.add(set_width(x, width), bias, out=own)
         # Not addmm_, which PyTorch's flop counter does not know.
         torch.addmm(own, y, weight.t(), out=own)
