@@ -101,9 +101,9 @@ def group_macs(
     if group >= space.first_decided:
         mode, prefix = config.token_mode, config.num_prefix_tokens
         counts = mode.counts(num_tokens, choice.rates, prefix)
-        left, first = counts[:, -1], inner[:, 0]
+        left = counts[:, -1]
         if mode.uses_scores:
-            macs = np.where((left < num_tokens) | mode.always, num_tokens * first, 0)
+            macs = np.where((left < num_tokens) | mode.always, num_tokens * inner[:, 0], 0)
         dims = widths[:, 0] if mode.metric == "tokens" else np.full_like(num_tokens, config.head_dim)
         macs = macs + mode.macs(num_tokens, counts, dims, prefix)
     # Patches leave between the two halves of the first block.

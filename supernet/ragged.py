@@ -195,7 +195,7 @@ def attention(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | Non
     Returns:
         (T, num_heads * head_dim).
     """
-    if len(lengths) > 1 and (lengths[1:] < lengths[:-1]).any():
+    if (lengths[1:] < lengths[:-1]).any():
         order = np.argsort(lengths, kind="stable")
         rows = rows_of(order, lengths)
         log_size = None if log_size is None else take_rows(log_size, rows)

@@ -8,7 +8,7 @@ images agree, nothing is gathered and nothing copied.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
@@ -47,18 +47,22 @@ class Packed:
     size: Tensor | None
     images: Ints
 
-    def listed(self, order: Ints | None) -> Packed:
-        """The images in another order, None the same one, but their tokens as they lie."""
+    def listed(self, order: Ints | None) -> tuple[Packed, Ints | None]:
+        """The images in another order, None the same one, with their tokens as they lie; and at which rows these do."""
         if order is None:
-            return self
-        size = None if self.size is None else take_rows(self.size, rows_of(order, self.lengths))
-        return Packed(self.x, self.lengths[order], size, self.images[order])
+            return self, None
+        rows = rows_of(order, self.lengths)
+        size = None if self.size is None else take_rows(self.size, rows)
+        return Packed(self.x, self.lengths[order], size, self.images[order]), rows
+
+    def holding(self, x: Tensor) -> Packed:
+        """The same images with other tokens."""
+        return Packed(x, self.lengths, self.size, self.images)
 
     def sorted_by(self, order: Ints | None) -> Packed:
         """The images in another order, None the same one."""
-        if order is None:
-            return self
-        return replace(self.listed(order), x=take_rows(self.x, rows_of(order, self.lengths)))
+        listed, rows = self.listed(order)
+        return self if rows is None else listed.holding(take_rows(self.x, rows))
 
 
 def run_blocks(
@@ -133,13 +137,13 @@ def attention_half(
     """
     config = net.config
     order = _order(packed.lengths, reads, widths)
-    new = packed.listed(order)
-    reads, widths = (size if order is None else size[order] for size in (reads, widths))
+    new, where = packed.listed(order)
+    reads, widths = _in_order(order, reads, widths)
     log_size = None if new.size is None else new.size.log()
     stack = _Stack(packed.x, int(widths[-1]))
     scores, keys = [], []
     channels = 3 * net.space.heads(int(widths[-1])) * config.head_dim
-    for images, rows, x in _segments(packed, order, new.lengths, (widths, reads), reads, channels):
+    for images, rows, x in _segments(packed.x, where, new.lengths, (widths, reads), reads, channels):
         w = int(widths[images.start])
         heads, lengths = net.space.heads(w), new.lengths[images]
         qkv = linear(block.qkv, layer_norm(block.norm1, x, net.zoom(w)), 3 * heads * config.head_dim)
@@ -149,7 +153,7 @@ def attention_half(
         if with_keys:
             keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
         stack.add(x[:, :w], block.proj, attention(qkv, lengths, heads, bias), w)
-    new = Packed(stack.result(), new.lengths, new.size, new.images)
+    new = new.holding(stack.result())
     return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
 
@@ -171,17 +175,17 @@ def mlp_half(
         Tokens in another order.
     """
     order = _order(-hidden, gives, widths)
-    new = packed.listed(order)
-    widths, hidden, gives = (size if order is None else size[order] for size in (widths, hidden, gives))
+    new, where = packed.listed(order)
+    widths, hidden, gives = _in_order(order, widths, hidden, gives)
     most = hidden if torch.is_grad_enabled() else _joined(new, widths, hidden, gives)
     lln = block.lln if boundary else None
     stack = _Stack(packed.x, int(gives.max()))
-    for images, _, x in _segments(packed, order, new.lengths, (widths, gives, most), widths, int(most.max())):
+    for images, _, x in _segments(packed.x, where, new.lengths, (widths, gives, most), widths, int(most.max())):
         w, inner, given = (int(size[images.start]) for size in (widths, most, gives))
         h = activate(net.config.act, linear(block.fc1, layer_norm(block.norm2, x, net.zoom(w)), inner))
         _zero_beyond(h, hidden[images], new.lengths[images])
         stack.add(x if lln is None else linear(lln, x, given), block.fc2, h, given)
-    return Packed(stack.result(), new.lengths, new.size, new.images)
+    return new.holding(stack.result())
 
 
 def _order(*keys: Ints) -> Ints | None:
@@ -192,35 +196,34 @@ def _order(*keys: Ints) -> Ints | None:
     return None if (order[1:] > order[:-1]).all() else order
 
 
+def _in_order(order: Ints | None, *sizes: Ints) -> tuple[Ints, ...]:
+    """(B,) each, in another order; None the same one."""
+    return sizes if order is None else tuple(size[order] for size in sizes)
+
+
 def _segments(
-    packed: Packed, order: Ints | None, lengths: Ints, keys: tuple[Ints, ...], channels: Ints, widest: int
+    x: Tensor, rows: Ints | None, lengths: Ints, keys: tuple[Ints, ...], channels: Ints, widest: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The rows of images that agree in all `keys`, once the images are put into `order`.
+    """The rows of images that agree in all `keys`.
 
     Args:
-        packed: Tokens.
-        order: Of the images; None: as they are.
-        lengths: (B,) of the images in that order, and so the next two.
+        x: (T, C) tokens.
+        rows: (T,) where the tokens of image after image lie in `x`; None: as they come.
+        lengths: (B,) of the images.
         keys: (B,) each.
         channels: (B,) how many the images take.
         widest: Channels of the widest tensor that is made of a segment: it must not outgrow the working set.
 
     Yields:
-        Slice of the ordered images, slice of the ordered rows, and the (rows, channels) tokens.
+        Slice of the images, slice of their rows, and the (rows, channels) tokens.
     """
-    ends, total = np.cumsum(lengths), packed.x.shape[0]
-    limit = total if torch.is_grad_enabled() else working_rows(widest, packed.x.device)
-    rows = None if order is None else rows_of(order, packed.lengths)
-    begin = 0
+    ends, begin = np.cumsum(lengths), 0
+    limit = x.shape[0] if torch.is_grad_enabled() else working_rows(widest, x.device)
     for a, b in (part for whole in runs(*keys) for part in _parts(*whole, ends, limit)):
-        span = slice(begin, int(ends[b - 1]))
-        begin, c = span.stop, int(channels[a])
-        x = packed.x if c >= packed.x.shape[1] else packed.x[:, :c]
-        if rows is not None:
-            x = take_rows(x, rows[span])
-        elif span != slice(0, total):
-            x = x[span]
-        yield slice(a, b), span, set_width(x, c)
+        span, c = slice(begin, int(ends[b - 1])), int(channels[a])
+        begin = span.stop
+        narrow = set_width(x, min(c, x.shape[1]))
+        yield slice(a, b), span, set_width(narrow[span] if rows is None else take_rows(narrow, rows[span]), c)
 
 
 def _joined(packed: Packed, widths: Ints, hidden: Ints, gives: Ints) -> Ints:
@@ -281,10 +284,9 @@ class _Stack:
         if self.out is None:
             self.parts.append(set_width(linear(layer, y, width) + set_width(x, width), self.widest))
             return
-        rows = y.shape[0]
-        place = self.out if rows == self.out.shape[0] else self.out[self.row : self.row + rows]
-        own = place if width == self.widest else place[:, :width]
-        self.row += rows
+        place = self.out[self.row : self.row + y.shape[0]]
+        own = set_width(place, width)
+        self.row += y.shape[0]
         weight, bias = prefix_weights(layer, width, y.shape[1])
         torch.add(set_width(x, width), bias, out=own)
         # Not addmm_, which PyTorch's flop counter does not know.

@@ -130,10 +130,10 @@ def _add_linear(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
     # Users may put something else in a layer's place, such as a quantised one, and autocast wants the layer itself.
     if type(layer) is not nn.Linear or torch.is_autocast_enabled(x.device.type):
         return x + layer(y)
-    total, product = (x + layer.bias).flatten(0, 1), (y.flatten(0, 1), layer.weight.t())
+    total = (x + layer.bias).flatten(0, 1)
     # In place it is a pass over the tokens less.
-    total = torch.addmm(total, *product, out=total) if _only_computes() else torch.addmm(total, *product)
-    return total.view(*y.shape[:2], -1)
+    place = total if _only_computes() else None
+    return torch.addmm(total, y.flatten(0, 1), layer.weight.t(), out=place).view(*y.shape[:2], -1)
 
 
 def _only_computes() -> bool:

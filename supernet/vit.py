@@ -176,12 +176,6 @@ class Supernet(nn.Module):
                 not in the search space.
         """
         self._check_choice(state, group, choice)
-        return self._run_group(state, group, choice, next_dim)
-
-    def _run_group(
-        self, state: InferenceState, group: int, choice: GroupChoice, next_dim: Ints | None = None
-    ) -> InferenceState:
-        """`run_group` without its checks."""
         spent, _ = macs.group_macs(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
         packed, patch_token, token_dim, key_mean = run_blocks(self, state, choice, next_dim)
         return InferenceState(
@@ -219,7 +213,7 @@ class Supernet(nn.Module):
         space = self.config.space
         for group in range(state.group, len(space.groups)):
             if subnet is None:
-                state = self._run_group(state, group, GroupChoice.full(space, group, len(state)))
+                state = self.run_group(state, group, GroupChoice.full(space, group, len(state)))
             else:
                 next_dim = macs.next_widths(self.config, group, subnet)
                 state = self.run_group(state, group, subnet.group(space, group), next_dim)

@@ -64,7 +64,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.images: dict[str, int] = {}
-        for name in ("embed", "_run_group"):
+        for name in ("embed", "run_group"):
             self._count(monkeypatch, name)
 
     def _count(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -80,7 +80,7 @@ class Counted:
         """Images embedded, and images times groups after the first, by one call."""
         self.images.clear()
         call()
-        return self.images.get("embed", 0), self.images.get("_run_group", 0)
+        return self.images.get("embed", 0), self.images.get("run_group", 0)
 
 
 def test_contenders_run_the_network_as_often_as_their_names_say(
