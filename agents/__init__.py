@@ -1,11 +1,11 @@
 """Agents: everything that maps observations to actions, all with Stable-Baselines3's `predict`."""
 
+from .authors_selector import PranceSelector, load_prance_selector
 from .baselines import BaselineAgent, FullAgent, RandomAgent, StaticAgent
 from .confidence import ConfidenceAgent, ConfidenceRule
-from .prance_ppo import PrancePPO
-from .prance_ppo_config import PrancePPOConfig
-from .sb3 import make_sb3
-from .selector import PranceSelector, load_prance_selector
+from .prance_ppo.algorithm import PrancePPO
+from .prance_ppo.config import PrancePPOConfig
+from .sb3.make import make_sb3
 
 __all__ = [
     "BaselineAgent",

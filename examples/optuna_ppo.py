@@ -4,7 +4,7 @@ import optuna
 
 from agents import make_sb3
 from prance_env import make_sb3_env
-from train.tune import validation_return
+from train.policies.tune import validation_return
 
 reward = {"mode": "potential", "accuracy": "mixed", "macs_weight": 0.05}
 

@@ -10,30 +10,30 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_envs
 
 if TYPE_CHECKING:
-    from .datasets import ImageDataset, register_dataset
     from .engine import InferenceEngine
     from .env import PranceEnv
+    from .images.loading import ImageDataset, register_dataset
     from .lanes import EnvSettings
-    from .latency import LatencyTable
-    from .outcome import Outcome
-    from .reward import RewardConfig
+    from .rewards.config import RewardConfig
+    from .rewards.latency import LatencyTable
+    from .rewards.outcome import Outcome
     from .sb3_env import PranceVecEnv, make_sb3_env
     from .spaces import observation_layout
     from .vector_env import PranceVectorEnv
 
 _EXPORTS = {
     "EnvSettings": "lanes",
-    "ImageDataset": "datasets",
+    "ImageDataset": "images.loading",
     "InferenceEngine": "engine",
-    "LatencyTable": "latency",
-    "Outcome": "outcome",
+    "LatencyTable": "rewards.latency",
+    "Outcome": "rewards.outcome",
     "PranceEnv": "env",
     "PranceVecEnv": "sb3_env",
     "PranceVectorEnv": "vector_env",
-    "RewardConfig": "reward",
+    "RewardConfig": "rewards.config",
     "make_sb3_env": "sb3_env",
     "observation_layout": "spaces",
-    "register_dataset": "datasets",
+    "register_dataset": "images.loading",
 }
 
 __all__ = [

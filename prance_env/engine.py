@@ -15,20 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supernet import (
-    GroupChoice,
-    InferenceState,
-    SubnetConfig,
-    Supernet,
-    SupernetConfig,
-)
+from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, SupernetConfig
 
 from .cache import PrefixCache
-from .conditioning import CostConditioning
-from .datasets import ImageSource, check_fits
-from .latency import load_latency_table
-from .outcome import Outcome
-from .reward import Bools, Floats, RewardConfig, accuracy_term, score
+from .images.loading import ImageSource, check_fits
+from .rewards.config import Bools, Floats, RewardConfig, accuracy_term, score
+from .rewards.latency import load_latency_table
+from .rewards.outcome import Outcome
+from .rewards.prices import CostConditioning
 from .spaces import observe
 
 Ints = NDArray[np.int64]

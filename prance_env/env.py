@@ -15,7 +15,7 @@ from .arrays import as_array, to_host
 from .engine import CACHE_MB, Ints
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
-from .reward import Floats
+from .rewards.config import Floats
 from .snapshot import restore_snapshot, take_snapshot
 
 RENDER_MODES = ["rgb_array", "ansi"]
@@ -100,7 +100,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones, which "digits" has.
         dataset: Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every
             split; a name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to
-            `register_dataset`; or a dict with the fields of `prance_env.dataset_config.DatasetConfig`. None is an error
+            `register_dataset`; or a dict with the fields of `prance_env.images.config.DatasetConfig`. None is an error
             that says what to pass: the default of the ids of PRANCE's supernets.
         split: "train", "val" or "test"; timm's readers also take names of their own.
         reward: Fields of `RewardConfig`, as a dict, or "preset" and changes to it; None gives the defaults.
@@ -116,7 +116,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         num_workers: Processes that decode image files while the network runs; 0 decodes in this one.
         on_error: What to do about an image that cannot be decoded: "raise", or "skip" it for the next good one.
         token_mode: How patches leave: "prune", "prune_fused", "merge", "prune_merge" or "tome" (see
-            `supernet.reduction`); None: as the checkpoint says. "prune_merge" has two keep rates.
+            `supernet.tokens.modes`); None: as the checkpoint says. "prune_merge" has two keep rates.
         dtype: Precision of the supernet: "float32", "bfloat16" or "float16". Observations are float32 all the same.
         decide_first_group: Whether a decision precedes the first group, too, which is one more an episode; it needs
             groups of equally many blocks. None: as the checkpoint says, usually not.

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from supernet import SupernetConfig
 
-from .conditioning import CostConditioning
-from .dataset_config import DatasetConfig
-from .datasets import ON_ERROR, check_dataset
 from .engine import CACHE_MB, Episodes, InferenceEngine, Ints
-from .latency import load_latency_table
-from .reward import Bools, Floats, RewardConfig
+from .images.config import DatasetConfig
+from .images.loading import ON_ERROR, check_dataset
+from .rewards.config import Bools, Floats, RewardConfig
+from .rewards.latency import load_latency_table
+from .rewards.prices import CostConditioning
 from .shared_engine import check_complete, checked_dtype, resolved_config, shared_engine
 from .spaces import action_space, decode_actions, observation_layout, observation_space
 

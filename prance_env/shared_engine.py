@@ -11,9 +11,9 @@ from supernet import TOKEN_MODES, SupernetConfig, freeze, from_pretrained, list_
 from supernet.checkpoint import CONFIG, load_config
 from supernet.vit import with_space
 
-from .dataset_config import DatasetConfig
-from .datasets import load_dataset
 from .engine import CACHE_MB, InferenceEngine
+from .images.config import DatasetConfig
+from .images.loading import load_dataset
 from .registration import BRING_YOUR_OWN
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}

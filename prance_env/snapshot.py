@@ -16,8 +16,8 @@ from torch import Tensor
 
 from supernet import InferenceState
 
-from .dataset_config import DatasetConfig
 from .engine import Episodes
+from .images.config import DatasetConfig
 from .lanes import Lanes
 
 FORMAT = 1

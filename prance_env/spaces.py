@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import InferenceState, SearchSpace, Supernet, SupernetConfig
-from supernet.ragged import runs, take_rows
+from supernet.runtime.packing import runs, take_rows
 
 # What each observation consists of, in order.
 _COUNTERS = ("embed_dim", "decision", "patches_left", "macs_spent")

@@ -19,7 +19,7 @@ from .engine import CACHE_MB
 from .env import check_action_shape, check_options, check_render_mode
 from .lanes import EnvSettings, Lanes
 from .rendering import render_ansi, render_episode
-from .reward import Bools
+from .rewards.config import Bools
 from .snapshot import restore_snapshot, take_snapshot
 
 OUTPUTS = ("numpy", "torch")

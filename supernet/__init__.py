@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import create_supernet, from_pretrained, load_weights, save_pretrained
 from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
+from .convert.authors import average_choice, load_prance_checkpoint
+from .convert.authors_reported import reported_macs, reported_params
 from .extract import StaticViT, extract, load_static, save_static
-from .prance import average_choice, load_prance_checkpoint
-from .prance_reported import reported_macs, reported_params
-from .reduction import TOKEN_MODES, TokenMode
 from .state import InferenceState
 from .subnet import GroupChoice, SubnetConfig
+from .tokens.modes import TOKEN_MODES, TokenMode
 from .vit import Supernet, freeze
 
 if TYPE_CHECKING:
-    from .timm_convert import from_timm
+    from .convert.timm import from_timm
 
 __all__ = [
     "GroupChoice",
@@ -47,7 +47,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # timm takes seconds to import, and most who import this package do not convert.
     if name == "from_timm":
-        from .timm_convert import from_timm
+        from .convert.timm import from_timm
 
         return from_timm
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from .layers import ACTIVATIONS
-from .reduction import TokenMode, token_mode
+from .tokens.modes import TokenMode, token_mode
 
 
 def _ascending(name: str, values: tuple[Any, ...], minimum: float) -> None:
@@ -30,7 +30,7 @@ class SearchSpace:
         mlp_ratios: Hidden width of the MLP divided by `embed_dim`, ascending.
         num_heads: One entry (heads are not elastic) or one per entry of `embed_dims` (heads follow the width).
         min_keep_rate: Keep rate that the lowest action stands for, in [0, 1]; a patch always stays.
-        token_mode: How patches leave; a key of `supernet.reduction.TOKEN_MODES`.
+        token_mode: How patches leave; a key of `supernet.tokens.modes.TOKEN_MODES`.
         decide_first_group: Whether a decision precedes the first group, too.
     """
 

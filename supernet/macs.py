@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .config import SupernetConfig
-from .ragged import Ints
+from .runtime.packing import Ints
 from .subnet import GroupChoice, SubnetConfig
 
 

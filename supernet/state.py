@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ragged import Ints, rows_of, starts, take_rows
+from .runtime.packing import Ints, rows_of, starts, take_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from .config import SupernetConfig
 from .layers import PatchEmbed, activate, check_tensor, set_width, working_rows
 from .macs import block_widths, hidden_dims, next_widths, remaining_macs, stem_macs
-from .ragged import class_scores
-from .reduction import combine, total_size
+from .runtime.packing import class_scores
 from .subnet import SubnetConfig, check_subnet
+from .tokens.modes import combine, total_size
 
 
 @dataclass(frozen=True)

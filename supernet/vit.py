@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from . import macs
 from .config import SearchSpace, SupernetConfig
 from .layers import ElasticBlock, PatchEmbed, check_tensor, layer_norm, linear, set_width
-from .ragged import Ints, rows_of, runs, starts, take_rows
-from .runtime import Packed, attention_half, run_blocks
+from .runtime.blocks import Packed, attention_half, run_blocks
+from .runtime.packing import Ints, rows_of, runs, starts, take_rows
 from .state import InferenceState
 from .subnet import GroupChoice, SubnetConfig, check_subnet
 

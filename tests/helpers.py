@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prance_env import InferenceEngine, RewardConfig
-from prance_env.datasets import ImageDataset
 from prance_env.engine import Episodes
+from prance_env.images.loading import ImageDataset
 from prance_env.lanes import EnvSettings
 from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, freeze
 

@@ -10,8 +10,8 @@ import torch
 from conftest import CONFIGS
 from PIL import Image
 
-from prance_env.datasets import ImageSource
-from prance_env.image_transform import ImageTransform
+from prance_env.images.loading import ImageSource
+from prance_env.images.transform import ImageTransform
 
 SIZE = (50, 44)
 CONFIG = replace(CONFIGS["conv-fixed-lln"], num_classes=3)

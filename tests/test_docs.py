@@ -33,7 +33,7 @@ def test_the_readmes_examples_run_as_they_stand(example: str, tmp_path: Path) ->
 @pytest.mark.parametrize("layer", LAYERS)
 def test_folders_depend_on_the_ones_below_only(layer: str) -> None:
     above = set(LAYERS[LAYERS.index(layer) + 1 :])
-    for path in (ROOT / layer).glob("*.py"):
+    for path in (ROOT / layer).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:

@@ -13,15 +13,15 @@ from rich.console import Console
 from tqdm import tqdm
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
-from agents.static_search import evolve_static_front
 from prance_env.lanes import EnvSettings
 from supernet import SubnetConfig
 from supernet.files import write_text
 
-from .agent import AgentTraining, train_agent
-from .evaluate import evaluate
-from .plots import plot_by_difficulty, plot_episodes, plot_pareto, plot_scenes
-from .report import markdown_table, results_table, write_json
+from .evaluate.evaluation import evaluate
+from .policies.training import AgentTraining, train_agent
+from .report.plots import plot_by_difficulty, plot_episodes, plot_pareto, plot_scenes
+from .report.tables import markdown_table, results_table, write_json
+from .search.static import evolve_static_front
 
 ENV = "Prance-Digits-v0"
 TIMESTEPS, SUBNETS, SEARCH_IMAGES = 450_000, 300, 1024

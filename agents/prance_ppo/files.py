@@ -1,0 +1,156 @@
+"""Saving and loading `PrancePPO`: a folder with `config.json` and `model.safetensors`, nothing pickled.
+
+`config.json` holds what does not change in training: settings, seed, spaces. `model.safetensors` holds what does:
+weights, moments of the optimiser, the generator, counters. Saving again while training replaces that file only, by a
+rename, so a killed process leaves the old or the new agent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from supernet.files import write_atomically, write_text
+
+from .config import PrancePPOConfig
+
+if TYPE_CHECKING:
+    from .algorithm import PrancePPO
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+BOX_KEYS = ("low", "high")
+
+
+def save(agent: PrancePPO, folder: Path) -> None:
+    """Writes `agent` to `folder`, which is created if missing; either file is written whole or not at all."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; PrancePPO is saved as a folder, so pass another path.")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = (
+        json.dumps(
+            {
+                "agent": "PrancePPO",
+                "config": agent.config.to_dict(),
+                "seed": agent.seed,
+                "observation_space": {k: getattr(agent.observation_space, k).tolist() for k in BOX_KEYS},
+                "action_space": {k: getattr(agent.action_space, k).tolist() for k in BOX_KEYS},
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _state(agent).items()}
+    if not (folder / CONFIG).is_file() or (folder / CONFIG).read_text() != text:
+        write_text(folder / CONFIG, text)
+    header = json.dumps({"config_sha256": _digest(text), "device": agent.device.type})
+    write_atomically(folder / WEIGHTS, lambda name: save_file(tensors, name, {"PrancePPO": header}))
+
+
+def load(
+    folder: Path,
+    env: VectorEnv[Any, Any, Any] | str | None = None,
+    device: str = "cpu",
+    tensorboard_log: str | None = None,
+    verbose: int = 0,
+) -> PrancePPO:
+    """See `PrancePPO.load`."""
+    from .algorithm import PrancePPO, make_env
+
+    text = _read_text(folder)
+    try:
+        data = json.loads(text)
+        if data["agent"] != "PrancePPO":
+            raise ValueError(f"agent={data['agent']!r} is not PrancePPO")
+        config, seed = PrancePPOConfig.from_dict(data["config"]), data["seed"]
+        spaces = [
+            gym.spaces.Box(np.float32(data[name]["low"]), np.float32(data[name]["high"]), dtype=np.float32)
+            for name in ("observation_space", "action_space")
+        ]
+        agent = PrancePPO(None, config, seed, device, tensorboard_log, verbose, (spaces[0], spaces[1]))
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{folder / CONFIG} is not a PrancePPO's configuration ({e!r}); save the agent again.") from e
+    _restore(agent, folder / WEIGHTS, _digest(text))
+    if env is not None:
+        agent.set_env(make_env(env, config.n_envs) if isinstance(env, str) else env)
+    return agent
+
+
+def _read_text(folder: Path) -> str:
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no folder {folder}; pass one that PrancePPO.save has written.")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; pass a folder that PrancePPO.save has written. SB3's .zip and other "
+                         "pickled files are not loaded here.")  # fmt: skip
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}; pass a folder that PrancePPO.save has written.")
+    try:
+        return (folder / CONFIG).read_text()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{folder / CONFIG} is not text ({e}); save the agent again.") from e
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _state(agent: PrancePPO) -> dict[str, Tensor]:
+    """Everything that training changes, by name; the tensors are the agent's own where it has them as tensors."""
+    tensors = {f"policy.{k}": v for k, v in agent.policy.state_dict().items()}
+    names = {p: k for k, p in agent.policy.named_parameters()}
+    for group in agent.optimizer.param_groups:
+        for parameter in group["params"]:
+            state = agent.optimizer.state[parameter]
+            zeros = {"step": torch.zeros(()), "exp_avg": parameter * 0, "exp_avg_sq": parameter * 0}
+            tensors |= {f"adam.{names[parameter]}.{k}": state.get(k, zeros[k]) for k in zeros}
+    tensors["generator"] = agent.generator.get_state()
+    tensors["counters"] = torch.tensor([agent.num_timesteps, agent.n_updates])
+    return tensors
+
+
+def _restore(agent: PrancePPO, path: Path, digest: str) -> None:
+    """Reads the state into `agent`, completely or not at all."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            header = json.loads((f.metadata() or {})["PrancePPO"])
+            found = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, OSError, ValueError) as e:
+        raise ValueError(f"{path} is damaged or not a PrancePPO's safetensors file ({e}); save the agent again.") from e
+    if header.get("config_sha256") != digest:
+        raise ValueError(f"{path} does not belong to the {CONFIG} beside it; copy both from the same folder.")
+    expected = _state(agent)
+    if header.get("device") != agent.device.type:  # its generators are of another kind
+        expected["generator"] = found.get("generator", torch.empty(0))
+    problems = [f"missing {k}" for k in expected if k not in found]
+    problems += [f"unexpected {k}" for k in found if k not in expected]
+    for k, tensor in expected.items():
+        if k in found and (found[k].shape, found[k].dtype) != (tensor.shape, tensor.dtype):
+            problems.append(
+                f"{k} is {found[k].dtype} {tuple(found[k].shape)}, not {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        elif k in found and found[k].is_floating_point() and not found[k].isfinite().all():
+            problems.append(f"{k} holds NaN or inf")
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"{path} does not fit this agent: {shown}.")
+    agent.policy.load_state_dict({k.removeprefix("policy."): v for k, v in found.items() if k.startswith("policy.")})
+    names = {p: k for k, p in agent.policy.named_parameters()}
+    for group in agent.optimizer.param_groups:
+        for p in group["params"]:
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            agent.optimizer.state[p] = {k: found[f"adam.{names[p]}.{k}"].to(agent.device) for k in keys}
+    agent.num_timesteps, agent.n_updates = found["counters"].tolist()
+    if header.get("device") == agent.device.type:
+        agent.generator.set_state(found["generator"])
+    else:
+        agent.generator.manual_seed(agent.seed + agent.num_timesteps)

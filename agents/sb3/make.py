@@ -1,0 +1,93 @@
+"""Stable-Baselines3 algorithms with presets that learn here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from .hyperparams import algorithm_class, check_hyperparams, constructor_arguments, read_preset
+
+# Mean action of an untrained policy, from 0 (everything at its minimum) to 1. The agent then starts from an accurate
+# network and learns what it can leave out, rather than from a broken one.
+INITIAL_ACTION = 0.8
+# Of the weights of the layer that gives the mean action, so that all images begin with nearly the same one; PPO has it.
+INITIAL_GAIN = 0.01
+
+
+def make_sb3(
+    algorithm: str,
+    env: VecEnv,
+    seed: int | None = None,
+    device: str = "cpu",
+    preset: str | Path | None = None,
+    **overrides: Any,
+) -> BaseAlgorithm:
+    """An SB3 algorithm for an environment of this package.
+
+    With another number of environments than the preset's, mini-batches of on-policy algorithms and gradient steps of
+    off-policy ones change in proportion; rollouts are rounded up to whole episodes.
+
+    Args:
+        algorithm: "ppo", "a2c", "sac", "td3", or sb3-contrib's "tqc", "trpo".
+        env: From `make_sb3_env`.
+        seed: Of the policy and of the environment.
+        device: Of the policy.
+        preset: YAML file of hyper-parameters, see `read_preset`; None is the one of this package.
+        overrides: Arguments of the SB3 class, or what a preset may hold instead, that replace those of the preset.
+
+    Raises:
+        ValueError: If the algorithm or a hyper-parameter is unknown.
+        FileNotFoundError: If there is no such preset.
+        ModuleNotFoundError: If sb3-contrib is needed and missing.
+    """
+    cls = algorithm_class(algorithm)
+    check_hyperparams(cls, overrides)
+    hyperparams, n_envs, _ = read_preset(algorithm, preset)
+    box = cast(gym.spaces.Box, env.action_space)
+    arguments = constructor_arguments(
+        {**_fitted(hyperparams, env, n_envs / env.num_envs), **overrides}, int(box.shape[0])
+    )
+    model = cls("MlpPolicy", env, seed=seed, device=device, **arguments)
+    _set_initial_action(model, box)
+    return model
+
+
+def _fitted(hyperparams: dict[str, Any], env: VecEnv, ratio: float) -> dict[str, Any]:
+    fitted = dict(hyperparams)
+    if "gradient_steps" in fitted:
+        if fitted["gradient_steps"] > 0:
+            fitted["gradient_steps"] = max(1, round(fitted["gradient_steps"] / ratio))
+        return fitted
+    if "batch_size" in fitted:
+        fitted["batch_size"] = max(2, round(fitted["batch_size"] / ratio))
+    if "n_steps" in fitted:
+        num_decisions = env.get_attr("config")[0].space.num_decisions
+        fitted["n_steps"] = math.ceil(fitted["n_steps"] / num_decisions) * num_decisions
+    return fitted
+
+
+@torch.no_grad()
+def _set_initial_action(model: BaseAlgorithm, box: gym.spaces.Box) -> None:
+    """Lets the untrained policy choose `INITIAL_ACTION`, whatever it sees."""
+    policy: Any = model.policy
+    if not isinstance(model, OffPolicyAlgorithm):
+        policy.action_net.bias.copy_(torch.as_tensor(box.low + INITIAL_ACTION * (box.high - box.low)))
+        return
+    # These squash with a tanh, whatever the box is.
+    layer = next(m for m in reversed([*policy.actor.mu.modules()]) if isinstance(m, nn.Linear))
+    layer.weight.mul_(INITIAL_GAIN)
+    layer.bias.fill_(math.atanh(2 * INITIAL_ACTION - 1))
+    if isinstance(log_std := getattr(policy.actor, "log_std", None), nn.Linear):
+        # SB3 itself heeds `log_std_init` with state-dependent exploration only.
+        log_std.weight.mul_(INITIAL_GAIN)
+        log_std.bias.fill_(policy.actor.log_std_init)
+    if (target := getattr(policy, "actor_target", None)) is not None:
+        target.load_state_dict(policy.actor.state_dict())

@@ -1,0 +1,164 @@
+"""Streams of images, decoded once into a file that is then mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from filelock import FileLock
+from PIL import Image
+from tqdm import tqdm
+
+from supernet.files import write_atomically, write_text
+
+from .decoded import CHUNK, decode
+from .loading import ImageDataset
+from .transform import ImageTransform, Pixels
+from .workers import DecodingPool
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StreamItem:
+    """One labelled image of a stream.
+
+    Attributes:
+        name: Where it comes from.
+        image: The bytes of a file, or an opened image.
+        label: Its class.
+    """
+
+    name: str
+    image: bytes | Image.Image
+    label: int
+
+
+@dataclass(frozen=True)
+class DecodeItems:
+    """Work of the workers: pixels of each item, or what is wrong with it."""
+
+    transform: ImageTransform
+
+    def __call__(self, items: list[StreamItem]) -> list[Pixels | str]:
+        return [self._one(item) for item in items]
+
+    def _one(self, item: StreamItem) -> Pixels | str:
+        try:
+            image = Image.open(BytesIO(item.image)) if isinstance(item.image, bytes) else item.image
+            return decode(image, self.transform)
+        except Exception as e:  # Pillow's decoders raise whatever a damaged file makes them stumble over.
+            return f"{type(e).__name__}: {e}"
+
+
+def default_cache_dir() -> Path:
+    """`prance_env` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prance_env"
+
+
+def pixel_map(
+    stream: Callable[[], Iterator[StreamItem]],
+    transform: ImageTransform,
+    identity: str,
+    cache_dir: Path,
+    num_workers: int,
+    on_error: str,
+) -> ImageDataset:
+    """The images of a stream, decoded now unless an earlier call has done so.
+
+    Several processes may call this at once; one decodes, the others wait for it. A killed one leaves nothing that a
+    later one would take for complete.
+
+    Args:
+        stream: Begins the stream.
+        transform: Brings images to size.
+        identity: What tells this stream from others.
+        cache_dir: Created if missing; the files are in a folder of it.
+        num_workers: Processes that decode.
+        on_error: "raise", or "skip": broken images are left out, with a warning each.
+
+    Raises:
+        OSError: If an image is broken and `on_error` is "raise", or the folder cannot be written.
+        ValueError: If the stream is empty.
+    """
+    shape = (transform.in_chans, transform.img_size, transform.img_size)
+    key = hashlib.sha256(f"{FORMAT} {identity} {transform} {PIL.__version__} {on_error}".encode()).hexdigest()[:32]
+    folder = cache_dir.expanduser() / f"images-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        count = _complete(folder, shape)
+        if count is None:
+            for leftover in folder.glob(".*"):
+                leftover.unlink()
+            labels: list[int] = []
+
+            def write_pixels(name: str) -> None:
+                with open(name, "wb") as file, tqdm(desc=f"decoding into {folder}", unit="image") as bar:
+                    for pixels, label in _decoded(stream(), transform, num_workers, on_error):
+                        file.write(pixels.tobytes())
+                        labels.append(label)
+                        bar.update()
+
+            write_atomically(folder / "pixels", write_pixels)
+            if not labels:
+                raise ValueError(f"The stream holds no image that can be decoded: {identity}.")
+            array = np.array(labels, dtype=np.int64)
+            write_atomically(folder / "labels", lambda name: Path(name).write_bytes(array.tobytes()))
+            count = len(labels)
+            # Last, because it says that the others are complete.
+            write_text(folder / "header.json", json.dumps({"count": count, "shape": shape}) + "\n")
+    # Private to this process, so that a stray write to the tensor cannot reach the file.
+    pixels = np.memmap(folder / "pixels", np.uint8, "c", shape=(count, *shape))
+    labels_read = torch.from_numpy(np.fromfile(folder / "labels", dtype=np.int64))
+    return ImageDataset.from_tensors(torch.from_numpy(pixels), labels_read, name=key)
+
+
+def _complete(folder: Path, shape: tuple[int, ...]) -> int | None:
+    """Number of images, or None if the files are missing, incomplete or damaged."""
+    try:
+        header = json.loads((folder / "header.json").read_text())
+        count = int(header["count"])
+        sizes = (folder / "pixels").stat().st_size, (folder / "labels").stat().st_size
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError):
+        count, sizes, header = 0, (0, 0), {}
+    if count > 0 and header["shape"] == list(shape) and sizes == (count * int(np.prod(shape)), 8 * count):
+        return count
+    warnings.warn(f"{folder} is damaged and is made again.", stacklevel=3)
+    return None
+
+
+def _decoded(
+    items: Iterator[StreamItem], transform: ImageTransform, num_workers: int, on_error: str
+) -> Iterator[tuple[Pixels, int]]:
+    """In the order of the stream, with a few chunks in the hands of the workers."""
+    pool: DecodingPool[list[StreamItem], list[Pixels | str]] = DecodingPool(DecodeItems(transform), num_workers)
+    pending: deque[tuple[list[StreamItem], Future[list[Pixels | str]]]] = deque()
+    while True:
+        if part := list(islice(items, CHUNK)):
+            pending.append((part, pool.submit(part)))
+        if not pending:
+            return
+        if part and len(pending) <= 2 * num_workers:
+            continue
+        done, future = pending.popleft()
+        for item, result in zip(done, pool.result(future), strict=True):
+            if not isinstance(result, str):
+                yield result, item.label
+            elif on_error == "raise":
+                raise OSError(f"{item.name} cannot be decoded: {result}. Repair or remove it, or pass on_error='skip'.")
+            else:
+                warnings.warn(f"{item.name} cannot be decoded: {result}; it is left out.", stacklevel=2)

@@ -1,0 +1,1 @@
+"""How a batch of images is computed in which every image has sizes of its own."""

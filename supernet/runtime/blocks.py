@@ -1,0 +1,343 @@
+"""Running one group of blocks on a packed batch in which every image has sizes of its own.
+
+Each half of a block (attention, MLP) sorts the images so that those of equal sizes stand together, gathers the rows of
+each size with just the channels it needs, computes, and writes the sum with the residual into one new buffer. Where all
+images agree, nothing is gathered and nothing copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..layers import ElasticBlock, activate, layer_norm, linear, prefix_weights, set_width, working_rows
+from ..macs import block_widths, hidden_dims
+from ..tokens.modes import TokenMode, combine, total_size
+from .packing import Ints, attention, packed_class_scores, places, rows_of, runs, starts, take_rows
+
+if TYPE_CHECKING:
+    from ..state import InferenceState
+    from ..subnet import GroupChoice
+    from ..vit import Supernet
+
+
+# Multiply-accumulates that take as long as one more segment of an MLP; measured on CPUs, a guess for GPUs.
+SEGMENT_COST = {"cpu": 2_000_000, "cuda": 200_000_000}
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Tokens of B images, image after image.
+
+    Attributes:
+        x: (T, C); channels beyond an image's own are zero.
+        lengths: (B,) tokens per image.
+        size: (T,) patches that a token stands for; None: one each.
+        images: (B,) which image of the state stands at each place.
+    """
+
+    x: Tensor
+    lengths: Ints
+    size: Tensor | None
+    images: Ints
+
+    def listed(self, order: Ints | None) -> tuple[Packed, Ints | None]:
+        """The images in another order, None the same one, with their tokens as they lie; and at which rows these do."""
+        if order is None:
+            return self, None
+        rows = rows_of(order, self.lengths)
+        size = None if self.size is None else take_rows(self.size, rows)
+        return Packed(self.x, self.lengths[order], size, self.images[order]), rows
+
+    def holding(self, x: Tensor) -> Packed:
+        """The same images with other tokens."""
+        return Packed(x, self.lengths, self.size, self.images)
+
+    def sorted_by(self, order: Ints | None) -> Packed:
+        """The images in another order, None the same one."""
+        listed, rows = self.listed(order)
+        return self if rows is None else listed.holding(take_rows(self.x, rows))
+
+
+def run_blocks(
+    net: Supernet, state: InferenceState, choice: GroupChoice, next_dim: Ints | None
+) -> tuple[Packed, Tensor, Ints, Tensor | None]:
+    """Runs the group `state.group`.
+
+    Args:
+        net: The supernet.
+        state: Unchanged.
+        choice: Sizes of the group, one per image.
+        next_dim: (B,) width of the next block if it is known, see `block_widths`.
+
+    Returns:
+        Tokens in the order of the state, `patch_token`, (B,) channels handed on, and (T,) mean keys of the last block
+        if the state carries them.
+    """
+    config, space, group = net.config, net.config.space, state.group
+    widths = choice.embed_dim.numpy()
+    hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
+    reads, gives = block_widths(config, group, widths, state.token_dim, next_dim)
+    patch_token, key_mean = state.patch_token, None
+    packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
+    for i, block_index in enumerate(space.blocks(group)):
+        block, last = cast(ElasticBlock, net.blocks[block_index]), i == space.groups[group] - 1
+        counts, mode = None, config.token_mode
+        if i == 0 and group >= space.first_decided:
+            counts = mode.counts(packed.lengths, choice.rates[packed.images], config.num_prefix_tokens)
+            if not mode.always and not bool((counts[:, -1] < packed.lengths).any()):
+                counts = None
+        carries_keys = last and state.key_mean is not None
+        with_keys = carries_keys or (counts is not None and mode.metric == "keys")
+        with_scores = counts is not None and mode.uses_scores
+        at = packed.images
+        packed, scores, keys = attention_half(net, block, packed, reads[at, i], widths[at, i], with_scores, with_keys)
+        at = packed.images
+        means = keys.mean(1) if carries_keys and keys is not None else None
+        if counts is not None:
+            counts = mode.counts(packed.lengths, choice.rates[at], config.num_prefix_tokens)
+            packed, into, means = _reduce(packed, mode, counts, scores, keys, means, config.num_prefix_tokens)
+            moved = into[torch.from_numpy(np.argsort(at)).to(into.device)]
+            patch_token = torch.where(patch_token < 0, -1, moved.gather(1, patch_token.clamp(min=0)))
+        if means is not None:
+            key_mean = take_rows(means, rows_of(np.argsort(at), packed.lengths)).float()
+        boundary = last and group < len(space.groups) - 1
+        packed = mlp_half(net, block, packed, widths[at, i], hidden[at, i], gives[at, i], boundary)
+    return packed.sorted_by(_order(packed.images)), patch_token, gives[:, -1].copy(), key_mean
+
+
+def attention_half(
+    net: Supernet,
+    block: ElasticBlock,
+    packed: Packed,
+    reads: Ints,
+    widths: Ints,
+    with_scores: bool,
+    with_keys: bool = False,
+) -> tuple[Packed, Tensor | None, Tensor | None]:
+    """Residual attention.
+
+    Args:
+        net: The supernet.
+        block: One of its blocks.
+        packed: Tokens.
+        reads: (B,) channels that the block reads, in the order of `packed`.
+        widths: (B,) its width likewise.
+        with_scores: Whether to compute the class attention.
+        with_keys: Whether to compute the mean of the keys over heads.
+
+    Returns:
+        Tokens in another order; (T,) class attention and (T, head_dim) keys in that order, None if not asked for.
+    """
+    config = net.config
+    order = _order(packed.lengths, reads, widths)
+    new, where = packed.listed(order)
+    reads, widths = _in_order(order, reads, widths)
+    log_size = None if new.size is None else new.size.log()
+    stack = _Stack(packed.x, int(widths[-1]))
+    scores, keys = [], []
+    channels = 3 * net.space.heads(int(widths[-1])) * config.head_dim
+    for images, rows, x in _segments(packed.x, where, new.lengths, (widths, reads), reads, channels):
+        w = int(widths[images.start])
+        heads, lengths = net.space.heads(w), new.lengths[images]
+        qkv = linear(block.qkv, layer_norm(block.norm1, x, net.zoom(w)), 3 * heads * config.head_dim)
+        bias = None if log_size is None else log_size[rows]
+        if with_scores:
+            scores.append(packed_class_scores(qkv, lengths, heads, bias, config.class_token))
+        if with_keys:
+            keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
+        stack.add(x[:, :w], block.proj, attention(qkv, lengths, heads, bias), w)
+    new = new.holding(stack.result())
+    return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
+
+
+def mlp_half(
+    net: Supernet, block: ElasticBlock, packed: Packed, widths: Ints, hidden: Ints, gives: Ints, boundary: bool
+) -> Packed:
+    """Residual MLP, and the map over a group boundary.
+
+    Args:
+        net: The supernet.
+        block: One of its blocks.
+        packed: Tokens.
+        widths: (B,) width of the block, in the order of `packed`.
+        hidden: (B,) hidden width of its MLP likewise.
+        gives: (B,) channels that it hands on likewise.
+        boundary: Whether it ends a group that is not the last.
+
+    Returns:
+        Tokens in another order.
+    """
+    order = _order(-hidden, gives, widths)
+    new, where = packed.listed(order)
+    widths, hidden, gives = _in_order(order, widths, hidden, gives)
+    most = hidden if torch.is_grad_enabled() else _joined(new, widths, hidden, gives)
+    lln = block.lln if boundary else None
+    stack = _Stack(packed.x, int(gives.max()))
+    for images, _, x in _segments(packed.x, where, new.lengths, (widths, gives, most), widths, int(most.max())):
+        w, inner, given = (int(size[images.start]) for size in (widths, most, gives))
+        h = activate(net.config.act, linear(block.fc1, layer_norm(block.norm2, x, net.zoom(w)), inner))
+        _zero_beyond(h, hidden[images], new.lengths[images])
+        stack.add(x if lln is None else linear(lln, x, given), block.fc2, h, given)
+    return new.holding(stack.result())
+
+
+def _order(*keys: Ints) -> Ints | None:
+    """Images sorted by (B,) keys, the last one first; None if they are already."""
+    if len(keys[0]) == 1:
+        return None
+    order = np.lexsort(keys)
+    return None if (order[1:] > order[:-1]).all() else order
+
+
+def _in_order(order: Ints | None, *sizes: Ints) -> tuple[Ints, ...]:
+    """(B,) each, in another order; None the same one."""
+    return sizes if order is None else tuple(size[order] for size in sizes)
+
+
+def _segments(
+    x: Tensor, rows: Ints | None, lengths: Ints, keys: tuple[Ints, ...], channels: Ints, widest: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The rows of images that agree in all `keys`.
+
+    Args:
+        x: (T, C) tokens.
+        rows: (T,) where the tokens of image after image lie in `x`; None: as they come.
+        lengths: (B,) of the images.
+        keys: (B,) each.
+        channels: (B,) how many the images take.
+        widest: Channels of the widest tensor that is made of a segment: it must not outgrow the working set.
+
+    Yields:
+        Slice of the images, slice of their rows, and the (rows, channels) tokens.
+    """
+    ends, begin = np.cumsum(lengths), 0
+    limit = x.shape[0] if torch.is_grad_enabled() else working_rows(widest, x.device)
+    for a, b in (part for whole in runs(*keys) for part in _parts(*whole, ends, limit)):
+        span, c = slice(begin, int(ends[b - 1])), int(channels[a])
+        begin = span.stop
+        narrow = set_width(x, min(c, x.shape[1]))
+        yield slice(a, b), span, set_width(narrow[span] if rows is None else take_rows(narrow, rows[span]), c)
+
+
+def _joined(packed: Packed, widths: Ints, hidden: Ints, gives: Ints) -> Ints:
+    """(B,) hidden width at which every image is computed, where a few more products cost less than one more segment.
+
+    Args:
+        packed: Images by width, channels handed on, and falling hidden width.
+        widths: (B,), likewise the next two.
+        hidden: Their own hidden widths.
+        gives: Channels they hand on.
+    """
+    if (hidden == hidden[0]).all():
+        return hidden
+    out = hidden.copy()
+    cost = SEGMENT_COST.get(packed.x.device.type, SEGMENT_COST["cuda"])
+    most, before = 0, (-1, -1)
+    for a, b in runs(widths, gives, hidden):
+        width, given, own = int(widths[a]), int(gives[a]), int(hidden[a])
+        if before != (width, given) or int(packed.lengths[a:b].sum()) * (most - own) * (width + given) > cost:
+            most, before = own, (width, given)
+        out[a:b] = most
+    return out
+
+
+def _zero_beyond(h: Tensor, hidden: Ints, lengths: Ints) -> None:
+    """Zeroes the channels of (rows, C) activations beyond each image's own, in place."""
+    if hidden[-1] == h.shape[1]:
+        return
+    ends = np.cumsum(lengths)
+    for a, b in runs(hidden):
+        if hidden[a] < h.shape[1]:
+            h[int(ends[a] - lengths[a]) : int(ends[b - 1]), int(hidden[a]) :].zero_()
+
+
+def _parts(begin: int, end: int, ends: Ints, limit: int) -> list[tuple[int, int]]:
+    """Cuts a range of images, whose rows end at `ends`, into even parts of about `limit` rows, if it has more."""
+    first = int(ends[begin - 1]) if begin else 0
+    total = int(ends[end - 1]) - first
+    count = -(-total // limit)
+    if count == 1:
+        return [(begin, end)]
+    cuts = begin + np.searchsorted(ends[begin:end], first + total * np.arange(1, count) // count)
+    return list(pairwise(sorted({begin, *cuts.tolist(), end})))
+
+
+class _Stack:
+    """Collects `x + layer(y)` of segment after segment in one (T, widest) buffer, zeros beyond a segment's width."""
+
+    def __init__(self, like: Tensor, widest: int) -> None:
+        # Writing products straight into their place saves two passes over the tokens; autograd wants them apart.
+        self.in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(like.device.type)
+        self.out = like.new_empty(like.shape[0], widest) if self.in_place else None
+        self.parts: list[Tensor] = []
+        self.row, self.widest = 0, widest
+
+    def add(self, x: Tensor, layer: nn.Linear, y: Tensor, width: int) -> None:
+        """Appends x (rows, any) + layer(y) (rows, width)."""
+        if self.out is None:
+            self.parts.append(set_width(linear(layer, y, width) + set_width(x, width), self.widest))
+            return
+        place = self.out[self.row : self.row + y.shape[0]]
+        own = set_width(place, width)
+        self.row += y.shape[0]
+        weight, bias = prefix_weights(layer, width, y.shape[1])
+        torch.add(set_width(x, width), bias, out=own)
+        # Not addmm_, which PyTorch's flop counter does not know.
+        torch.addmm(own, y, weight.t(), out=own)
+        if width < self.widest:
+            place[:, width:].zero_()
+
+    def result(self) -> Tensor:
+        """(T, widest)."""
+        return _cat(self.parts) if self.out is None else self.out
+
+
+def _reduce(
+    packed: Packed,
+    mode: TokenMode,
+    counts: Ints,
+    scores: Tensor | None,
+    keys: Tensor | None,
+    means: Tensor | None,
+    prefix: int,
+) -> tuple[Packed, Tensor, Tensor | None]:
+    """The shorter sequences, (B, N) where each token of the longer ones went, and `means` (T,) reduced likewise."""
+    lengths, device = packed.lengths, packed.x.device
+    valid, index = (torch.from_numpy(a).to(device) for a in places(starts(lengths), lengths, int(lengths.max())))
+
+    def padded(values: Tensor) -> Tensor:
+        return values.index_select(0, index.view(-1)).view(*index.shape, *values.shape[1:])
+
+    size = packed.size
+    if size is None:
+        size = torch.ones(len(packed.x), device=device)
+    metric = {None: None, "tokens": packed.x, "keys": keys}[mode.metric]
+    into, weight = mode.assign(
+        None if scores is None else padded(scores),
+        None if metric is None else padded(metric.detach()),
+        padded(size),
+        lengths,
+        counts,
+        prefix,
+    )
+    kept = counts[:, -1]
+    first = torch.from_numpy(starts(kept)).to(device)[:, None]
+    flat = torch.where(into < 0, -1, into + first)[valid][None]
+    total = int(kept.sum())
+    shares = None if weight is None else weight[valid][None]
+    x = combine(packed.x[None], flat, total, shares, mode.normalise)[0]
+    if means is not None:
+        means = combine(means[None, :, None], flat, total, shares, mode.normalise)[0, :, 0]
+    sizes = total_size(size[None], flat, total)[0] if mode.sized else None
+    return Packed(x, kept, sizes, packed.images), into, means
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,356 @@
+"""The cache of prefixes and verdicts: nobody notices its size, its place, or that its writer was killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import Actions, make_engine, random_net, unit_actions
+
+from prance_env import ImageDataset, InferenceEngine, RewardConfig
+from prance_env.cache import HEADER_BYTES, MEBIBYTE, RECORD, MemoryStore, cache_key
+from prance_env.engine import CACHE_MB
+from prance_env.images.loading import DIGITS_SCENES
+from supernet import Supernet, supernet_config
+
+REWARD = RewardConfig("potential", "mixed", 0.3, 0.1)
+TOTAL = 24
+
+
+@pytest.fixture(scope="module")
+def images(digits_net: Supernet) -> ImageDataset:
+    """Noise of which the digits supernet is right about every other image."""
+    dataset = make_engine(digits_net, TOTAL).dataset
+    assert isinstance(dataset, ImageDataset)
+    return dataset
+
+
+def row_bytes(net: Supernet) -> int:
+    """Size of one prefix."""
+    return (net.config.num_patches + 1) * net.config.embed_dim * net.cls_token.element_size()
+
+
+def played_through(engine: InferenceEngine, actions: Actions, rounds: list[list[int]]) -> list[np.ndarray[Any, Any]]:
+    """All numbers of some episodes, in rounds of several sizes."""
+    numbers = []
+    for index in rounds:
+        episodes = engine.start(np.array(index))
+        for decision in range(actions.shape[1]):
+            numbers += [episodes.prob, episodes.prediction, episodes.label, engine.observe(episodes, "cls").numpy()]
+            episodes = engine.step(episodes, actions[: len(index), decision], REWARD)
+            numbers += [episodes.reward, episodes.prob, episodes.macs, episodes.index]
+    return numbers
+
+
+def assert_same(a: list[np.ndarray[Any, Any]], b: list[np.ndarray[Any, Any]]) -> None:
+    """Bit for bit."""
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def rounds(seed: int = 0, count: int = 12) -> list[list[int]]:
+    """Images of successive starts: one, two, or many, some of them twice."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(TOTAL, size=rng.choice([1, 2, 3, 7, 20])).tolist() for _ in range(count)]
+
+
+def no_computation(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the prefix of an image can only come from the cache."""
+
+    def refuse(part: Any) -> Any:
+        raise AssertionError(f"{part} computed")
+
+    monkeypatch.setattr(engine, "_compute", refuse)
+
+
+# ---- the budget -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [0, 1, 9])
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+def test_a_small_budget_gives_the_same_numbers_as_a_large_one(
+    any_net: Supernet, held: int, on_disk: bool, tmp_path: Path
+) -> None:
+    large = make_engine(any_net, TOTAL)
+    folder = tmp_path if on_disk else None
+    small = InferenceEngine(any_net, large.dataset, (held + 0.5) * row_bytes(any_net) / MEBIBYTE, folder)
+    actions = unit_actions(any_net.space, 20)
+    assert_same(played_through(small, actions, rounds()), played_through(large, actions, rounds()))
+    assert small.cache.store.capacity == held == small.cache.held.sum()
+    assert small.cache.known.all()
+
+
+def test_the_budget_is_what_the_prefixes_take(digits_net: Supernet, images: ImageDataset) -> None:
+    engine = InferenceEngine(digits_net, images, 5 * row_bytes(digits_net) / MEBIBYTE)
+    assert isinstance(engine.cache.store, MemoryStore)
+    assert engine.cache.store._rows.nbytes == 5 * row_bytes(digits_net)
+
+
+def test_the_default_holds_all_of_digits() -> None:
+    config = supernet_config("digits")
+    needed = max(DIGITS_SCENES.values()) * (config.num_patches + 1) * config.embed_dim * 4
+    assert needed <= CACHE_MB * MEBIBYTE
+
+
+def test_the_verdict_is_computed_once_even_without_a_budget(
+    digits_net: Supernet, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = InferenceEngine(digits_net, images, 0)
+    first = engine.start(np.arange(TOTAL))
+    runs: list[int] = []
+    original = Supernet.run_group
+    monkeypatch.setattr(
+        Supernet,
+        "run_group",
+        lambda self, state, group, *rest: (runs.append(group), original(self, state, group, *rest))[1],
+    )
+    again = engine.start(np.arange(TOTAL))
+    assert runs == [0]
+    np.testing.assert_array_equal(again.prob, first.prob)
+    np.testing.assert_array_equal(again.prediction, first.prediction)
+
+
+# ---- on disk --------------------------------------------------------------------------------------------------------
+
+
+def on_disk(net: Supernet, images: ImageDataset, folder: Path, capacity: float = TOTAL) -> InferenceEngine:
+    """An engine with a cache of this many prefixes."""
+    return InferenceEngine(net, images, (capacity + 0.5) * row_bytes(net) / MEBIBYTE, folder)
+
+
+def cache_file(folder: Path) -> Path:
+    """The one there is."""
+    (path,) = (p for p in folder.iterdir() if p.suffix != ".lock")
+    return path
+
+
+def test_what_one_engine_has_computed_the_next_one_reads(
+    digits_net: Supernet, images: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actions = unit_actions(digits_net.space, 20)
+    plain = InferenceEngine(digits_net, images)
+    writer = on_disk(digits_net, images, tmp_path)
+    reader = on_disk(digits_net, images, tmp_path)  # opened before anything is there
+    expected = played_through(plain, actions, rounds())
+    assert_same(played_through(writer, actions, rounds()), expected)
+    later = on_disk(digits_net, images, tmp_path)
+    for engine in (reader, later):
+        no_computation(engine, monkeypatch)
+        assert_same(played_through(engine, actions, rounds()), expected)
+
+
+def test_verdicts_beyond_the_budget_are_read_as_well(
+    digits_net: Supernet, images: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = on_disk(digits_net, images, tmp_path, 5).start(np.arange(TOTAL))
+    monkeypatch.setattr(Supernet, "run_to_end", None)
+    again = on_disk(digits_net, images, tmp_path, 5).start(np.arange(TOTAL))
+    np.testing.assert_array_equal(again.prob, first.prob)
+    np.testing.assert_array_equal(again.state.tokens, first.state.tokens)
+
+
+def test_a_cache_grows_with_its_budget_and_never_shrinks(
+    digits_net: Supernet, images: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = InferenceEngine(digits_net, images).start(np.arange(TOTAL)).state.tokens
+    small = on_disk(digits_net, images, tmp_path, 5)
+    large = on_disk(digits_net, images, tmp_path, 15)
+    for engine in (small, large):
+        assert torch.equal(engine.start(np.arange(TOTAL)).state.tokens, expected)
+    again = on_disk(digits_net, images, tmp_path, 2)
+    assert again.cache.store.capacity == 15
+    no_computation(again, monkeypatch)
+    assert torch.equal(again.start(np.arange(15)).state.tokens, expected.view(TOTAL, -1)[:15].view(-1, 64))
+
+
+def test_the_key_changes_with_everything_that_counts(digits_net: Supernet, images: ImageDataset) -> None:
+    key = cache_key(digits_net, images)
+    assert cache_key(digits_net, replace(images)) == key
+    copied = Supernet(digits_net.config)
+    copied.load_state_dict(digits_net.state_dict())
+    assert cache_key(copied, images) == key
+    heavier = Supernet(digits_net.config)
+    heavier.load_state_dict({k: v + (k == "head.bias") for k, v in digits_net.state_dict().items()})
+    wider = random_net(replace(digits_net.config, norm_eps=1e-5))
+    brighter = replace(images, images=images.images.clone().clamp(min=1))
+    relabelled = replace(images, labels=(images.labels + 1) % 10)
+    half = Supernet(digits_net.config).to(torch.bfloat16)
+    half.load_state_dict(digits_net.state_dict())
+    others = [(heavier, images), (wider, images), (digits_net, brighter), (digits_net, relabelled), (half, images)]
+    assert len({key, *(cache_key(net, source) for net, source in others)}) == 1 + len(others)
+
+
+def test_half_precision_is_kept_as_it_is(digits_net: Supernet, images: ImageDataset, tmp_path: Path) -> None:
+    half = Supernet(digits_net.config).to(torch.bfloat16).eval().requires_grad_(False)
+    store = on_disk(half, images, tmp_path).cache.store
+    tokens = torch.randn(3, 17, 64).to(torch.bfloat16)
+    index = np.array([4, 0, 9])
+    store.write(index, tokens, index, index / 10)
+    assert torch.equal(store.read(index), tokens)
+    known, prediction, prob = store.recall(np.array([9, 1, 0]))
+    assert known.tolist() == [2, 0, 2]
+    assert (prediction[0], prob[0], prediction[2]) == (9, 0.9, 0)
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["first prefix", "last prefix", "verdict", "state", "checksum"])
+def test_a_damaged_entry_is_computed_again(
+    place: str, digits_net: Supernet, images: ImageDataset, tmp_path: Path
+) -> None:
+    expected = on_disk(digits_net, images, tmp_path).start(np.arange(TOTAL))
+    path = cache_file(tmp_path)
+    rows = HEADER_BYTES + TOTAL * RECORD.itemsize
+    record = HEADER_BYTES + 3 * RECORD.itemsize
+    assert RECORD.fields is not None
+    offset = {
+        "first prefix": rows + 100,
+        "last prefix": path.stat().st_size - 1,
+        "verdict": record + RECORD.fields["prob"][1] + 5,
+        "state": record + RECORD.fields["known"][1] + 1,
+        "checksum": record + RECORD.fields["crc"][1],
+    }[place]
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    path.write_bytes(data)
+    engine = on_disk(digits_net, images, tmp_path)
+    computed: list[int] = []
+    original = engine._compute
+    engine._compute = lambda part: (computed.extend(part.tolist()), original(part))[1]  # type: ignore[method-assign]
+    again = engine.start(np.arange(TOTAL))
+    assert computed == [{"first prefix": 0, "last prefix": TOTAL - 1}.get(place, 3)]
+    np.testing.assert_array_equal(again.prob, expected.prob)
+    assert torch.equal(again.state.tokens, expected.state.tokens)
+    repaired = on_disk(digits_net, images, tmp_path)
+    assert repaired.cache.recall(np.arange(TOTAL)).all()
+
+
+@pytest.mark.parametrize("kind", ["foreign", "cut", "empty", "another size"])
+def test_a_file_that_is_no_cache_is_made_again(
+    kind: str, digits_net: Supernet, images: ImageDataset, tmp_path: Path
+) -> None:
+    expected = on_disk(digits_net, images, tmp_path).start(np.arange(TOTAL))
+    path = cache_file(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "foreign": b"something else " * 10_000,
+            "cut": data[:-1],
+            "empty": b"",
+            "another size": data.replace(b'"total": 24', b'"total": 25'),
+        }[kind]
+    )
+    with pytest.warns(UserWarning, match=rf"{path} is damaged or another file"):
+        engine = on_disk(digits_net, images, tmp_path)
+    assert not engine.cache.recall(np.arange(TOTAL)).any()
+    assert torch.equal(engine.start(np.arange(TOTAL)).state.tokens, expected.state.tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert on_disk(digits_net, images, tmp_path).cache.recall(np.arange(TOTAL)).all()
+
+
+def test_a_full_disk_ends_the_writing_but_not_the_episodes(
+    digits_net: Supernet, images: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = InferenceEngine(digits_net, images).start(np.arange(TOTAL))
+    engine = on_disk(digits_net, images, tmp_path)
+    original, calls = os.pwrite, [0]
+
+    def full_after_seven(*args: Any) -> int:
+        calls[0] += 1
+        if calls[0] > 7:
+            raise OSError(28, "No space left on device")
+        return original(*args)
+
+    monkeypatch.setattr(os, "pwrite", full_after_seven)
+    with pytest.warns(UserWarning, match=r"is written no more.*No space left.*cache_mb"):
+        got = engine.start(np.arange(TOTAL))
+    assert engine.cache.held.sum() == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = engine.start(np.arange(TOTAL))
+    for episodes in (got, again):
+        assert torch.equal(episodes.state.tokens, expected.state.tokens)
+        np.testing.assert_array_equal(episodes.prob, expected.prob)
+
+
+def test_a_folder_that_cannot_be_made_is_named(digits_net: Supernet, images: ImageDataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        on_disk(digits_net, images, tmp_path / "file")
+
+
+# ---- killed and many processes --------------------------------------------------------------------------------------
+
+
+def die_in_write(net: Supernet, images: ImageDataset, folder: Path, write: int) -> None:
+    """Fills a cache and is killed when half of a write has been done."""
+    torch.set_num_threads(1)
+    original, calls = os.pwrite, [0]
+
+    def pwrite(file: int, data: bytes, offset: int) -> int:
+        calls[0] += 1
+        if calls[0] == write:
+            original(file, data[: len(data) // 2], offset)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(file, data, offset)
+
+    os.pwrite = pwrite
+    on_disk(net, images, folder).start(np.arange(TOTAL))
+
+
+@pytest.mark.parametrize("write", [1, 2, 15, 16, 48])
+def test_a_process_killed_while_filling_the_cache_leaves_what_it_had_finished(
+    write: int, digits_net: Supernet, images: ImageDataset, tmp_path: Path
+) -> None:
+    expected = InferenceEngine(digits_net, images).start(np.arange(TOTAL))
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=die_in_write, args=(digits_net, images, tmp_path, write))
+    child.start()
+    child.join(timeout=60)
+    assert child.exitcode == -signal.SIGKILL
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine = on_disk(digits_net, images, tmp_path)
+    finished = (write - 1) // 2  # a prefix and a record each
+    assert engine.cache.recall(np.arange(TOTAL)).tolist() == [i < finished for i in range(TOTAL)]
+    got = engine.start(np.arange(TOTAL))
+    assert torch.equal(got.state.tokens, expected.state.tokens)
+    np.testing.assert_array_equal(got.prob, expected.prob)
+    np.testing.assert_array_equal(got.prediction, expected.prediction)
+
+
+def play_and_send(net: Supernet, images: ImageDataset, folder: Path, seed: int, queue: Any) -> None:
+    """Plays some rounds over a shared cache."""
+    torch.set_num_threads(1)
+    engine = on_disk(net, images, folder)
+    queue.put((seed, played_through(engine, unit_actions(net.space, 20), rounds(seed, 6))))
+
+
+def test_processes_that_fill_one_cache_together_get_the_same_numbers(
+    digits_net: Supernet, images: ImageDataset, tmp_path: Path
+) -> None:
+    context: Any = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [
+        context.Process(target=play_and_send, args=(digits_net, images, tmp_path, seed, queue)) for seed in range(3)
+    ]
+    for child in children:
+        child.start()
+    results = dict(queue.get(timeout=60) for _ in children)
+    for child in children:
+        child.join(timeout=60)
+        assert child.exitcode == 0
+    plain = InferenceEngine(digits_net, images)
+    for seed, numbers in results.items():
+        assert_same(numbers, played_through(plain, unit_actions(digits_net.space, 20), rounds(seed, 6)))

@@ -1,0 +1,137 @@
+"""Milliseconds as cost: the table's arithmetic, its file, and rewards that use it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from helpers import ENV_ID, INFO_KEYS
+
+from prance_env import LatencyTable, PranceVectorEnv
+from prance_env.rewards.latency import load_latency_table, measure_latency
+from supernet import supernet_config
+from train.commands.main import main
+
+CONFIG = supernet_config("digits")
+GROUP_MS = np.random.default_rng(0).uniform(0.1, 1, (3, 4, 3, 3))
+TABLE = LatencyTable(
+    device="imagined",
+    torch_version="0",
+    threads=1,
+    batch_size=2,
+    groups=list(CONFIG.space.groups),
+    embed_dims=list(CONFIG.space.embed_dims),
+    mlp_ratios=list(CONFIG.space.mlp_ratios),
+    num_tokens=[2, 5, 17],
+    prefix_ms=0.25,
+    head_ms=0.125,
+    group_ms=GROUP_MS.tolist(),
+)
+N = 4
+
+
+@pytest.fixture
+def table_file(tmp_path: Path) -> str:
+    """The imagined table as a file."""
+    TABLE.save(tmp_path / "table.json")
+    return str(tmp_path / "table.json")
+
+
+def make_envs(**reward: Any) -> PranceVectorEnv:
+    envs = gym.make_vec(ENV_ID, N, autoreset_mode="DISABLED", reward=reward)
+    assert isinstance(envs, PranceVectorEnv)
+    return envs
+
+
+def milliseconds_by_hand(info: dict[str, Any], tokens: list[int], lane: int) -> float:
+    """The whole inference of one lane, block by block, with numpy's interpolation."""
+    space, total = CONFIG.space, TABLE.prefix_ms + TABLE.head_ms
+    for group in range(1, 4):
+        before, after = tokens[group - 1], tokens[group]
+        for place, block in enumerate(space.blocks(group)):
+            width = space.embed_dims.index(info["embed_dim"][lane, block])
+            ratio = space.mlp_ratios.index(info["mlp_ratio"][lane, block])
+            at = [np.interp(n, TABLE.num_tokens, GROUP_MS[group - 1, width, ratio]) for n in (before, after)]
+            total += (np.mean(at) if place == 0 else at[1]) / 3
+    return total
+
+
+@pytest.mark.parametrize("cost", ["latency", "macs"])
+def test_milliseconds_of_an_episode_equal_a_sum_over_blocks_done_by_hand(table_file: str, cost: str) -> None:
+    envs = make_envs(cost=cost, latency_table=table_file, macs_weight=0.4)
+    _, info = envs.reset(seed=0)
+    full = milliseconds_by_hand(info, [17] * 4, 0)
+    np.testing.assert_allclose(info["latency_ms"], full)
+    tokens = np.full((N, 4), 17)
+    rng = np.random.default_rng(3)
+    for decision in range(1, 4):
+        _, reward, _, _, info = envs.step(rng.uniform(-1, 1, envs.action_space.shape).astype(np.float32))
+        tokens[:, decision:] = info["num_tokens"][:, None]
+        expected = [milliseconds_by_hand(info, tokens[lane].tolist(), lane) for lane in range(N)]
+        np.testing.assert_allclose(info["latency_ms"], expected)
+        fraction = info["latency_ms"] / full if cost == "latency" else info["macs_fraction"]
+        np.testing.assert_allclose(info["reward_macs"], -0.4 * fraction)
+        np.testing.assert_allclose(reward, info["reward_accuracy"] + info["reward_macs"])
+    assert len(set(info["latency_ms"])) == N
+
+
+def test_milliseconds_are_in_the_info_only_with_a_table(table_file: str) -> None:
+    single = gym.make(ENV_ID, reward={"latency_table": table_file})
+    keys = [*INFO_KEYS, "latency_ms"]
+    assert list(single.reset(seed=0)[1]) == keys
+    assert list(single.step(single.action_space.sample())[4]) == keys
+    assert list(gym.make(ENV_ID).reset(seed=0)[1]) == INFO_KEYS
+
+
+def test_a_table_survives_its_file_and_damage_is_named(table_file: str) -> None:
+    assert load_latency_table(table_file) == TABLE
+    folder = Path(table_file).parent
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json.*prance profile"):
+        make_envs(latency_table=str(folder / "nothing.json"))
+    bad: dict[str, Any] = {
+        "half": "{",
+        "list": "[]",
+        "key": json.dumps({**asdict(TABLE), "colour": 1}),
+        "shape": json.dumps({**asdict(TABLE), "num_tokens": [2, 17]}),
+        "negative": json.dumps({**asdict(TABLE), "head_ms": -1.0}),
+    }
+    for name, text in bad.items():
+        (folder / f"{name}.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}\.json is not a latency table.*prance profile"):
+            make_envs(latency_table=str(folder / f"{name}.json"))
+
+
+def test_latency_needs_a_table_and_one_of_this_supernet(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"latency_table='FILE'.*prance profile"):
+        make_envs(cost="latency")
+    replace(TABLE, mlp_ratios=[1, 2, 3]).save(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"table is for.*prance profile"):
+        make_envs(latency_table=str(tmp_path / "other.json"))
+
+
+def test_profile_writes_a_table_that_fits_and_in_which_less_takes_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "table.json"
+    arguments = ["prance", "profile", "--out", str(out), "--batch-size", "32", "--token-counts", "2", "--repeats", "2"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--threads", "1"])
+    main()
+    table = load_latency_table(str(out))
+    table.check(CONFIG)
+    assert table.batch_size == 32
+    assert table.num_tokens == [2, 17]
+    assert f"{table.full_ms(CONFIG.space):.3f} ms" in capsys.readouterr().out
+    times = np.array(table.group_ms)
+    assert (times[:, -1, -1, -1] > times[:, 0, 0, 0]).all()
+    assert make_envs(cost="latency", latency_table=str(out)).reset(seed=0)[1]["latency_ms"][0] > 0
+
+
+def test_nonsensical_measurements_are_refused() -> None:
+    for name in ("batch_size", "num_token_counts", "repeats"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            measure_latency(CONFIG, **{name: 0})

@@ -1,0 +1,62 @@
+"""Nothing grows: neither Python's objects nor the process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tracemalloc
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from helpers import ENV_ID
+
+from prance_env import PranceVectorEnv
+from prance_env.images.loading import DIGITS_SCENES
+
+STATM = Path("/proc/self/statm")
+N, STEPS, MEGABYTE = 4, 10_000, 2**20
+
+
+def resident() -> float:
+    """Megabytes of this process in memory."""
+    gc.collect()
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
+
+
+def run(envs: PranceVectorEnv, steps: int) -> None:
+    """Random steps with partial resets and snapshots."""
+    rng = np.random.default_rng(0)
+    for number in range(steps):
+        envs.step(rng.uniform(-1, 1, envs.action_space.shape or ()).astype(np.float32))
+        if number % 50 == 7:
+            envs.reset(options={"reset_mask": np.arange(N) % 2 == 0})
+        if number % 500 == 9:
+            envs.load_state_dict(envs.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="reads Linux' /proc")
+def test_ten_thousand_steps_with_resets_and_snapshots_do_not_grow_memory() -> None:
+    kwargs = {"autoreset_mode": "SAME_STEP", "split": "val", "cost_conditioning": (0.05, 0.5)}
+    batches = [gym.make_vec(ENV_ID, N, output=output, **kwargs) for output in ("numpy", "torch")]
+    for envs in batches:
+        assert isinstance(envs, PranceVectorEnv)
+        envs.reset(seed=0)
+        envs.lanes.engine.start(np.arange(DIGITS_SCENES["val"]))  # the cache is now as large as it can get
+        run(envs, 500)
+    before = resident()
+    for envs in batches:
+        run(envs, STEPS // 2)
+    assert resident() - before < 10
+    tracemalloc.start()
+    try:
+        run(batches[0], 200)
+        gc.collect()
+        traced = tracemalloc.get_traced_memory()[0]
+        run(batches[0], 200)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - traced < 0.05 * MEGABYTE
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,336 @@
+"""Exported files against the supernet they come from, run by what a user would run them with."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from small_nets import CASES, cut_subnet, normalised, pixels, small_net
+from torch import Tensor
+
+from prance_env.shared_engine import BUNDLED
+from supernet import StaticViT, SubnetConfig, Supernet, from_pretrained, load_static, save_pretrained
+from supernet.extract import write_weights
+from supernet.files import write_atomically
+from supernet.tokens.modes import ranking
+from train.commands.main import main
+from train.networks import export
+from train.networks.export import export_subnet, write_onnx
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+ROOT = Path(__file__).parent.parent.parent
+FORMATS = ("onnx", "torch", "safetensors")
+
+
+def onnx_logits(path: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def assert_same(logits: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    assert logits.shape == expected.shape
+    assert (logits - expected).abs().max().item() <= tolerance
+
+
+@torch.no_grad()
+def assert_files_compute_what_the_supernet_does(net: Supernet, subnet: SubnetConfig, folder: Path) -> None:
+    program, static = torch.export.load(folder / "model.pt2").module(), load_static(folder)
+    assert sum(p.numel() for p in static.parameters()) == int(net.params(subnet))
+    for batch_size in (1, 2, 5):
+        images = normalised(net, pixels(net, batch_size))
+        expected = net(images, subnet)[:, : net.config.num_classes or int(subnet.embed_dim[0, -1])]
+        assert expected.std() > 0.1
+        assert_same(onnx_logits(folder / "model.onnx", images), expected)
+        assert_same(program(images), expected)
+        assert_same(static(images), expected)
+
+
+QUICK = ("prune_merge",)
+
+
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+def test_every_token_mode_and_architecture_exports_to_every_format(case: str, tmp_path: Path) -> None:
+    net = CASES[case]()
+    subnet = cut_subnet(net)
+    files = export_subnet(net, subnet, tmp_path, FORMATS)
+    assert [file.path.name for file in files] == ["model.onnx", "model.pt2", "model.safetensors"]
+    assert all(file.difference is not None and file.difference <= 1e-5 for file in files)
+    assert_files_compute_what_the_supernet_does(net, subnet, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(float)", ["batch", 3, 24, 24])
+    assert (logits.name, logits.shape[0]) == ("logits", "batch")
+    assert not any(node.metadata_props for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    # Graphs name no files of the machine that exported.
+    graphs = [(tmp_path / "model.onnx").read_bytes()]
+    with ZipFile(tmp_path / "model.pt2") as archive:
+        graphs += [archive.read(name) for name in archive.namelist()]
+    assert not any(str(ROOT).encode() in graph or b"site-packages" in graph for graph in graphs)
+
+
+class Ranking(torch.nn.Module):
+    """The order in which tokens leave."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return ranking(scores, np.array([scores.shape[1]]), 1)
+
+
+def test_of_equal_scores_the_earlier_token_wins_in_onnx_too(tmp_path: Path) -> None:
+    scores = torch.randint(4, (6, 197), generator=torch.Generator().manual_seed(0)).float()
+    program = torch.export.export(Ranking(), (scores[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    write_onnx(program, tmp_path / "ranking.onnx")
+    for batch in (scores, scores[:1], torch.zeros(3, 197)):
+        assert torch.equal(onnx_logits(tmp_path / "ranking.onnx", batch), Ranking()(batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token_mode", ["prune", "merge", "tome"])
+@torch.no_grad()
+def test_a_network_in_which_all_tokens_score_the_same_is_no_special_case(token_mode: str, tmp_path: Path) -> None:
+    net = copy.deepcopy(small_net(token_mode))
+    for block in net.blocks:
+        for parameter in (block.qkv.weight, block.qkv.bias):
+            parameter.view(3, 3, 8, -1)[:, :2] = 0
+    subnet = cut_subnet(net)
+    export_subnet(net, subnet, tmp_path, FORMATS)
+    assert_files_compute_what_the_supernet_does(net, subnet, tmp_path)
+
+
+def test_uint8_files_take_bytes_and_normalise_them(tmp_path: Path) -> None:
+    net = small_net("merge")
+    subnet = cut_subnet(net)
+    export_subnet(net, subnet, tmp_path, ["onnx", "torch"], uint8=True)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for batch_size in (1, 3):
+        images = pixels(net, batch_size)
+        expected = net(normalised(net, images), subnet)
+        assert_same(onnx_logits(tmp_path / "model.onnx", images), expected)
+        assert_same(program(images), expected)
+    description = json.loads((tmp_path / "static.json").read_text())
+    assert {f["takes"] for f in description["files"].values()} == {"uint8"}
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def with_bias(change: float) -> Callable[[StaticViT, Path], None]:
+    """`write_weights` with a mistake of a given size."""
+
+    def write(static: StaticViT, path: Path) -> None:
+        changed = copy.deepcopy(static)
+        assert changed.head is not None
+        changed.head.bias.data[3] += change
+        write_weights(changed, path)
+
+    return write
+
+
+@pytest.mark.parametrize("mistake", [3e-4, float("inf")])
+def test_files_that_differ_from_the_supernet_are_refused_and_earlier_ones_stay(
+    mistake: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = small_net("prune")
+    export_subnet(net, cut_subnet(net), tmp_path, ["safetensors"])
+    before = written(tmp_path)
+    assert set(before) == {"model.safetensors", "static.json"}
+    monkeypatch.setattr(export, "write_weights", with_bias(mistake))
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"differs from the supernet by 3\.0e-04|holds NaN or inf"):
+            export_subnet(net, SubnetConfig.min(net.space), folder, ["safetensors"])
+    assert written(tmp_path / "new") == {}
+    (tmp_path / "new").rmdir()
+    assert written(tmp_path) == before
+    monkeypatch.setattr(export, "write_weights", with_bias(5e-5))
+    (file,) = export_subnet(net, SubnetConfig.min(net.space), tmp_path, ["safetensors"])
+    assert file.difference == pytest.approx(5e-5, rel=0.1)
+
+
+def test_large_logits_may_differ_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = copy.deepcopy(small_net("prune"))
+    assert net.head is not None
+    net.head.weight.mul_(100)
+    monkeypatch.setattr(export, "write_weights", with_bias(3e-3))
+    (file,) = export_subnet(net, cut_subnet(net), tmp_path, ["safetensors"])
+    assert 3e-3 < file.allowed < 5e-2
+    monkeypatch.setattr(export, "write_weights", with_bias(5e-2))
+    with pytest.raises(ValueError, match=r"by 5\.0e-02 \(allowed: \d\.\de-02\)"):
+        export_subnet(net, cut_subnet(net), tmp_path, ["safetensors"])
+
+
+def test_a_file_that_gives_nan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small_net("prune")
+    monkeypatch.setattr(export, "load_static", lambda folder: lambda images: torch.full((len(images), 7), torch.nan))
+    with pytest.raises(ValueError, match="differs from the supernet by nan"):
+        export_subnet(net, cut_subnet(net), tmp_path, ["safetensors"])
+    assert written(tmp_path) == {}
+
+
+KILLED_WHILE_CHECKING = """
+import os, signal, sys
+from pathlib import Path
+from supernet import SubnetConfig, from_pretrained
+from train import export
+def die(folder):
+    assert (folder / "model.safetensors").stat().st_size > 1000
+    os.kill(os.getpid(), signal.SIGKILL)
+export.load_static = die
+net = from_pretrained(sys.argv[1])
+export.export_subnet(net, SubnetConfig.min(net.space), Path(sys.argv[2]), ["safetensors"])
+"""
+
+
+def test_a_killed_export_leaves_the_old_files(tmp_path: Path) -> None:
+    net, out = small_net("prune"), tmp_path / "out"
+    save_pretrained(net, tmp_path / "net")
+    export_subnet(net, cut_subnet(net), out, ["safetensors"])
+    before = written(out)
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_CHECKING, tmp_path / "net", out], cwd=ROOT, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert {name: (out / name).read_bytes() for name in before} == before
+    load_static(out)
+
+
+def test_new_weights_beside_an_old_description_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small_net("prune")
+    subnet = cut_subnet(net)
+    export_subnet(net, subnet, tmp_path, ["safetensors"])
+
+    def stop_at_the_description(path: Path, write: Callable[[str], object]) -> None:
+        if path.name == "static.json":
+            raise KeyboardInterrupt
+        write_atomically(path, write)
+
+    monkeypatch.setattr(export, "write_atomically", stop_at_the_description)
+    changed = copy.deepcopy(net)
+    changed.norm.weight.data += 1
+    with pytest.raises(KeyboardInterrupt):
+        export_subnet(changed, subnet, tmp_path, ["safetensors"])
+    assert set(written(tmp_path)) == {"model.safetensors", "static.json"}
+    with pytest.raises(ValueError, match=r"not the file that static\.json lists.*only one of the two was replaced"):
+        load_static(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (None, (["gguf"],), r"\['gguf'\] is unknown; choose one or more of \['onnx', 'safetensors', 'torch'\]"),
+        (None, ([],), "choose one or more"),
+        (
+            ("find_spec", lambda name: None),
+            (["onnx"],),
+            r"needs onnx and onnxscript: pip install 'prance-env\[export\]'",
+        ),
+        (("ONNX_LIMIT", 1000), (["onnx"],), r"parameters exceed the 2 GiB of an ONNX file; use --format torch"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is(
+    change: tuple[str, Any] | None, arguments: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if change is not None:
+        monkeypatch.setattr(export, *change)
+    net = small_net("prune")
+    with pytest.raises(ValueError, match=message):
+        export_subnet(net, cut_subnet(net), tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = small_net("prune")
+    find_spec = export.find_spec
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    monkeypatch.setattr(export, "write_onnx", lambda program, path: path.write_bytes(b"no graph at all"))
+    (file,) = export_subnet(net, cut_subnet(net), tmp_path, ["onnx"])
+    assert file.difference is None
+    assert file.path.is_file()
+
+
+def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["prance", *arguments])
+    main()
+
+
+def test_the_command_says_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, out = small_net("prune"), tmp_path / "exported"
+    save_pretrained(net, tmp_path / "net")
+    subnet = cut_subnet(net)
+    (tmp_path / "subnet.json").write_text(subnet.to_json())
+    monkeypatch.setenv("COLUMNS", "300")
+    sources = ("--supernet", str(tmp_path / "net"), "--subnet", str(tmp_path / "subnet.json"))
+    prance(monkeypatch, "export", "--out", str(out), *sources, "--format", *FORMATS)
+    assert_files_compute_what_the_supernet_does(net, subnet, out)
+    text = " ".join(capsys.readouterr().out.split())
+    for path in out.iterdir():
+        assert f"{path.stat().st_size:,}" in text
+    macs = net.macs(subnet).item()
+    assert f"{macs:,} MACs an image ({macs / net.macs().item():.1%} of the full network)" in text
+    assert f"{net.params(subnet).item():,} parameters" in text
+    description = json.loads((out / "static.json").read_text())
+    assert (description["macs"], description["params"]) == (macs, net.params(subnet).item())
+    assert (description["mean"], description["std"]) == ([*net.config.mean], [*net.config.std])
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    images = torch.from_numpy(names["images"])
+    assert_same(torch.from_numpy(names["logits"]), net(images, subnet))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ("--subnet", "min", "--uint8"),
+        ("--keep-rate", "0.7", "--embed-dim", "48", "--mlp-ratio", "1"),
+    ],
+)
+def test_the_bundled_supernet_is_exported_by_default(
+    sizes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prance(monkeypatch, "export", "--out", str(tmp_path), *sizes)
+    assert set(written(tmp_path)) == {"model.onnx", "static.json"}
+    net = from_pretrained(BUNDLED["digits"])
+    subnet = SubnetConfig.from_json(json.dumps(json.loads((tmp_path / "static.json").read_text())["subnet"]))
+    images = pixels(net, 4)
+    expected = net(images, subnet)
+    assert_same(
+        onnx_logits(tmp_path / "model.onnx", images if "--uint8" in sizes else normalised(net, images)), expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--subnet", "nowhere.json"), "'nowhere.json' is no file, nor 'full', 'min' or JSON text"),
+        (("--supernet", "vit"), "supernet='vit' is neither one of"),
+        (("--embed-dim", "50"), "embed_dim=50 "),
+        (("--format", "safetensors", "--keep-rate", "1.5"), "keep_rate holds [1.5"),
+    ],
+)
+def test_mistakes_end_with_one_line_that_names_them(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        prance(monkeypatch, "export", "--out", str(tmp_path / "out"), *arguments)
+    assert str(stop.value.code).startswith("prance: ")
+    assert message in str(stop.value.code)
+    assert "\n" not in str(stop.value.code)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,128 @@
+"""`prance benchmark`: from nothing to the page, on from where it stopped, and figures that say what they should."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from prance_env import ImageDataset, register_dataset
+from prance_env.images.loading import load_dataset
+from train.policies.training import AgentTraining
+from train.report.leaderboard_page import benchmark_page, shuffling, wanted
+from train.yardsticks import compute as yardsticks
+from train.yardsticks import leaderboard as maker
+from train.yardsticks.compute import YardstickSettings
+from train.yardsticks.leaderboard import (
+    ADAPTIVE,
+    EVERY_BUDGET,
+    STATIC,
+    BenchmarkSettings,
+    run_benchmark,
+    seeds_and_images_interval,
+)
+
+ENV, IMAGES = "Prance-FewDigits-v0", 48
+
+
+def few_digits(split: str) -> ImageDataset:
+    """The first scenes of each split."""
+    scenes: Any = load_dataset("digits", split)
+    return ImageDataset.from_tensors(
+        torch.as_tensor(scenes.images[:IMAGES]), scenes.labels[:IMAGES], scenes.difficulty[:IMAGES], "digits"
+    )
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
+    """Two seeds of a few steps on few images."""
+    register_dataset("few_digits", few_digits)
+    kwargs = {**gym.spec("Prance-Digits-v0").kwargs, "dataset": "few_digits"}
+    monkeypatch.setitem(gym.registry, ENV, replace(gym.spec("Prance-Digits-v0"), id=ENV, kwargs=kwargs))
+    monkeypatch.setattr(yardsticks, "PRICES", np.array([0.03, 0.3]))
+    monkeypatch.setattr(yardsticks, "CONFIDENCE_PRICES", np.array([0.03]))
+    monkeypatch.setattr("train.search.confidence.SWEEPS", 1)
+    monkeypatch.setattr("train.search.confidence.NUM_CANDIDATES", 2)
+    monkeypatch.setattr(maker, "FRONT", (0.03, 0.3))
+    ours = AgentTraining(env=ENV, algo="prance_ppo", macs_weight=maker.PRICE, total_timesteps=48, n_envs=8)
+    entries = {
+        ADAPTIVE: ours,
+        EVERY_BUDGET: replace(ours, macs_weight=maker.PRICES),
+        STATIC: replace(ours, observation="constant"),
+    }
+    made = YardstickSettings(env=ENV, num_subnets=8, oracle_subnets=4, copies=1)
+    return BenchmarkSettings(entries, made, seeds=(0, 1), resamples=20)
+
+
+@pytest.mark.slow
+def test_one_command_makes_the_leaderboard_and_goes_on_where_it_stopped(
+    settings: BenchmarkSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_benchmark(replace(settings, seeds=(0,)), tmp_path)
+    model = next((tmp_path / "pranceppo-0" / "model").glob("*.safetensors"))
+    made, written = model.stat().st_mtime_ns, (tmp_path / "yardsticks" / "yardsticks.json").stat().st_mtime_ns
+    report = run_benchmark(settings, tmp_path)
+    assert model.stat().st_mtime_ns == made
+    assert (tmp_path / "yardsticks" / "yardsticks.json").stat().st_mtime_ns == written
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == report
+    assert (tmp_path / "benchmark.md").read_text() == benchmark_page(report)
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
+    assert list(report["agents"]) == [ADAPTIVE, EVERY_BUDGET, STATIC]
+    for name, agent in report["agents"].items():
+        assert len(agent["accuracy"]) == len(agent["shuffled"]) == len(agent["cpu_seconds"]) == 2
+        assert agent["accuracy"][0] == first["agents"][name]["accuracy"][0]
+        assert agent["loss"] == pytest.approx(report["full"]["accuracy"] - np.mean(agent["accuracy"]))
+        low, high = agent["loss_interval"]
+        assert low <= agent["loss"] <= high
+    # Who does not look loses nothing when shuffled, and is itself a point of the static front.
+    static = report["agents"][STATIC]
+    assert shuffling(static, report) == pytest.approx(0, abs=1e-9)
+    assert {row["agent"] for row in report["fronts"]["static"]} >= {str(tmp_path / "learned-static-policy-0")}
+    assert f"{EVERY_BUDGET} (0.3)" in report["points"]
+    other = {**settings.entries, ADAPTIVE: replace(settings.entries[ADAPTIVE], macs_weight=0.5)}
+    with pytest.raises(ValueError, match=r"pranceppo-0 was trained with other values of \['macs_weight'\]"):
+        run_benchmark(replace(settings, entries=other), tmp_path)
+
+
+def test_the_interval_covers_both_images_and_seeds() -> None:
+    images, seeds = np.random.default_rng(0).normal(size=(1, 400)), np.array([[-0.5], [0.0], [0.5]])
+    of_images = seeds_and_images_interval(np.repeat(images, 3, axis=0))
+    of_both = seeds_and_images_interval(images + seeds)
+    assert np.ptp(of_images) == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    assert np.ptp(of_both) > 2 * np.ptp(of_images)
+
+
+def test_what_is_wanted_is_met_or_missed_by_the_figures() -> None:
+    agent = {
+        "loss": 0.002,
+        "loss_interval": [-0.001, 0.005],
+        "accuracy": [0.95, 0.96],
+        "macs_fraction": [0.5, 0.4],
+        "standing": [{"saved": 0.3, "headroom_won": 0.9}, {"saved": 0.25, "headroom_won": 0.8}],
+        "confidence_gain": 0.01,
+        "confidence_p": 0.001,
+        "shuffled": [{"score": 0.9}, {"score": 0.91}],
+    }
+    assert all(met for _, _, met in wanted(agent, {"price": 0.03}))
+    worse: dict[str, Any] = {
+        "loss": 0.004,
+        "loss_interval": [0.0, 0.007],
+        "macs_fraction": [0.6, 0.6],
+        "standing": [{"saved": 0.2, "headroom_won": None}, {"saved": 0.2, "headroom_won": 0.9}],
+        "confidence_gain": -0.01,
+        "shuffled": [{"score": 1.0}, {"score": 1.0}],
+    }
+    assert not any(met for _, _, met in wanted({**agent, **worse}, {"price": 0.03}))
+    assert wanted({**agent, **worse}, {"price": 0.03})[4][1] == "not defined"
+
+
+def test_seeds_that_cannot_be_are_refused() -> None:
+    for seeds in ((), (1, 1)):
+        with pytest.raises(ValueError, match="must name at least one, and none twice"):
+            BenchmarkSettings.digits(seeds)

@@ -1,0 +1,130 @@
+"""`prance train agent` with Stable-Baselines3's other algorithms: resumed bit for bit, evaluated, refused."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sb3_envs import envs, installed
+
+from agents import make_sb3
+from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
+from agents.sb3.hyperparams import read_preset
+from prance_env.lanes import EnvSettings
+from train.policies import training as stage
+from train.policies.training import AgentTraining, load_agent, train_agent
+
+N = 16
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Settings of a short training whose replay buffer overflows, with frequent checkpoints."""
+    monkeypatch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
+    monkeypatch.setattr(stage, "OFF_POLICY_STEPS", 6)
+
+    def make(algo: str) -> AgentTraining:
+        entry = {"n_envs": N, "n_timesteps": N * 60, "policy": "MlpPolicy", **read_preset(installed(algo)).hyperparams}
+        if "buffer_size" in entry:
+            entry |= {"buffer_size": N * 32, "learning_starts": N * 9, "gradient_steps": 1, "batch_size": 32}
+        else:
+            entry |= {"n_steps": 6}
+        if "batch_size" in entry:
+            entry["batch_size"] = 32
+        path = tmp_path / f"{algo}.yml"
+        path.write_text(yaml.safe_dump({"default": entry}))
+        return AgentTraining(algo=algo, conf_file=str(path))
+
+    return make
+
+
+@pytest.mark.parametrize("algo", ["a2c", "trpo", "sac", "td3", "tqc"])
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    algo: str, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = quick(algo)
+    whole: Any = train_agent(settings, tmp_path / "whole", progress_bar=False)
+    assert whole.num_timesteps == N * 60
+    on_step = stage._Checkpoints._on_step
+
+    def interrupt(self: stage._Checkpoints) -> bool:
+        if self.num_timesteps > N * 43:
+            raise KeyboardInterrupt
+        return on_step(self)
+
+    monkeypatch.setattr(stage._Checkpoints, "_on_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(settings, tmp_path / "parts", progress_bar=False)
+    monkeypatch.setattr(stage._Checkpoints, "_on_step", on_step)
+    resumed: Any = train_agent(settings, tmp_path / "parts", resume=True, progress_bar=False)
+    for (name, x), y in zip(whole.policy.state_dict().items(), resumed.policy.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+    if hasattr(whole, "replay_buffer"):
+        assert whole.replay_buffer.full
+        for name in ("observations", "actions", "rewards", "dones"):
+            np.testing.assert_array_equal(getattr(whole.replay_buffer, name), getattr(resumed.replay_buffer, name))
+    whole_rows, resumed_rows = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts"))
+    assert whole_rows == resumed_rows
+    assert [json.loads(row)["timesteps"] for row in whole_rows.splitlines()] == [N * 6 * n for n in range(1, 11)]
+
+    loaded = load_agent(str(tmp_path / "whole"), EnvSettings.from_id(split="val"))
+    rows = np.random.default_rng(0).normal(size=(5, *whole.observation_space.shape)).astype(np.float32)
+    np.testing.assert_array_equal(
+        loaded.predict(rows, deterministic=True)[0], whole.predict(rows, deterministic=True)[0]
+    )
+
+
+def test_a_checkpoint_holds_the_transitions_without_pickles_and_sb3_reads_its_own_part(tmp_path: Path) -> None:
+    path, venv = tmp_path / "last.zip", envs(4)
+    model: Any = make_sb3("sac", venv, seed=0, buffer_size=80, learning_starts=1000)
+    for timesteps in (36, 72):
+        model.learn(timesteps, reset_num_timesteps=False)
+        save_checkpoint(model, path)
+        loaded: Any = load_checkpoint(type(model), path, envs(4))
+        buffer, other = model.replay_buffer, loaded.replay_buffer
+        assert (other.pos, other.full) == (buffer.pos, buffer.full)
+        assert buffer.full == (timesteps == 72)
+        for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(buffer, name))
+    assert type(model).load(path).num_timesteps == model.num_timesteps
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.startswith("replay_buffer/"):
+                with archive.open(name) as f:
+                    np.lib.format.read_array(f, allow_pickle=False)
+
+    with pytest.raises(ValueError, match=r"last\.zip: observations has shape \(20, 4, 76\)"):
+        load_checkpoint(type(model), path, envs(8))
+    save_model(model, path)
+    with pytest.raises(ValueError, match="holds no transitions"):
+        load_checkpoint(type(model), path, envs(4))
+
+
+def test_a_buffer_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
+    model = make_sb3(
+        "sac", envs(4), replay_buffer_kwargs={"handle_timeout_termination": False}, optimize_memory_usage=True
+    )
+    with pytest.raises(ValueError, match="ReplayBuffer cannot be saved"):
+        save_checkpoint(model, tmp_path / "last.zip")
+
+
+def test_the_preset_says_how_long_to_train_unless_one_says_otherwise(tmp_path: Path) -> None:
+    assert AgentTraining(algo="sac").timesteps == read_preset("sac").n_timesteps
+    assert AgentTraining(algo="prance_ppo").timesteps == 400_000
+    assert AgentTraining(algo="sac", total_timesteps=7).timesteps == 7
+    path = tmp_path / "mine.yml"
+    path.write_text("default: {n_envs: 4, n_timesteps: 123, batch_size: 8}")
+    assert AgentTraining(algo="sac", conf_file=str(path)).timesteps == 123
+    with pytest.raises(ValueError, match=r"conf_file='mine\.yml' is for SB3's"):
+        AgentTraining(algo="prance_ppo", conf_file="mine.yml")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yml"):
+        AgentTraining(algo="sac", conf_file=str(tmp_path / "nowhere.yml"))
+    path.write_text("default: {n_envs: 4, n_timesteps: 123, clip_range: 8}")
+    with pytest.raises(ValueError, match=r"mine\.yml: SAC takes no \['clip_range'\]"):
+        AgentTraining(algo="sac", conf_file=str(path))

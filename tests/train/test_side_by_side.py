@@ -1,0 +1,142 @@
+"""`prance eval` as a whole: files that agree with each other, controls, and names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import FixedSettings, make_engine, settings_for
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.baselines import BaselineAgent, FullAgent
+from prance_env import InferenceEngine
+from prance_env.spaces import observation_layout
+from supernet import SubnetConfig, Supernet
+from train.evaluate import evaluate
+from train.evaluate import side_by_side as runner
+from train.evaluate.rows import read_rows
+from train.evaluate.side_by_side import EvalSettings, file_names, run_eval
+from train.report.plots import plot_learning_curves
+from train.runs.curves import read_curves
+from train.timing.agents import classify
+
+IMAGES = 48
+SHORT = EvalSettings(resamples=50, controls=True)
+
+
+class Confident(BaselineAgent):
+    """All patches where the class token's first entry is positive, the fewest elsewhere."""
+
+    def act(self, decision: Any) -> Any:
+        raise NotImplementedError
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False):  # type: ignore[no-untyped-def]
+        token = observation[:, observation_layout(self.config, "cls")["class_token"]]
+        actions = np.ones((len(observation), self.config.space.action_size), dtype=np.float32)
+        actions[:, -1] = np.where(token[:, 0] > 0, 1, -1)
+        return actions, None
+
+
+@pytest.fixture
+def engine(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> InferenceEngine:
+    """Noise before a random supernet, which every settings of the runner lead to."""
+    engine = make_engine(digits_net, IMAGES)
+    load = runner.load_agent
+
+    def load_agent(name: str, settings: FixedSettings, seed: int) -> Any:
+        return Confident(engine.config) if name == "looking" else load(name, settings, seed)
+
+    monkeypatch.setattr(runner, "load_agent", load_agent)
+    monkeypatch.setattr(runner.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))
+    return engine
+
+
+def test_controls_are_added_for_agents_that_look(engine: InferenceEngine, tmp_path: Path) -> None:
+    metrics = run_eval(["full", "looking", "looking"], SHORT, tmp_path)
+    assert list(metrics) == ["full", "looking", "looking (shuffled)", "looking (mean action)"]
+    assert metrics["looking (shuffled)"]["macs_fraction"] == pytest.approx(metrics["looking"]["macs_fraction"])
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    comparisons = json.loads((tmp_path / "comparisons.json").read_text())
+    assert len(comparisons) == 6
+    found = comparisons["looking - looking (shuffled)"]
+    assert found["accuracy"] == pytest.approx(
+        metrics["looking"]["accuracy"] - metrics["looking (shuffled)"]["accuracy"]
+    )
+    rows = read_rows(tmp_path / "looking-shuffled.csv")
+    assert rows["correct"].mean() == metrics["looking (shuffled)"]["accuracy"]
+    assert len(np.unique(read_rows(tmp_path / "looking-mean-action.csv")["macs"])) == 1
+    assert json.loads((tmp_path / "settings.json").read_text())["split"] == "test"
+    assert (tmp_path / "choices.png").stat().st_size > 1000
+    assert not (tmp_path / "learning.png").exists()
+
+
+def test_params_are_those_of_the_extracted_subnets(engine: InferenceEngine) -> None:
+    result = evaluate(Confident(engine.config), settings_for(engine))
+    chosen = SubnetConfig.from_actions(engine.config.space, torch.from_numpy(result.actions))
+    assert [engine.net.extract(chosen[i]).params() for i in range(IMAGES)] == result.params.tolist()
+    whole = evaluate(FullAgent(engine.config), settings_for(engine))
+    assert whole.summary()["params_fraction"] == 1
+
+
+def test_latency_is_measured_from_pixels_to_the_same_prediction(
+    engine: InferenceEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent, env = Confident(engine.config), settings_for(engine)
+    images = engine.dataset.fetch(np.arange(IMAGES))
+    assert classify(agent, env, images).argmax(1).tolist() == evaluate(agent, env).prediction.tolist()
+    metrics = run_eval(["looking", "full"], replace(SHORT, latency=4))
+    for name in ("looking", "full"):
+        assert metrics[name]["latency_ms"] > 0
+        assert metrics[name]["latency_fraction"] > 0
+    assert "latency_ms" not in metrics["looking (shuffled)"]
+    assert "ms / full" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="latency=0 must be"):
+        run_eval(["full"], replace(SHORT, latency=0))
+
+
+def test_curves_are_read_back_and_resumed_ones_replace_what_they_repeat(tmp_path: Path) -> None:
+    for folder, steps, value in (("ppo_1", (10, 20, 30), 1.0), ("ppo_2", (20, 30, 40), 2.0)):
+        with SummaryWriter(tmp_path / folder) as writer:
+            for step in steps:
+                writer.add_scalar("rollout/accuracy", value, step)
+                writer.add_scalar("train/loss", value, step)
+        os.utime(next((tmp_path / folder).iterdir()), (steps[0], steps[0]))
+    curves = read_curves(tmp_path)
+    assert list(curves) == ["rollout/accuracy"]
+    steps, values = curves["rollout/accuracy"]
+    assert steps.tolist() == [10, 20, 30, 40]
+    assert values.tolist() == [1, 2, 2, 2]
+    assert read_curves(tmp_path / "nothing") == {}
+    plot_learning_curves({"runs/a": curves}, tmp_path / "learning.png")
+    assert (tmp_path / "learning.png").stat().st_size > 1000
+
+
+def test_agents_of_one_name_get_files_of_their_own() -> None:
+    names = ["full", "runs/a/model", "runs/b/model", "runs/b", "./runs/b (mean action)"]
+    expected = ["full", "runs_a_model", "runs_b_model", "b", "b-mean-action"]
+    assert file_names(names) == dict(zip(names, expected, strict=True))
+
+
+def test_trained_agents_bring_their_supernet_and_must_agree_on_it(
+    engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    for name, checkpoint in (("a", "one"), ("b", "two"), ("c", "one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yml").write_text(yaml.safe_dump({"checkpoint": checkpoint, "observation": "cls"}))
+    monkeypatch.setattr(runner, "load_agent", lambda *a: FullAgent(engine.config))
+    monkeypatch.setattr(runner.EnvSettings, "from_id", lambda *a, **k: asked.append(a[2]) or settings_for(engine))
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    run_eval(["full", a, c], EvalSettings(resamples=5))
+    assert asked == ["one"] * 3
+    with pytest.raises(ValueError, match=r"different values of checkpoint.*--checkpoint"):
+        run_eval([a, b], EvalSettings(resamples=5))
+    run_eval([a, b], EvalSettings(resamples=5, checkpoint="three"))
+    assert asked[3:] == ["three"] * 2

@@ -1,0 +1,192 @@
+"""Agent training and loading: reproducible, resumable, refusing what does not fit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents import PrancePPO, PranceSelector, StaticAgent, load_prance_selector
+from prance_env.lanes import EnvSettings
+from supernet import SubnetConfig
+from train.evaluate import evaluate
+from train.policies import training as stage
+from train.policies.training import AgentTraining, load_agent, prance_ppo_config, train_agent
+
+TINY = AgentTraining(n_envs=64, total_timesteps=64 * 6 * 5)
+TINY_PRANCE = AgentTraining(algo="prance_ppo", n_envs=64, total_timesteps=64 * 24 * 5)
+
+
+@pytest.fixture(autouse=True)
+def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
+
+
+def assert_equal_policies(a: Any, b: Any) -> None:
+    for (name, x), y in zip(a.policy.state_dict().items(), b.policy.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_agent(TINY, tmp_path / "whole", progress_bar=False)
+    again = train_agent(TINY, tmp_path / "again", progress_bar=False)
+    assert_equal_policies(whole, again)
+
+    on_step = stage._Checkpoints._on_step
+
+    def interrupt(self: stage._Checkpoints) -> bool:
+        if self.num_timesteps > 64 * 6 * 3:
+            raise KeyboardInterrupt
+        return on_step(self)
+
+    monkeypatch.setattr(stage._Checkpoints, "_on_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(TINY, tmp_path / "parts", progress_bar=False)
+    monkeypatch.setattr(stage._Checkpoints, "_on_step", on_step)
+    resumed = train_agent(TINY, tmp_path / "parts", resume=True, progress_bar=False)
+    assert resumed.num_timesteps == whole.num_timesteps
+    assert_equal_policies(whole, resumed)
+
+    whole_rows, resumed_rows = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts"))
+    assert whole_rows == resumed_rows
+
+
+@pytest.mark.parametrize("interruption", ["Ctrl-C", "kill"])
+def test_an_interrupted_prance_ppo_goes_on_as_if_it_had_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: str
+) -> None:
+    whole = train_agent(TINY_PRANCE, tmp_path / "whole", progress_bar=False)
+    update = PrancePPO._update
+
+    def interrupt(self: PrancePPO, rollout: Any) -> dict[str, float]:
+        if self.n_updates == 3:
+            if interruption == "kill":
+                raise MemoryError
+            signal.raise_signal(signal.SIGINT)
+        return update(self, rollout)
+
+    monkeypatch.setattr(PrancePPO, "_update", interrupt)
+    with pytest.raises(KeyboardInterrupt if interruption == "Ctrl-C" else MemoryError):
+        train_agent(TINY_PRANCE, tmp_path / "parts", progress_bar=False)
+    monkeypatch.setattr(PrancePPO, "_update", update)
+    assert not (tmp_path / "parts" / "model").exists()
+    saved = PrancePPO.load(tmp_path / "parts" / "last").n_updates
+    assert saved == (4 if interruption == "Ctrl-C" else 2)  # nothing is lost with Ctrl-C
+    resumed = train_agent(TINY_PRANCE, tmp_path / "parts", resume=True, progress_bar=False)
+    assert_equal_policies(whole, resumed)
+    for name in ("metrics.jsonl", "model/config.json", "model/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["timesteps"] for r in rows] == [64 * 24 * n for n in range(1, 6)]
+    assert {"accuracy", "macs_fraction"} < set(rows[0])
+
+
+def test_rollouts_of_prance_ppo_are_whole_episodes_of_as_many_images_as_the_preset_has() -> None:
+    default = prance_ppo_config(AgentTraining(algo="prance_ppo"), 3)
+    assert default.n_steps == 3
+    for n_envs, decisions in ((64, 3), (100, 4), (10_000, 5)):
+        config = prance_ppo_config(AgentTraining(algo="prance_ppo", n_envs=n_envs), decisions)
+        assert config.n_steps % decisions == 0
+        size = default.n_envs * default.n_steps
+        assert abs(n_envs * config.n_steps - size) <= max(n_envs * decisions / 2, n_envs * decisions - size)
+    paper = prance_ppo_config(AgentTraining(algo="prance_ppo", preset="paper"), 3)
+    assert (paper.gamma, paper.hidden) == (0.9, (256, 256))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"algo": "dqn"}, "algo='dqn'.*'ppo', 'prance_ppo'"),
+        ({"algo": "prance_ppo", "preset": "best"}, "preset='best'.*'paper', 'tuned'"),
+        ({"algo": "ppo", "preset": "paper"}, "preset='paper' is unknown to ppo"),
+    ],
+)
+def test_unknown_algorithms_and_presets_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AgentTraining(**settings)
+
+
+@pytest.mark.parametrize("tiny", [TINY, TINY_PRANCE], ids=["ppo", "prance_ppo"])
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tmp_path: Path, tiny: AgentTraining) -> None:
+    short = replace(tiny, total_timesteps=64 * (25 if tiny is TINY_PRANCE else 13))
+    train_agent(short, tmp_path / "run", progress_bar=False)
+    for other in (short, TINY, TINY_PRANCE):
+        with pytest.raises(FileExistsError, match="--resume"):
+            train_agent(other, tmp_path / "run", progress_bar=False)
+    with pytest.raises(ValueError, match="macs_weight"):
+        train_agent(replace(short, macs_weight=9.0), tmp_path / "run", resume=True, progress_bar=False)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train_agent(short, tmp_path / "none", resume=True, progress_bar=False)
+
+
+@pytest.mark.parametrize("tiny", [TINY, TINY_PRANCE], ids=["ppo", "prance_ppo"])
+def test_a_trained_agent_is_loaded_with_the_settings_it_was_trained_with_only(
+    tmp_path: Path, tiny: AgentTraining
+) -> None:
+    train_agent(replace(tiny, observation="constant", total_timesteps=64 * 6), tmp_path / "run", progress_bar=False)
+    observation = EnvSettings.from_id("Prance-Digits-v0", "val", observation="constant")
+    assert load_agent(str(tmp_path / "run"), observation) is not None
+    with pytest.raises(ValueError, match="trained for observations"):
+        load_agent(str(tmp_path / "run"), EnvSettings.from_id("Prance-Digits-v0", "val"))
+
+
+def test_agents_are_found_by_name_and_by_file_and_others_refused(tmp_path: Path) -> None:
+    settings = EnvSettings.from_id("Prance-Digits-v0", "val")
+    config = settings.config()
+    StaticAgent(SubnetConfig.min(config.space), config).save(tmp_path / "static.json")
+    assert type(load_agent(str(tmp_path / "static.json"), settings)).__name__ == "StaticAgent"
+    assert type(load_agent("random", settings)).__name__ == "RandomAgent"
+    with pytest.raises(FileNotFoundError, match="'ful' is no agent"):
+        load_agent("ful", settings)
+    other = replace(config, num_classes=11)
+    StaticAgent(SubnetConfig.min(config.space), other).save(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="another supernet"):
+        load_agent(str(tmp_path / "other.json"), settings)
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="not a baseline"):
+        load_agent(str(tmp_path / "bad.json"), settings)
+
+
+def test_prance_ppo_is_loaded_from_a_run_or_a_saved_folder_and_runs_no_pickle(tmp_path: Path) -> None:
+    settings = EnvSettings.from_id("Prance-Digits-v0", "val")
+    trained = train_agent(replace(TINY_PRANCE, total_timesteps=64 * 24), tmp_path / "run", progress_bar=False)
+    assert isinstance(trained, PrancePPO)
+    observation = np.zeros(settings.spaces()[0].shape, dtype=np.float32)
+    for path in (tmp_path / "run", tmp_path / "run" / "model"):
+        loaded = load_agent(str(path), settings)
+        np.testing.assert_array_equal(
+            loaded.predict(observation, deterministic=True)[0], trained.predict(observation, deterministic=True)[0]
+        )
+    assert load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert not list((tmp_path / "run").rglob("*.zip"))
+    (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="damaged"):
+        load_agent(str(tmp_path / "run"), settings)
+
+
+def test_a_selector_is_loaded_from_its_own_and_the_authors_file(tmp_path: Path) -> None:
+    settings = EnvSettings.from_id("Prance-Digits-v0", "val", observation="constant")
+    shapes = {"fc1": (8, 3), "fc2": (8, 8), "fc_mu": (7, 8)}
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"{k}.weight": torch.randn(s, generator=generator) for k, s in shapes.items()}
+    weights |= {f"{k}.bias": torch.zeros(s[0]) for k, s in shapes.items()}
+    torch.save(weights, tmp_path / "actor.pth")
+    load_prance_selector(weights, normalize_actions=True).save(tmp_path / "agent.safetensors")
+    load_prance_selector(weights, normalize_actions=False).save(tmp_path / "other.safetensors")
+    agents = [load_agent(str(tmp_path / name), settings) for name in ("actor.pth", "agent.safetensors")]
+    assert all(isinstance(agent, PranceSelector) for agent in agents)
+    rows = [agent.predict(np.eye(3, dtype=np.float32), deterministic=True)[0] for agent in agents]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert evaluate(agents[0], settings).summary()["macs_fraction"] < 1
+    for name, other in (("other.safetensors", settings), ("actor.pth", EnvSettings.from_id(split="val"))):
+        with pytest.raises(ValueError, match="trained for observations"):
+            load_agent(str(tmp_path / name), other)

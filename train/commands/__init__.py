@@ -1,0 +1,1 @@
+"""The `prance` command: one file for each of its verbs."""

@@ -1,0 +1,5 @@
+"""Judging agents: playing every image of a split once, intervals, paired tests, and playing it again."""
+
+from .evaluation import Agent, Evaluation, evaluate, evaluate_actions
+
+__all__ = ["Agent", "Evaluation", "evaluate", "evaluate_actions"]

@@ -1,0 +1,226 @@
+"""Running an agent over every image of a split, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prance_env.engine import Episodes, InferenceEngine
+from prance_env.lanes import EnvSettings
+from prance_env.rewards.config import RewardConfig
+from prance_env.spaces import decode_actions, encode_actions
+from supernet import SubnetConfig
+from supernet.macs import subnet_params
+
+
+class Agent(Protocol):
+    """Whatever has SB3's `predict`."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Actions for a batch of observations."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One row per image.
+
+    Attributes:
+        index: (N,) image of the data set.
+        label: (N,) its class.
+        difficulty: (N,) its stratum.
+        prediction: (N,) what the chosen inference says.
+        macs_fraction: (N,) its MACs / MACs of the full network.
+        patches: (N, T) fraction of the image's patches left after each decision.
+        actions: (N, T, A) in [0, 1], what was chosen.
+        macs: (N,) MACs of the chosen inference.
+        taken: (N, T, A) actions of the environment's Box, as the agent gave them.
+        params: (N,) parameters of the subnet that was chosen.
+        params_fraction: (N,) these / parameters of the full network.
+    """
+
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    difficulty: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    macs_fraction: NDArray[np.float64]
+    patches: NDArray[np.float64]
+    actions: NDArray[np.float64]
+    macs: NDArray[np.int64]
+    taken: NDArray[np.floating]
+    params: NDArray[np.int64]
+    params_fraction: NDArray[np.float64]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """(N,) whether the prediction is the label."""
+        return self.prediction == self.label
+
+    def summary(self, rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
+        """Means over all images, or over some of them."""
+        rows = np.ones(len(self.index), dtype=bool) if rows is None else rows
+        return {
+            "accuracy": float(self.correct[rows].mean()),
+            "macs_fraction": float(self.macs_fraction[rows].mean()),
+            "params_fraction": float(self.params_fraction[rows].mean()),
+            "patches_fraction": float(self.patches[rows, -1].mean()),
+            "n_images": int(rows.sum()),
+        }
+
+    def by_difficulty(self) -> dict[str, dict[str, float]]:
+        """`summary` for every stratum."""
+        return {str(d): self.summary(self.difficulty == d) for d in np.unique(self.difficulty)}
+
+    def mean_action(self) -> NDArray[np.float64]:
+        """(1, T, A) average over images: the agent as a static subnet."""
+        return self.actions.mean(axis=0, keepdims=True)
+
+
+def ask(agent: Agent, observation: NDArray[np.float32], memory: Any) -> tuple[NDArray[np.floating], Any]:
+    """Deterministic actions for a batch, and what the agent wants back at the next decision; None at the first."""
+    # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
+    remembered: dict[str, Any] = {} if memory is None else {"state": memory}
+    return agent.predict(observation, **remembered, deterministic=True)
+
+
+Recording = tuple[list[Episodes], NDArray[np.floating]]
+
+
+def play(agent: Agent, engine: InferenceEngine, settings: EnvSettings, index: NDArray[np.int64]) -> list[Episodes]:
+    """One episode on each of the images `index`, deterministic: the episodes before and after every decision.
+
+    Raises:
+        ValueError: If the environment is cost-conditioned and no price is fixed.
+    """
+    return _record(agent, engine, settings, index)[0]
+
+
+def _record(
+    agent: Agent,
+    engine: InferenceEngine,
+    settings: EnvSettings,
+    index: NDArray[np.int64],
+    donors: NDArray[np.int64] | None = None,
+) -> Recording:
+    """`play`, with the actions taken, (B, T, A); `donors` (B,) are the images that the agent looks at instead."""
+    conditioning = settings.cost_conditioning
+    if conditioning is not None and conditioning.fixed is None:
+        raise ValueError("A cost-conditioned agent is evaluated at one price: cost_conditioning=(low, high, fixed).")
+    price = None if conditioning is None else np.full(len(index), conditioning.fixed)
+    episodes = [replace(engine.start(index), macs_weight=price)]
+    seen = episodes[0] if donors is None else replace(engine.start(donors), macs_weight=price)
+    taken: list[NDArray[np.floating]] = []
+    memory = None
+    for _ in range(engine.config.space.num_decisions):
+        observation = engine.observe(seen, settings.observation, conditioning).cpu().numpy()
+        actions, memory = ask(agent, observation, memory)
+        unit = decode_actions(actions, settings.normalize_actions)
+        episodes.append(engine.step(episodes[-1], unit, RewardConfig(mode="terminal")))
+        seen = episodes[-1] if donors is None else engine.step(seen, unit, RewardConfig(mode="terminal"))
+        taken.append(actions)
+    return episodes, np.stack(taken, axis=1)
+
+
+def evaluate(
+    agent: Agent, settings: EnvSettings, batch_size: int = 512, shuffle_observations: bool = False, seed: int = 0
+) -> Evaluation:
+    """Runs an agent over all images of a split, each once.
+
+    Args:
+        agent: Whatever has SB3's `predict`; it is asked for deterministic actions, and what it returns as its state
+            is handed back to it at the next decision.
+        settings: Supernet, data set, split and observation.
+        batch_size: Images at a time.
+        shuffle_observations: Whether every image is classified by what the agent sees of another image. Everything
+            but the connection between image and choice stays as it is: each image is the other of exactly one, and
+            its observations are those of its own episode, so that the same choices are made, for other images. The
+            MACs add up to exactly the same, and what accuracy is lost is what looking was worth.
+        seed: Of the pairs.
+
+    Raises:
+        ValueError: If the environment is cost-conditioned and no price is fixed, or observations are to be shuffled
+            among fewer than two images.
+    """
+    engine = settings.engine()
+    donors = others(len(engine.dataset), seed) if shuffle_observations else None
+
+    def record(index: NDArray[np.int64]) -> Recording:
+        return _record(agent, engine, settings, index, None if donors is None else donors[index])
+
+    return _evaluation(engine, record, batch_size)
+
+
+def evaluate_actions(actions: NDArray[np.float64], settings: EnvSettings, batch_size: int = 512) -> Evaluation:
+    """Runs given choices over all images of a split: what needs to know more than an observation holds.
+
+    Args:
+        actions: (N, T, A) in [0, 1], for every image of the split.
+        settings: Supernet, data set and split.
+        batch_size: Images at a time.
+
+    Raises:
+        ValueError: If there are not as many choices as images.
+    """
+    engine = settings.engine()
+    if len(actions) != len(engine.dataset):
+        raise ValueError(f"There are {len(actions)} rows of actions for {len(engine.dataset)} images; pass one each.")
+    taken = encode_actions(actions, settings.normalize_actions)
+
+    def record(index: NDArray[np.int64]) -> Recording:
+        episodes = [engine.start(index)]
+        for decision in range(taken.shape[1]):
+            unit = decode_actions(taken[index, decision], settings.normalize_actions)
+            episodes.append(engine.step(episodes[-1], unit, RewardConfig(mode="terminal")))
+        return episodes, taken[index]
+
+    return _evaluation(engine, record, batch_size)
+
+
+def others(total: int, seed: int) -> NDArray[np.int64]:
+    """(total,) for every image another one, each exactly once; drawn from all, since neighbours may be of one class.
+
+    Raises:
+        ValueError: If there are fewer than two images.
+    """
+    if total < 2:
+        raise ValueError(f"Observations cannot be shuffled among {total} image(s); take a split with two or more.")
+    order = np.random.default_rng(seed).permutation(total)
+    donors = np.empty(total, dtype=np.int64)
+    donors[order] = np.roll(order, 1)
+    return donors
+
+
+def _evaluation(
+    engine: InferenceEngine, record: Callable[[NDArray[np.int64]], Recording], batch_size: int
+) -> Evaluation:
+    total, config = len(engine.dataset), engine.config
+    full_params = subnet_params(config, SubnetConfig.full(config.space)).item()
+    parts: list[dict[str, NDArray[Any]]] = []
+    for begin in range(0, total, batch_size):
+        path, taken = record(np.arange(begin, min(begin + batch_size, total)))
+        end = path[-1]
+        patches = [(e.state.num_tokens - config.num_prefix_tokens) / config.num_patches for e in path[1:]]
+        chosen = SubnetConfig(*(torch.from_numpy(v) for v in (end.embed_dim, end.mlp_ratio, end.keep_rate)))
+        params = subnet_params(config, chosen)
+        parts.append(
+            {
+                "index": end.index,
+                "label": end.label,
+                "difficulty": engine.dataset.difficulty.numpy()[end.index],
+                "prediction": end.prediction,
+                "macs_fraction": end.macs / engine.full_macs,
+                "patches": np.stack(patches, axis=1),
+                "actions": chosen.to_actions(config.space).numpy(),
+                "macs": end.macs,
+                "taken": taken,
+                "params": params,
+                "params_fraction": params / full_params,
+            }
+        )
+    return Evaluation(**{key: np.concatenate([p[key] for p in parts]) for key in parts[0]})

@@ -1,0 +1,1 @@
+"""Networks: training supernets, bringing in those of others, and writing subnets as files."""

@@ -1,0 +1,1 @@
+"""Training agents, and searching hyper-parameters for them."""

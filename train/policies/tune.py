@@ -1,0 +1,375 @@
+"""`prance tune`: a search for the hyper-parameters of a Stable-Baselines3 algorithm with Optuna."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import yaml
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
+
+from agents.sb3.hyperparams import PRESETS, algorithm_class, check_hyperparams, read_preset
+from agents.sb3.make import make_sb3
+from prance_env import PranceVectorEnv, make_sb3_env
+from supernet.files import write_text
+
+from ..evaluate.evaluation import Agent
+from ..runs.folder import read_config, write_command
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY, BEST = "study.journal", "best.yml"
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Settings of a search.
+
+    Attributes:
+        algo: Key of `agents.sb3.hyperparams.ALGORITHMS`.
+        trials: Hyper-parameters to try; the first are those of the preset.
+        total_timesteps: Decisions in a trial.
+        evaluations: How often a trial is judged, the last time at its end.
+        startup_trials: Trials that are drawn at random before the sampler learns from them.
+        env: Environment id.
+        checkpoint: Folder with the supernet; None is the bundled one.
+        observation: Observation mode.
+        n_envs: Images at a time; None: the preset's.
+        macs_weight: Price of all MACs of the full network.
+        seed: Fixes everything; all trials train with it.
+        device: Torch device of the supernet.
+        conf_file: YAML file to begin with, in rl-zoo's format; None is this package's preset.
+        ranges: YAML file with what to search, see `read_ranges`; None is this package's.
+    """
+
+    algo: str
+    trials: int = 40
+    total_timesteps: int = 100_000
+    evaluations: int = 4
+    startup_trials: int = 10
+    env: str = "Prance-Digits-v0"
+    checkpoint: str | None = None
+    observation: str = "cls"
+    n_envs: int | None = None
+    macs_weight: float = 0.05
+    seed: int = 0
+    device: str = "cpu"
+    conf_file: str | None = None
+    ranges: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "total_timesteps", "evaluations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    @property
+    def env_arguments(self) -> dict[str, Any]:
+        """Arguments of the environments for training; its returns are those of the terminal reward."""
+        return {
+            "checkpoint": self.checkpoint,
+            "observation": self.observation,
+            "device": self.device,
+            "reward": {"mode": "potential", "accuracy": "mixed", "macs_weight": self.macs_weight},
+        }
+
+
+def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: bool = True) -> optuna.Study:
+    """Searches hyper-parameters that give the highest mean return on the validation split after a fixed training.
+
+    Optuna's TPE proposes, and its median pruner gives up what is behind most trials halfway. The proposals depend on
+    the seed and the finished trials only, so that an interrupted search goes on as if it had not stopped.
+
+    Args:
+        settings: What to search.
+        out: Folder: `study.journal` (Optuna's storage), `best.yml` (a preset), `trials.csv`, `config.yml`,
+            `command.txt`.
+        resume: Go on with the search in `out`, also with more trials.
+        progress_bar: Whether to show one.
+
+    Raises:
+        FileExistsError: If `out` holds a search and `resume` is False.
+        FileNotFoundError: If `resume` is True and there is none.
+        ValueError: If the search in `out` has other settings, or the ranges are damaged.
+        ModuleNotFoundError: If Optuna is missing.
+    """
+    optuna = _optuna()
+    preset = read_preset(settings.algo, settings.conf_file, settings.env)
+    ranges = read_ranges(settings.algo, settings.ranges)
+    _open_folder(settings, out, resume)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / STUDY)))
+    study = optuna.create_study(
+        storage=storage,
+        study_name=settings.algo,
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup_trials // 2, n_warmup_steps=2),
+    )
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it was killed, and will be repeated
+    total = settings.trials * settings.evaluations
+    with tqdm(total=total, desc=f"tune {settings.algo}", unit="evaluation", disable=not progress_bar) as bar:
+        while (finished := _num_finished(study)) < settings.trials:
+            bar.update(finished * settings.evaluations - bar.n)
+            study.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=settings.startup_trials,
+                seed=int(np.random.SeedSequence([settings.seed, finished]).generate_state(1)[0]),
+            )
+            if finished == 0 and not study.get_trials(states=(optuna.trial.TrialState.WAITING,)):
+                study.enqueue_trial(_as_params(preset.hyperparams, ranges))
+
+            def shown(value: float) -> None:
+                bar.update(1)
+                bar.set_postfix_str(f"now {value:.4f}, best {_best_value(study):.4f}")
+
+            study.optimize(lambda trial: _run_trial(trial, settings, ranges, shown), n_trials=1)
+            _write_results(study, settings, out)
+        bar.update(total - bar.n)
+    return study
+
+
+def read_ranges(algo: str, path: str | Path | None = None) -> dict[str, Any]:
+    """Reads what is searched for an algorithm.
+
+    Args:
+        algo: Key of `agents.sb3.hyperparams.ALGORITHMS`.
+        path: YAML file: for every algorithm, names of hyper-parameters ("policy_kwargs.net_arch" is inside another) and
+            either a list of choices or `{low, high}`, with `log: true` for a logarithmic scale and `schedule: lin`
+            for a value that falls to 0 linearly; None is the file of this package.
+
+    Raises:
+        ValueError: If the file is damaged, or the algorithm does not know a hyper-parameter.
+        FileNotFoundError: If there is no such file.
+    """
+    path = PRESETS / "ranges.yml" if path is None else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; pass a YAML file of search ranges.")
+    try:
+        ranges = (yaml.safe_load(path.read_text()) or {}).get(algo)
+    except (yaml.YAMLError, AttributeError) as e:
+        raise ValueError(f"{path} is no YAML file of search ranges: {' '.join(str(e).split())}") from e
+    if not isinstance(ranges, dict) or not ranges:
+        raise ValueError(f"{path} has no search ranges for {algo!r}.")
+    for name, span in ranges.items():
+        span_is_good = bool(span) if isinstance(span, list) else _is_interval(span)
+        if not span_is_good:
+            raise ValueError(f"{path}: {algo}.{name}={span!r} must be a list of choices, or low < high with log: true.")
+    try:
+        check_hyperparams(algorithm_class(algo), _nested(dict.fromkeys(ranges)))
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+    return ranges
+
+
+def validation_return(
+    agent: Agent, env_id: str, env_arguments: dict[str, Any], batch_size: int = 1024
+) -> tuple[float, float, float]:
+    """Plays every validation image once, without exploring.
+
+    Args:
+        agent: Whatever has SB3's `predict`.
+        env_id: Environment id.
+        env_arguments: Of the environment, with the reward.
+        batch_size: Images at a time.
+
+    Returns:
+        Mean return of an episode, accuracy, and MACs / MACs of the full network.
+    """
+    kwargs = {**gym.spec(env_id.removeprefix("prance_env:")).kwargs, **env_arguments, "split": "val"}
+    total = len(PranceVectorEnv(1, AutoresetMode.DISABLED, **kwargs).settings.engine().dataset)
+    sums = np.zeros(3)
+    for begin in range(0, total, batch_size):
+        index = np.arange(begin, min(begin + batch_size, total))
+        envs = PranceVectorEnv(len(index), AutoresetMode.DISABLED, **kwargs)
+        observations, _ = envs.reset(seed=0, options={"index": index})
+        over = False
+        while not over:
+            actions, _ = agent.predict(observations, deterministic=True)
+            observations, rewards, terminated, _, info = envs.step(actions)
+            sums[0] += rewards.sum()
+            over = bool(terminated.all())
+        sums[1:] += info["is_success"].sum(), info["macs_fraction"].sum()
+    mean_return, accuracy, macs_fraction = (sums / total).tolist()
+    return mean_return, accuracy, macs_fraction
+
+
+class _Judge(BaseCallback):
+    """Calls `report` with the model at equal distances in time steps, but not at the end."""
+
+    def __init__(self, every: float, last: int, report: Callable[[int, BaseAlgorithm], None]) -> None:
+        super().__init__()
+        self.every, self.last, self.report, self.done = every, last, report, 0
+
+    def _on_rollout_start(self) -> None:
+        while self.done + 1 < self.last and self.num_timesteps >= self.every * (self.done + 1):
+            self.done += 1
+            self.report(self.done, self.model)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def _run_trial(
+    trial: optuna.Trial, settings: TuneSettings, ranges: dict[str, Any], shown: Callable[[float], None]
+) -> float:
+    optuna = _optuna()
+    preset = read_preset(settings.algo, settings.conf_file, settings.env)
+    hyperparams = _merged(preset.hyperparams, {name: _suggest(trial, name, span) for name, span in ranges.items()})
+    trial.set_user_attr("hyperparams", hyperparams)
+    env = make_sb3_env(settings.env, settings.n_envs or preset.n_envs, **settings.env_arguments)
+    env.reset()  # builds the network, which draws random numbers, before the model sets the seed
+
+    def judged(step: int, model: BaseAlgorithm) -> float:
+        value, accuracy, macs_fraction = validation_return(model, settings.env, settings.env_arguments)
+        trial.report(value, step)
+        trial.set_user_attr("accuracy", accuracy)
+        trial.set_user_attr("macs_fraction", macs_fraction)
+        shown(value)
+        return value
+
+    def report(step: int, model: BaseAlgorithm) -> None:
+        judged(step, model)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    model = None
+    try:
+        model = make_sb3(settings.algo, env, settings.seed, preset=settings.conf_file, **hyperparams)
+        judge = _Judge(settings.total_timesteps / settings.evaluations, settings.evaluations, report)
+        model.learn(settings.total_timesteps, callback=judge, log_interval=10**9)
+        return judged(settings.evaluations, model)
+    except ValueError as e:
+        # Bad settings diverge, which algorithms and environments notice in their own ways.
+        if model is None or all(torch.isfinite(p).all() for p in model.policy.parameters()):
+            raise
+        raise optuna.TrialPruned("diverged") from e
+
+
+def _suggest(trial: optuna.Trial, name: str, span: Any) -> Any:
+    if isinstance(span, list):
+        return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in span]))
+    value = trial.suggest_float(name, span["low"], span["high"], log=span.get("log", False))
+    value = float(f"{value:.4g}")
+    return f"lin_{value}" if span.get("schedule") == "lin" else value
+
+
+def _as_params(hyperparams: dict[str, Any], ranges: dict[str, Any]) -> dict[str, Any]:
+    """Those hyper-parameters of a preset that lie in the ranges, in Optuna's terms."""
+    params: dict[str, Any] = {}
+    for name, span in ranges.items():
+        outer, _, inner = name.partition(".")
+        value = hyperparams.get(outer)
+        if inner:
+            value = (value or {}).get(inner)
+        if isinstance(span, list):
+            if value in span:
+                params[name] = json.dumps(value)
+            continue
+        if isinstance(value, str) and span.get("schedule") == "lin":
+            value = float(value.removeprefix("lin_"))
+        if isinstance(value, int | float) and span["low"] <= value <= span["high"]:
+            params[name] = value
+    return params
+
+
+def _merged(hyperparams: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    merged = {**hyperparams}
+    for name, value in _nested(chosen).items():
+        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
+    return merged
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        outer, _, inner = name.partition(".")
+        if inner:
+            nested.setdefault(outer, {})[inner] = value
+        else:
+            nested[outer] = value
+    return nested
+
+
+def _is_interval(span: Any) -> bool:
+    if not isinstance(span, dict) or set(span) - {"low", "high", "log", "schedule"} or not {"low", "high"} <= set(span):
+        return False
+    if not all(isinstance(span[key], int | float) for key in ("low", "high")):
+        return False
+    good = (
+        span["low"] < span["high"] and span.get("schedule", "lin") == "lin" and span.get("log", False) in (True, False)
+    )
+    return good and (span["low"] > 0 or not span.get("log"))
+
+
+def _num_finished(study: optuna.Study) -> int:
+    states = _optuna().trial.TrialState
+    return len(study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED)))
+
+
+def _best_value(study: optuna.Study) -> float:
+    complete = study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
+    return max((t.value for t in complete if t.value is not None), default=float("nan"))
+
+
+def _open_folder(settings: TuneSettings, out: Path, resume: bool) -> None:
+    if not resume:
+        if (out / STUDY).exists():
+            raise FileExistsError(f"{out} holds a search already; pass --resume to go on with it, or another --out.")
+        write_command(out, settings)
+        return
+    if not (out / STUDY).exists():
+        raise FileNotFoundError(f"{out / STUDY} does not exist, so there is nothing to resume; drop --resume.")
+    before = read_config(out)
+    changed = sorted(k for k, v in asdict(settings).items() if k != "trials" and before.get(k) != v)
+    if changed:
+        raise ValueError(f"{out} holds a search with other values of {changed}; only --trials may change.")
+    write_command(out, settings)
+
+
+def _write_results(study: optuna.Study, settings: TuneSettings, out: Path) -> None:
+    """`best.yml`, which is a preset, and one row per trial."""
+    columns = ("number", "state", "return", "accuracy", "macs_fraction", "seconds", "hyperparams")
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(columns)
+    for trial in study.get_trials(deepcopy=False):
+        attributes = trial.user_attrs
+        if "accuracy" in attributes:
+            seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
+            value = trial.intermediate_values[max(trial.intermediate_values)]
+            judged = [f"{v:.5f}" for v in (value, attributes["accuracy"], attributes["macs_fraction"])]
+            writer.writerow([trial.number, trial.state.name, *judged, seconds, json.dumps(attributes["hyperparams"])])
+    write_text(out / "trials.csv", rows.getvalue())
+    if np.isnan(_best_value(study)):
+        return
+    preset = read_preset(settings.algo, settings.conf_file, settings.env)
+    entry = {
+        "n_envs": settings.n_envs or preset.n_envs,
+        "n_timesteps": settings.total_timesteps,
+        "policy": "MlpPolicy",
+        "env_kwargs": {"reward": settings.env_arguments["reward"]},
+        **study.best_trial.user_attrs["hyperparams"],
+    }
+    write_text(out / BEST, yaml.safe_dump({"default": entry}, sort_keys=False))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(
+            "The search needs Optuna, which is not installed: pip install 'prance-env[tune]'.", name="optuna"
+        ) from e
+    return optuna

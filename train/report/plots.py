@@ -1,0 +1,215 @@
+"""Figures: the front of accuracy against MACs, and what an agent does to images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+
+from prance_env.engine import InferenceEngine
+from prance_env.lanes import EnvSettings
+from prance_env.rendering import draw_patches
+from supernet.files import write_atomically
+
+from ..evaluate.evaluation import Agent, Evaluation, play
+from ..runs.curves import CURVES, Curve
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    write_atomically(path, lambda name: figure.savefig(name, format="png", dpi=110, bbox_inches="tight"))
+    plt.close(figure)
+
+
+def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
+    """Accuracy against MACs of the agents in `metrics` and of the static front.
+
+    Args:
+        metrics: As in `metrics.json`: summaries by name, and "static_front", a list of summaries.
+        path: PNG file to write.
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    front = sorted(metrics["static_front"], key=lambda s: s["macs_fraction"])
+    axes.plot(
+        [s["macs_fraction"] for s in front],
+        [s["accuracy"] for s in front],
+        "o-",
+        color="#888888",
+        label="best static subnets (searched on val)",
+    )
+    styles = {
+        "full": ("s", "#222222"),
+        "agent": ("*", "#d62728"),
+        "random": ("X", "#9467bd"),
+        "mean_action": ("P", "#ff7f0e"),
+    }
+    labels = {"mean_action": "agent's mean action, static"}
+    for name, (marker, colour) in styles.items():
+        if name in metrics:
+            point = (metrics[name]["macs_fraction"], metrics[name]["accuracy"])
+            size = 260 if name == "agent" else 90
+            axes.scatter(*point, marker=marker, s=size, color=colour, zorder=3, label=labels.get(name, name))
+    axes.set_xlabel("MACs / MACs of the full network")
+    axes.set_ylabel("accuracy on test")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def plot_fronts(
+    metrics: dict[str, dict[str, Any]],
+    fronts: Mapping[str, Iterable[str]],
+    split: str,
+    path: Path,
+    lowest: float | None = None,
+) -> None:
+    """Accuracy against MACs: a line for every agent with several prices, a point for every other.
+
+    Args:
+        metrics: Summaries by name.
+        fronts: The names in `metrics` that are one agent, by that agent's name.
+        split: Whose accuracy it is.
+        path: PNG file to write.
+        lowest: Accuracy at which the picture ends; None: it shows all points.
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    lines = {agent: [*names] for agent, names in fronts.items()}
+    lines |= {name: [name] for name in metrics if not any(name in names for names in lines.values())}
+    colours = plt.get_cmap("tab10")
+    for i, (agent, names) in enumerate(lines.items()):
+        points = sorted((metrics[name]["macs_fraction"], metrics[name]["accuracy"]) for name in names)
+        axes.plot(*zip(*points, strict=True), "o-", color=colours(i % 10), label=Path(agent).name)
+    axes.set_xlabel("MACs / MACs of the full network")
+    axes.set_ylabel(f"accuracy on {split}")
+    if lowest is not None:
+        axes.set_ylim(bottom=lowest)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_name: str, path: Path) -> None:
+    """MACs and accuracy per stratum.
+
+    Args:
+        rows: Agent name to `Evaluation.by_difficulty()`.
+        difficulty_name: Label of the axis.
+        path: PNG file to write.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axes, key, title in zip(panels, ("macs_fraction", "accuracy"), ("MACs / full", "accuracy"), strict=True):
+        for name, strata in rows.items():
+            axes.plot([int(d) for d in strata], [s[key] for s in strata.values()], "o-", label=name)
+        axes.set_xlabel(difficulty_name)
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    _save(figure, path)
+
+
+def plot_learning_curves(runs: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """One panel per scalar, one line per run, against the decisions taken.
+
+    Args:
+        runs: `read_curves` of every run, by name.
+        path: PNG file to write.
+    """
+    names = [name for name in CURVES if any(name in curves for curves in runs.values())]
+    figure, panels = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.4), squeeze=False, layout="constrained")
+    for axes, name in zip(panels[0], names, strict=True):
+        for run, curves in runs.items():
+            if name in curves:
+                axes.plot(*curves[name], label=Path(run).name)
+        axes.set_xlabel("decisions")
+        axes.set_ylabel(name.removeprefix("rollout/"))
+        axes.grid(alpha=0.3)
+    panels[0, 0].legend()
+    _save(figure, path)
+
+
+def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], difficulty_name: str, path: Path) -> None:
+    """What is chosen for whom: mean of every entry of every decision ("2: ...") for every stratum, a panel per agent.
+
+    Args:
+        results: Evaluations by name.
+        names: Of the entries of an action, see `prance_env.spaces.action_names`.
+        difficulty_name: Label of the axis.
+        path: PNG file to write.
+    """
+    shape = next(iter(results.values())).actions.shape[1:]
+    columns = [f"{t + 1}: {name}" for t in range(shape[0]) for name in names]
+    figure, panels = plt.subplots(
+        len(results), 1, figsize=(1 + 0.45 * len(columns), 1.6 + 2.6 * len(results)), squeeze=False, sharex=True
+    )
+    for axes, (agent, result) in zip(panels[:, 0], results.items(), strict=True):
+        strata = np.unique(result.difficulty)
+        chosen = np.stack([result.actions[result.difficulty == d].mean(axis=0).ravel() for d in strata])
+        picture = axes.imshow(chosen, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+        axes.set_yticks(range(len(strata)), [str(d) for d in strata])
+        axes.set_ylabel(difficulty_name)
+        axes.set_title(f"{Path(agent).name}: mean choice, 0 the least and 1 all", fontsize=9)
+        for t in range(1, shape[0]):
+            axes.axvline(t * len(names) - 0.5, color="white", linewidth=2)
+        figure.colorbar(picture, ax=axes)
+    panels[-1, 0].set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+    _save(figure, path)
+
+
+def plot_scenes(engine: InferenceEngine, index: NDArray[np.int64], path: Path) -> None:
+    """The images `index` with their labels and strata.
+
+    Args:
+        engine: Whose data set.
+        index: Images to show, eight a row.
+        path: PNG file to write.
+    """
+    dataset = engine.dataset
+    rows = -(-len(index) // 8)
+    figure, grid = plt.subplots(rows, 8, figsize=(12, 1.75 * rows), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, i, image in zip(grid.flat, index.tolist(), dataset.fetch(index), strict=False):
+        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray")
+        axes.set_title(f"{dataset.labels[i]}  ({dataset.difficulty_name} {dataset.difficulty[i]})", fontsize=8)
+    _save(figure, path)
+
+
+def plot_episodes(
+    agent: Agent, engine: InferenceEngine, settings: EnvSettings, index: NDArray[np.int64], path: Path
+) -> None:
+    """One row per image: the image, and what is left of it after each decision, with dropped patches dimmed.
+
+    Args:
+        agent: Who decides.
+        engine: Supernet and images.
+        settings: Observation and action convention of the agent.
+        index: Images to show.
+        path: PNG file to write.
+    """
+    steps = play(agent, engine, settings, index)
+    figure, grid = plt.subplots(len(index), len(steps), figsize=(2.1 * len(steps), 2.35 * len(index)), squeeze=False)
+    images = engine.dataset.fetch(steps[0].index).numpy()
+    for column, episodes in enumerate(steps):
+        patch_token = episodes.state.patch_token.cpu().numpy()
+        for row in range(len(index)):
+            axes = grid[row, column]
+            axes.imshow(draw_patches(images[row], patch_token[row]))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column == 0:
+                axes.set_title(f"which digit twice? {episodes.label[row]}", fontsize=9)
+                continue
+            spent = episodes.macs[row] / engine.full_macs
+            title = f"decision {column}: {(patch_token[row] >= 0).sum()} patches"
+            if column == len(steps) - 1:
+                title = f"says {episodes.prediction[row]}, {spent:.0%} of the MACs"
+            axes.set_title(
+                title, fontsize=9, color="#222222" if column < len(steps) - 1 or episodes.success[row] else "#c00"
+            )
+    _save(figure, path)

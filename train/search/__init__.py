@@ -1,0 +1,1 @@
+"""Searching what agents are measured by: static subnets, the confidence heuristic, the per-image oracle."""

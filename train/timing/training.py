@@ -1,0 +1,194 @@
+"""`prance bench-training`: algorithms side by side, what they reach after equally many decisions and how fast.
+
+Every algorithm trains as `prance train agent` does, once per seed, one after the other in an order that is reversed
+from seed to seed, so that a machine that slows down does so for all of them. What no action can change is computed
+before. The return is that of the deterministic policy on images that it has not been trained on.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from prance_env import PranceVectorEnv
+from prance_env.lanes import EnvSettings
+
+from ..evaluate.evaluation import Agent
+from ..policies.training import PRANCE_PPO, AgentTraining, env_arguments, train_agent
+from ..report.tables import write_json
+from .networks import machine
+
+BATCH = 512
+FASTER = 1.3
+SPEEDS = {"decisions_per_second": "seconds", "decisions_per_cpu_second": "cpu_seconds"}
+
+
+@dataclass(frozen=True)
+class TrainingBenchSettings:
+    """What `prance bench-training` measures.
+
+    Attributes:
+        training: What the trainings have in common; its `algo` and `seed` are not used.
+        algos: See `AgentTraining.algo`; all are compared with the first.
+        seeds: One training each.
+        split: Images for the returns.
+
+    Raises:
+        ValueError: If there are fewer than two algorithms or no seed, an algorithm is unknown, or there is a range of
+            prices.
+    """
+
+    training: AgentTraining
+    algos: tuple[str, ...] = ("ppo", PRANCE_PPO)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    split: str = "val"
+
+    def __post_init__(self) -> None:
+        if len(set(self.algos)) < 2 or len(set(self.algos)) < len(self.algos) or not self.seeds:
+            raise ValueError(f"algos={self.algos} must be two or more different ones, and seeds={self.seeds} some.")
+        for algo in self.algos:
+            replace(self.training, algo=algo)
+        if self.training.cost_conditioning is not None:
+            raise ValueError(f"macs_weight={self.training.macs_weight} must be one price, so that returns compare.")
+
+
+def play_split(agent: Agent, settings: AgentTraining, split: str) -> dict[str, float]:
+    """Mean `return`, `accuracy` and `macs_fraction` of the deterministic policy, one episode an image."""
+    envs = _environment(settings, split)
+    total = len(envs.settings.engine().dataset)
+    columns: dict[str, list[NDArray[Any]]] = {"return": [], "accuracy": [], "macs_fraction": []}
+    for begin in range(0, total, BATCH):
+        index = np.arange(begin, min(begin + BATCH, total))
+        # The last batch is filled up with its own images, which are then not counted.
+        observations, _ = envs.reset(options={"index": np.resize(index, BATCH)})
+        returns = np.zeros(BATCH)
+        for _ in range(envs.config.space.num_decisions):
+            actions, _ = agent.predict(observations, deterministic=True)
+            observations, rewards, _, _, infos = envs.step(actions)
+            returns += rewards
+        for name, values in zip(columns, (returns, infos["is_success"], infos["macs_fraction"]), strict=True):
+            columns[name].append(values[: len(index)])
+    return {name: float(np.concatenate(values).mean()) for name, values in columns.items()}
+
+
+def _environment(settings: AgentTraining, split: str) -> PranceVectorEnv:
+    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **env_arguments(settings), "split": split}
+    return PranceVectorEnv(BATCH, AutoresetMode.DISABLED, **kwargs)
+
+
+def _compute_prefixes(settings: AgentTraining) -> None:
+    engine = EnvSettings.from_id(settings.env, "train", settings.checkpoint, device=settings.device).engine()
+    for begin in range(0, len(engine.dataset), BATCH):
+        engine.start(np.arange(begin, min(begin + BATCH, len(engine.dataset))))
+
+
+def measure_training(settings: TrainingBenchSettings, folder: Path, console: Console) -> list[dict[str, Any]]:
+    """One row per training: algorithm, seed, decisions, wall and CPU seconds, both speeds, and `play_split`.
+
+    Args:
+        settings: What to train.
+        folder: Where the runs are written.
+        console: For progress.
+    """
+    rows = []
+    _compute_prefixes(settings.training)
+    for turn, seed in enumerate(settings.seeds):
+        for algo in settings.algos[:: -1 if turn % 2 else 1]:
+            training = replace(settings.training, algo=algo, seed=seed)
+            with console.status(f"{algo}, seed {seed} ..."):
+                wall, cpu = time.perf_counter(), time.process_time()
+                agent: Any = train_agent(training, folder / f"{algo}-{seed}", progress_bar=False)
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            row = {"algo": algo, "seed": seed, "decisions": agent.num_timesteps, "seconds": wall, "cpu_seconds": cpu}
+            speeds = {name: row["decisions"] / row[key] for name, key in SPEEDS.items()}
+            rows.append({**row, **speeds, **play_split(agent, training, settings.split)})
+    return rows
+
+
+def summarise_training(rows: list[dict[str, Any]], algos: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """For every algorithm: means over seeds, decisions per second (medians over seeds) and both relative to the first.
+
+    Ratios of speed are medians of ratios between trainings with the same seed, which were neighbours in time.
+    """
+    out: dict[str, dict[str, float]] = {}
+    for algo in algos:
+        pairs = [
+            (mine, first)
+            for mine in rows
+            for first in rows
+            if mine["algo"] == algo and first["algo"] == algos[0] and mine["seed"] == first["seed"]
+        ]
+        means = {k: statistics.mean(mine[k] for mine, _ in pairs) for k in ("return", "accuracy", "macs_fraction")}
+        gain = statistics.mean(mine["return"] - first["return"] for mine, first in pairs)
+        out[algo] = {**means, "return_gain": gain}
+        for name in SPEEDS:
+            out[algo][name] = statistics.median(mine[name] for mine, _ in pairs)
+            out[algo][f"{name}_ratio"] = statistics.median(mine[name] / first[name] for mine, first in pairs)
+    return out
+
+
+def run_bench_training(settings: TrainingBenchSettings, out: Path | None) -> dict[str, Any]:
+    """Measures, prints a table, and writes `out` (JSON).
+
+    Returns:
+        What is written: machine, settings, rows and `summarise_training`.
+    """
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="prance-") as folder:
+        rows = measure_training(settings, Path(folder), console)
+    summary = summarise_training(rows, settings.algos)
+    info = machine(settings.training.device)
+    console.print(
+        f"{info['device']}, {info['threads']} threads, torch {info['torch']}; {settings.training.env}, "
+        f"{settings.training.total_timesteps} decisions each, macs_weight {settings.training.macs_weight}, "
+        f"seeds {[*settings.seeds]}, returns on {settings.split}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in (
+        "",
+        "return",
+        "- first",
+        "accuracy",
+        "MACs / full",
+        "decisions/s",
+        "/ first",
+        "per CPU-s",
+        "/ first",
+    ):
+        table.add_column(column, justify="right" if column else "left")
+    for algo, s in summary.items():
+        table.add_row(
+            algo,
+            f"{s['return']:.4f}",
+            f"{s['return_gain']:+.4f}",
+            f"{s['accuracy']:.2%}",
+            f"{s['macs_fraction']:.1%}",
+            f"{s['decisions_per_second']:.0f}",
+            f"{s['decisions_per_second_ratio']:.2f}",
+            f"{s['decisions_per_cpu_second']:.0f}",
+            f"{s['decisions_per_cpu_second_ratio']:.2f}",
+        )
+    console.print(table)
+    if PRANCE_PPO in settings.algos[1:]:
+        found = summary[PRANCE_PPO]
+        for met, what in (
+            (found["return_gain"] >= 0, f"return of {PRANCE_PPO} not below {settings.algos[0]}'s"),
+            (found["decisions_per_second_ratio"] >= FASTER, f"{FASTER} times its speed"),
+        ):
+            console.print(f"{'met   ' if met else 'MISSED'}  {what}")
+    result = {"machine": info, "settings": asdict(settings), "rows": rows, "summary": summary}
+    if out is not None:
+        write_json(out, result)
+        console.print(f"Written to {out}")
+    return result

@@ -1,0 +1,1 @@
+"""What agents are measured by, where they stand, and the leaderboard."""

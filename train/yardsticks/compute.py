@@ -1,0 +1,266 @@
+"""`prance yardsticks`: the opponents and bounds that agents are measured by, chosen on one split and judged on another.
+
+What each one knows is said in docs/yardsticks.md.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from agents.baselines import StaticAgent
+from prance_env.engine import InferenceEngine
+from prance_env.lanes import EnvSettings
+from supernet import SubnetConfig
+
+from ..evaluate.evaluation import Evaluation, evaluate, evaluate_actions
+from ..evaluate.side_by_side import trained_settings
+from ..policies.training import load_agent
+from ..search.confidence import SWEEPS, Rules, static_rules, tune_confidence
+from ..search.noisy_copies import noisy_copy
+from ..search.oracle import (
+    choose_crossfitted,
+    choose_lucky,
+    judge_subnets,
+    stratum_votes,
+    tune_prior_votes,
+    useful_subnets,
+)
+from ..search.static import SearchResult, evolve_static_front
+from .fronts import Front, Yardsticks
+
+# Of the full network's MACs, in accuracy.
+PRICES = np.array([0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8])
+CONFIDENCE_PRICES = np.array([0.01, 0.05, 0.1, 0.3])
+MACS_BANDS = 20
+TUNING_IMAGES = 2048
+NOISE_SEED = 1000
+
+
+@dataclass(frozen=True)
+class YardstickSettings:
+    """What to compute.
+
+    Attributes:
+        env: Environment id.
+        choose_on: Split on which everything is chosen.
+        split: Split on which everything is judged.
+        checkpoint: Folder with the supernet; None: the bundled one.
+        num_subnets: Static subnets to search.
+        oracle_subnets: Of these, how many the oracle chooses among.
+        copies: Copies of every image with other noise, on which the oracle chooses.
+        seed: Fixes everything.
+        device: Torch device.
+        also_static: Agents that do not look, see `train.policies.training.load_agent`: learned ones, which join the
+            static front.
+    """
+
+    env: str = "Prance-Digits-v0"
+    choose_on: str = "val"
+    split: str = "test"
+    checkpoint: str | None = None
+    num_subnets: int = 600
+    oracle_subnets: int = 128
+    copies: int = 4
+    seed: int = 0
+    device: str = "cpu"
+    also_static: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_subnets", 2), ("oracle_subnets", 1), ("copies", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
+
+    def settings(self, split: str, observation: str = "cls") -> EnvSettings:
+        """Of the environment on one of the splits."""
+        return EnvSettings.from_id(self.env, split, self.checkpoint, observation, self.device)
+
+
+def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
+    """Computes all yardsticks, prints them and writes them.
+
+    Args:
+        settings: What to compute.
+        out: Folder for the agents as JSON files, `yardsticks.json` and `outcomes.npz`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If a setting is out of range, or the supernet, the data set or an agent does not fit.
+        FileNotFoundError: If there is no such agent.
+    """
+    begun, begun_cpu = time.perf_counter(), time.process_time()
+    chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
+    val, test = chosen_on.engine(), judged_on.engine()
+    learned = [evaluate_static(name, settings) for name in settings.also_static]
+    out.mkdir(parents=True, exist_ok=True)
+    index = np.arange(len(val.dataset))
+    stratum = val.dataset.difficulty.numpy()
+    with tqdm(total=settings.num_subnets, desc="static subnets", unit="subnet") as bar:
+        found = evolve_static_front(val, index, settings.num_subnets, settings.seed, lambda done: bar.update(1))
+    fronts = {
+        "static": static_front(found, judged_on, out, dict(zip(settings.also_static, learned, strict=True))),
+        "per_stratum": per_stratum_front(found, stratum, judged_on),
+        "confidence": confidence_front(found, val, judged_on, out, settings.seed),
+        **oracle_fronts(found, chosen_on, judged_on, settings),
+    }
+    notes: dict[str, Any] = {
+        **asdict(settings),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "cpu_seconds": round(time.process_time() - begun_cpu, 1),
+        "search": search_progress(found),
+    }
+    full = test.start(np.arange(len(test.dataset)))
+    yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
+    yardsticks.save(out)
+    console = Console()
+    console.print(_table(fronts, settings.split))
+    console.print(f"Written to {out}; compare agents with them: prance eval --agent AGENT --yardsticks {out}")
+    return yardsticks
+
+
+def evaluate_static(name: str, settings: YardstickSettings) -> Evaluation:
+    """An agent on the images that yardsticks are judged on.
+
+    Raises:
+        ValueError: If it does not do the same with every image.
+    """
+    env = settings.settings(settings.split, trained_settings(name).get("observation", "cls"))
+    result = evaluate(load_agent(name, env, settings.seed), env)
+    # Networks round differently in different rows of a batch.
+    if not np.allclose(result.actions, result.actions[:1], atol=1e-5):
+        raise ValueError(
+            f"{name} is not static: it does not choose the same for every image. Learn a static subnet with "
+            "`prance train agent --observation constant`."
+        )
+    return result
+
+
+def static_front(found: SearchResult, judged_on: EnvSettings, out: Path, learned: dict[str, Evaluation]) -> Front:
+    """The best static subnet at every price and in every band of MACs, the full network, and learned ones.
+
+    At a price, one subnet that is lucky on the images of the search may stand before all dearer ones. Those of the
+    bands are judged as well, so that the front that agents are compared with has no hole there. Written as
+    `static-PRICE.json` and `static-macs-BAND.json`.
+    """
+    space = judged_on.config().space
+    accuracy, band = found.correct.mean(axis=1), np.floor(found.macs_fraction * MACS_BANDS)
+    bands = np.unique(band)
+    best = [int(np.where(band == b, accuracy, -1).argmax()) for b in bands]
+    actions = [*found.actions[found.best_at(PRICES)], *found.actions[best], np.ones_like(found.actions[0])]
+    names = [*map(_text, PRICES), *(f"macs-{_text(b / MACS_BANDS)}" for b in bands), "full"]
+    results, files = [], []
+    for name, subnet in zip(names, tqdm(actions, desc="static front"), strict=True):
+        chosen = SubnetConfig.from_actions(space, torch.from_numpy(subnet[None]))
+        agent = StaticAgent(chosen, judged_on.config(), judged_on.observation, judged_on.normalize_actions)
+        files.append(f"static-{name}.json")
+        agent.save(out / files[-1])
+        results.append(evaluate(agent, judged_on))
+    prices = [*PRICES, *[np.nan] * (len(actions) - len(PRICES) + len(learned))]
+    return _front(prices, [*results, *learned.values()], [*files, *learned])
+
+
+def per_stratum_front(found: SearchResult, stratum: NDArray[np.int64], judged_on: EnvSettings) -> Front:
+    """At every price, the best static subnet for each true difficulty; for one that was not seen, the best for all."""
+    difficulty = judged_on.engine().dataset.difficulty.numpy()
+    choice = np.repeat(found.best_at(PRICES)[:, None], len(difficulty), axis=1)
+    for s in np.intersect1d(stratum, difficulty):
+        choice[:, difficulty == s] = found.best_at(PRICES, stratum == s)[:, None]
+    return _front(PRICES, [evaluate_actions(found.actions[c], judged_on) for c in tqdm(choice, desc="per stratum")])
+
+
+def confidence_front(found: SearchResult, val: InferenceEngine, judged_on: EnvSettings, out: Path, seed: int) -> Front:
+    """The confidence heuristic tuned at some prices; written as `confidence-PRICE.json`."""
+    stratum, index = val.dataset.difficulty.numpy(), np.arange(len(val.dataset))
+    pool = np.concatenate([found.best_at(PRICES), *(found.best_at(PRICES, stratum == s) for s in np.unique(stratum))])
+    subnets = found.actions[np.unique(pool)]
+    results, files = [], []
+    known: list[Rules] = []
+    with tqdm(total=len(CONFIDENCE_PRICES) * SWEEPS, desc="confidence heuristic", unit="sweep") as bar:
+        for price, best in zip(CONFIDENCE_PRICES, found.best_at(CONFIDENCE_PRICES), strict=True):
+            starts = [static_rules(found.actions[best]), *known]
+            agent = tune_confidence(val, index, starts, subnets, float(price), seed, lambda done: bar.update(1))
+            known = [agent.rules]
+            files.append(f"confidence-{_text(price)}.json")
+            agent.save(out / files[-1])
+            results.append(evaluate(agent, judged_on))
+    return _front(CONFIDENCE_PRICES, results, files)
+
+
+def oracle_fronts(
+    found: SearchResult, chosen_on: EnvSettings, judged_on: EnvSettings, settings: YardstickSettings
+) -> dict[str, Front]:
+    """The per-image oracle, cross-fitted and lucky."""
+    val, test = chosen_on.engine(), judged_on.engine()
+    stratum, difficulty = val.dataset.difficulty.numpy(), test.dataset.difficulty.numpy()
+    subnets = useful_subnets(found, stratum, PRICES, settings.oracle_subnets)
+    actions, macs = found.actions[subnets], found.macs_fraction[subnets]
+    tuning = np.random.default_rng(settings.seed).permutation(len(stratum))[:TUNING_IMAGES]
+    index = np.arange(len(difficulty))
+    with tqdm(total=len(subnets) * (2 * settings.copies + 1), desc="oracle", unit="subnet") as bar:
+
+        def votes(env: EnvSettings, images: NDArray[np.int64]) -> NDArray[np.float64]:
+            total = np.zeros((len(subnets), len(images)))
+            for copy in range(settings.copies):
+                source = noisy_copy(env, NOISE_SEED * (settings.seed + 1) + copy)
+                engine = InferenceEngine(env.engine().net, source)
+                total += judge_subnets(engine, images, actions, lambda done: bar.update(1))[1]
+            return total / settings.copies
+
+        val_votes, test_votes = votes(chosen_on, tuning), votes(judged_on, index)
+        clean, _ = judge_subnets(test, index, actions, lambda done: bar.update(1))
+    val_prior = stratum_votes(val_votes, stratum[tuning], stratum[tuning])
+    prior = stratum_votes(val_votes, stratum[tuning], difficulty)
+    correct = found.correct[subnets][:, tuning]
+    fitted, lucky = [], []
+    for price in PRICES.tolist():
+        weight = tune_prior_votes(val_votes, settings.copies, val_prior, correct, macs, price)
+        choice = choose_crossfitted(test_votes, settings.copies, prior, weight, macs, price)
+        fitted.append(evaluate_actions(actions[choice], judged_on))
+        lucky.append(evaluate_actions(actions[choose_lucky(clean, macs, price)], judged_on))
+    return {"oracle": _front(PRICES, fitted), "oracle_lucky": _front(PRICES, lucky)}
+
+
+def search_progress(found: SearchResult) -> list[dict[str, Any]]:
+    """The best accuracy - price * MACs on the images of the search after 1/8, 2/8, ... of its subnets."""
+    scores = found.correct.mean(axis=1) - CONFIDENCE_PRICES[:, None] * found.macs_fraction
+    counts = np.unique((len(found.macs_fraction) * np.arange(1, 9) / 8).astype(int).clip(1))
+    return [
+        {"num_subnets": int(n), "score": dict(zip(map(_text, CONFIDENCE_PRICES), best, strict=True))}
+        for n in counts
+        for best in [scores[:, :n].max(axis=1).round(5).tolist()]
+    ]
+
+
+def _front(prices: Any, results: list[Evaluation], files: list[str] | None = None) -> Front:
+    return Front(
+        np.array(prices, dtype=np.float64),
+        np.stack([r.correct for r in results]),
+        np.stack([r.macs_fraction for r in results]),
+        tuple(files) if files else (None,) * len(results),
+    )
+
+
+def _text(price: float) -> str:
+    return f"{price:g}"
+
+
+def _table(fronts: dict[str, Front], split: str) -> Table:
+    """Accuracy at MACs of every yardstick, one line per price."""
+    table = Table("price", *fronts, title=f"yardsticks on {split}: accuracy @ MACs / full")
+    rows = {name: {r["price"] or r["agent"]: r for r in front.rows()} for name, front in fronts.items()}
+    for price in rows["static"]:
+        cells = [rows[name].get(price) for name in fronts]
+        shown = ["" if c is None else f"{c['accuracy']:.2%} @ {c['macs_fraction']:.3f}" for c in cells]
+        table.add_row(_text(price) if isinstance(price, float) else price, *shown)
+    return table

@@ -1,0 +1,168 @@
+"""Fronts of accuracy against MACs that agents are measured by, and their files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prance_env.engine import InferenceEngine
+from supernet.files import write_atomically
+
+from ..report.tables import write_json
+
+Floats = NDArray[np.float64]
+FILE, OUTCOMES = "yardsticks.json", "outcomes.npz"
+# Another device rounds differently, which turns few predictions; another supernet turns more.
+SAME_SUPERNET = 0.01
+FRONTS = ("static", "per_stratum", "confidence", "oracle", "oracle_lucky")
+
+
+@dataclass(frozen=True)
+class Front:
+    """One yardstick at several prices, on N images.
+
+    Attributes:
+        price: (P,) of the full network's MACs at which each point was chosen; NaN: at none.
+        correct: (P, N) whether it is right.
+        macs_fraction: (P, N) MACs / MACs of the full network.
+        agent: (P,) file of each point's agent, if it is one.
+    """
+
+    price: Floats
+    correct: NDArray[np.bool_]
+    macs_fraction: Floats
+    agent: tuple[str | None, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per point: price, accuracy, macs_fraction, agent."""
+        return [
+            {"price": None if np.isnan(p) else float(p), "accuracy": float(c.mean()), "macs_fraction": float(m.mean())}
+            | ({} if a is None else {"agent": a})
+            for p, c, m, a in zip(self.price, self.correct, self.macs_fraction, self.agent, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a front as something to compare with; see `train.evaluate.pairs.Outcomes`."""
+
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    macs_fraction: Floats
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """All fronts, on the same images.
+
+    Attributes:
+        index: (N,) images.
+        label: (N,) their classes.
+        full_prediction: (N,) what the full network says of them; tells supernets and splits apart.
+        fronts: By name, the keys of `FRONTS`.
+        settings: How they were made.
+    """
+
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    full_prediction: NDArray[np.int64]
+    fronts: dict[str, Front]
+    settings: dict[str, Any]
+
+    def point(self, front: str, price: float) -> tuple[float, Point]:
+        """The point of a front that was chosen at the nearest price, and that price."""
+        chosen = self.fronts[front]
+        at = int(np.nanargmin(np.abs(np.log(chosen.price) - np.log(price))))
+        return float(chosen.price[at]), Point(self.index, self.label, chosen.correct[at], chosen.macs_fraction[at])
+
+    def check(self, engine: InferenceEngine) -> None:
+        """Checks that these are for an engine's images and supernet.
+
+        Raises:
+            ValueError: If the images are others, or the full network says something else of more than 1 % of them.
+        """
+        made_for = ", ".join(f"{k}={self.settings.get(k)!r}" for k in ("env", "split", "checkpoint"))
+        if not np.array_equal(self.label, engine.labels):
+            raise ValueError(f"These yardsticks are for the {len(self.label)} images of {made_for}, not for these.")
+        differ = float((engine.start(self.index).prediction != self.full_prediction).mean())
+        if differ > SAME_SUPERNET:
+            raise ValueError(
+                f"These yardsticks are for another supernet ({made_for}): the full networks disagree on "
+                f"{differ:.1%} of the images. Run `prance yardsticks` with this --checkpoint."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Writes `yardsticks.json` to read and `outcomes.npz` to compute with."""
+        arrays: dict[str, Any] = {n: getattr(self, n) for n in ("index", "label", "full_prediction")}
+        for name, front in self.fronts.items():
+            arrays |= {f"{name}.correct": front.correct, f"{name}.macs_fraction": front.macs_fraction}
+
+        def write(path: str) -> None:
+            with open(path, "wb") as f:  # numpy would add a suffix to a name
+                np.savez_compressed(f, **arrays)
+
+        write_atomically(folder / OUTCOMES, write)
+        fronts = {name: front.rows() for name, front in self.fronts.items()}
+        write_json(folder / FILE, {**self.settings, "fronts": fronts})
+
+    @staticmethod
+    def load(folder: str | Path) -> Yardsticks:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If the folder holds no yardsticks.
+            ValueError: If a file is damaged.
+        """
+        folder = Path(folder)
+        for name in (FILE, OUTCOMES):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no {name}; `prance yardsticks --out {folder}` writes it.")
+        try:
+            data = json.loads((folder / FILE).read_text())
+            with np.load(folder / OUTCOMES, allow_pickle=False) as held:
+                arrays = {name: held[name] for name in held.files}
+            fronts = {}
+            for name, rows in data.pop("fronts").items():
+                price = np.array([np.nan if r["price"] is None else r["price"] for r in rows])
+                correct, macs_fraction = arrays[f"{name}.correct"], arrays[f"{name}.macs_fraction"]
+                if not correct.shape == macs_fraction.shape == (len(rows), len(arrays["index"])):
+                    raise ValueError(f"{name} has {len(rows)} points, but outcomes of the shape {correct.shape}")
+                fronts[name] = Front(price, correct, macs_fraction, tuple(r.get("agent") for r in rows))
+            if missing := set(FRONTS) - set(fronts):
+                raise ValueError(f"the fronts {sorted(missing)} are missing")
+            return Yardsticks(arrays["index"], arrays["label"], arrays["full_prediction"], fronts, data)
+        except (AttributeError, BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError) as e:
+            raise ValueError(f"{folder} holds damaged yardsticks ({e!r}); run `prance yardsticks` again.") from e
+
+
+def hull(macs: Floats, accuracy: Floats) -> tuple[Floats, Floats]:
+    """The upper concave hull of (P,) points, cheapest to most accurate: what mixing two of them at random reaches."""
+    kept: list[tuple[float, float]] = []
+    for x, y in sorted(zip(macs.tolist(), accuracy.tolist(), strict=True), key=lambda p: (p[0], -p[1])):
+        if kept and y <= kept[-1][1]:
+            continue
+        while len(kept) > 1 and (kept[-1][1] - kept[-2][1]) * (x - kept[-2][0]) <= (y - kept[-2][1]) * (
+            kept[-1][0] - kept[-2][0]
+        ):
+            kept.pop()
+        kept.append((x, y))
+    xs, ys = np.array(kept).T
+    return xs, ys
+
+
+def macs_at(macs: Floats, accuracy: Floats, wanted: float) -> float:
+    """MACs that a front needs for an accuracy, on its hull.
+
+    Returns:
+        Beyond its most accurate point that point's MACs, so that a yardstick is never said to be worse than it is; NaN
+        below its cheapest point, where nothing can be said.
+    """
+    xs, ys = hull(macs, accuracy)
+    return float(np.interp(wanted, ys, xs, left=np.nan))

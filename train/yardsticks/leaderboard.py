@@ -1,0 +1,233 @@
+"""`prance benchmark`: the leaderboard, from training to the page, with one command.
+
+What `out` holds already is not made again: a benchmark that was interrupted goes on, and one more seed costs one more
+seed. All choices are made on training and validation images; test images are only looked at in the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from scipy.stats import wilcoxon
+
+from agents.baselines import FullAgent
+from supernet.files import write_text
+
+from ..evaluate.budget import at_price
+from ..evaluate.evaluation import Evaluation, evaluate
+from ..evaluate.intervals import LEVEL, RESAMPLES, difficulty_correlation
+from ..evaluate.side_by_side import env_of_run
+from ..policies.training import AgentTraining, load_agent, train_agent
+from ..report.leaderboard_page import benchmark_page
+from ..report.plots import plot_fronts
+from ..report.tables import write_json
+from ..runs.folder import changed_settings
+from ..timing.networks import machine
+from .compute import YardstickSettings, run_yardsticks
+from .fronts import FILE, Yardsticks
+from .standing import standing
+
+# Of the full network's MACs, in accuracy: low enough for agents that lose nothing.
+PRICE = 0.03
+PRICES = (0.01, 0.3)
+SHOWN_LOSS = 0.06  # accuracy below the full network's down to which the figure reaches
+FRONT = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)
+STATIC, ADAPTIVE, EVERY_BUDGET = "learned static policy", "PrancePPO", "PrancePPO, every budget"
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What `prance benchmark` does.
+
+    Attributes:
+        entries: Trainings by name in the table; each is repeated for every seed.
+        yardsticks: What agents are measured by; the static policies among the entries join their static front.
+        seeds: One training of every entry each.
+        resamples: Of the bootstrap.
+
+    Raises:
+        ValueError: If there are no seeds, or one twice.
+    """
+
+    entries: Mapping[str, AgentTraining]
+    yardsticks: YardstickSettings
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    resamples: int = RESAMPLES
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds} must name at least one, and none twice.")
+
+    @classmethod
+    def digits(cls, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), total_timesteps: int = 200_000) -> BenchmarkSettings:
+        """The leaderboard on Digits."""
+        ours = AgentTraining(algo="prance_ppo", macs_weight=PRICE, total_timesteps=total_timesteps)
+        entries = {
+            ADAPTIVE: ours,
+            "SB3 PPO": replace(ours, algo="ppo"),
+            EVERY_BUDGET: replace(ours, macs_weight=PRICES),
+            STATIC: replace(ours, observation="constant"),
+        }
+        return cls(entries, YardstickSettings(), seeds)
+
+
+def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
+    """Trains what is missing, evaluates everything on the same images, and writes the leaderboard.
+
+    Args:
+        settings: What to do.
+        out: Folder for a run per entry and seed, `yardsticks`, `benchmark.json`, `benchmark.md` and `pareto.png`.
+
+    Returns:
+        What is written to `benchmark.json`.
+
+    Raises:
+        ValueError: If a run in `out` was made with other settings.
+    """
+    console = Console()
+    runs = {name: [out / f"{_slug(name)}-{seed}" for seed in settings.seeds] for name in settings.entries}
+    for name, training in settings.entries.items():
+        for seed, run in zip(settings.seeds, runs[name], strict=True):
+            _train(replace(training, seed=seed), run, console)
+    folder = out / "yardsticks"
+    if not (folder / FILE).is_file():
+        blind = [name for name, training in settings.entries.items() if training.observation == "constant"]
+        static = tuple(str(run) for name in blind for run in runs[name])
+        run_yardsticks(replace(settings.yardsticks, also_static=static), folder)
+    yardsticks = Yardsticks.load(folder)
+    judged_on = settings.yardsticks.settings(settings.yardsticks.split)
+    yardsticks.check(judged_on.engine())
+    full = evaluate(FullAgent(judged_on.config(), judged_on.observation, judged_on.normalize_actions), judged_on)
+    board, points = {}, {}
+    for name, training in settings.entries.items():
+        with console.status(f"{name} on {settings.yardsticks.split} ..."):
+            played = [_play(run, settings.yardsticks.split) for run in runs[name]]
+        seen = [evaluations[PRICE] if PRICE in evaluations else evaluations[None] for evaluations, _ in played]
+        board[name] = {
+            **standing_of(seen, full, yardsticks, settings.resamples),
+            "shuffled": [_score(shuffled) for _, shuffled in played],
+            "cpu_seconds": [_seconds(run) for run in runs[name]],
+            "total_timesteps": training.timesteps,
+        }
+        for price in played[0][0]:
+            label = name if price is None else f"{name} ({price:g})"
+            points[label] = _mean([evaluations[price].summary() for evaluations, _ in played])
+    report = {
+        "machine": machine(judged_on.device),
+        "split": settings.yardsticks.split,
+        "price": PRICE,
+        "seeds": list(settings.seeds),
+        "full": full.summary(),
+        "agents": board,
+        "points": points,
+        "fronts": {name: front.rows() for name, front in yardsticks.fronts.items()},
+        "yardsticks": yardsticks.settings,
+    }
+    write_json(out / "benchmark.json", report)
+    page = benchmark_page(report)
+    write_text(out / "benchmark.md", page)
+    lines = {name: [label for label in points if label.startswith(f"{name} (")] for name in settings.entries}
+    drawn = {**points, "full network": full.summary()}
+    for name, front in yardsticks.fronts.items():
+        drawn |= {f"{name} {i}": row for i, row in enumerate(front.rows())}
+        lines[name] = [f"{name} {i}" for i in range(len(front.rows()))]
+    shown = {name: labels for name, labels in lines.items() if labels}
+    lowest = full.summary()["accuracy"] - SHOWN_LOSS
+    plot_fronts(drawn, shown, settings.yardsticks.split, out / "pareto.png", lowest)
+    console.print(page)
+    return report
+
+
+def standing_of(
+    seen: list[Evaluation], full: Evaluation, yardsticks: Yardsticks, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """What several trainings of one agent reach.
+
+    Args:
+        seen: One evaluation per seed, on the same images.
+        full: Of the full network.
+        yardsticks: For these images.
+        resamples: Of the bootstrap.
+
+    Returns:
+        Per seed `accuracy`, `macs_fraction`, `patches_fraction`, `macs_difficulty_spearman` and, under "standing",
+        what `train.yardsticks.standing.standing` says; `loss` against the full network (mean over seeds) with
+        `loss_interval`, for which images and seeds are resampled; `confidence_gain`, by how much accuracy - price *
+        MACs exceeds that of the confidence heuristic tuned at the nearest price, and `confidence_p` (Wilcoxon's
+        signed ranks over images, means over seeds).
+    """
+    correct = np.stack([e.correct for e in seen]).astype(np.float64)
+    loss = full.correct - correct
+    price, confidence = yardsticks.point("confidence", PRICE)
+    score = (correct - price * np.stack([e.macs_fraction for e in seen])).mean(axis=0)
+    gain = score - (confidence.correct - price * confidence.macs_fraction)
+    return {
+        "accuracy": [float(e.correct.mean()) for e in seen],
+        "macs_fraction": [float(e.macs_fraction.mean()) for e in seen],
+        "patches_fraction": [e.summary()["patches_fraction"] for e in seen],
+        "macs_difficulty_spearman": [difficulty_correlation(e) for e in seen],
+        "standing": [standing(e, yardsticks, PRICE, resamples=resamples) for e in seen],
+        "loss": float(loss.mean()),
+        "loss_interval": seeds_and_images_interval(loss, resamples=resamples).tolist(),
+        "confidence_price": price,
+        "confidence_gain": float(gain.mean()),
+        "confidence_p": float(wilcoxon(gain).pvalue) if gain.any() else 1.0,
+    }
+
+
+def seeds_and_images_interval(
+    values: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES
+) -> NDArray[np.float64]:
+    """95 % interval of the mean of (S, N) values, bootstrapped over both seeds and images."""
+    rng, (seeds, images) = np.random.default_rng(seed), values.shape
+    means = []
+    for _ in range(resamples):
+        drawn = values[rng.integers(seeds, size=seeds)].mean(axis=0)
+        means.append(drawn[rng.integers(images, size=images)].mean())
+    return np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+
+
+def _train(training: AgentTraining, run: Path, console: Console) -> None:
+    if (run / f"model{training.file}").exists():
+        if changed := changed_settings(run, training):
+            raise ValueError(f"{run} was trained with other values of {changed}; choose another --out.")
+        return
+    console.print(f"Training {run.name}")
+    begun = time.process_time()
+    train_agent(training, run, resume=(run / f"last{training.file}").exists())
+    write_json(run / "cpu_seconds.json", time.process_time() - begun)
+
+
+def _play(run: Path, split: str) -> tuple[dict[float | None, Evaluation], Evaluation]:
+    """By price (None if there was one only), and with other images' observations at PRICE."""
+    env = env_of_run(run, split)
+    agent = load_agent(str(run), env)
+    if env.cost_conditioning is None:
+        return {None: evaluate(agent, env)}, evaluate(agent, env, shuffle_observations=True)
+    played: dict[float | None, Evaluation] = {price: evaluate(agent, at_price(env, price)) for price in FRONT}
+    return played, evaluate(agent, at_price(env, PRICE), shuffle_observations=True)
+
+
+def _score(e: Evaluation) -> dict[str, float]:
+    accuracy, macs = float(e.correct.mean()), float(e.macs_fraction.mean())
+    return {"accuracy": accuracy, "macs_fraction": macs, "score": accuracy - PRICE * macs}
+
+
+def _seconds(run: Path) -> float | None:
+    path = run / "cpu_seconds.json"
+    return float(path.read_text()) if path.is_file() else None
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(",", "").replace(" ", "-")
