@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from .engine import InferenceEngine
     from .env import PranceEnv
     from .images.loading import ImageDataset, register_dataset
-    from .lanes import EnvSettings
     from .rewards.config import RewardConfig
     from .rewards.latency import LatencyTable
     from .rewards.outcome import Outcome
     from .sb3_env import PranceVecEnv, make_sb3_env
+    from .settings import EnvSettings
     from .spaces import observation_layout
     from .vector_env import PranceVectorEnv
 
 _EXPORTS = {
-    "EnvSettings": "lanes",
+    "EnvSettings": "settings",
     "ImageDataset": "images.loading",
     "InferenceEngine": "engine",
     "LatencyTable": "rewards.latency",

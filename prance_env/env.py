@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
-from .arrays import as_array, to_host
-from .engine import CACHE_MB, Ints
-from .lanes import EnvSettings, Lanes
+from .arrays import to_host
+from .checks import check_action_shape, check_options
+from .lanes import Lanes
 from .rendering import render_ansi, render_episode
-from .rewards.config import Floats
+from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
 from .snapshot import restore_snapshot, take_snapshot
 
-RENDER_MODES = ["rgb_array", "ansi"]
 
-
+@takes_settings
 class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     """Classify one image with a network whose size you choose while it runs.
 
@@ -96,101 +95,25 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     * v0: first version.
 
     Args:
-        supernet: Name of a registered supernet.
-        checkpoint: Folder with its weights (`save_pretrained`); None takes the bundled ones, which "digits" has.
-        dataset: Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every
-            split; a name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to
-            `register_dataset`; or a dict with the fields of `prance_env.images.config.DatasetConfig`. None is an error
-            that says what to pass: the default of the ids of PRANCE's supernets.
-        split: "train", "val" or "test"; timm's readers also take names of their own.
-        reward: Fields of `RewardConfig`, as a dict, or "preset" and changes to it; None gives the defaults.
-        observation: "cls", "cls_only", "constant" or "key_mean".
-        normalize_actions: Whether the action space is Box(-1, 1) instead of Box(0, 1).
-        device: Torch device of the supernet.
-        render_mode: None, "rgb_array" or "ansi".
-        cost_conditioning: (low, high): range of the `macs_weight` that is drawn for every episode; (low, high, fixed):
-            every episode has the third, observed in that range, as for evaluation. None: the reward's, not observed.
-        cache_mb: MiB for what no action can change, the output of the first group; of memory on the device, or of disk.
-            Beyond it, it is computed anew when an image is drawn.
-        cache_dir: Folder for that cache, so that it outlives the process and others share it; None keeps it in memory.
-        num_workers: Processes that decode image files while the network runs; 0 decodes in this one.
-        on_error: What to do about an image that cannot be decoded: "raise", or "skip" it for the next good one.
-        token_mode: How patches leave: "prune", "prune_fused", "merge", "prune_merge" or "tome" (see
-            `supernet.tokens.modes`); None: as the checkpoint says. "prune_merge" has two keep rates.
-        dtype: Precision of the supernet: "float32", "bfloat16" or "float16". Observations are float32 all the same.
-        decide_first_group: Whether a decision precedes the first group, too, which is one more an episode; it needs
-            groups of equally many blocks. None: as the checkpoint says, usually not.
+        **arguments: The fields of `prance_env.EnvSettings`, where each is described.
 
     Raises:
-        ValueError: If an argument is unknown or out of range.
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of range.
         FileNotFoundError: If the checkpoint or the latency table is missing.
         ModuleNotFoundError: If a package that the data set needs is missing.
     """
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012
 
-    def __init__(
-        self,
-        supernet: str = "digits",
-        checkpoint: str | None = None,
-        dataset: str | dict[str, Any] | None = "digits",
-        split: str = "train",
-        reward: dict[str, Any] | None = None,
-        observation: str = "cls",
-        normalize_actions: bool = True,
-        device: str = "cpu",
-        render_mode: str | None = None,
-        cost_conditioning: Sequence[float] | None = None,
-        cache_mb: float = CACHE_MB,
-        cache_dir: str | None = None,
-        num_workers: int = 0,
-        on_error: str = "raise",
-        token_mode: str | None = None,
-        dtype: str = "float32",
-        decide_first_group: bool | None = None,
-    ) -> None:
-        EzPickle.__init__(
-            self,
-            supernet,
-            checkpoint,
-            dataset,
-            split,
-            reward,
-            observation,
-            normalize_actions,
-            device,
-            render_mode,
-            cost_conditioning,
-            cache_mb,
-            cache_dir,
-            num_workers,
-            on_error,
-            token_mode,
-            dtype,
-            decide_first_group,
-        )
-        check_render_mode(render_mode)
-        self.settings = EnvSettings.from_arguments(
-            supernet,
-            checkpoint,
-            dataset,
-            split,
-            reward,
-            observation,
-            normalize_actions,
-            device,
-            cost_conditioning,
-            cache_mb=cache_mb,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
-            on_error=on_error,
-            token_mode=token_mode,
-            dtype=dtype,
-            decide_first_group=decide_first_group,
-        )
+    settings_class: ClassVar[type[EnvSettings]] = EnvSettings
+
+    def __init__(self, **arguments: Unpack[EnvArguments]) -> None:
+        EzPickle.__init__(self, **arguments)
+        self.settings = self.settings_class.from_arguments(arguments)
         observation_space, action_space = self.settings.spaces()
         self.observation_space, self.action_space = cast(Any, observation_space), cast(Any, action_space)
-        self.render_mode = render_mode
+        self.render_mode = self.settings.render_mode
         self._lanes: Lanes | None = None
 
     def reset(
@@ -287,66 +210,3 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     def _returned(lanes: Lanes) -> tuple[NDArray[np.float32], dict[str, Any]]:
         observations, infos = to_host((lanes.observations(), lanes.infos()))
         return observations[0], {k: v[0] if v.ndim > 1 else v[0].item() for k, v in infos.items()}
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    """Raises ValueError unless the mode is None or in `RENDER_MODES`."""
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise ValueError(f"render_mode={render_mode!r} is unknown; choose None or one of {RENDER_MODES}.")
-
-
-def check_options(
-    options: dict[str, Any] | None, settings: EnvSettings, shape: tuple[int, ...], other: tuple[str, ...] = ()
-) -> tuple[Ints | None, Floats | None]:
-    """The images and the prices that `reset(options=)` asks for, None where it does not.
-
-    Args:
-        options: As given by the user.
-        settings: Of the environment.
-        shape: Of both.
-        other: Further keys that are allowed.
-
-    Raises:
-        ValueError: If there is an unknown key, or a value has another shape or lies out of range.
-    """
-    conditioning = settings.cost_conditioning
-    allowed = ["index", *(["macs_weight"] if conditioning else []), *other]
-    if options is not None and not isinstance(options, dict):
-        raise ValueError(f"options={options!r} must be None or a dict with keys among {allowed}.")
-    options = options or {}
-    if unknown := [key for key in options if key not in allowed]:
-        hint = " (macs_weight needs an environment with cost_conditioning)" if "macs_weight" in unknown else ""
-        raise ValueError(f"options has the unknown keys {unknown}; allowed are {allowed}{hint}.")
-    index, price = options.get("index"), options.get("macs_weight")
-    return (
-        None if index is None else check_index(index, shape),
-        None if price is None or conditioning is None else conditioning.check(price, shape),
-    )
-
-
-def check_index(index: Any, shape: tuple[int, ...]) -> Ints:
-    """`options["index"]` as an array.
-
-    Raises:
-        ValueError: If its shape is not `shape` or it holds no whole numbers.
-    """
-    array = as_array(index)
-    if array.shape != shape or not np.issubdtype(array.dtype, np.integer) or array.dtype == np.uint64:
-        raise ValueError(
-            f"options['index']={index!r} has the shape {array.shape} and type {array.dtype}; "
-            f"expected whole numbers of shape {shape}."
-        )
-    return array.astype(np.int64)
-
-
-def check_action_shape(action: Any, shape: tuple[int, ...]) -> NDArray[np.floating]:
-    """The action, an array or a tensor on any device, as an array.
-
-    Raises:
-        ValueError: If its shape is not `shape` or it holds no real numbers.
-    """
-    array = as_array(action)
-    numbers = np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)
-    if array.shape != shape or not numbers:
-        raise ValueError(f"The action is {array.dtype} of shape {array.shape}; expected numbers of shape {shape}.")
-    return array

@@ -5,209 +5,22 @@ What the Gymnasium and the Stable-Baselines3 faces have in common: settings, see
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supernet import SupernetConfig
-
-from .engine import CACHE_MB, Episodes, InferenceEngine, Ints
-from .images.config import DatasetConfig
-from .images.loading import ON_ERROR, check_dataset
-from .rewards.config import Bools, Floats, RewardConfig
+from .engine import Episodes, Ints
+from .rewards.config import Bools, Floats
 from .rewards.latency import load_latency_table
-from .rewards.prices import CostConditioning
-from .shared_engine import check_complete, checked_dtype, resolved_config, shared_engine
-from .spaces import action_space, decode_actions, observation_layout, observation_space
-
-IMPORTED_IN = os.getpid()
-
-
-@dataclass(frozen=True)
-class EnvSettings:
-    """Validated keyword arguments of an environment; see `PranceEnv` for their meaning.
-
-    Raises:
-        ValueError: If an argument is unknown or out of range.
-        FileNotFoundError: If the checkpoint or the latency table is missing.
-    """
-
-    supernet: str
-    checkpoint: str | None
-    dataset: str | dict[str, Any]
-    split: str
-    reward: RewardConfig
-    observation: str
-    normalize_actions: bool
-    device: str
-    cost_conditioning: CostConditioning | None = None
-    cache_mb: float = field(default=CACHE_MB, kw_only=True)
-    cache_dir: str | None = field(default=None, kw_only=True)
-    num_workers: int = field(default=0, kw_only=True)
-    on_error: str = field(default="raise", kw_only=True)
-    token_mode: str | None = field(default=None, kw_only=True)
-    dtype: str = field(default="float32", kw_only=True)
-    decide_first_group: bool | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        check_dataset(self.dataset, self.split)
-        if not 0 <= self.cache_mb < float("inf"):
-            raise ValueError(f"cache_mb={self.cache_mb!r} must be a number of MiB >= 0; 0 keeps verdicts only.")
-        if self.num_workers != int(self.num_workers) or self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers!r} must be an integer >= 0; 0 decodes without processes.")
-        if self.on_error not in ON_ERROR:
-            raise ValueError(f"on_error={self.on_error!r} is unknown; choose one of {ON_ERROR}.")
-        checked_dtype(self.dtype)
-        config = self.config()
-        if self.reward.latency_table is not None:
-            load_latency_table(self.reward.latency_table).check(config)
-        try:
-            torch.device(self.device)
-        except RuntimeError as e:
-            raise ValueError(f"device={self.device!r} is unknown; pass one such as 'cpu' or 'cuda:0'.") from e
-
-    @classmethod
-    def from_arguments(
-        cls,
-        supernet: str,
-        checkpoint: str | None,
-        dataset: str | dict[str, Any] | None,
-        split: str,
-        reward: dict[str, Any] | None,
-        observation: str,
-        normalize_actions: bool,
-        device: str,
-        cost_conditioning: Sequence[float] | None,
-        cache_mb: float = CACHE_MB,
-        cache_dir: str | None = None,
-        num_workers: int = 0,
-        on_error: str = "raise",
-        token_mode: str | None = None,
-        dtype: str = "float32",
-        decide_first_group: bool | None = None,
-    ) -> EnvSettings:
-        """From the plain data that environments take."""
-        check_complete(supernet, checkpoint, dataset)
-        assert dataset is not None
-        return cls(
-            supernet,
-            checkpoint,
-            dataset,
-            split,
-            RewardConfig.from_dict(reward, resolved_config(supernet, checkpoint, token_mode, decide_first_group)),
-            observation,
-            normalize_actions,
-            device,
-            CostConditioning.from_plain(cost_conditioning),
-            cache_mb=cache_mb,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
-            on_error=on_error,
-            token_mode=token_mode,
-            dtype=dtype,
-            decide_first_group=decide_first_group,
-        )
-
-    @classmethod
-    def from_id(
-        cls,
-        env_id: str = "Prance-Digits-v0",
-        split: str = "train",
-        checkpoint: str | None = None,
-        observation: str = "cls",
-        device: str = "cpu",
-        cost_conditioning: Sequence[float] | None = None,
-        token_mode: str | None = None,
-        dtype: str = "float32",
-        decide_first_group: bool | None = None,
-        dataset: str | dict[str, Any] | None = None,
-    ) -> EnvSettings:
-        """Settings of a registered environment with the default reward, for evaluation.
-
-        Args:
-            env_id: A registered id of this package.
-            split: See `PranceEnv`, likewise the others.
-            checkpoint: See there.
-            observation: See there.
-            device: See there.
-            cost_conditioning: See there; (low, high, fixed) evaluates at one price.
-            token_mode: See there.
-            dtype: See there.
-            decide_first_group: See there.
-            dataset: See there; None takes that of the id.
-
-        Raises:
-            ValueError: If the id is not one of this package's, or needs a checkpoint or a data set that is not given.
-        """
-        try:
-            kwargs = gym.spec(env_id.removeprefix("prance_env:")).kwargs
-        except gym.error.Error as e:
-            raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
-        if "supernet" not in kwargs:
-            raise ValueError(f"{env_id!r} is not an environment of prance_env; `prance list` shows the known ones.")
-        supernet, dataset = kwargs["supernet"], kwargs.get("dataset") if dataset is None else dataset
-        return cls.from_arguments(
-            supernet,
-            checkpoint,
-            dataset,
-            split,
-            None,
-            observation,
-            True,
-            device,
-            cost_conditioning,
-            token_mode=token_mode,
-            dtype=dtype,
-            decide_first_group=decide_first_group,
-        )
-
-    def config(self) -> SupernetConfig:
-        """Configuration of the supernet, with what these settings change of it."""
-        return resolved_config(self.supernet, self.checkpoint, self.token_mode, self.decide_first_group)
-
-    def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-        """Observation and action space."""
-        config, conditioned = self.config(), self.cost_conditioning is not None
-        return (
-            observation_space(config, self.observation, conditioned),
-            action_space(config.space, self.normalize_actions),
-        )
-
-    def layout(self) -> dict[str, slice]:
-        """Name and slice of every part of the observation, in order."""
-        return observation_layout(self.config(), self.observation, self.cost_conditioning is not None)
-
-    def engine(self) -> InferenceEngine:
-        """The engine, which all environments of a process with the same arguments share."""
-        if os.getpid() != IMPORTED_IN:
-            # A forked child would wait for ever for the OpenMP threads that its parent had.
-            torch.set_num_threads(1)
-        space = self.config().space
-        return shared_engine(
-            self.supernet,
-            self.checkpoint,
-            DatasetConfig.from_value(self.dataset),
-            self.split,
-            self.device,
-            self.cache_mb,
-            self.cache_dir,
-            self.num_workers,
-            self.on_error,
-            # What the checkpoint says anyway is the same engine.
-            space.token_mode,
-            self.dtype,
-            space.decide_first_group,
-            self.observation == "key_mean",
-        )
+from .settings import EnvSettings
+from .spaces import decode_actions
 
 
 class Lanes:
@@ -228,7 +41,7 @@ class Lanes:
         self.num_lanes = num_lanes
         self.generators: list[np.random.Generator | None] = [None] * num_lanes
         self.parts: list[tuple[Ints, Episodes]] = []
-        path = settings.reward.latency_table
+        path = settings.reward_config.latency_table
         self._latency = None if path is None else load_latency_table(path)
 
     @contextmanager
@@ -271,7 +84,7 @@ class Lanes:
                 for lane, seed in zip(lanes.tolist(), seeds, strict=True):
                     if seed is not None:
                         self.generators[lane] = seeding.np_random(seed)[0]
-            conditioning, total = self.settings.cost_conditioning, len(self.engine.dataset)
+            conditioning, total = self.settings.conditioning, len(self.engine.dataset)
             images = np.empty(len(lanes), dtype=np.int64) if index is None else index
             prices = np.empty(len(lanes)) if macs_weight is None else macs_weight
             for row, lane in enumerate(lanes.tolist()):
@@ -320,18 +133,16 @@ class Lanes:
             ValueError: If an action holds NaN.
         """
         unit = decode_actions(np.where(self.terminated()[:, None], 0, actions), self.settings.normalize_actions)
+        reward = self.settings.reward_config
         self.parts = [
-            (
-                members,
-                episodes if self._over(episodes) else self.engine.step(episodes, unit[members], self.settings.reward),
-            )
+            (members, episodes if self._over(episodes) else self.engine.step(episodes, unit[members], reward))
             for members, episodes in self.parts
         ]
 
     def observations(self) -> Tensor:
         """(N, O) float32 on the device of the supernet, a fresh tensor that autograd can save."""
         settings = self.settings
-        values = [self.engine.observe(e, settings.observation, settings.cost_conditioning) for _, e in self.parts]
+        values = [self.engine.observe(e, settings.observation, settings.conditioning) for _, e in self.parts]
         if len(values) == 1 and np.array_equal(self.parts[0][0], np.arange(self.num_lanes)):
             return values[0].clone()
         order = np.argsort(np.concatenate([members for members, _ in self.parts]))

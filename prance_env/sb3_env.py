@@ -11,7 +11,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from typing_extensions import Unpack
 
+from .settings import EnvArguments
 from .vector_env import PranceVectorEnv
 
 
@@ -138,7 +140,7 @@ def make_sb3_env(
     n_envs: int = 256,
     seed: int | None = None,
     wrappers: Sequence[Callable[[VectorEnv[Any, Any, Any]], VectorEnv[Any, Any, Any]]] = (),
-    **env_kwargs: Any,
+    **env_kwargs: Unpack[EnvArguments],
 ) -> VecMonitor:
     """A native batch of environments, ready for Stable-Baselines3.
 
@@ -147,7 +149,7 @@ def make_sb3_env(
         n_envs: Number of lanes.
         seed: Lane i is seeded with `seed + i` at the first reset.
         wrappers: Vector wrappers of `prance_env.wrappers`, inner first.
-        env_kwargs: Arguments of the environment, see `PranceEnv`.
+        **env_kwargs: Arguments of the environment, the fields of `prance_env.EnvSettings`.
 
     Raises:
         ValueError: If the id is not one of this package's.
@@ -156,7 +158,8 @@ def make_sb3_env(
     spec = gym.spec(env_id.removeprefix("prance_env:"))
     if spec.vector_entry_point != "prance_env.vector_env:PranceVectorEnv":
         raise ValueError(f"{env_id!r} is not an environment of prance_env; use SB3's make_vec_env for it.")
-    envs = PranceVectorEnv(n_envs, AutoresetMode.SAME_STEP, **{**spec.kwargs, **env_kwargs})
+    arguments = cast(EnvArguments, {**spec.kwargs, **env_kwargs})
+    envs = PranceVectorEnv(n_envs, AutoresetMode.SAME_STEP, **arguments)
     envs.spec = spec
     wrapped: VectorEnv[Any, Any, Any] = envs
     for wrapper in wrappers:

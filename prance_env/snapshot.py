@@ -17,7 +17,6 @@ from torch import Tensor
 from supernet import InferenceState
 
 from .engine import Episodes
-from .images.config import DatasetConfig
 from .lanes import Lanes
 
 FORMAT = 1
@@ -83,7 +82,7 @@ def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
     weights = sha256()
     for tensor in (parameters[0], parameters[-1]):  # any training moves the first and the last
         weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    conditioning = settings.cost_conditioning
+    conditioning = settings.conditioning
     return {
         "num_envs": lanes.num_lanes,
         "autoreset_mode": autoreset_mode,
@@ -91,10 +90,10 @@ def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
         "token_mode": lanes.engine.config.space.token_mode,
         "dtype": settings.dtype,
         "decide_first_group": lanes.engine.config.space.decide_first_group,
-        "dataset": asdict(DatasetConfig.from_value(settings.dataset)),
+        "dataset": asdict(settings.dataset_config),
         "split": settings.split,
         "images": len(lanes.engine.dataset),
-        "reward": asdict(settings.reward),
+        "reward": asdict(settings.reward_config),
         "observation": settings.observation,
         "normalize_actions": settings.normalize_actions,
         "cost_conditioning": None if conditioning is None else asdict(conditioning),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,18 +13,20 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from .arrays import to_device, to_host
-from .engine import CACHE_MB
-from .env import check_action_shape, check_options, check_render_mode
-from .lanes import EnvSettings, Lanes
+from .checks import check_action_shape, check_options
+from .lanes import Lanes
 from .rendering import render_ansi, render_episode
 from .rewards.config import Bools
+from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
 from .snapshot import restore_snapshot, take_snapshot
 
 OUTPUTS = ("numpy", "torch")
 
 
+@takes_settings
 class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
     """N `PranceEnv` computed as one batch; lane i equals a `PranceEnv` that was seeded with `seed + i`.
 
@@ -39,103 +41,34 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         output: "numpy" or "torch": observations, rewards, flags and infos as tensors on `device`. Observations never
             leave the device then, floating-point numbers are float32, and `final_obs` is (num_envs, O) with the last
             observation of the lanes that `_final_obs` marks. Spaces are the same, and actions may be tensors or arrays.
-        supernet: See `PranceEnv`, likewise the others.
-        checkpoint: See there.
-        dataset: See there.
-        split: See there.
-        reward: See there.
-        observation: See there.
-        normalize_actions: See there.
-        device: See there.
-        render_mode: See there.
-        cost_conditioning: See there; every lane draws prices of its own.
-        cache_mb: See there.
-        cache_dir: See there.
-        num_workers: See there.
-        on_error: See there.
-        token_mode: See there.
-        dtype: See there.
-        decide_first_group: See there.
+        **arguments: The fields of `prance_env.EnvSettings`, where each is described.
 
     Raises:
-        ValueError: If an argument is unknown or out of range.
+        TypeError: If there is no such argument.
+        ValueError: If an argument is out of range.
         FileNotFoundError: If the checkpoint or the latency table is missing.
     """
+
+    settings_class: ClassVar[type[EnvSettings]] = EnvSettings
 
     def __init__(
         self,
         num_envs: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        supernet: str = "digits",
-        checkpoint: str | None = None,
-        dataset: str | dict[str, Any] | None = "digits",
-        split: str = "train",
-        reward: dict[str, Any] | None = None,
-        observation: str = "cls",
-        normalize_actions: bool = True,
-        device: str = "cpu",
-        render_mode: str | None = None,
-        cost_conditioning: Sequence[float] | None = None,
         output: str = "numpy",
-        cache_mb: float = CACHE_MB,
-        cache_dir: str | None = None,
-        num_workers: int = 0,
-        on_error: str = "raise",
-        token_mode: str | None = None,
-        dtype: str = "float32",
-        decide_first_group: bool | None = None,
+        **arguments: Unpack[EnvArguments],
     ) -> None:
-        EzPickle.__init__(
-            self,
-            num_envs,
-            autoreset_mode,
-            supernet,
-            checkpoint,
-            dataset,
-            split,
-            reward,
-            observation,
-            normalize_actions,
-            device,
-            render_mode,
-            cost_conditioning,
-            output,
-            cache_mb,
-            cache_dir,
-            num_workers,
-            on_error,
-            token_mode,
-            dtype,
-            decide_first_group,
-        )
+        EzPickle.__init__(self, num_envs, autoreset_mode, output, **arguments)
         if int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
         if output not in OUTPUTS:
             raise ValueError(f"output={output!r} is unknown; choose one of {OUTPUTS}.")
-        check_render_mode(render_mode)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
-        self.settings = EnvSettings.from_arguments(
-            supernet,
-            checkpoint,
-            dataset,
-            split,
-            reward,
-            observation,
-            normalize_actions,
-            device,
-            cost_conditioning,
-            cache_mb=cache_mb,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
-            on_error=on_error,
-            token_mode=token_mode,
-            dtype=dtype,
-            decide_first_group=decide_first_group,
-        )
+        self.metadata = {"render_modes": [*RENDER_MODES], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
+        self.settings = self.settings_class.from_arguments(arguments)
         self.output = output
         self.num_envs = int(num_envs)
-        self.render_mode = render_mode
+        self.render_mode = self.settings.render_mode
         self.config = self.settings.config()
         self.single_observation_space, self.single_action_space = self.settings.spaces()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)

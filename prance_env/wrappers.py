@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from supernet import SearchSpace
 
 from .arrays import as_array
-from .lanes import EnvSettings
+from .settings import EnvSettings
 from .spaces import encode_actions
 
 Floats = NDArray[np.float64]

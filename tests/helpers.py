@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from prance_env import InferenceEngine, RewardConfig
 from prance_env.engine import Episodes
 from prance_env.images.loading import ImageDataset
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, freeze
 
 ENV_ID = "Prance-Digits-v0"
@@ -113,11 +113,11 @@ def transcript(env: gym.Env[Any, Any], seed: int | None, steps: int = 7) -> list
     return rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FixedSettings(EnvSettings):
     """Settings whose engine is given."""
 
-    fixed: InferenceEngine = field(kw_only=True)
+    fixed: InferenceEngine
 
     def engine(self) -> InferenceEngine:
         """The given one."""
@@ -126,6 +126,4 @@ class FixedSettings(EnvSettings):
 
 def settings_for(engine: InferenceEngine, observation: str = "cls", normalize_actions: bool = True) -> EnvSettings:
     """What `evaluate` needs to run an agent on `engine`."""
-    return FixedSettings(
-        "digits", None, "digits", "val", RewardConfig(), observation, normalize_actions, "cpu", fixed=engine
-    )
+    return FixedSettings(split="val", observation=observation, normalize_actions=normalize_actions, fixed=engine)

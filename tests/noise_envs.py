@@ -10,7 +10,7 @@ import torch
 from helpers import Actions, unit_actions
 
 from prance_env import ImageDataset, PranceVectorEnv, register_dataset
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from supernet import SubnetConfig, Supernet, save_pretrained
 
 IMAGES = 12

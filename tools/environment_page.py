@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from prance_env import PranceEnv, PranceVectorEnv, RewardConfig, wrappers
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from prance_env.spaces import OBSERVATIONS
 from supernet.files import write_text
 

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from prance_env import PranceEnv, PranceVectorEnv, make_sb3_env
-from prance_env.shared_engine import shared_engine
+from prance_env.settings import shared_engine
 from supernet.files import write_text
 from train.commands.options import set_threads
 

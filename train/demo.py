@@ -13,7 +13,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
 from supernet.files import write_text
 
@@ -54,14 +54,14 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     agent = train_agent(training, out / "agent")
 
     console.rule("2/3  the opponent: an evolutionary search for the best static subnets")
-    val = EnvSettings.from_id(ENV, "val", device=device).engine()
+    val = EnvSettings.from_id(ENV, split="val", device=device).engine()
     with tqdm(total=subnets, desc="static subnets", unit="subnet") as bar:
         found = evolve_static_front(val, np.arange(images), subnets, seed, progress=lambda tried: bar.update(1))
     front = found.front()
     front = front[np.unique(np.linspace(0, len(front) - 1, FRONT_POINTS).round().astype(int))]
 
     console.rule("3/3  evaluation on test digits that nobody has seen")
-    settings = EnvSettings.from_id(ENV, "test", device=device)
+    settings = EnvSettings.from_id(ENV, split="test", device=device)
     config = settings.config()
     results = {"full": evaluate(FullAgent(config), settings), "agent": evaluate(agent, settings)}
     results["random"] = evaluate(RandomAgent(config, seed=seed), settings)

@@ -127,7 +127,7 @@ def test_supported_versions_are_those_of_the_documentation() -> None:
 def test_every_test_that_the_page_names_exists() -> None:
     page = (ROOT / "docs" / "contracts.md").read_text()
     named = re.findall(r"`(test_\w+)`", page)
-    written = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    written = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) > 30
     assert [name for name in named if f"def {name}(" not in written] == []
 

@@ -19,10 +19,11 @@ from gymnasium.utils import seeding
 from helpers import ENV_ID, transcript
 from image_files import CONFIG, break_files, everything, expected_pixels, files_of, image_folder
 
-from prance_env import EnvSettings, RewardConfig
+from prance_env import EnvSettings
 from prance_env.images.decoded import DecodedSource
 from prance_env.images.loading import ImageSource, load_dataset
 from prance_env.lanes import Lanes
+from prance_env.settings import shared_engine
 from supernet import Supernet
 
 # ---- broken images --------------------------------------------------------------------------------------------------
@@ -203,10 +204,8 @@ def alive(pid: int) -> bool:
 
 def lanes_over(checkpoint: str, folder: Path, **changes: Any) -> Lanes:
     """Eight seeded lanes over the folder, with an engine of their own."""
-    settings = EnvSettings(
-        "digits", checkpoint, str(folder), "val", RewardConfig(), "cls", True, "cpu", num_workers=2, **changes
-    )
-    settings.engine.__func__.__globals__["shared_engine"].cache_clear()
+    settings = EnvSettings(checkpoint=checkpoint, dataset=str(folder), split="val", num_workers=2, **changes)
+    shared_engine.cache_clear()
     lanes = Lanes(settings, 8)
     lanes.generators = [seeding.np_random(lane)[0] for lane in range(8)]
     return lanes

@@ -20,7 +20,7 @@ from prance_env.images.digits import (
     make_scenes,
     source_splits,
 )
-from prance_env.shared_engine import BUNDLED
+from prance_env.supernets import BUNDLED
 from supernet import GroupChoice, freeze, from_pretrained
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from helpers import ENV_ID, make_engine, played, unit_actions
 from prance_env import InferenceEngine, RewardConfig
 from prance_env.engine import Episodes
 from prance_env.images.loading import DIGITS_SCENES, load_dataset
-from prance_env.lanes import EnvSettings
-from prance_env.shared_engine import checkpoint_folder, shared_engine
+from prance_env.settings import EnvSettings
+from prance_env.supernets import checkpoint_folder
 from supernet import Supernet, list_supernets, save_pretrained
 from supernet.checkpoint import load_config
 
@@ -115,10 +115,9 @@ def test_images_of_another_size_are_refused(engine: InferenceEngine) -> None:
 
 def test_environments_with_the_same_arguments_share_one_engine() -> None:
     def settings(**changes: Any) -> EnvSettings:
-        common = EnvSettings("digits", None, "digits", "val", RewardConfig(), "cls", True, "cpu")
-        return replace(common, **changes)
+        return EnvSettings(**{"split": "val", **changes})
 
-    assert settings().engine() is settings(observation="constant", reward=REWARD).engine()
+    assert settings().engine() is settings(observation="constant", reward=asdict(REWARD)).engine()
     assert settings().engine() is not settings(split="test").engine()
     assert EnvSettings.from_id(f"prance_env:{ENV_ID}", split="val").engine() is settings().engine()
     parameters = list(settings().engine().net.parameters())
@@ -129,7 +128,7 @@ def test_environments_with_the_same_arguments_share_one_engine() -> None:
 def test_another_checkpoint_brings_its_own_sizes(digits_net: Supernet, tmp_path: Path) -> None:
     save_pretrained(digits_net, tmp_path)
     assert load_config(checkpoint_folder("digits", str(tmp_path))) == digits_net.config
-    net = shared_engine("digits", str(tmp_path), "digits", "val", "cpu").net
+    net = EnvSettings(checkpoint=str(tmp_path), split="val").engine().net
     for a, b in zip(net.state_dict().values(), digits_net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

@@ -109,7 +109,7 @@ assert not {"torch", "sklearn", "stable_baselines3"} & set(sys.modules), "import
 import gymnasium, torch
 env = gymnasium.make("Prance-Digits-v0")
 from prance_env.images import digits
-from prance_env.shared_engine import shared_engine
+from prance_env.settings import shared_engine
 assert shared_engine.cache_info().currsize == 0, "make loaded the supernet"
 assert digits._tiles.cache_info().currsize == digits.source_splits.cache_info().currsize == 0, "make opened the data"
 assert not torch.cuda.is_initialized(), "make touched the GPU"

@@ -14,8 +14,8 @@ from noise_envs import noise_kwargs
 from small_nets import small_net
 
 from prance_env import PranceEnv, PranceVectorEnv, make_sb3_env, register_envs
-from prance_env.lanes import EnvSettings
 from prance_env.registration import BRING_YOUR_OWN, ENV_IDS
+from prance_env.settings import EnvSettings
 from supernet import create_supernet, supernet_config
 from train.commands.main import main
 

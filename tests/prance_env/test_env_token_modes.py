@@ -15,7 +15,7 @@ from small_nets import small_net
 from agents.baselines import RandomAgent
 from prance_env import PranceEnv, PranceVectorEnv
 from prance_env.engine import InferenceEngine
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from prance_env.wrappers import MultiDiscreteActions
 from supernet import from_pretrained
 from supernet.vit import with_space

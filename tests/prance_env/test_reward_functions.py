@@ -177,7 +177,7 @@ def test_an_environment_with_the_papers_preset_gives_the_papers_reward() -> None
 def test_the_preset_can_be_changed_and_unknown_ones_are_refused() -> None:
     settings = make_envs({"preset": "paper", "mode": "potential", "token_weight": 0.0}).settings
     weight = RewardConfig.paper("digits").macs_weight
-    assert settings.reward == RewardConfig("potential", "agreement", weight, 0.0)
+    assert settings.reward_config == RewardConfig("potential", "agreement", weight, 0.0)
     with pytest.raises(ValueError, match=r"'papre'.*paper"):
         make_envs({"preset": "papre"})
     with pytest.raises(ValueError, match="huge"):

@@ -10,7 +10,7 @@ import pytest
 from helpers import ENV_ID, INFO_KEYS
 
 from prance_env import PranceEnv, PranceVectorEnv, wrappers
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from prance_env.spaces import OBSERVATIONS
 from tools.environment_page import PAGE, environment_page, split_docstring
 

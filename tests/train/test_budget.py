@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from helpers import make_engine, settings_for
 
 from agents.baselines import BaselineAgent
 from prance_env import InferenceEngine
-from prance_env.lanes import EnvSettings
-from prance_env.rewards.prices import CostConditioning
+from prance_env.settings import EnvSettings
 from supernet import Supernet
 from train.commands.main import main
 from train.evaluate import evaluate
@@ -44,7 +43,7 @@ class Thrifty(BaselineAgent):
 
 @pytest.fixture
 def settings(digits_net: Supernet) -> EnvSettings:
-    return replace(settings_for(make_engine(digits_net, 48)), cost_conditioning=CostConditioning(LOW, HIGH))
+    return replace(settings_for(make_engine(digits_net, 48)), cost_conditioning=(LOW, HIGH))
 
 
 def spent(agent: Any, settings: EnvSettings, price: float) -> float:
@@ -93,7 +92,7 @@ def test_prices_of_a_front_span_the_range_evenly_on_a_logarithmic_scale(settings
     prices = front_prices(settings)
     assert (len(prices), prices[0], prices[-1]) == (7, LOW, HIGH)
     np.testing.assert_allclose(np.diff(np.log(prices)), np.log(HIGH / LOW) / 6, rtol=1e-3)
-    narrow = replace(settings, cost_conditioning=CostConditioning(0.123456, 0.123457))
+    narrow = replace(settings, cost_conditioning=(0.123456, 0.123457))
     assert all(at_price(narrow, price) for price in front_prices(narrow))
 
 
@@ -106,11 +105,11 @@ def test_a_price_that_cannot_be_chosen_is_refused(settings: EnvSettings) -> None
             use()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitSettings(EnvSettings):
     """Settings with an engine for every split."""
 
-    engines: dict[str, InferenceEngine] = field(kw_only=True)
+    engines: dict[str, InferenceEngine]
 
     def engine(self) -> InferenceEngine:
         return self.engines[self.split]
@@ -124,9 +123,8 @@ def split_settings(settings: EnvSettings, monkeypatch: pytest.MonkeyPatch, tmp_p
     values = {f.name: getattr(settings, f.name) for f in fields(EnvSettings)}
     given = SplitSettings(**values, engines=engines)
 
-    def from_id(env: str, split: str, *rest: Any, cost_conditioning: Any, **others: Any) -> EnvSettings:
-        conditioning = CostConditioning.from_plain(cost_conditioning)
-        return replace(given, split=split, cost_conditioning=conditioning)
+    def from_id(env: str, split: str, cost_conditioning: Any, **others: Any) -> EnvSettings:
+        return replace(given, split=split, cost_conditioning=cost_conditioning)
 
     load = runner.load_agent
     monkeypatch.setattr(runner.EnvSettings, "from_id", from_id)
@@ -198,7 +196,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_agents_for_a_range_of_prices_see_them_and_are_loaded_as_such(runs: Path) -> None:
-    settings = EnvSettings.from_id("Prance-Digits-v0", "val", cost_conditioning=(LOW, HIGH))
+    settings = EnvSettings.from_id("Prance-Digits-v0", split="val", cost_conditioning=(LOW, HIGH))
     for algo in ("ppo", "prance_ppo"):
         agent = load_agent(str(runs / algo), settings)
         observation = np.zeros((2, *settings.spaces()[0].shape), np.float32)

@@ -19,7 +19,7 @@ import torch
 from small_nets import CASES, cut_subnet, normalised, pixels, small_net
 from torch import Tensor
 
-from prance_env.shared_engine import BUNDLED
+from prance_env.supernets import BUNDLED
 from supernet import StaticViT, SubnetConfig, Supernet, from_pretrained, load_static, save_pretrained
 from supernet.extract import write_weights
 from supernet.files import write_atomically

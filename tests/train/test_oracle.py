@@ -12,7 +12,7 @@ from helpers import make_engine, settings_for
 from prance_env import InferenceEngine
 from prance_env.images.digits import make_scenes
 from prance_env.images.loading import ImageSource, load_dataset
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from supernet import Supernet
 from train.search.noisy_copies import NoisyCopy, noisy_copy
 from train.search.oracle import (

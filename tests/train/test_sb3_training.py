@@ -16,7 +16,7 @@ from sb3_envs import envs, installed
 from agents import make_sb3
 from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
 from agents.sb3.hyperparams import read_preset
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from train.policies import training as stage
 from train.policies.training import AgentTraining, load_agent, train_agent
 

@@ -132,7 +132,9 @@ def test_trained_agents_bring_their_supernet_and_must_agree_on_it(
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yml").write_text(yaml.safe_dump({"checkpoint": checkpoint, "observation": "cls"}))
     monkeypatch.setattr(runner, "load_agent", lambda *a: FullAgent(engine.config))
-    monkeypatch.setattr(runner.EnvSettings, "from_id", lambda *a, **k: asked.append(a[2]) or settings_for(engine))
+    monkeypatch.setattr(
+        runner.EnvSettings, "from_id", lambda *a, **k: asked.append(k["checkpoint"]) or settings_for(engine)
+    )
     a, b, c = (str(tmp_path / name) for name in "abc")
     run_eval(["full", a, c], EvalSettings(resamples=5))
     assert asked == ["one"] * 3

@@ -11,7 +11,7 @@ import torch
 from small_nets import cut_subnet, small_net
 
 from agents import FullAgent, StaticAgent
-from prance_env.shared_engine import BUNDLED
+from prance_env.supernets import BUNDLED
 from supernet import SubnetConfig, from_pretrained, save_pretrained, supernet_config
 from train.networks.subnet_choice import choose_subnet, open_supernet
 

@@ -13,7 +13,7 @@ from helpers import make_engine, settings_for
 
 from agents.baselines import FullAgent
 from prance_env import InferenceEngine
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from supernet import Supernet
 from train.commands.main import main
 from train.evaluate import evaluate

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from agents import PrancePPO, PranceSelector, StaticAgent, load_prance_selector
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
 from train.evaluate import evaluate
 from train.policies import training as stage
@@ -133,14 +133,14 @@ def test_a_trained_agent_is_loaded_with_the_settings_it_was_trained_with_only(
     tmp_path: Path, tiny: AgentTraining
 ) -> None:
     train_agent(replace(tiny, observation="constant", total_timesteps=64 * 6), tmp_path / "run", progress_bar=False)
-    observation = EnvSettings.from_id("Prance-Digits-v0", "val", observation="constant")
+    observation = EnvSettings.from_id("Prance-Digits-v0", split="val", observation="constant")
     assert load_agent(str(tmp_path / "run"), observation) is not None
     with pytest.raises(ValueError, match="trained for observations"):
-        load_agent(str(tmp_path / "run"), EnvSettings.from_id("Prance-Digits-v0", "val"))
+        load_agent(str(tmp_path / "run"), EnvSettings.from_id("Prance-Digits-v0", split="val"))
 
 
 def test_agents_are_found_by_name_and_by_file_and_others_refused(tmp_path: Path) -> None:
-    settings = EnvSettings.from_id("Prance-Digits-v0", "val")
+    settings = EnvSettings.from_id("Prance-Digits-v0", split="val")
     config = settings.config()
     StaticAgent(SubnetConfig.min(config.space), config).save(tmp_path / "static.json")
     assert type(load_agent(str(tmp_path / "static.json"), settings)).__name__ == "StaticAgent"
@@ -157,7 +157,7 @@ def test_agents_are_found_by_name_and_by_file_and_others_refused(tmp_path: Path)
 
 
 def test_prance_ppo_is_loaded_from_a_run_or_a_saved_folder_and_runs_no_pickle(tmp_path: Path) -> None:
-    settings = EnvSettings.from_id("Prance-Digits-v0", "val")
+    settings = EnvSettings.from_id("Prance-Digits-v0", split="val")
     trained = train_agent(replace(TINY_PRANCE, total_timesteps=64 * 24), tmp_path / "run", progress_bar=False)
     assert isinstance(trained, PrancePPO)
     observation = np.zeros(settings.spaces()[0].shape, dtype=np.float32)
@@ -174,7 +174,7 @@ def test_prance_ppo_is_loaded_from_a_run_or_a_saved_folder_and_runs_no_pickle(tm
 
 
 def test_a_selector_is_loaded_from_its_own_and_the_authors_file(tmp_path: Path) -> None:
-    settings = EnvSettings.from_id("Prance-Digits-v0", "val", observation="constant")
+    settings = EnvSettings.from_id("Prance-Digits-v0", split="val", observation="constant")
     shapes = {"fc1": (8, 3), "fc2": (8, 8), "fc_mu": (7, 8)}
     generator = torch.Generator().manual_seed(0)
     weights = {f"{k}.weight": torch.randn(s, generator=generator) for k, s in shapes.items()}

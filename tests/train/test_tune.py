@@ -16,7 +16,7 @@ import yaml
 
 from agents import FullAgent, RandomAgent
 from agents.sb3.hyperparams import ALGORITHMS, PRESETS, read_preset
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from train.commands.main import main
 from train.evaluate import evaluate
 from train.policies import tune as tuning

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prance_env.lanes import EnvSettings
 from prance_env.rewards.prices import CostConditioning
+from prance_env.settings import EnvSettings
 
 from .evaluation import Agent, evaluate
 
@@ -25,7 +25,7 @@ def at_price(settings: EnvSettings, macs_weight: float) -> EnvSettings:
     """
     conditioning = _conditioning(settings)
     conditioning.check(macs_weight, ())
-    return replace(settings, cost_conditioning=replace(conditioning, fixed=float(macs_weight)))
+    return replace(settings, cost_conditioning=(conditioning.low, conditioning.high, float(macs_weight)))
 
 
 def front_prices(settings: EnvSettings, count: int = FRONT_POINTS) -> list[float]:
@@ -108,6 +108,6 @@ def calibrate(
 
 
 def _conditioning(settings: EnvSettings) -> CostConditioning:
-    if settings.cost_conditioning is None:
+    if settings.conditioning is None:
         raise ValueError("The price can be chosen only for an agent that was trained with a range of --macs-weight.")
-    return settings.cost_conditioning
+    return settings.conditioning

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from prance_env.engine import Episodes, InferenceEngine
-from prance_env.lanes import EnvSettings
 from prance_env.rewards.config import RewardConfig
+from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions, encode_actions
 from supernet import SubnetConfig
 from supernet.macs import subnet_params
@@ -109,7 +109,7 @@ def _record(
     donors: NDArray[np.int64] | None = None,
 ) -> Recording:
     """`play`, with the actions taken, (B, T, A); `donors` (B,) are the images that the agent looks at instead."""
-    conditioning = settings.cost_conditioning
+    conditioning = settings.conditioning
     if conditioning is not None and conditioning.fixed is None:
         raise ValueError("A cost-conditioned agent is evaluated at one price: cost_conditioning=(low, high, fixed).")
     price = None if conditioning is None else np.full(len(index), conditioning.fixed)

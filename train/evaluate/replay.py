@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prance_env.lanes import EnvSettings, Lanes
+from prance_env.lanes import Lanes
+from prance_env.settings import EnvSettings
 
 from .rows import Columns, action_column, read_rows
 

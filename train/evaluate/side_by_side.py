@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from prance_env.spaces import action_names
 from supernet import SubnetConfig
 
@@ -210,10 +210,10 @@ def _env(name: str, noted: dict[str, Any], split: str, device: str) -> EnvSettin
     """The environment as an agent saw it in training, on the images of `noted`, which has the keys of `DEFAULTS`."""
     return EnvSettings.from_id(
         noted["env"],
-        split,
-        noted["checkpoint"],
-        trained_settings(name).get("observation", "cls"),
-        device,
+        split=split,
+        checkpoint=noted["checkpoint"],
+        observation=trained_settings(name).get("observation", "cls"),
+        device=device,
         cost_conditioning=_price_range(name),
         token_mode=noted["token_mode"],
         dtype=noted["dtype"],

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from agents.baselines import BaselineAgent, StaticAgent
-from prance_env.shared_engine import BUNDLED
+from prance_env.supernets import BUNDLED
 from supernet import SubnetConfig, Supernet, SupernetConfig, create_supernet, from_pretrained, list_supernets
 
 

@@ -23,8 +23,8 @@ from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
 from agents.sb3.hyperparams import ALGORITHMS, algorithm_class, read_preset
 from agents.sb3.make import make_sb3
 from prance_env import PranceVectorEnv, make_sb3_env
-from prance_env.lanes import EnvSettings
 from prance_env.rewards.prices import CostConditioning
+from prance_env.settings import EnvSettings
 from supernet.files import write_atomically, write_text
 
 from ..evaluate.evaluation import Agent

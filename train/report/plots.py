@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
-from prance_env.lanes import EnvSettings
 from prance_env.rendering import draw_patches
+from prance_env.settings import EnvSettings
 from supernet.files import write_atomically
 
 from ..evaluate.evaluation import Agent, Evaluation, play

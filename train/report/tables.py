@@ -14,8 +14,8 @@ from rich.table import Table
 from agents.sb3.hyperparams import ALGORITHMS
 from prance_env.images.config import TIMM_READERS
 from prance_env.images.loading import list_datasets
-from prance_env.shared_engine import BUNDLED, token_modes
 from prance_env.spaces import OBSERVATIONS, action_space, observation_space
+from prance_env.supernets import BUNDLED, token_modes
 from supernet import TOKEN_MODES, SubnetConfig, SupernetConfig, list_supernets, supernet_config
 from supernet.files import write_text
 from supernet.macs import remaining_macs, stem_macs, subnet_params

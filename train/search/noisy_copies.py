@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prance_env.images.config import DatasetConfig
 from prance_env.images.digits import make_scenes
 from prance_env.images.loading import DIGITS_SCENES, ImageDataset, ImageSource
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 
 # As much as the scenes of Digits have.
 NOISE_STD = 0.1
@@ -91,7 +90,7 @@ def noisy_copy(settings: EnvSettings, seed: int) -> ImageSource:
         seed: Of the noise, not negative.
     """
     split = settings.split
-    if DatasetConfig.from_value(settings.dataset).name != "digits":
+    if settings.dataset_config.name != "digits":
         return NoisyCopy(settings.engine().dataset, seed)
     scenes = make_scenes(DIGITS_SCENES[split], split, seed=0, noise_seed=seed)
     return ImageDataset(scenes.images, scenes.labels, scenes.num_digits, "num_digits")

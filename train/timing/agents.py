@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice
 
@@ -35,7 +35,7 @@ def classify(agent: Agent, settings: EnvSettings, images: Tensor) -> Tensor:
     Returns:
         (B, num_classes).
     """
-    engine, conditioning = settings.engine(), settings.cost_conditioning
+    engine, conditioning = settings.engine(), settings.conditioning
     net, space, price = engine.net, engine.config.space, None
     if conditioning is not None:
         assert conditioning.fixed is not None, "conditioned agents run at one price"

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from agents import make_sb3
 from prance_env import ImageDataset, PranceVecEnv, PranceVectorEnv, register_dataset
 from prance_env.images.loading import DIGITS_SCENES, load_dataset
-from prance_env.shared_engine import BUNDLED, checkpoint_folder
+from prance_env.supernets import BUNDLED, checkpoint_folder
 from supernet import create_supernet, save_pretrained
 from supernet.checkpoint import load_config
 

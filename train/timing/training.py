@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prance_env import PranceVectorEnv
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 
 from ..evaluate.evaluation import Agent
 from ..policies.training import PRANCE_PPO, AgentTraining, env_arguments, train_agent
@@ -88,7 +88,8 @@ def _environment(settings: AgentTraining, split: str) -> PranceVectorEnv:
 
 
 def _compute_prefixes(settings: AgentTraining) -> None:
-    engine = EnvSettings.from_id(settings.env, "train", settings.checkpoint, device=settings.device).engine()
+    task = EnvSettings.from_id(settings.env, checkpoint=settings.checkpoint, device=settings.device)
+    engine = task.engine()
     for begin in range(0, len(engine.dataset), BATCH):
         engine.start(np.arange(begin, min(begin + BATCH, len(engine.dataset))))
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from agents.baselines import StaticAgent
 from prance_env.engine import InferenceEngine
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
 
 from ..evaluate.evaluation import Evaluation, evaluate, evaluate_actions
@@ -82,7 +82,9 @@ class YardstickSettings:
 
     def settings(self, split: str, observation: str = "cls") -> EnvSettings:
         """Of the environment on one of the splits."""
-        return EnvSettings.from_id(self.env, split, self.checkpoint, observation, self.device)
+        return EnvSettings.from_id(
+            self.env, split=split, checkpoint=self.checkpoint, observation=observation, device=self.device
+        )
 
 
 def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:

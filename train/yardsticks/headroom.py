@@ -16,7 +16,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from prance_env.engine import InferenceEngine
-from prance_env.lanes import EnvSettings
+from prance_env.settings import EnvSettings
 
 from ..report.tables import write_json
 from ..search.static import SearchResult, correct_of_static, evolve_static_front
@@ -132,7 +132,7 @@ def run_headroom(
     for checkpoint in checkpoints:
         name = Path(checkpoint).name if checkpoint else "bundled"
         settings = EnvSettings.from_id(
-            env, "val", checkpoint, device=device, token_mode=token_mode, dtype=dtype, dataset=dataset
+            env, split="val", checkpoint=checkpoint, device=device, token_mode=token_mode, dtype=dtype, dataset=dataset
         )
         result = results[checkpoint or "bundled"] = measure_headroom(settings.engine(), num_subnets)
         for row in result["rows"]:

@@ -1,56 +1,20 @@
-"""From the arguments of an environment to its supernet and engine."""
+"""From the arguments of an environment to its supernet: folders of weights, configurations, precisions."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from supernet import TOKEN_MODES, SupernetConfig, freeze, from_pretrained, list_supernets
+from supernet import TOKEN_MODES, SupernetConfig, list_supernets
 from supernet.checkpoint import CONFIG, load_config
 from supernet.vit import with_space
 
-from .engine import CACHE_MB, InferenceEngine
-from .images.config import DatasetConfig
-from .images.loading import load_dataset
 from .registration import BRING_YOUR_OWN
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTHORS = "prance_"
-
-
-@lru_cache(maxsize=8)
-def shared_engine(
-    supernet: str,
-    checkpoint: str | None,
-    dataset: str | DatasetConfig,
-    split: str,
-    device: str,
-    cache_mb: float = CACHE_MB,
-    cache_dir: str | None = None,
-    num_workers: int = 0,
-    on_error: str = "raise",
-    token_mode: str | None = None,
-    dtype: str = "float32",
-    decide_first_group: bool | None = None,
-    key_mean: bool = False,
-) -> InferenceEngine:
-    """The engine for these arguments; environments of one process share it, and with it weights and caches.
-
-    Raises:
-        ValueError: If a name is unknown or something does not fit.
-        ModuleNotFoundError: If a package that the data set needs is missing.
-        OSError: If the checkpoint is missing, or a folder cannot be read or written.
-    """
-    config = resolved_config(supernet, checkpoint, token_mode, decide_first_group)
-    net = freeze(from_pretrained(checkpoint_folder(supernet, checkpoint)))
-    # No weight depends on what the arguments change.
-    net.config = config
-    net = net.to(torch.device(device), checked_dtype(dtype))
-    source = load_dataset(dataset, split, config, num_workers, on_error, cache_dir)
-    return InferenceEngine(net, source, cache_mb, cache_dir, key_mean)
 
 
 def resolved_config(
@@ -59,8 +23,8 @@ def resolved_config(
     """Configuration of the checkpoint with what the environment's arguments change of it.
 
     Args:
-        supernet: See `checkpoint_folder`.
-        checkpoint: See there.
+        supernet: Name of a registered supernet.
+        checkpoint: Folder with its weights; None takes the bundled ones.
         token_mode: How patches leave; None: as the checkpoint says.
         decide_first_group: Whether a decision precedes the first group; None: as the checkpoint says.
 

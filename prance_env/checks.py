@@ -1,0 +1,70 @@
+"""What callers pass to `reset` and `step`, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import as_array
+from .engine import Ints
+from .rewards.config import Floats
+from .settings import EnvSettings
+
+
+def check_options(
+    options: dict[str, Any] | None, settings: EnvSettings, shape: tuple[int, ...], other: tuple[str, ...] = ()
+) -> tuple[Ints | None, Floats | None]:
+    """The images and the prices that `reset(options=)` asks for, None where it does not.
+
+    Args:
+        options: As given by the user.
+        settings: Of the environment.
+        shape: Of both.
+        other: Further keys that are allowed.
+
+    Raises:
+        ValueError: If there is an unknown key, or a value has another shape or lies out of range.
+    """
+    conditioning = settings.conditioning
+    allowed = ["index", *(["macs_weight"] if conditioning else []), *other]
+    if options is not None and not isinstance(options, dict):
+        raise ValueError(f"options={options!r} must be None or a dict with keys among {allowed}.")
+    options = options or {}
+    if unknown := [key for key in options if key not in allowed]:
+        hint = " (macs_weight needs an environment with cost_conditioning)" if "macs_weight" in unknown else ""
+        raise ValueError(f"options has the unknown keys {unknown}; allowed are {allowed}{hint}.")
+    index, price = options.get("index"), options.get("macs_weight")
+    return (
+        None if index is None else check_index(index, shape),
+        None if price is None or conditioning is None else conditioning.check(price, shape),
+    )
+
+
+def check_index(index: Any, shape: tuple[int, ...]) -> Ints:
+    """`options["index"]` as an array.
+
+    Raises:
+        ValueError: If its shape is not `shape` or it holds no whole numbers.
+    """
+    array = as_array(index)
+    if array.shape != shape or not np.issubdtype(array.dtype, np.integer) or array.dtype == np.uint64:
+        raise ValueError(
+            f"options['index']={index!r} has the shape {array.shape} and type {array.dtype}; "
+            f"expected whole numbers of shape {shape}."
+        )
+    return array.astype(np.int64)
+
+
+def check_action_shape(action: Any, shape: tuple[int, ...]) -> NDArray[np.floating]:
+    """The action, an array or a tensor on any device, as an array.
+
+    Raises:
+        ValueError: If its shape is not `shape` or it holds no real numbers.
+    """
+    array = as_array(action)
+    numbers = np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)
+    if array.shape != shape or not numbers:
+        raise ValueError(f"The action is {array.dtype} of shape {array.shape}; expected numbers of shape {shape}.")
+    return array

@@ -1,0 +1,296 @@
+"""What an environment takes: the one list of its arguments.
+
+A new argument is two edits: a field of `EnvSettings` with its default and its description, and its name and type in
+`EnvArguments`. The faces, pickling, the key under which engines are shared, the page of the environment and the options
+of every command derive from them.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any, TypedDict, TypeVar
+
+import gymnasium as gym
+import torch
+from typing_extensions import Unpack
+
+from supernet import SupernetConfig, freeze, from_pretrained
+
+from .engine import CACHE_MB, InferenceEngine
+from .images.config import DatasetConfig
+from .images.loading import ON_ERROR, check_dataset, load_dataset
+from .rewards.config import RewardConfig
+from .rewards.latency import load_latency_table
+from .rewards.prices import CostConditioning
+from .spaces import action_space, observation_layout, observation_space
+from .supernets import check_complete, checked_dtype, checkpoint_folder, resolved_config
+
+IMPORTED_IN = os.getpid()
+RENDER_MODES = ["rgb_array", "ansi"]
+# What no engine depends on: environments that differ in nothing else share one.
+_OF_THE_FACE: dict[str, Any] = {"engine": False}
+C = TypeVar("C", bound="type[Any]")
+
+
+class EnvArguments(TypedDict, total=False):
+    """The arguments of an environment for type checkers and editors; what they mean is said in `EnvSettings`."""
+
+    supernet: str
+    checkpoint: str | None
+    dataset: str | dict[str, Any] | None
+    split: str
+    reward: dict[str, Any] | None
+    observation: str
+    normalize_actions: bool
+    device: str
+    render_mode: str | None
+    cost_conditioning: Sequence[float] | None
+    cache_mb: float
+    cache_dir: str | None
+    num_workers: int
+    on_error: str
+    token_mode: str | None
+    dtype: str
+    decide_first_group: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings:
+    """The arguments of an environment, plain data, checked; `PranceEnv` says what an environment is.
+
+    Raises:
+        ValueError: If an argument is out of range, or weights or images have to be passed and are not.
+        FileNotFoundError: If the checkpoint or the latency table is missing.
+        ModuleNotFoundError: If a package that the data set needs is missing.
+    """
+
+    supernet: str = "digits"
+    """Name of a registered supernet."""
+    checkpoint: str | None = None
+    """Folder with its weights (`save_pretrained`); None takes the bundled ones, which "digits" has."""
+    dataset: str | dict[str, Any] | None = "digits"
+    """Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every split; a
+    name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to `register_dataset`; or
+    a dict with the fields of `prance_env.images.config.DatasetConfig`. None is an error that says what to pass: the
+    default of the ids of PRANCE's supernets."""
+    split: str = "train"
+    """"train", "val" or "test"; timm's readers also take names of their own."""
+    reward: dict[str, Any] | None = field(default=None, metadata=_OF_THE_FACE)
+    """Fields of `RewardConfig`, as a dict, or "preset" and changes to it; None gives the defaults."""
+    observation: str = field(default="cls", metadata=_OF_THE_FACE)
+    """"cls", "cls_only", "constant", "key_mean", or a name given to `register_observation`."""
+    normalize_actions: bool = field(default=True, metadata=_OF_THE_FACE)
+    """Whether the action space is Box(-1, 1) instead of Box(0, 1)."""
+    device: str = "cpu"
+    """Torch device of the supernet: cpu, cuda, cuda:1, ..."""
+    render_mode: str | None = field(default=None, metadata=_OF_THE_FACE)
+    """None, "rgb_array" or "ansi"."""
+    cost_conditioning: Sequence[float] | None = field(default=None, metadata=_OF_THE_FACE)
+    """(low, high): range of the `macs_weight` that is drawn for every episode; (low, high, fixed): every episode has
+    the third, observed in that range, as for evaluation. None: the reward's, not observed."""
+    cache_mb: float = CACHE_MB
+    """MiB for what no action can change, the output of the first group; of memory on the device, or of disk. Beyond it,
+    it is computed anew when an image is drawn."""
+    cache_dir: str | None = None
+    """Folder for that cache, so that it outlives the process and others share it; None keeps it in memory."""
+    num_workers: int = 0
+    """Processes that decode image files while the network runs; 0 decodes in this one."""
+    on_error: str = "raise"
+    """What to do about an image that cannot be decoded: "raise", or "skip" it for the next good one."""
+    token_mode: str | None = None
+    """How patches leave: "prune", "prune_fused", "merge", "prune_merge", "tome" (see `supernet.tokens`), or a name
+    given to `register_token_mode`; None: as the checkpoint says. "prune_merge" has two keep rates."""
+    dtype: str = "float32"
+    """Precision of the supernet: "float32", "bfloat16" or "float16". Observations are float32 all the same."""
+    decide_first_group: bool | None = None
+    """Whether a decision precedes the first group, too, which is one more an episode; it needs groups of equally many
+    blocks. None: as the checkpoint says, usually not."""
+
+    def __post_init__(self) -> None:
+        check_complete(self.supernet, self.checkpoint, self.dataset)
+        config = self.config()
+        _ = self.reward_config, self.conditioning  # which check what they are made of
+        check_dataset(self.dataset_config, self.split)
+        if not 0 <= self.cache_mb < float("inf"):
+            raise ValueError(f"cache_mb={self.cache_mb!r} must be a number of MiB >= 0; 0 keeps verdicts only.")
+        if self.num_workers != int(self.num_workers) or self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers!r} must be an integer >= 0; 0 decodes without processes.")
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error={self.on_error!r} is unknown; choose one of {ON_ERROR}.")
+        checked_dtype(self.dtype)
+        if self.reward_config.latency_table is not None:
+            load_latency_table(self.reward_config.latency_table).check(config)
+        try:
+            torch.device(self.device)
+        except RuntimeError as e:
+            raise ValueError(f"device={self.device!r} is unknown; pass one such as 'cpu' or 'cuda:0'.") from e
+        if self.render_mode is not None and self.render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode={self.render_mode!r} is unknown; choose None or one of {RENDER_MODES}.")
+        self.layout()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Dataclasses would hash every field, which dicts cannot be.
+        cls.__hash__ = EnvSettings.__hash__  # type: ignore[method-assign]
+
+    def __hash__(self) -> int:
+        return hash((self.supernet, self.checkpoint, self.split, self.device))
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> EnvSettings:
+        """From the keyword arguments of an environment.
+
+        Raises:
+            TypeError: If there is no such argument; the message names it and the nearest known one.
+        """
+        known = [f.name for f in fields(cls) if f.init]
+        for name in arguments:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise TypeError(f"An environment takes no argument {name!r}; {hint}It takes {', '.join(known)}.")
+        return cls(**arguments)
+
+    @classmethod
+    def from_id(cls, env_id: str = "Prance-Digits-v0", **arguments: Unpack[EnvArguments]) -> EnvSettings:
+        """The settings of a registered environment, for evaluation.
+
+        Args:
+            env_id: A registered id of this package, with or without "prance_env:" in front.
+            **arguments: What differs from the id's own arguments; `dataset=None` takes that of the id.
+
+        Raises:
+            ValueError: If the id is not one of this package's, or needs a checkpoint or a data set that is not given.
+        """
+        try:
+            kwargs = gym.spec(env_id.removeprefix("prance_env:")).kwargs
+        except gym.error.Error as e:
+            raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
+        if "supernet" not in kwargs:
+            raise ValueError(f"{env_id!r} is not an environment of prance_env; `prance list` shows the known ones.")
+        given = {k: v for k, v in arguments.items() if not (k == "dataset" and v is None)}
+        return cls.from_arguments({**kwargs, **given})
+
+    @cached_property
+    def reward_config(self) -> RewardConfig:
+        """What `reward` says."""
+        return RewardConfig.from_dict(self.reward, self.config())
+
+    @cached_property
+    def conditioning(self) -> CostConditioning | None:
+        """What `cost_conditioning` says; None if there is one price for all episodes."""
+        return CostConditioning.from_plain(self.cost_conditioning)
+
+    @cached_property
+    def dataset_config(self) -> DatasetConfig:
+        """What `dataset` says."""
+        assert self.dataset is not None, "check_complete has said so"
+        return DatasetConfig.from_value(self.dataset)
+
+    def config(self) -> SupernetConfig:
+        """Configuration of the supernet, with what these settings change of it."""
+        return resolved_config(self.supernet, self.checkpoint, self.token_mode, self.decide_first_group)
+
+    def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+        """Observation and action space."""
+        config, conditioned = self.config(), self.conditioning is not None
+        return (
+            observation_space(config, self.observation, conditioned),
+            action_space(config.space, self.normalize_actions),
+        )
+
+    def layout(self) -> dict[str, slice]:
+        """Name and slice of every part of the observation, in order."""
+        return observation_layout(self.config(), self.observation, self.conditioning is not None)
+
+    def engine(self) -> InferenceEngine:
+        """The engine, which all environments of a process share whose settings differ in nothing that it depends on."""
+        if os.getpid() != IMPORTED_IN:
+            # A forked child would wait for ever for the OpenMP threads that its parent had.
+            torch.set_num_threads(1)
+        return shared_engine(self.engine_settings())
+
+    def engine_settings(self) -> EnvSettings:
+        """These settings with everything at its default that the engine does not depend on, and names resolved.
+
+        What the checkpoint says anyway is the same engine, and so are two ways of naming one data set.
+        """
+        space = self.config().space
+        same: dict[str, Any] = {f.name: f.default for f in fields(self) if not f.metadata.get("engine", True)}
+        # Mean keys have to be kept beside the prefixes for an observation to show them.
+        same["observation"] = "key_mean" if "key_mean" in self.layout() else "cls"
+        same |= {"token_mode": space.token_mode, "decide_first_group": space.decide_first_group}
+        return replace(self, **same, dataset=asdict(self.dataset_config))
+
+
+@lru_cache(maxsize=8)
+def shared_engine(settings: EnvSettings) -> InferenceEngine:
+    """The engine for what `EnvSettings.engine_settings` gave; kept, with its weights and caches.
+
+    Raises:
+        ValueError: If a name is unknown or something does not fit.
+        ModuleNotFoundError: If a package that the data set needs is missing.
+        OSError: If the checkpoint is missing, or a folder cannot be read or written.
+    """
+    config = settings.config()
+    net = freeze(from_pretrained(checkpoint_folder(settings.supernet, settings.checkpoint)))
+    # No weight depends on what the arguments change.
+    net.config = config
+    net = net.to(torch.device(settings.device), checked_dtype(settings.dtype))
+    source = load_dataset(
+        settings.dataset_config, settings.split, config, settings.num_workers, settings.on_error, settings.cache_dir
+    )
+    key_mean = settings.observation == "key_mean"
+    return InferenceEngine(net, source, settings.cache_mb, settings.cache_dir, key_mean)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The description under every field of a dataclass, on one line each, those of its base classes included.
+
+    Raises:
+        ValueError: If a field has none.
+    """
+    found: dict[str, str] = {}
+    for base in reversed([c for c in cls.__mro__ if hasattr(c, "__dataclass_fields__")]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for node, following in zip(body.body, body.body[1:], strict=False):
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+                continue
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                found[node.target.id] = " ".join(str(following.value.value).split())
+    if missing := [f.name for f in fields(cls) if f.name not in found]:
+        raise ValueError(f"{cls.__name__}: the fields {missing} have no description under them.")
+    return {f.name: found[f.name] for f in fields(cls)}
+
+
+def takes_settings(face: C) -> C:
+    """Class decorator of the faces: what `**arguments` stands for, in the signature and in the docstring.
+
+    The docstring's line `**arguments: ...` is replaced by one entry for each field of the class's `settings_class`.
+    """
+    settings: type[EnvSettings] = vars(face)["settings_class"]
+    own = list(inspect.signature(vars(face)["__init__"]).parameters.values())[1:-1]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    listed = [
+        inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type)
+        for f in fields(settings)
+        if f.default is not MISSING
+    ]
+    setattr(face, "__signature__", inspect.Signature([*own, *listed]))  # noqa: B010
+    entries = "\n".join(
+        textwrap.fill(f"{name}: {text}", 112, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        for name, text in field_docs(settings).items()
+    )
+    lines = (face.__doc__ or "").split("\n")
+    at = next(i for i, line in enumerate(lines) if line.strip().startswith("**arguments:"))
+    after = next((i for i in range(at + 1, len(lines)) if not lines[i].startswith(" " * 12)), len(lines))
+    face.__doc__ = "\n".join([*lines[:at], entries, *lines[after:]])
+    return face

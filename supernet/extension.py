@@ -1,0 +1,108 @@
+"""How everything here is extended: registries of names, and plug-ins that add to them.
+
+A package that is installed beside this one is found through the entry point group `prance_env.plugins`. Each entry
+names a module, which registers things when it is imported, or a function, which is called:
+
+    [project.entry-points."prance_env.plugins"]
+    my_modes = "my_package.modes"
+
+Plug-ins are loaded when a name is first looked up or listed, never by importing this package.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+GROUP = "prance_env.plugins"
+T = TypeVar("T")
+_lock = threading.RLock()
+_loaded: set[str] = set()
+
+
+def load_plugins() -> None:
+    """Loads every plug-in that is installed, each once per process.
+
+    Raises:
+        RuntimeError: If a plug-in raises; the message names it and its package.
+    """
+    with _lock:
+        for entry in entry_points(group=GROUP):
+            key = f"{entry.name}={entry.value}"
+            if key in _loaded:
+                continue
+            # Noted first: a plug-in may itself look names up.
+            _loaded.add(key)
+            package = entry.dist.name if entry.dist is not None else "?"
+            try:
+                loaded = entry.load()
+                if callable(loaded):
+                    loaded()
+            except Exception as e:
+                raise RuntimeError(
+                    f"The plug-in {entry.name!r} ({entry.value}) of the installed package {package!r} failed "
+                    f"({type(e).__name__}: {e}); mend or uninstall that package."
+                ) from e
+
+
+class Registry(Generic[T]):
+    """Things by name: what this package brings and what users add.
+
+    Args:
+        what: What the things are called in messages, such as "token mode".
+        how: The function that users add one with, named in messages.
+        argument: The argument that takes the name, named in messages.
+    """
+
+    def __init__(self, what: str, how: str, argument: str) -> None:
+        self.what, self.how, self.argument = what, how, argument
+        self._things: dict[str, T] = {}
+
+    def add(self, name: str, thing: T, same: Callable[[T, T], bool] = lambda a, b: a is b or a == b) -> T:
+        """Adds a thing and returns it. Adding the same thing again changes nothing.
+
+        Args:
+            name: Its name, not empty.
+            thing: The thing.
+            same: Whether two things are the same.
+
+        Raises:
+            ValueError: If the name is empty, or taken by another thing.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{name!r} is no name for a {self.what}; pass a text that is not empty.")
+        if name in self._things and not same(self._things[name], thing):
+            raise ValueError(f"The {self.what} name {name!r} is taken; registered are {self.names()}.")
+        self._things[name] = thing
+        return thing
+
+    def __getitem__(self, name: str) -> T:
+        """The thing of that name.
+
+        Raises:
+            ValueError: If there is none; the message lists the names and says how to add one.
+        """
+        if name not in self:
+            raise ValueError(
+                f"{self.argument}={name!r} is unknown; choose one of {self.names()}, or add yours with {self.how}."
+            )
+        return self._things[name]
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._things:
+            load_plugins()
+        return name in self._things
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def names(self) -> list[str]:
+        """All names, in the order in which they were registered."""
+        load_plugins()
+        return list(self._things)
+
+    def remove(self, name: str) -> None:
+        """Takes a name out again, for tests and notebooks; nothing happens if it is not there."""
+        self._things.pop(name, None)

@@ -1,0 +1,94 @@
+"""The one list of arguments: what derives from it, and that a new argument is a field and its type."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, get_type_hints
+
+import pytest
+
+from prance_env import EnvSettings, PranceEnv, PranceVectorEnv, make_sb3_env
+from prance_env.settings import EnvArguments, field_docs, takes_settings
+from tools.environment_page import split_docstring
+
+FACES = [PranceEnv, PranceVectorEnv]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreSettings(EnvSettings):
+    """The arguments of an environment, and one more."""
+
+    jpeg_quality: int = 90
+    """Quality at which images
+    are stored, 1 to 100."""
+
+
+@takes_settings
+class MoreEnv(PranceEnv):
+    """An environment with one more argument.
+
+    Args:
+        **arguments: The fields of `MoreSettings`.
+    """
+
+    settings_class: ClassVar[type[EnvSettings]] = MoreSettings
+
+    def __init__(self, **arguments: object) -> None:
+        super().__init__(**arguments)  # type: ignore[misc]
+
+
+def test_the_types_for_editors_are_those_of_the_fields() -> None:
+    assert get_type_hints(EnvArguments) == {f.name: get_type_hints(EnvSettings)[f.name] for f in fields(EnvSettings)}
+
+
+def test_a_new_argument_reaches_signature_docstring_pickle_page_and_engine_key() -> None:
+    assert inspect.signature(MoreEnv).parameters["jpeg_quality"].default == 90
+    assert "jpeg_quality: Quality at which images are stored, 1 to 100." in (MoreEnv.__doc__ or "")
+    assert split_docstring(MoreEnv)[1]["jpeg_quality"] == "Quality at which images are stored, 1 to 100."
+    env = MoreEnv(jpeg_quality=50, split="val")
+    for other in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
+        assert other.settings == env.settings
+    assert env.settings.jpeg_quality == 50  # type: ignore[attr-defined]
+    key = env.settings.engine_settings()
+    assert key == replace(key, observation="cls")
+    assert key != replace(key, jpeg_quality=51)  # type: ignore[call-arg]
+    assert len({key, replace(key), replace(key, jpeg_quality=51)}) == 2  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"no argument 'jpeg_quality'.*It takes supernet, "):
+        PranceEnv(jpeg_quality=50)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_faces_say_what_they_take(face: type) -> None:
+    parameters = inspect.signature(face).parameters
+    defaults = {f.name: f.default for f in fields(EnvSettings)}
+    assert {name: p.default for name, p in parameters.items() if name in defaults} == defaults
+    assert set(split_docstring(face)[1]) == set(parameters) > set(defaults) - {"supernet"}
+
+
+def test_an_unknown_argument_is_named_with_the_nearest_known_one() -> None:
+    for make in (PranceEnv, PranceVectorEnv, make_sb3_env, EnvSettings.from_id):
+        with pytest.raises(TypeError, match=r"no argument 'tokenmode'; did you mean 'token_mode'\?"):
+            make(tokenmode="merge")  # type: ignore[call-arg]
+
+
+def test_settings_are_equal_and_share_an_engine_however_the_data_set_is_named() -> None:
+    one, other = EnvSettings(split="val"), EnvSettings(split="val", dataset={"name": "digits"}, token_mode="prune")
+    assert one != other
+    assert one.engine_settings() == other.engine_settings()
+    assert one.engine() is other.engine()
+    assert one.engine_settings() != EnvSettings(split="val", observation="key_mean").engine_settings()
+    assert one.engine_settings() == EnvSettings(split="val", render_mode="ansi", reward={}).engine_settings()
+
+
+def test_a_field_without_description_is_found() -> None:
+    @dataclass
+    class Forgetful:
+        known: int = 0
+        """This one."""
+        unknown: int = 0
+
+    with pytest.raises(ValueError, match=r"Forgetful: the fields \['unknown'\] have no description"):
+        field_docs(Forgetful)
