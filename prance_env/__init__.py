@@ -12,7 +12,8 @@ from .registration import register_envs
 if TYPE_CHECKING:
     from .engine import InferenceEngine
     from .env import PranceEnv
-    from .images.loading import ImageDataset, register_dataset
+    from .images.loading import register_dataset
+    from .images.source import ImageDataset
     from .rewards.config import RewardConfig
     from .rewards.latency import LatencyTable
     from .rewards.outcome import Outcome
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "EnvSettings": "settings",
-    "ImageDataset": "images.loading",
+    "ImageDataset": "images.source",
     "InferenceEngine": "engine",
     "LatencyTable": "rewards.latency",
     "Outcome": "rewards.outcome",

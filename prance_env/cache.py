@@ -20,7 +20,7 @@ from torch import Tensor
 from supernet import Supernet
 from supernet.files import write_atomically
 
-from .images.loading import ImageSource
+from .images.source import ImageSource
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

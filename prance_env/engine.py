@@ -18,7 +18,8 @@ from torch import Tensor
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, SupernetConfig
 
 from .cache import PrefixCache
-from .images.loading import ImageSource, check_fits
+from .images.source import ImageSource, check_fits
+from .observations import OBSERVATIONS
 from .rewards.config import Bools, Floats, RewardConfig, accuracy_term, score
 from .rewards.latency import load_latency_table
 from .rewards.outcome import Outcome
@@ -252,14 +253,16 @@ class InferenceEngine:
 
         Args:
             episodes: The episodes.
-            observation: One of `prance_env.spaces.OBSERVATIONS`.
+            observation: A name that `prance_env.observations.list_observations` has.
             cost_conditioning: Range of the price that is observed; the episodes must have their `macs_weight`.
 
         Raises:
             ValueError: If "key_mean" is asked for, but the engine was not made for it.
         """
-        if observation == "key_mean" and not self.key_mean:
-            raise ValueError("observation='key_mean' needs an engine made for it: InferenceEngine(..., key_mean=True).")
+        if not self.key_mean and "key_mean" in (part.name for part in OBSERVATIONS[observation]):
+            raise ValueError(
+                f"observation={observation!r} needs an engine made for it: InferenceEngine(..., key_mean=True)."
+            )
         price = None
         if cost_conditioning is not None:
             assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"

@@ -1,31 +1,16 @@
-"""Action and observation spaces, and what an observation is made of."""
+"""Action and observation spaces."""
 
 from __future__ import annotations
-
-import math
 
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import InferenceState, SearchSpace, Supernet, SupernetConfig
-from supernet.runtime.packing import runs, take_rows
 
-# What each observation consists of, in order.
-_COUNTERS = ("embed_dim", "decision", "patches_left", "macs_spent")
-OBSERVATION_PARTS = {
-    "cls": ("class_token", "log_norm", "max_prob", "entropy", *_COUNTERS),
-    "cls_only": ("class_token", "log_norm", *_COUNTERS),
-    "constant": ("decision",),
-    "key_mean": ("key_mean",),
-}
-OBSERVATIONS = tuple(OBSERVATION_PARTS)
-LOG_NORM_BOUND = 5.0
-# Far beyond what trained networks give; it is there so that the Box is finite.
-KEY_MEAN_BOUND = 100.0
+from .observations import OBSERVATIONS, PRICE, ObservationPart, Seen
 
 
 def action_space(space: SearchSpace, normalize_actions: bool) -> gym.spaces.Box:
@@ -63,35 +48,26 @@ def observation_layout(config: SupernetConfig, observation: str, cost_conditioni
 
     Args:
         config: The supernet.
-        observation: One of `OBSERVATIONS`.
+        observation: A name that `list_observations` has.
         cost_conditioning: Whether the price of computation is observed, as the last entry.
 
     Raises:
         ValueError: If `observation` is unknown.
     """
-    space = config.space
-    if observation not in OBSERVATIONS:
-        raise ValueError(f"observation={observation!r} is unknown; choose one of {OBSERVATIONS}.")
-    sizes = {"class_token": config.embed_dim, "embed_dim": len(space.embed_dims), "decision": space.num_decisions}
-    sizes["key_mean"] = config.num_tokens
     layout, end = {}, 0
-    for name in (*OBSERVATION_PARTS[observation], *(["macs_weight"] if cost_conditioning else [])):
-        layout[name] = slice(end, end + sizes.get(name, 1))
-        end = layout[name].stop
+    for part in _parts(observation, cost_conditioning):
+        layout[part.name] = slice(end, end + part.size(config))
+        end = layout[part.name].stop
     return layout
 
 
 def observation_space(config: SupernetConfig, observation: str, cost_conditioning: bool = False) -> gym.spaces.Box:
-    """Flat float32 Box with finite bounds."""
-    layout = observation_layout(config, observation, cost_conditioning)
-    size = max(s.stop for s in layout.values())
-    low, high = np.zeros(size, dtype=np.float32), np.ones(size, dtype=np.float32)
-    if "class_token" in layout:
-        bound = math.sqrt(config.embed_dim)  # a layer-normed vector of D entries cannot have one above sqrt(D - 1)
-        low[layout["class_token"]], high[layout["class_token"]] = -bound, bound
-        low[layout["log_norm"]], high[layout["log_norm"]] = -LOG_NORM_BOUND, LOG_NORM_BOUND
-    if "key_mean" in layout:
-        low[layout["key_mean"]], high[layout["key_mean"]] = -KEY_MEAN_BOUND, KEY_MEAN_BOUND
+    """Flat float32 Box with finite bounds; the arguments are those of `observation_layout`."""
+    parts = _parts(observation, cost_conditioning)
+    low, high = (
+        np.concatenate([np.full(part.size(config), bound(config), dtype=np.float32) for part, bound in bounds])
+        for bounds in ([(part, part.low) for part in parts], [(part, part.high) for part in parts])
+    )
     return gym.spaces.Box(low, high, dtype=np.float32)
 
 
@@ -102,64 +78,18 @@ def observe(
     full_macs: int,
     price: NDArray[np.float64] | None = None,
 ) -> Tensor:
-    """Observations (B, O) float32 on the state's device.
-
-    The class token is layer-normed over its active width and zero-padded; `log_norm` is the clipped logarithm of its
-    root mean square. `max_prob` and `entropy` are those of the classifier applied to it, entropy as a fraction of the
-    largest possible. `embed_dim` is the one-hot width of the last block, `decision` the one-hot coming decision (zero
-    after the last). `key_mean` is the mean key of every token, clipped and zero-padded.
+    """Observations (B, O) float32 on the state's device; `prance_env.observations` says what the parts are.
 
     Args:
         net: The supernet.
         state: The inference so far.
-        observation: One of `OBSERVATIONS`.
+        observation: A name that `list_observations` has.
         full_macs: MACs of the full network.
         price: (B,) price of computation in [0, 1], the last entry of the observation; None leaves it out.
     """
-    config, space = net.config, net.space
-    device, batch = state.tokens.device, len(state)
-    decision = state.group - space.first_decided
-    widths = len(space.embed_dims)
-    numbers = np.zeros((batch, 3 + widths + space.num_decisions), dtype=np.float32)
-    numbers[:, 0] = (state.num_tokens - config.num_prefix_tokens) / config.num_patches
-    numbers[:, 1] = state.macs / full_macs
-    numbers[:, 2] = 0 if price is None else price
-    numbers[np.arange(batch), 3 + np.searchsorted(space.embed_dims, state.embed_dim)] = 1
-    if decision < space.num_decisions:
-        numbers[:, 3 + widths + decision] = 1
-    host = torch.from_numpy(numbers).to(device).split([1, 1, 1, widths, space.num_decisions], dim=1)
-    names = ("patches_left", "macs_spent", "macs_weight", "embed_dim", "decision")
-
-    layout = observation_layout(config, observation, price is not None)
-    parts = dict(zip(names, host, strict=True))
-    if "class_token" in layout:
-        parts["class_token"], parts["log_norm"] = _normalised_class_token(net, state)
-    if "max_prob" in layout:
-        parts["max_prob"], parts["entropy"] = _confidence(net, state)
-    if "key_mean" in layout:
-        parts["key_mean"] = state.padded_key_mean(config.num_tokens).clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
-    return torch.cat([parts[name] for name in layout], dim=1).float()
+    seen = Seen(net, state, full_macs, price)
+    return torch.cat([part.values(seen) for part in _parts(observation, price is not None)], dim=1).float()
 
 
-def _normalised_class_token(net: Supernet, state: InferenceState) -> tuple[Tensor, Tensor]:
-    """(B, D) layer-normed class token and (B, 1) log of its root mean square."""
-    token, width = net.pooled(state)
-    token = token.float()
-    normed = torch.zeros(len(state), net.config.embed_dim, device=token.device)
-    log_norm = torch.zeros(len(state), 1, device=token.device)
-    order = np.argsort(width, kind="stable")
-    for a, b in runs(width[order]):
-        w = int(width[order[a]])
-        rows = take_rows(token, order[a:b])[:, :w]
-        index = torch.from_numpy(order[a:b]).to(token.device)
-        normed[index, :w] = F.layer_norm(rows, (w,))
-        log_norm[index] = rows.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt().log()
-    return normed, log_norm.clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
-
-
-def _confidence(net: Supernet, state: InferenceState) -> tuple[Tensor, Tensor]:
-    """(B, 1) maximum probability and (B, 1) relative entropy of the classifier on the class token."""
-    log_p = net.forward_head(state).float().log_softmax(-1)
-    p = log_p.exp()
-    entropy = -(p * log_p).sum(1, keepdim=True) / math.log(net.config.num_classes)
-    return p.amax(1, keepdim=True).clamp(0, 1), entropy.clamp(0, 1)
+def _parts(observation: str, cost_conditioning: bool) -> tuple[ObservationPart, ...]:
+    return (*OBSERVATIONS[observation], *([PRICE] if cost_conditioning else []))

@@ -74,7 +74,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str) or not name:
             raise ValueError(f"{name!r} is no name for a {self.what}; pass a text that is not empty.")
         if name in self._things and not same(self._things[name], thing):
-            raise ValueError(f"The {self.what} name {name!r} is taken; registered are {self.names()}.")
+            raise ValueError(f"{self.what.capitalize()} name {name!r} is taken; registered are {sorted(self.names())}.")
         self._things[name] = thing
         return thing
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from prance_env import InferenceEngine, RewardConfig
 from prance_env.engine import Episodes
-from prance_env.images.loading import ImageDataset
+from prance_env.images.source import ImageDataset
 from prance_env.settings import EnvSettings
 from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, freeze
 

@@ -10,7 +10,7 @@ import torch
 from conftest import CONFIGS
 from PIL import Image
 
-from prance_env.images.loading import ImageSource
+from prance_env.images.source import ImageSource
 from prance_env.images.transform import ImageTransform
 
 SIZE = (50, 44)

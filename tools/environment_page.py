@@ -17,8 +17,8 @@ import gymnasium as gym
 import numpy as np
 
 from prance_env import PranceEnv, PranceVectorEnv, RewardConfig, wrappers
+from prance_env.observations import list_observations
 from prance_env.settings import EnvSettings
-from prance_env.spaces import OBSERVATIONS
 from supernet.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "environment.md"
@@ -141,7 +141,7 @@ def _actions() -> str:
 
 def _observations() -> str:
     parts = []
-    for observation in OBSERVATIONS:
+    for observation in list_observations():
         settings = EnvSettings.from_id(ENV_ID, observation=observation)
         box = settings.spaces()[0]
         rows = [

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from supernet.files import write_atomically, write_text
 
 from .decoded import CHUNK, decode
-from .loading import ImageDataset
+from .source import ImageDataset
 from .transform import ImageTransform, Pixels
 from .workers import DecodingPool
 

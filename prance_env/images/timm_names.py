@@ -15,8 +15,8 @@ from PIL import Image
 
 from .config import DatasetConfig
 from .decoded import DecodedSource
-from .loading import ImageDataset, ImageSource
 from .pixel_map import StreamItem, pixel_map
+from .source import ImageDataset, ImageSource
 from .transform import ImageTransform
 
 # Names of one split, the most usual first; readers differ in which they know.

@@ -21,7 +21,8 @@ from image_files import CONFIG, break_files, everything, expected_pixels, files_
 
 from prance_env import EnvSettings
 from prance_env.images.decoded import DecodedSource
-from prance_env.images.loading import ImageSource, load_dataset
+from prance_env.images.loading import load_dataset
+from prance_env.images.source import ImageSource
 from prance_env.lanes import Lanes
 from prance_env.settings import shared_engine
 from supernet import Supernet

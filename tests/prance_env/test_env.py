@@ -22,7 +22,7 @@ from helpers import ENV_ID, INFO_KEYS, comparable, transcript
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from prance_env import PranceEnv, register_envs
-from prance_env.spaces import OBSERVATIONS
+from prance_env.observations import list_observations
 
 pytestmark = pytest.mark.filterwarnings("error", "default::ResourceWarning")
 
@@ -34,13 +34,13 @@ def make_env(**kwargs: Any) -> PranceEnv:
     return env
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("observation", list_observations())
 @pytest.mark.parametrize("normalize_actions", [True, False])
 def test_gymnasiums_checker_has_nothing_to_say(observation: str, normalize_actions: bool) -> None:
     check_env(make_env(observation=observation, normalize_actions=normalize_actions))
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("observation", list_observations())
 def test_the_checker_of_stable_baselines3_has_nothing_to_say(observation: str) -> None:
     check_env_sb3(make_env(observation=observation))
 
@@ -203,7 +203,7 @@ def test_actions_beyond_the_box_are_clipped() -> None:
         ({"checkpoint": "/no/such/folder"}, FileNotFoundError, ["/no/such/folder", "config.json", "save_pretrained"]),
         ({"dataset": "imagenet"}, ValueError, ["imagenet", "digits"]),
         ({"split": "tset"}, ValueError, ["tset", "train", "val", "test"]),
-        ({"observation": "pixels"}, ValueError, ["pixels", *OBSERVATIONS]),
+        ({"observation": "pixels"}, ValueError, ["pixels", *list_observations()]),
         ({"token_mode": "drop"}, ValueError, ["drop", "prune", "prune_fused", "merge", "prune_merge", "tome", "None"]),
         ({"token_mode": "prance_prune"}, ValueError, ["prance_prune", "'prune'"]),
         ({"dtype": "float64"}, ValueError, ["float64", "float32", "bfloat16", "float16"]),

@@ -19,7 +19,8 @@ import prance_env
 from prance_env import ImageDataset, InferenceEngine
 from prance_env.images.config import DatasetConfig
 from prance_env.images.decoded import DecodedSource
-from prance_env.images.loading import ImageSource, check_dataset, check_fits, load_dataset, register_dataset
+from prance_env.images.loading import check_dataset, load_dataset, register_dataset
+from prance_env.images.source import ImageSource, check_fits
 from prance_env.images.transform import ImageTransform
 from supernet import Supernet
 

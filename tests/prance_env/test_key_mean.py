@@ -15,7 +15,7 @@ from torch import Tensor
 from agents import load_prance_selector
 from prance_env import PranceEnv, PranceVectorEnv
 from prance_env.engine import InferenceEngine
-from prance_env.spaces import KEY_MEAN_BOUND
+from prance_env.observations import KEY_MEAN_BOUND
 from supernet import GroupChoice, SearchSpace, Supernet, load_prance_checkpoint
 from train.evaluate import evaluate
 from train.policies.training import load_agent

@@ -13,7 +13,8 @@ from helpers import make_engine, partial_subnet, played, unit_actions
 
 from prance_env import InferenceEngine, RewardConfig, observation_layout
 from prance_env.engine import Episodes
-from prance_env.spaces import LOG_NORM_BOUND, OBSERVATIONS, action_space, observation_space
+from prance_env.observations import LOG_NORM_BOUND, list_observations
+from prance_env.spaces import action_space, observation_space
 from supernet import Supernet, SupernetConfig, list_supernets, supernet_config
 from supernet.macs import remaining_macs
 
@@ -46,7 +47,7 @@ def active_width(engine: InferenceEngine, episodes: Episodes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", list_supernets())
-@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("observation", list_observations())
 def test_the_layout_covers_the_vector_without_gap_or_overlap(name: str, observation: str) -> None:
     config = supernet_config(name)
     entries = [i for s in observation_layout(config, observation).values() for i in range(s.start, s.stop)]
@@ -56,7 +57,7 @@ def test_the_layout_covers_the_vector_without_gap_or_overlap(name: str, observat
     assert space.is_bounded()
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("observation", list_observations())
 def test_every_observation_lies_in_its_space(engine: InferenceEngine, path: list[Episodes], observation: str) -> None:
     space = observation_space(engine.config, observation)
     for episodes in path:
@@ -136,5 +137,5 @@ def test_the_action_box_has_one_entry_per_choice(any_net: Supernet, normalize_ac
 
 
 def test_an_unknown_observation_is_refused_with_what_is_allowed() -> None:
-    with pytest.raises(ValueError, match=r"'pixels'.*" + ".*".join(OBSERVATIONS)):
+    with pytest.raises(ValueError, match=r"'pixels'.*" + ".*".join(list_observations())):
         observation_layout(SupernetConfig(), "pixels")

@@ -10,8 +10,8 @@ import pytest
 from helpers import ENV_ID, INFO_KEYS
 
 from prance_env import PranceEnv, PranceVectorEnv, wrappers
+from prance_env.observations import list_observations
 from prance_env.settings import EnvSettings
-from prance_env.spaces import OBSERVATIONS
 from tools.environment_page import PAGE, environment_page, split_docstring
 
 TEXT = PAGE.read_text()
@@ -46,7 +46,7 @@ def test_every_argument_info_key_and_wrapper_is_on_the_page() -> None:
 
 def test_slices_and_ranges_are_those_of_the_spaces() -> None:
     text = section("Observation Space")
-    for observation in OBSERVATIONS:
+    for observation in list_observations():
         settings = EnvSettings.from_id(ENV_ID, observation=observation)
         box = settings.spaces()[0]
         table = text.split(f'with `observation="{observation}"`, ')[1].split("\n\n")[1]

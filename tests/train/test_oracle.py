@@ -11,7 +11,8 @@ from helpers import make_engine, settings_for
 
 from prance_env import InferenceEngine
 from prance_env.images.digits import make_scenes
-from prance_env.images.loading import ImageSource, load_dataset
+from prance_env.images.loading import load_dataset
+from prance_env.images.source import ImageSource
 from prance_env.settings import EnvSettings
 from supernet import Supernet
 from train.search.noisy_copies import NoisyCopy, noisy_copy

@@ -14,7 +14,8 @@ from rich.table import Table
 from agents.sb3.hyperparams import ALGORITHMS
 from prance_env.images.config import TIMM_READERS
 from prance_env.images.loading import list_datasets
-from prance_env.spaces import OBSERVATIONS, action_space, observation_space
+from prance_env.observations import list_observations
+from prance_env.spaces import action_space, observation_space
 from prance_env.supernets import BUNDLED, token_modes
 from supernet import TOKEN_MODES, SubnetConfig, SupernetConfig, list_supernets, supernet_config
 from supernet.files import write_text
@@ -113,7 +114,7 @@ def print_registered() -> None:
     console.print(table)
     algorithms = ", ".join([*ALGORITHMS, PRANCE_PPO])
     modes = [f"{m} (two keep rates)" if TOKEN_MODES[m].num_rates == 2 else m for m in token_modes(SupernetConfig())]
-    console.print(f"Observations (observation=): {', '.join(OBSERVATIONS)}")
+    console.print(f"Observations (observation=): {', '.join(list_observations())}")
     console.print(f"Token modes (token_mode=): {', '.join(modes)}")
     sources = [*list_datasets(), "a folder", *(f"{reader}/..." for reader in TIMM_READERS)]
     console.print(f"Data sets (dataset=): {', '.join(sources)}")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prance_env.images.digits import make_scenes
-from prance_env.images.loading import DIGITS_SCENES, ImageDataset, ImageSource
+from prance_env.images.loading import DIGITS_SCENES
+from prance_env.images.source import ImageDataset, ImageSource
 from prance_env.settings import EnvSettings
 
 # As much as the scenes of Digits have.

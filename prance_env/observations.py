@@ -1,0 +1,236 @@
+"""What an observation is made of: parts with a name, a size and a range, and named combinations of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supernet import InferenceState, Supernet, SupernetConfig
+from supernet.extension import Registry
+from supernet.runtime.packing import runs, take_rows
+
+LOG_NORM_BOUND = 5.0
+# Far beyond what trained networks give; it is there so that the Box is finite.
+KEY_MEAN_BOUND = 100.0
+
+
+class Seen:
+    """What an agent can be shown of B inferences; every property is computed when it is first asked for.
+
+    Args:
+        net: The supernet.
+        state: The inferences so far.
+        full_macs: MACs of the full network.
+        price: (B,) price of computation in [0, 1]; None: not conditioned.
+    """
+
+    def __init__(
+        self, net: Supernet, state: InferenceState, full_macs: int, price: NDArray[np.float64] | None = None
+    ) -> None:
+        self.net, self.state, self.full_macs, self.price = net, state, full_macs, price
+
+    @cached_property
+    def numbers(self) -> dict[str, Tensor]:
+        """Float32 (B, size) on the device of the state, in one copy.
+
+        `patches_left`, `macs_spent`, `macs_weight` (B, 1), `embed_dim` (one-hot width of the last block) and `decision`
+        (one-hot coming decision, zero after the last).
+        """
+        config, space, state = self.net.config, self.net.space, self.state
+        batch, widths = len(state), len(space.embed_dims)
+        decision = state.group - space.first_decided
+        numbers = np.zeros((batch, 3 + widths + space.num_decisions), dtype=np.float32)
+        numbers[:, 0] = (state.num_tokens - config.num_prefix_tokens) / config.num_patches
+        numbers[:, 1] = state.macs / self.full_macs
+        numbers[:, 2] = 0 if self.price is None else self.price
+        numbers[np.arange(batch), 3 + np.searchsorted(space.embed_dims, state.embed_dim)] = 1
+        if decision < space.num_decisions:
+            numbers[:, 3 + widths + decision] = 1
+        parts = torch.from_numpy(numbers).to(state.tokens.device).split([1, 1, 1, widths, space.num_decisions], dim=1)
+        return dict(zip(("patches_left", "macs_spent", "macs_weight", "embed_dim", "decision"), parts, strict=True))
+
+    @cached_property
+    def class_token(self) -> tuple[Tensor, Tensor]:
+        """(B, D) class token, layer-normed over its active width and zero-padded, and (B, 1) clipped logarithm of its
+        root mean square."""
+        token, width = self.net.pooled(self.state)
+        token = token.float()
+        normed = torch.zeros(len(self.state), self.net.config.embed_dim, device=token.device)
+        log_norm = torch.zeros(len(self.state), 1, device=token.device)
+        order = np.argsort(width, kind="stable")
+        for a, b in runs(width[order]):
+            w = int(width[order[a]])
+            rows = take_rows(token, order[a:b])[:, :w]
+            index = torch.from_numpy(order[a:b]).to(token.device)
+            normed[index, :w] = F.layer_norm(rows, (w,))
+            log_norm[index] = rows.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt().log()
+        return normed, log_norm.clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
+
+    @cached_property
+    def confidence(self) -> tuple[Tensor, Tensor]:
+        """(B, 1) maximum probability, and (B, 1) entropy relative to the largest possible, of the classifier applied to
+        the class token."""
+        log_p = self.net.forward_head(self.state).float().log_softmax(-1)
+        p = log_p.exp()
+        entropy = -(p * log_p).sum(1, keepdim=True) / math.log(self.net.config.num_classes)
+        return p.amax(1, keepdim=True).clamp(0, 1), entropy.clamp(0, 1)
+
+    @cached_property
+    def key_mean(self) -> Tensor:
+        """(B, num_tokens) mean key of every token in the last block, clipped and zero-padded."""
+        return self.state.padded_key_mean(self.net.config.num_tokens).clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
+
+
+@dataclass(frozen=True)
+class ObservationPart:
+    """One named part of the observation vector.
+
+    Attributes:
+        name: As in `observation_layout` and in the Dict of `prance_env.wrappers.DictObservation`.
+        values: What to show: a function of `Seen` that gives (B, size) numbers on its device.
+        size: How many numbers an image has, for a supernet.
+        low: Smallest value, for a supernet; finite.
+        high: Largest value, for a supernet; finite.
+    """
+
+    name: str
+    values: Callable[[Seen], Tensor]
+    size: Callable[[SupernetConfig], int] = lambda config: 1
+    low: Callable[[SupernetConfig], float] = lambda config: 0.0
+    high: Callable[[SupernetConfig], float] = lambda config: 1.0
+
+
+def _class_token_bound(config: SupernetConfig) -> float:
+    return math.sqrt(config.embed_dim)  # a layer-normed vector of D entries cannot have one above sqrt(D - 1)
+
+
+Values = Callable[[Seen], Tensor]
+PRICE = ObservationPart("macs_weight", lambda seen: seen.numbers["macs_weight"])
+_CLASS_TOKEN = (
+    ObservationPart(
+        "class_token",
+        lambda seen: seen.class_token[0],
+        lambda config: config.embed_dim,
+        lambda config: -_class_token_bound(config),
+        _class_token_bound,
+    ),
+    ObservationPart(
+        "log_norm",
+        lambda seen: seen.class_token[1],
+        low=lambda config: -LOG_NORM_BOUND,
+        high=lambda config: LOG_NORM_BOUND,
+    ),
+)
+_CONFIDENCE = (
+    ObservationPart("max_prob", lambda seen: seen.confidence[0]),
+    ObservationPart("entropy", lambda seen: seen.confidence[1]),
+)
+_DECISION = ObservationPart(
+    "decision", lambda seen: seen.numbers["decision"], lambda config: config.space.num_decisions
+)
+_COUNTERS = (
+    ObservationPart("embed_dim", lambda seen: seen.numbers["embed_dim"], lambda config: len(config.space.embed_dims)),
+    _DECISION,
+    ObservationPart("patches_left", lambda seen: seen.numbers["patches_left"]),
+    ObservationPart("macs_spent", lambda seen: seen.numbers["macs_spent"]),
+)
+_KEY_MEAN = ObservationPart(
+    "key_mean",
+    lambda seen: seen.key_mean,
+    lambda config: config.num_tokens,
+    lambda config: -KEY_MEAN_BOUND,
+    lambda config: KEY_MEAN_BOUND,
+)
+PARTS = {part.name: part for part in (*_CLASS_TOKEN, *_CONFIDENCE, *_COUNTERS, _KEY_MEAN)}
+
+OBSERVATIONS: Registry[tuple[ObservationPart, ...]] = Registry("observation", "register_observation", "observation")
+OBSERVATIONS.add("cls", (*_CLASS_TOKEN, *_CONFIDENCE, *_COUNTERS))
+OBSERVATIONS.add("cls_only", (*_CLASS_TOKEN, *_COUNTERS))
+OBSERVATIONS.add("constant", (_DECISION,))
+OBSERVATIONS.add("key_mean", (_KEY_MEAN,))
+
+
+def register_observation(
+    name: str,
+    values: Values | Sequence[str | ObservationPart] | None = None,
+    *,
+    size: int | Callable[[SupernetConfig], int] = 1,
+    low: float = 0.0,
+    high: float = 1.0,
+    beside: Sequence[str | ObservationPart] = ("decision",),
+) -> Callable[[Values], Values]:
+    """Makes `observation=name` known: your numbers after parts that this package has. A decorator or a function.
+
+        @register_observation("norms", size=2, low=-10, high=10, beside=("class_token", "decision"))
+        def norms(seen):
+            return ...  # (B, 2)
+
+        register_observation("lean", ("max_prob", "entropy", "decision"))  # only parts that are there
+
+    Processes that are spawned have to register it as well: do so in a module that they import, or in a plug-in
+    (`supernet.extension`).
+
+    Args:
+        name: The name.
+        values: Function of `Seen` that gives (B, size) numbers; or parts that make up the whole observation, names of
+            `PARTS` or your own; None: what is returned is used as a decorator of the function.
+        size: Numbers an image, or a function of the supernet's configuration.
+        low: Their smallest value; what is below is clipped.
+        high: Their largest value; what is above is clipped.
+        beside: Names of `PARTS`, or parts of yours, that come before the function's numbers.
+
+    Returns:
+        A decorator that registers its function.
+
+    Raises:
+        ValueError: If the name is taken, a part is unknown or named twice, or the range is empty or not finite.
+    """
+    whole = None if values is None or callable(values) else values
+    known = _known_parts(name, beside if whole is None else whole)
+    if whole is not None:
+        OBSERVATIONS.add(name, known)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"low={low} and high={high} must be finite, and low below high.")
+
+    def register(function: Values) -> Values:
+        mine = ObservationPart(
+            name,
+            lambda seen: function(seen).clamp(low, high),
+            size if callable(size) else lambda config: size,
+            lambda config: low,
+            lambda config: high,
+        )
+        OBSERVATIONS.add(name, (*known, mine))
+        return function
+
+    if callable(values):
+        register(values)
+    return register
+
+
+def _known_parts(name: str, given: Sequence[str | ObservationPart]) -> tuple[ObservationPart, ...]:
+    """The parts that names stand for.
+
+    Raises:
+        ValueError: If one is unknown, or two have one name.
+    """
+    if unknown := [p for p in given if isinstance(p, str) and p not in PARTS]:
+        raise ValueError(f"observation {name!r}: {unknown} are no parts of an observation; there are {list(PARTS)}.")
+    parts = tuple(PARTS[p] if isinstance(p, str) else p for p in given)
+    names = [part.name for part in parts]
+    if not parts or len({*names, name}) <= len(names):
+        raise ValueError(f"observation {name!r}: its parts {names} must have names of their own, and be at least one.")
+    return parts
+
+
+def list_observations() -> list[str]:
+    """Names that the argument `observation` knows."""
+    return OBSERVATIONS.names()
