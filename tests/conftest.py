@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,12 @@ CONFIGS = {
         SearchSpace((1, 3, 3), (16, 28, 36), (0.5, 2), (2,), 0.1), 32, 8, 3, 6, head_dim=12, stem="conv"
     ),
 }
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a collection of garbage takes milliseconds if it need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from helpers import ENV_ID
 from noise_envs import IMAGES, tiny_kwargs
 
 from prance_env import PranceVectorEnv
-from tools.soak import held_now
+from tools.soak import resident_megabytes
 
 N, STEPS, MEGABYTE = 4, 750, 2**20
 BYTES_PER_STEP = 2000  # less than one lane's tokens and what describes them
@@ -40,10 +40,10 @@ def test_many_steps_with_resets_and_snapshots_do_not_grow_memory(tmp_path: Path)
         envs.reset(seed=0)
         envs.lanes.engine.start(np.arange(IMAGES))  # the cache is now as large as it can get
         run(envs, 500)
-    before = held_now().megabytes
+    before = resident_megabytes()
     for envs in batches:
         run(envs, STEPS)
-    assert held_now().megabytes - before < len(batches) * STEPS * BYTES_PER_STEP / MEGABYTE
+    assert resident_megabytes() - before < len(batches) * STEPS * BYTES_PER_STEP / MEGABYTE
     tracemalloc.start()
     try:
         run(batches[0], 200)
