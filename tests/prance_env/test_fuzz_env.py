@@ -7,7 +7,6 @@ a call that was refused has left no trace, and one that was not has done exactly
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
