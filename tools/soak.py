@@ -34,7 +34,7 @@ from train.commands.options import set_threads
 
 ENV_ID = "Prance-Digits-v0"
 LEAST_ROUNDS = 8  # four quarters of two
-WAIT = 10.0  # seconds for workers that are ending
+WAIT = 60.0  # seconds for workers that are ending
 
 
 @dataclass(frozen=True)

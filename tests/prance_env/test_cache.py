@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Actions, make_engine, random_net, unit_actions
+from helpers import PATIENCE, Actions, make_engine, random_net, unit_actions
 
 from prance_env import ImageDataset, InferenceEngine, RewardConfig
 from prance_env.cache import HEADER_BYTES, MEBIBYTE, RECORD, MemoryStore, cache_key
@@ -317,7 +317,7 @@ def test_a_process_killed_while_filling_the_cache_leaves_what_it_had_finished(
     context = multiprocessing.get_context("fork")
     child = context.Process(target=die_in_write, args=(digits_net, images, tmp_path, write))
     child.start()
-    child.join(timeout=60)
+    child.join(timeout=PATIENCE)
     assert child.exitcode == -signal.SIGKILL
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -347,9 +347,9 @@ def test_processes_that_fill_one_cache_together_get_the_same_numbers(
     ]
     for child in children:
         child.start()
-    results = dict(queue.get(timeout=60) for _ in children)
+    results = dict(queue.get(timeout=PATIENCE) for _ in children)
     for child in children:
-        child.join(timeout=60)
+        child.join(timeout=PATIENCE)
         assert child.exitcode == 0
     plain = InferenceEngine(digits_net, images)
     for seed, numbers in results.items():

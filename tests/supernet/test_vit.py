@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import PATIENCE
 from torch import Tensor, nn
 
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, freeze
@@ -295,7 +296,7 @@ def test_threads_with_different_subnets_do_not_disturb_each_other(digits_net: Su
     barrier = Barrier(2)
 
     def run(subnet: SubnetConfig) -> list[Tensor]:
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=PATIENCE)
         return [digits_net(images, subnet) for _ in range(10)]
 
     with ThreadPoolExecutor(2) as pool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from prance_env.settings import shared_engine
 from tools import soak
 from tools.soak import Held, check_growth, run_rounds
 
@@ -21,7 +22,8 @@ STEADY = Held(megabytes=500.0, file_descriptors=9, threads=4, children=0)
 
 @pytest.fixture(scope="module", autouse=True)
 def what_other_tests_left() -> None:
-    """Is not looked at by the garbage collector, which would take most of the time."""
+    """Is not counted, nor looked at by the garbage collector, which would take most of the time."""
+    shared_engine.cache_clear()
     gc.collect()
     gc.freeze()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import PATIENCE
 
 from supernet import SubnetConfig, create_supernet, from_pretrained, supernet_config
 from train.networks import loop as stage
@@ -105,7 +106,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
         "train_supernet(SupernetTraining(steps=400, batch_size=8, checkpoint_every=2, val_scenes=32), Path('run'))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "run" / "last.pt").exists():
         assert process.poll() is None, "the run ended by itself"
         assert time.monotonic() < deadline
