@@ -50,7 +50,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
     monkeypatch.setattr("train.search.confidence.SWEEPS", 1)
     monkeypatch.setattr("train.search.confidence.NUM_CANDIDATES", 2)
     monkeypatch.setattr(maker, "FRONT", (0.03, 0.3))
-    ours = AgentTraining(env=ENV, algo="prance_ppo", macs_weight=maker.PRICE, total_timesteps=48, n_envs=8)
+    ours = AgentTraining(env=ENV, algo="prance_ppo", macs_weight=maker.PRICE, total_timesteps=48, n_envs=128)
     entries = {
         ADAPTIVE: ours,
         EVERY_BUDGET: replace(ours, macs_weight=maker.PRICES),

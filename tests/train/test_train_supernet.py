@@ -28,8 +28,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_weights(a: Path, b: Path) -> None:
+    other = weights(b)
     for name, value in weights(a).items():
-        assert torch.equal(value, weights(b)[name]), name
+        assert torch.equal(value, other[name]), name
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
