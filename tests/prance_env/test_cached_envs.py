@@ -64,6 +64,7 @@ def test_environments_over_files_do_not_notice_the_cache(weights: Path, tmp_path
     assert path.stat().st_size > HEADER_BYTES
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_many_resets(tmp_path: Path) -> None:
     config = replace(CONFIGS["conv-fixed-lln"], num_classes=3, img_size=128)
     save_pretrained(Supernet(config), tmp_path)

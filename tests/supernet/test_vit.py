@@ -316,6 +316,7 @@ def test_extracted_networks_own_their_weights(digits_net: Supernet, random_image
     assert static(images).abs().max() == 0
 
 
+@pytest.mark.slow
 def test_an_extracted_network_exports_with_a_free_batch_size(digits_net: Supernet, random_images: Images) -> None:
     subnet = random_subnets(digits_net, 8)[5]
     static = digits_net.extract(subnet)
