@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +77,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from image_files import image_folder
 
     return image_folder(tmp_path_factory.mktemp("images"), per_class=12)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arguments of environments over the smallest supernet: for tests of many steps."""
+    from noise_envs import tiny_kwargs
+
+    return tiny_kwargs(tmp_path_factory.mktemp("tiny"))

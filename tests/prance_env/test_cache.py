@@ -75,16 +75,23 @@ def no_computation(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> 
 # ---- the budget -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def large(any_net: Supernet) -> tuple[ImageDataset, list[np.ndarray[Any, Any]]]:
+    """Images, and all numbers of episodes over them with a cache that holds everything."""
+    engine = make_engine(any_net, TOTAL)
+    assert isinstance(engine.dataset, ImageDataset)
+    return engine.dataset, played_through(engine, unit_actions(any_net.space, 20), rounds())
+
+
 @pytest.mark.parametrize("held", [0, 1, 9])
 @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
 def test_a_small_budget_gives_the_same_numbers_as_a_large_one(
-    any_net: Supernet, held: int, on_disk: bool, tmp_path: Path
+    any_net: Supernet, large: tuple[ImageDataset, list[np.ndarray[Any, Any]]], held: int, on_disk: bool, tmp_path: Path
 ) -> None:
-    large = make_engine(any_net, TOTAL)
+    dataset, expected = large
     folder = tmp_path if on_disk else None
-    small = InferenceEngine(any_net, large.dataset, (held + 0.5) * row_bytes(any_net) / MEBIBYTE, folder)
-    actions = unit_actions(any_net.space, 20)
-    assert_same(played_through(small, actions, rounds()), played_through(large, actions, rounds()))
+    small = InferenceEngine(any_net, dataset, (held + 0.5) * row_bytes(any_net) / MEBIBYTE, folder)
+    assert_same(played_through(small, unit_actions(any_net.space, 20), rounds()), expected)
     assert small.cache.store.capacity == held == small.cache.held.sum()
     assert small.cache.known.all()
 

@@ -18,7 +18,6 @@ from gymnasium.vector import AutoresetMode
 from helpers import ENV_ID
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise_envs import tiny_kwargs
 
 from prance_env import PranceEnv, PranceVectorEnv
 
@@ -31,9 +30,8 @@ pytestmark = pytest.mark.filterwarnings("error", "default::ResourceWarning")
 
 
 @pytest.fixture(scope="module")
-def kwargs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def kwargs(tiny: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the environments: the network is tiny, as the calls are many."""
-    tiny = tiny_kwargs(tmp_path_factory.mktemp("tiny"))
     return {"observation": "constant", "split": "val", "cost_conditioning": RANGE, **tiny}
 
 

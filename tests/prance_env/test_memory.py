@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from helpers import ENV_ID
-from noise_envs import IMAGES, tiny_kwargs
+from noise_envs import IMAGES
 
 from prance_env import PranceVectorEnv
 from tools.soak import resident_megabytes
@@ -32,8 +33,8 @@ def run(envs: PranceVectorEnv, steps: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads Linux' /proc")
-def test_many_steps_with_resets_and_snapshots_do_not_grow_memory(tmp_path: Path) -> None:
-    kwargs = {"autoreset_mode": "SAME_STEP", "split": "val", "cost_conditioning": (0.05, 0.5), **tiny_kwargs(tmp_path)}
+def test_many_steps_with_resets_and_snapshots_do_not_grow_memory(tiny: dict[str, Any]) -> None:
+    kwargs = {"autoreset_mode": "SAME_STEP", "split": "val", "cost_conditioning": (0.05, 0.5), **tiny}
     batches = [gym.make_vec(ENV_ID, N, output=output, **kwargs) for output in ("numpy", "torch")]
     for envs in batches:
         assert isinstance(envs, PranceVectorEnv)

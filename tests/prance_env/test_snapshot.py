@@ -64,15 +64,17 @@ def through_a_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("steps", [0, 1, 4, 7])
-def test_a_restored_environment_goes_on_bit_for_bit(mode: AutoresetMode, steps: int, tmp_path: Path) -> None:
-    envs = make_envs(mode)
+def test_a_restored_environment_goes_on_bit_for_bit(
+    mode: AutoresetMode, steps: int, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    envs = make_envs(mode, **tiny)
     envs.reset(seed=steps)
     play(envs, 1, steps)
     if mode == AutoresetMode.DISABLED and envs.lanes.terminated().any():
         envs.reset(options={"reset_mask": envs.lanes.terminated()})
     state = through_a_file(envs.state_dict(), tmp_path / "state.pt")
     expected = play(envs, 2, 9)
-    fresh = make_envs(mode)
+    fresh = make_envs(mode, **tiny)
     fresh.load_state_dict(state)
     assert play(fresh, 2, 9) == expected
     envs.load_state_dict(state)
