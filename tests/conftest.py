@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("reproducible")
 
+FEW_SCENES = 256
 CONFIGS = {
     "conv-tied-lln": supernet_config("digits"),
     "patch-fixed-plain": SupernetConfig(
@@ -85,3 +86,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from noise_envs import tiny_kwargs
 
     return tiny_kwargs(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def few_scenes() -> Iterator[int]:
+    """The data set Digits with few scenes in every split, for what renders or evaluates all of them; their number."""
+    from prance_env.images.loading import DIGITS_SCENES
+    from prance_env.settings import shared_engine
+
+    shared_engine.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        for split in DIGITS_SCENES:
+            patch.setitem(DIGITS_SCENES, split, FEW_SCENES)
+        yield FEW_SCENES
+    shared_engine.cache_clear()

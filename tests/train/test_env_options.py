@@ -17,6 +17,8 @@ from train.evaluate.rows import read_rows
 from train.timing.episodes import EnvBenchSettings, contenders, make_task
 from train.yardsticks import headroom
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 
 def prance(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr("sys.argv", ["prance", *map(str, arguments)])

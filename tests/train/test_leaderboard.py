@@ -28,6 +28,8 @@ from train.yardsticks.leaderboard import (
     seeds_and_images_interval,
 )
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 ENV, IMAGES = "Prance-FewDigits-v0", 48
 
 

@@ -20,6 +20,8 @@ from prance_env.settings import EnvSettings
 from train.policies import training as stage
 from train.policies.training import AgentTraining, load_agent, train_agent
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 N = 16
 
 

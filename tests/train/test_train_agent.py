@@ -20,6 +20,8 @@ from train.evaluate import evaluate
 from train.policies import training as stage
 from train.policies.training import AgentTraining, load_agent, prance_ppo_config, train_agent
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 TINY = AgentTraining(n_envs=64, total_timesteps=64 * 6 * 5)
 TINY_PRANCE = AgentTraining(algo="prance_ppo", n_envs=64, total_timesteps=64 * 24 * 5)
 

@@ -23,7 +23,10 @@ from train.policies import tune as tuning
 from train.policies.tune import TuneSettings, _as_params, read_ranges, tune, validation_return
 
 optuna = pytest.importorskip("optuna")
-pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+pytestmark = [
+    pytest.mark.usefixtures("few_scenes"),
+    pytest.mark.filterwarnings("ignore:You have specified a mini-batch size"),
+]
 TINY = TuneSettings(algo="ppo", trials=4, total_timesteps=144, evaluations=3, startup_trials=2, n_envs=8)
 
 

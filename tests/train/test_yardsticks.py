@@ -24,6 +24,8 @@ from train.yardsticks.compute import YardstickSettings, run_yardsticks
 from train.yardsticks.fronts import FRONTS, Front, Point, Yardsticks, hull, macs_at
 from train.yardsticks.standing import standing
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 IMAGES = 36
 
 
