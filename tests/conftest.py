@@ -5,19 +5,22 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import random_net
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
 
+from prance_env import settings
+from prance_env.images import loading
 from supernet import SearchSpace, Supernet, SupernetConfig, save_pretrained, supernet_config
 
 torch.set_num_threads(1)
-settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
-settings.load_profile("reproducible")
+hypothesis_settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
+hypothesis_settings.load_profile("reproducible")
 
 FEW_SCENES = 256
 CONFIGS = {
@@ -88,15 +91,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tiny_kwargs(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def scenes_rendered_once() -> Iterator[None]:
+    """The scenes of Digits are rendered once in a process, however many engines ask for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "make_scenes", lru_cache(maxsize=None)(loading.make_scenes))
+        yield
+
+
 @pytest.fixture(scope="module")
 def few_scenes() -> Iterator[int]:
     """The data set Digits with few scenes in every split, for what renders or evaluates all of them; their number."""
-    from prance_env.images.loading import DIGITS_SCENES
-    from prance_env.settings import shared_engine
-
-    shared_engine.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        for split in DIGITS_SCENES:
-            patch.setitem(DIGITS_SCENES, split, FEW_SCENES)
+        for split in loading.DIGITS_SCENES:
+            patch.setitem(loading.DIGITS_SCENES, split, FEW_SCENES)
+        # Engines over all scenes stay for other modules.
+        patch.setattr(settings, "shared_engine", lru_cache(maxsize=8)(settings.shared_engine.__wrapped__))
         yield FEW_SCENES
-    shared_engine.cache_clear()
