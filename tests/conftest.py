@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -99,12 +100,18 @@ def scenes_rendered_once() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def scenes(**numbers: int) -> Iterator[None]:
+    """The data set Digits with other numbers of scenes, by split; engines over all of them stay for other modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        for split, number in numbers.items():
+            patch.setitem(loading.DIGITS_SCENES, split, number)
+        patch.setattr(settings, "shared_engine", lru_cache(maxsize=8)(settings.shared_engine.__wrapped__))
+        yield
+
+
 @pytest.fixture(scope="module")
 def few_scenes() -> Iterator[int]:
     """The data set Digits with few scenes in every split, for what renders or evaluates all of them; their number."""
-    with pytest.MonkeyPatch.context() as patch:
-        for split in loading.DIGITS_SCENES:
-            patch.setitem(loading.DIGITS_SCENES, split, FEW_SCENES)
-        # Engines over all scenes stay for other modules.
-        patch.setattr(settings, "shared_engine", lru_cache(maxsize=8)(settings.shared_engine.__wrapped__))
+    with scenes(train=FEW_SCENES, val=FEW_SCENES, test=FEW_SCENES):
         yield FEW_SCENES

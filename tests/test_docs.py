@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "prance_env" / "weights").glob("*/README.md"))
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-STEPS, FEWER_STEPS = "agent.learn(100_000", "agent.learn(5_000"  # examples/ has those that are trained to the end
+STEPS, FEWER_STEPS = "agent.learn(100_000", "agent.learn(2_000"  # examples/ has those that are trained to the end
 LAYERS = ["supernet", "prance_env", "agents", "train"]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import runpy
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import scenes
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 LINES, CPU_SECONDS = 60, 120  # a minute on two cores; a busy machine costs more CPU, too
@@ -26,6 +28,13 @@ def test_examples_are_short_and_listed() -> None:
     for example in EXAMPLES:
         assert len(example.read_text().splitlines()) <= LINES, example.name
         assert f"examples/{example.name}" in listed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_scenes() -> Iterator[None]:
+    """Agents are evaluated on a quarter of the scenes; they are trained on all."""
+    with scenes(val=1024, test=1024):
+        yield
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from prance_env import PranceEnv, PranceVectorEnv
 N = 3
 DOCUMENTED = (ValueError, TypeError, IndexError, Error)
 RANGE = (0.05, 0.5)
-DRIVERS, CALLS = 4, 500
+DRIVERS, CALLS = 3, 500
 
 pytestmark = pytest.mark.filterwarnings("error", "default::ResourceWarning")
 

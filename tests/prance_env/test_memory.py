@@ -16,7 +16,7 @@ from noise_envs import IMAGES
 from prance_env import PranceVectorEnv
 from tools.soak import resident_megabytes
 
-N, STEPS, MEGABYTE = 4, 750, 2**20
+N, STEPS, MEGABYTE = 2, 500, 2**20
 BYTES_PER_STEP = 2000  # less than one lane's tokens and what describes them
 
 
@@ -40,7 +40,7 @@ def test_many_steps_with_resets_and_snapshots_do_not_grow_memory(tiny: dict[str,
         assert isinstance(envs, PranceVectorEnv)
         envs.reset(seed=0)
         envs.lanes.engine.start(np.arange(IMAGES))  # the cache is now as large as it can get
-        run(envs, 500)
+        run(envs, 400)
     before = resident_megabytes()
     for envs in batches:
         run(envs, STEPS)

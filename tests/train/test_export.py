@@ -269,7 +269,7 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_the_command_says_what_it_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net, out = small_net("prune"), tmp_path / "exported"
+    net, out = small_net("prune", groups=TWO_BLOCKS), tmp_path / "exported"
     save_pretrained(net, tmp_path / "net")
     subnet = cut_subnet(net)
     (tmp_path / "subnet.json").write_text(subnet.to_json())

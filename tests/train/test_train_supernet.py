@@ -122,7 +122,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quick_recipe_learns_to_find_the_digit_that_occurs_twice(tmp_path: Path) -> None:
-    settings = replace(PRESETS["digits-quick"], steps=300, batch_size=32, checkpoint_every=300, val_scenes=1000)
+    settings = replace(PRESETS["digits-quick"], steps=240, batch_size=32, checkpoint_every=240, val_scenes=1000)
     train_supernet(settings, tmp_path)
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row["val_accuracy_full"] > 0.5
