@@ -83,7 +83,7 @@ def large(any_net: Supernet) -> tuple[ImageDataset, list[np.ndarray[Any, Any]]]:
     return engine.dataset, played_through(engine, unit_actions(any_net.space, 20), rounds())
 
 
-@pytest.mark.parametrize("held", [0, 1, 9])
+@pytest.mark.parametrize("held", [0, pytest.param(1, marks=pytest.mark.slow), 9])
 @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
 def test_a_small_budget_gives_the_same_numbers_as_a_large_one(
     any_net: Supernet, large: tuple[ImageDataset, list[np.ndarray[Any, Any]]], held: int, on_disk: bool, tmp_path: Path

@@ -68,7 +68,12 @@ def assert_same(a: Any, b: Any, mask: np.ndarray | None = None) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "reward", [{"accuracy": "prob", "token_weight": 0.1}, {"mode": "potential"}, {"mode": "terminal"}]
+    "reward",
+    [
+        {"mode": "potential"},
+        pytest.param({"accuracy": "prob", "token_weight": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"mode": "terminal"}, marks=pytest.mark.slow),
+    ],
 )
 def test_lanes_equal_single_environments_also_when_they_stand_at_different_decisions(
     mode: AutoresetMode, reward: dict[str, Any]

@@ -36,6 +36,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_networks_of_every_kind_come_back_in_a_process_without_a_supernet(tmp_path: Path) -> None:
     nets = {name: make() for name, make in CASES.items()}

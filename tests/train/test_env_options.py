@@ -33,7 +33,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
     return str(stop.value.code)
 
 
-@pytest.mark.parametrize(("algo", "n_envs"), [("ppo", 8), ("prance_ppo", 64)])
+@pytest.mark.parametrize(("algo", "n_envs"), [("ppo", 8), pytest.param("prance_ppo", 64, marks=pytest.mark.slow)])
 def test_an_evaluation_uses_what_the_training_used_and_its_rows_can_be_validated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str, folder: Path, algo: str, n_envs: int
 ) -> None:

@@ -46,9 +46,8 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-@pytest.mark.parametrize(
-    "algo", ["sac", *(pytest.param(a, marks=pytest.mark.slow) for a in ("a2c", "trpo", "td3", "tqc"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["a2c", "trpo", "sac", "td3", "tqc"])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     algo: str, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def tried(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(t.params, t.value, t.intermediate_values, t.state) for t in trials]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_an_interrupted_search_goes_on_as_if_it_had_not_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
