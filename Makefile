@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+# One thread for each process, or the processes would get into each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-fast lint clean help
+.PHONY: demo test test-fast test-slow lint wheel clean help
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -18,14 +20,19 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## Trains an agent on the bundled supernet and shows what it saves (2 to 4 minutes).
 	$(BIN)/prance demo --out $(OUT)
 
-test: $(VENV)/.installed  ## The whole test-suite.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: test-fast test-slow  ## The whole test-suite, what is fast first (6 minutes on two cores).
 
-test-fast: $(VENV)/.installed  ## Without the slow tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+test-fast: $(VENV)/.installed  ## Without the slow tests (a minute and a half).
+	$(PYTEST) --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/.installed  ## The slow tests alone: trainings, exports, examples, a soak.
+	$(PYTEST) --dist worksteal -m slow
 
 lint: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+wheel: $(VENV)/.installed  ## Builds a wheel and compares its contents with the packages.
+	$(BIN)/python -m tools.check_wheel
 
 clean:  ## Removes the environment and caches.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import random_net
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
 
+from prance_env import settings
+from prance_env.images import loading
 from supernet import SearchSpace, Supernet, SupernetConfig, save_pretrained, supernet_config
 
 torch.set_num_threads(1)
-settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
-settings.load_profile("reproducible")
+hypothesis_settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
+hypothesis_settings.load_profile("reproducible")
 
+FEW_SCENES = 256
 CONFIGS = {
     "conv-tied-lln": supernet_config("digits"),
     "patch-fixed-plain": SupernetConfig(
@@ -29,6 +36,12 @@ CONFIGS = {
         SearchSpace((1, 3, 3), (16, 28, 36), (0.5, 2), (2,), 0.1), 32, 8, 3, 6, head_dim=12, stem="conv"
     ),
 }
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a collection of garbage takes milliseconds if it need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +82,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from image_files import image_folder
 
     return image_folder(tmp_path_factory.mktemp("images"), per_class=12)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arguments of environments over the smallest supernet: for tests of many steps."""
+    from noise_envs import tiny_kwargs
+
+    return tiny_kwargs(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scenes_rendered_once() -> Iterator[None]:
+    """The scenes of Digits are rendered once in a process, however many engines ask for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "make_scenes", lru_cache(maxsize=None)(loading.make_scenes))
+        yield
+
+
+@contextmanager
+def scenes(**numbers: int) -> Iterator[None]:
+    """The data set Digits with other numbers of scenes, by split; engines over all of them stay for other modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        for split, number in numbers.items():
+            patch.setitem(loading.DIGITS_SCENES, split, number)
+        patch.setattr(settings, "shared_engine", lru_cache(maxsize=8)(settings.shared_engine.__wrapped__))
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_scenes() -> Iterator[int]:
+    """The data set Digits with few scenes in every split, for what renders or evaluates all of them; their number."""
+    with scenes(train=FEW_SCENES, val=FEW_SCENES, test=FEW_SCENES):
+        yield FEW_SCENES

@@ -35,6 +35,8 @@ INFO_KEYS = [
     "is_success",
 ]
 Actions = NDArray[np.float64]
+PATIENCE = 900.0
+"""Seconds after which another process or thread counts as hanging: far more than the busiest machine makes it need."""
 
 
 @cache

@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import Actions, unit_actions
+from helpers import Actions, random_net, unit_actions
 
 from prance_env import ImageDataset, PranceVectorEnv, register_dataset
 from prance_env.settings import EnvSettings
-from supernet import SubnetConfig, Supernet, save_pretrained
+from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, save_pretrained
 
 IMAGES = 12
+# Three decisions, as digits has, in the time that PyTorch needs to be called: for tests of many steps.
+TINY = SupernetConfig(
+    SearchSpace((1, 1, 1, 1), (8, 16), (1, 2), (2,)), img_size=16, patch_size=4, num_classes=4, head_dim=4
+)
 
 
 def noise_dataset(net: Supernet) -> ImageDataset:
@@ -33,6 +37,11 @@ def noise_kwargs(net: Supernet, folder: Path) -> dict[str, Any]:
     dataset, name = noise_dataset(net), str(folder).replace("/", "-")
     register_dataset(name, lambda split: dataset)
     return {"checkpoint": str(folder), "dataset": name}
+
+
+def tiny_kwargs(folder: Path) -> dict[str, Any]:
+    """What an environment needs to use the smallest supernet, which is saved in `folder`, and its images."""
+    return noise_kwargs(random_net(TINY), folder)
 
 
 def played_envs(**kwargs: Any) -> tuple[PranceVectorEnv, Actions, list[tuple[Any, ...]]]:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "prance_env" / "weights").glob("*/README.md"))
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+STEPS, FEWER_STEPS = "agent.learn(100_000", "agent.learn(2_000"  # examples/ has those that are trained to the end
 LAYERS = ["supernet", "prance_env", "agents", "train"]
 
 
@@ -26,7 +27,9 @@ def test_relative_links_and_pictures_exist(page: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=["train", "gymnasium", "supernet"])
 def test_the_readmes_examples_run_as_they_stand(example: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert (STEPS in example) == (".learn(" in example)
+    example = example.replace(STEPS, FEWER_STEPS)
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

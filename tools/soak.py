@@ -34,7 +34,7 @@ from train.commands.options import set_threads
 
 ENV_ID = "Prance-Digits-v0"
 LEAST_ROUNDS = 8  # four quarters of two
-WAIT = 10.0  # seconds for workers that are ending
+WAIT = 60.0  # seconds for workers that are ending
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def check_growth(held: Sequence[Held], max_megabytes: float = 16.0) -> None:
 
 
 def held_now() -> Held:
-    """What this process holds; needs Linux' /proc.
+    """What this process holds, once its children have ended; needs Linux' /proc.
 
     Raises:
         RuntimeError: Elsewhere.
@@ -129,24 +129,25 @@ def held_now() -> Held:
     if not process.is_dir():
         raise RuntimeError("The soak reads Linux' /proc/self, which this system does not have.")
     gc.collect()
-    _give_back_free_memory()
     end = time.monotonic() + WAIT
     while multiprocessing.active_children() and time.monotonic() < end:
         time.sleep(0.01)  # a dropped pool tells its workers to end and does not wait for them
-    pages = int((process / "statm").read_text().split()[1])
     return Held(
-        megabytes=pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        megabytes=resident_megabytes(),
         file_descriptors=len(list((process / "fd").iterdir())),
         threads=len(list((process / "task").iterdir())),
         children=len(multiprocessing.active_children()),
     )
 
 
-def _give_back_free_memory() -> None:
-    """So that what the allocator has in pieces does not look like a leak; only glibc can be asked to."""
+def resident_megabytes() -> float:
+    """Memory of this process, after what nothing uses was given back; needs Linux' /proc."""
+    gc.collect()
+    # So that what the allocator has in pieces does not look like a leak; only glibc can be asked to.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def run_rounds(minutes: float, calls: int, num_envs: int, seed: int, progress_bar: bool = True) -> list[Held]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Actions, make_engine, random_net, unit_actions
+from helpers import PATIENCE, Actions, make_engine, random_net, unit_actions
 
 from prance_env import ImageDataset, InferenceEngine, RewardConfig
 from prance_env.cache import HEADER_BYTES, MEBIBYTE, RECORD, MemoryStore, cache_key
@@ -75,16 +75,23 @@ def no_computation(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> 
 # ---- the budget -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("held", [0, 1, 9])
+@pytest.fixture(scope="module")
+def large(any_net: Supernet) -> tuple[ImageDataset, list[np.ndarray[Any, Any]]]:
+    """Images, and all numbers of episodes over them with a cache that holds everything."""
+    engine = make_engine(any_net, TOTAL)
+    assert isinstance(engine.dataset, ImageDataset)
+    return engine.dataset, played_through(engine, unit_actions(any_net.space, 20), rounds())
+
+
+@pytest.mark.parametrize("held", [0, pytest.param(1, marks=pytest.mark.slow), 9])
 @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
 def test_a_small_budget_gives_the_same_numbers_as_a_large_one(
-    any_net: Supernet, held: int, on_disk: bool, tmp_path: Path
+    any_net: Supernet, large: tuple[ImageDataset, list[np.ndarray[Any, Any]]], held: int, on_disk: bool, tmp_path: Path
 ) -> None:
-    large = make_engine(any_net, TOTAL)
+    dataset, expected = large
     folder = tmp_path if on_disk else None
-    small = InferenceEngine(any_net, large.dataset, (held + 0.5) * row_bytes(any_net) / MEBIBYTE, folder)
-    actions = unit_actions(any_net.space, 20)
-    assert_same(played_through(small, actions, rounds()), played_through(large, actions, rounds()))
+    small = InferenceEngine(any_net, dataset, (held + 0.5) * row_bytes(any_net) / MEBIBYTE, folder)
+    assert_same(played_through(small, unit_actions(any_net.space, 20), rounds()), expected)
     assert small.cache.store.capacity == held == small.cache.held.sum()
     assert small.cache.known.all()
 
@@ -317,7 +324,7 @@ def test_a_process_killed_while_filling_the_cache_leaves_what_it_had_finished(
     context = multiprocessing.get_context("fork")
     child = context.Process(target=die_in_write, args=(digits_net, images, tmp_path, write))
     child.start()
-    child.join(timeout=60)
+    child.join(timeout=PATIENCE)
     assert child.exitcode == -signal.SIGKILL
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -347,9 +354,9 @@ def test_processes_that_fill_one_cache_together_get_the_same_numbers(
     ]
     for child in children:
         child.start()
-    results = dict(queue.get(timeout=60) for _ in children)
+    results = dict(queue.get(timeout=PATIENCE) for _ in children)
     for child in children:
-        child.join(timeout=60)
+        child.join(timeout=PATIENCE)
         assert child.exitcode == 0
     plain = InferenceEngine(digits_net, images)
     for seed, numbers in results.items():

@@ -84,6 +84,7 @@ def test_torchrls_probe_for_frameskip_meets_a_type_error_that_names_it(make: Any
         make(ENV_ID, frameskip=1)
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_by_an_environment() -> None:
     program = """
 import gymnasium, prance_env

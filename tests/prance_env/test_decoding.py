@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils import seeding
-from helpers import ENV_ID, transcript
+from helpers import ENV_ID, PATIENCE, transcript
 from image_files import CONFIG, break_files, everything, expected_pixels, files_of, image_folder
 
 from prance_env import EnvSettings
@@ -128,8 +128,8 @@ def test_children_give_the_same_episodes(method: str, daemon: bool, checkpoint: 
     queue = context.Queue()
     child = context.Process(target=report_transcript, args=(kwargs, queue), daemon=daemon)
     child.start()
-    assert queue.get(timeout=120) == here
-    child.join(timeout=60)
+    assert queue.get(timeout=PATIENCE) == here
+    child.join(timeout=PATIENCE)
     assert child.exitcode == 0
     assert len(everything(source)) == 36
 
@@ -149,8 +149,8 @@ def test_a_source_that_is_in_use_can_be_handed_to_a_child(method: str, daemon: b
     queue = context.Queue()
     child = context.Process(target=fetch_in_child, args=(source, queue), daemon=daemon)
     child.start()
-    np.testing.assert_array_equal(queue.get(timeout=120), everything(source))
-    child.join(timeout=60)
+    np.testing.assert_array_equal(queue.get(timeout=PATIENCE), everything(source))
+    child.join(timeout=PATIENCE)
     assert child.exitcode == 0
 
 
@@ -173,11 +173,11 @@ def test_workers_end_with_their_parent(folder: Path) -> None:
     queue: Any = context.Queue()
     child = context.Process(target=report_workers, args=(str(folder), queue))
     child.start()
-    workers = queue.get(timeout=60)
+    workers = queue.get(timeout=PATIENCE)
     assert len(workers) == 2
     child.kill()
     child.join()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in workers if alive(pid)]
@@ -189,7 +189,7 @@ def report_workers(folder: str, queue: Any) -> None:
     everything(source)
     assert isinstance(source, DecodedSource)
     queue.put(list(source._pool._executor._processes))  # type: ignore[union-attr]
-    time.sleep(600)
+    time.sleep(2 * PATIENCE)
 
 
 def alive(pid: int) -> bool:
@@ -249,7 +249,7 @@ def test_what_is_prefetched_is_decoded_before_it_is_fetched_and_not_again(folder
     source.prefetch(index)
     futures = [source._pending[i][0] for i in index.tolist()]
     for future in futures:
-        future.result(timeout=60)
+        future.result(timeout=PATIENCE)
     source._pool.submit = None  # type: ignore[assignment,method-assign]
     source._work = lambda indices: [] if not indices else pytest.fail(f"{indices} decoded again")  # type: ignore[assignment]
     files = files_of(folder / "val")

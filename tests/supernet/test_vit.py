@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import PATIENCE
 from torch import Tensor, nn
 
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, freeze
@@ -295,7 +296,7 @@ def test_threads_with_different_subnets_do_not_disturb_each_other(digits_net: Su
     barrier = Barrier(2)
 
     def run(subnet: SubnetConfig) -> list[Tensor]:
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=PATIENCE)
         return [digits_net(images, subnet) for _ in range(10)]
 
     with ThreadPoolExecutor(2) as pool:
@@ -315,6 +316,7 @@ def test_extracted_networks_own_their_weights(digits_net: Supernet, random_image
     assert static(images).abs().max() == 0
 
 
+@pytest.mark.slow
 def test_an_extracted_network_exports_with_a_free_batch_size(digits_net: Supernet, random_images: Images) -> None:
     subnet = random_subnets(digits_net, 8)[5]
     static = digits_net.extract(subnet)

@@ -25,6 +25,8 @@ from train.policies.training import AgentTraining, load_agent, train_agent
 from train.report import plots
 from train.runs.folder import read_config, write_command
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 LOW, HIGH = 0.01, 0.3
 
 

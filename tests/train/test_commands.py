@@ -11,6 +11,8 @@ import pytest
 
 from train.commands.main import main
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 
 def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr("sys.argv", ["prance", *arguments])

@@ -17,6 +17,8 @@ from train.evaluate.rows import read_rows
 from train.timing.episodes import EnvBenchSettings, contenders, make_task
 from train.yardsticks import headroom
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 
 def prance(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr("sys.argv", ["prance", *map(str, arguments)])
@@ -31,13 +33,14 @@ def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
     return str(stop.value.code)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "prance_ppo"])
+@pytest.mark.parametrize(("algo", "n_envs"), [("ppo", 8), pytest.param("prance_ppo", 64, marks=pytest.mark.slow)])
 def test_an_evaluation_uses_what_the_training_used_and_its_rows_can_be_validated(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str, folder: Path, algo: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str, folder: Path, algo: str, n_envs: int
 ) -> None:
     dataset = {"name": str(folder), "crop_pct": 0.9}
     run, options = tmp_path / "run", ("--token-mode", "prune_merge", "--dtype", "bfloat16", "--threads", 1)
-    training = ("--algo", algo, "--checkpoint", checkpoint, "--dataset", json.dumps(dataset), "--n-envs", 8, *options)
+    training = ("--algo", algo, "--checkpoint", checkpoint, "--dataset", json.dumps(dataset), "--n-envs", n_envs)
+    training += options
     prance(monkeypatch, "train", "agent", "--out", run, *training, "--total-timesteps", 96)
     noted = yaml.safe_load((run / "config.yml").read_text())
     assert {k: noted[k] for k in ("dataset", "token_mode", "dtype")} == {
@@ -77,7 +80,7 @@ def test_an_environment_without_images_of_its_own_can_be_trained_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str, folder: Path
 ) -> None:
     """`Prance-Tiny-v0` has no data set, and the evaluation takes the id from the run, too."""
-    given = ("--env", "Prance-Tiny-v0", "--checkpoint", checkpoint, "--algo", "prance_ppo", "--n-envs", 4)
+    given = ("--env", "Prance-Tiny-v0", "--checkpoint", checkpoint, "--algo", "prance_ppo", "--n-envs", 64)
     assert "dataset='FOLDER'" in refusal(monkeypatch, "train", "agent", "--out", tmp_path / "none", *given)
     run = tmp_path / "run"
     prance(monkeypatch, "train", "agent", "--out", run, *given, "--dataset", folder, "--total-timesteps", 48)

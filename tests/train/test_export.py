@@ -16,7 +16,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
-from small_nets import CASES, cut_subnet, normalised, pixels, small_net
+from small_nets import CASES, TWO_BLOCKS, cut_subnet, normalised, pixels, small_net
 from torch import Tensor
 
 from prance_env.supernets import BUNDLED
@@ -59,10 +59,8 @@ def assert_files_compute_what_the_supernet_does(net: Supernet, subnet: SubnetCon
         assert_same(static(images), expected)
 
 
-QUICK = ("prune_merge",)
-
-
-@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_every_token_mode_and_architecture_exports_to_every_format(case: str, tmp_path: Path) -> None:
     net = CASES[case]()
     subnet = cut_subnet(net)
@@ -101,7 +99,7 @@ def test_of_equal_scores_the_earlier_token_wins_in_onnx_too(tmp_path: Path) -> N
 @pytest.mark.parametrize("token_mode", ["prune", "merge", "tome"])
 @torch.no_grad()
 def test_a_network_in_which_all_tokens_score_the_same_is_no_special_case(token_mode: str, tmp_path: Path) -> None:
-    net = copy.deepcopy(small_net(token_mode))
+    net = copy.deepcopy(small_net(token_mode, groups=TWO_BLOCKS))
     for block in net.blocks:
         for parameter in (block.qkv.weight, block.qkv.bias):
             parameter.view(3, 3, 8, -1)[:, :2] = 0
@@ -110,8 +108,9 @@ def test_a_network_in_which_all_tokens_score_the_same_is_no_special_case(token_m
     assert_files_compute_what_the_supernet_does(net, subnet, tmp_path)
 
 
+@pytest.mark.slow
 def test_uint8_files_take_bytes_and_normalise_them(tmp_path: Path) -> None:
-    net = small_net("merge")
+    net = small_net("merge", groups=TWO_BLOCKS)
     subnet = cut_subnet(net)
     export_subnet(net, subnet, tmp_path, ["onnx", "torch"], uint8=True)
     program = torch.export.load(tmp_path / "model.pt2").module()
@@ -199,7 +198,7 @@ def test_a_killed_export_leaves_the_old_files(tmp_path: Path) -> None:
     save_pretrained(net, tmp_path / "net")
     export_subnet(net, cut_subnet(net), out, ["safetensors"])
     before = written(out)
-    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_CHECKING, tmp_path / "net", out], cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_CHECKING, tmp_path / "net", out], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     assert {name: (out / name).read_bytes() for name in before} == before
     load_static(out)
@@ -266,10 +265,11 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net, out = small_net("prune"), tmp_path / "exported"
+    net, out = small_net("prune", groups=TWO_BLOCKS), tmp_path / "exported"
     save_pretrained(net, tmp_path / "net")
     subnet = cut_subnet(net)
     (tmp_path / "subnet.json").write_text(subnet.to_json())
@@ -295,25 +295,34 @@ def test_the_command_says_what_it_wrote(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        ("--subnet", "min", "--uint8"),
-        ("--keep-rate", "0.7", "--embed-dim", "48", "--mlp-ratio", "1"),
-    ],
-)
-def test_the_bundled_supernet_is_exported_by_default(
-    sizes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prance(monkeypatch, "export", "--out", str(tmp_path), *sizes)
+def test_the_bundled_supernet_is_exported_to_onnx_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ("--keep-rate", "0.7", "--embed-dim", "48", "--mlp-ratio", "1")
+    prance(monkeypatch, "export", "--out", str(tmp_path), *sizes, "--uint8")
     assert set(written(tmp_path)) == {"model.onnx", "static.json"}
     net = from_pretrained(BUNDLED["digits"])
-    subnet = SubnetConfig.from_json(json.dumps(json.loads((tmp_path / "static.json").read_text())["subnet"]))
-    images = pixels(net, 4)
-    expected = net(images, subnet)
-    assert_same(
-        onnx_logits(tmp_path / "model.onnx", images if "--uint8" in sizes else normalised(net, images)), expected
-    )
+    subnet, images = written_subnet(tmp_path), pixels(net, 4)
+    fixed = net.space.groups[0]
+    assert subnet.embed_dim[0, fixed:].unique().tolist() == [48]
+    assert subnet.mlp_ratio[0, fixed:].unique().tolist() == [1]
+    assert subnet.keep_rate.unique().tolist() == [0.7]
+    assert_same(onnx_logits(tmp_path / "model.onnx", images), net(images, subnet))
+
+
+def test_the_smallest_subnet_of_the_bundled_supernet_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prance(monkeypatch, "export", "--out", str(tmp_path), "--subnet", "min", "--format", "safetensors")
+    net = from_pretrained(BUNDLED["digits"])
+    subnet, images = written_subnet(tmp_path), pixels(net, 4)
+    smallest = SubnetConfig.min(net.space)
+    assert torch.equal(subnet.embed_dim, smallest.embed_dim)
+    assert torch.equal(subnet.keep_rate, smallest.keep_rate)
+    assert_same(load_static(tmp_path)(normalised(net, images)), net(images, subnet))
+
+
+def written_subnet(folder: Path) -> SubnetConfig:
+    """What `static.json` says was exported."""
+    return SubnetConfig.from_json(json.dumps(json.loads((folder / "static.json").read_text())["subnet"]))
 
 
 @pytest.mark.parametrize(

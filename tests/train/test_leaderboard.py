@@ -28,6 +28,8 @@ from train.yardsticks.leaderboard import (
     seeds_and_images_interval,
 )
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 ENV, IMAGES = "Prance-FewDigits-v0", 48
 
 
@@ -50,7 +52,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
     monkeypatch.setattr("train.search.confidence.SWEEPS", 1)
     monkeypatch.setattr("train.search.confidence.NUM_CANDIDATES", 2)
     monkeypatch.setattr(maker, "FRONT", (0.03, 0.3))
-    ours = AgentTraining(env=ENV, algo="prance_ppo", macs_weight=maker.PRICE, total_timesteps=48, n_envs=8)
+    ours = AgentTraining(env=ENV, algo="prance_ppo", macs_weight=maker.PRICE, total_timesteps=48, n_envs=128)
     entries = {
         ADAPTIVE: ours,
         EVERY_BUDGET: replace(ours, macs_weight=maker.PRICES),

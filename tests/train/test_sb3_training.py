@@ -20,6 +20,8 @@ from prance_env.settings import EnvSettings
 from train.policies import training as stage
 from train.policies.training import AgentTraining, load_agent, train_agent
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 N = 16
 
 
@@ -44,6 +46,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["a2c", "trpo", "sac", "td3", "tqc"])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     algo: str, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

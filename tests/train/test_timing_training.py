@@ -78,6 +78,7 @@ def test_summaries_are_means_of_returns_and_medians_of_ratios_between_neighbours
     assert [found[a]["decisions_per_second"] for a in "abc"] == [10, 15, 5]
 
 
+@pytest.mark.slow
 def test_every_algorithm_trains_with_every_seed_in_turns_and_the_figures_are_written(
     engine: InferenceEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

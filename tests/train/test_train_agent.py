@@ -20,6 +20,8 @@ from train.evaluate import evaluate
 from train.policies import training as stage
 from train.policies.training import AgentTraining, load_agent, prance_ppo_config, train_agent
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 TINY = AgentTraining(n_envs=64, total_timesteps=64 * 6 * 5)
 TINY_PRANCE = AgentTraining(algo="prance_ppo", n_envs=64, total_timesteps=64 * 24 * 5)
 
@@ -29,11 +31,22 @@ def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of PrancePPO that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
+        train_agent(TINY_PRANCE, folder, progress_bar=False)
+    return folder
+
+
 def assert_equal_policies(a: Any, b: Any) -> None:
     for (name, x), y in zip(a.policy.state_dict().items(), b.policy.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,11 +73,11 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert whole_rows == resumed_rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interruption", ["Ctrl-C", "kill"])
 def test_an_interrupted_prance_ppo_goes_on_as_if_it_had_not_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: str
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: str
 ) -> None:
-    whole = train_agent(TINY_PRANCE, tmp_path / "whole", progress_bar=False)
     update = PrancePPO._update
 
     def interrupt(self: PrancePPO, rollout: Any) -> dict[str, float]:
@@ -82,10 +95,10 @@ def test_an_interrupted_prance_ppo_goes_on_as_if_it_had_not_stopped(
     saved = PrancePPO.load(tmp_path / "parts" / "last").n_updates
     assert saved == (4 if interruption == "Ctrl-C" else 2)  # nothing is lost with Ctrl-C
     resumed = train_agent(TINY_PRANCE, tmp_path / "parts", resume=True, progress_bar=False)
-    assert_equal_policies(whole, resumed)
+    assert_equal_policies(PrancePPO.load(whole_run / "model"), resumed)
     for name in ("metrics.jsonl", "model/config.json", "model/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+        assert (whole_run / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    rows = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     assert [r["timesteps"] for r in rows] == [64 * 24 * n for n in range(1, 6)]
     assert {"accuracy", "macs_fraction"} < set(rows[0])
 

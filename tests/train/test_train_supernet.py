@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import PATIENCE
 
 from supernet import SubnetConfig, create_supernet, from_pretrained, supernet_config
 from train.networks import loop as stage
@@ -27,8 +28,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_weights(a: Path, b: Path) -> None:
+    other = weights(b)
     for name, value in weights(a).items():
-        assert torch.equal(value, weights(b)[name]), name
+        assert torch.equal(value, other[name]), name
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
         "train_supernet(SupernetTraining(steps=400, batch_size=8, checkpoint_every=2, val_scenes=32), Path('run'))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "run" / "last.pt").exists():
         assert process.poll() is None, "the run ended by itself"
         assert time.monotonic() < deadline
@@ -120,7 +122,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quick_recipe_learns_to_find_the_digit_that_occurs_twice(tmp_path: Path) -> None:
-    settings = replace(PRESETS["digits-quick"], steps=240, checkpoint_every=240, val_scenes=1000)
+    settings = replace(PRESETS["digits-quick"], steps=240, batch_size=32, checkpoint_every=240, val_scenes=1000)
     train_supernet(settings, tmp_path)
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row["val_accuracy_full"] > 0.5

@@ -23,7 +23,10 @@ from train.policies import tune as tuning
 from train.policies.tune import TuneSettings, _as_params, read_ranges, tune, validation_return
 
 optuna = pytest.importorskip("optuna")
-pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+pytestmark = [
+    pytest.mark.usefixtures("few_scenes"),
+    pytest.mark.filterwarnings("ignore:You have specified a mini-batch size"),
+]
 TINY = TuneSettings(algo="ppo", trials=4, total_timesteps=144, evaluations=3, startup_trials=2, n_envs=8)
 
 
@@ -45,6 +48,7 @@ def tried(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(t.params, t.value, t.intermediate_values, t.state) for t in trials]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_an_interrupted_search_goes_on_as_if_it_had_not_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,8 @@ from train.yardsticks.compute import YardstickSettings, run_yardsticks
 from train.yardsticks.fronts import FRONTS, Front, Point, Yardsticks, hull, macs_at
 from train.yardsticks.standing import standing
 
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
 IMAGES = 36
 
 
@@ -198,6 +200,7 @@ def test_all_yardsticks_are_agents_or_bounds_on_the_same_images(
     assert json.loads((tmp_path / "yardsticks.json").read_text())["seed"] == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_yardsticks(run: Callable[..., Yardsticks], tmp_path: Path) -> None:
     first, again = run(tmp_path / "a"), run(tmp_path / "b")
     for name in FRONTS:
