@@ -207,6 +207,11 @@ class SupernetConfig:
         """Tokens of an image before any is dropped, the class token included."""
         return self.num_patches + self.num_prefix_tokens
 
+    def zoom(self, embed_dim: int) -> float:
+        """Factor on the gain of a layer norm: 1, or with the authors' rules sqrt(embed_dim / full width)."""
+        full = self.prance_embed_dim
+        return 1.0 if full is None else math.sqrt(embed_dim / full)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for `config.json`."""
         return asdict(self)

@@ -48,9 +48,9 @@ def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
     """
     static = StaticViT(net.config, subnet, "meta")
     widths = subnet.embed_dim[0].tolist()
-    zooms = {"norm.weight": net.zoom(widths[-1])}
+    zooms = {"norm.weight": net.config.zoom(widths[-1])}
     for i, width in enumerate(widths):
-        zooms |= {f"blocks.{i}.norm{n}.weight": net.zoom(width) for n in (1, 2)}
+        zooms |= {f"blocks.{i}.norm{n}.weight": net.config.zoom(width) for n in (1, 2)}
     weights = net.state_dict()
     cut = {
         name: weights[name][tuple(slice(n) for n in target.shape)].clone(memory_format=torch.contiguous_format)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .config import SupernetConfig
 from .layers import PatchEmbed, activate, check_tensor, set_width, working_rows
-from .macs import block_widths, hidden_dims, next_widths, remaining_macs, stem_macs
+from .macs import remaining_macs, stem_macs
+from .plan import plan_subnet
 from .runtime.packing import class_scores
 from .subnet import SubnetConfig, check_subnet
 from .tokens.modes import combine, total_size
@@ -45,32 +46,23 @@ class BlockSizes:
 
 def block_sizes(config: SupernetConfig, subnet: SubnetConfig) -> list[BlockSizes]:
     """Sizes of all blocks of one subnet, which must be in `config.space`."""
-    space, mode = config.space, config.token_mode
-    tokens = np.array([config.num_tokens])
     sizes = []
-    for group in range(len(space.groups)):
-        choice = subnet.group(space, group)
-        widths = choice.embed_dim.numpy()
-        hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
-        reads, gives = block_widths(config, group, widths, None, next_widths(config, group, subnet))
-        for i in range(space.groups[group]):
-            counts = None
-            if i == 0 and group >= space.first_decided:
-                counts = mode.counts(tokens, choice.rates, config.num_prefix_tokens)
-            runs = counts is not None and (mode.always or bool(counts[0, -1] < tokens[0]))
+    for plan in plan_subnet(config, subnet):
+        blocks = plan.widths.shape[1]
+        for i in range(blocks):
+            counts = plan.counts if i == 0 else None
             sizes.append(
                 BlockSizes(
-                    reads=int(reads[0, i]),
-                    embed_dim=int(widths[0, i]),
-                    hidden_dim=int(hidden[0, i]),
-                    gives=int(gives[0, i]),
-                    num_heads=space.heads(int(widths[0, i])),
-                    tokens=int(tokens[0]),
-                    counts=tuple(int(n) for n in counts[0]) if runs and counts is not None else None,
-                    lln=config.lln and i == space.groups[group] - 1 and group < len(space.groups) - 1,
+                    reads=int(plan.reads[0, i]),
+                    embed_dim=int(plan.widths[0, i]),
+                    hidden_dim=int(plan.hidden[0, i]),
+                    gives=int(plan.gives[0, i]),
+                    num_heads=int(plan.num_heads[0, i]),
+                    tokens=int(plan.attended[0, i]),
+                    counts=None if counts is None else tuple(int(n) for n in counts[0]),
+                    lln=plan.carries and i == blocks - 1,
                 )
             )
-            tokens = tokens if counts is None else counts[:, -1]
     return sizes
 
 

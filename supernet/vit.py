@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from . import macs
+from .arrays import Ints
 from .config import SearchSpace, SupernetConfig
 from .layers import ElasticBlock, PatchEmbed, check_tensor, layer_norm, linear, set_width
+from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
-from .runtime.packing import Ints, rows_of, runs, starts, take_rows
+from .runtime.packing import rows_of, runs, starts, take_rows
 from .state import InferenceState
 from .subnet import GroupChoice, SubnetConfig, check_subnet
 
@@ -40,7 +42,7 @@ class Supernet(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d)) if config.class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, d))
         self.norm_pre = nn.LayerNorm(d, config.norm_eps) if config.pre_norm else nn.Identity()
-        hidden = int(macs.hidden_dims(np.array(d), np.array(space.mlp_ratios[-1])))
+        hidden = int(hidden_dims(np.array(d), np.array(space.mlp_ratios[-1])))
         self.blocks = nn.ModuleList(
             ElasticBlock(d, hidden, space.max_heads, config.head_dim, config.norm_eps, config.lln and i in ends)
             for i in range(space.depth)
@@ -136,8 +138,8 @@ class Supernet(nn.Module):
             raise ValueError(f"key_mean has the shape {tuple(key_mean.shape)}; expected ({batch}, {n}).")
         spent, group = macs.stem_macs(c), 0
         if not c.space.decide_first_group:
-            first = GroupChoice.full(c.space, 0, 1)
-            spent, group = spent + int(macs.group_macs(c, 0, first, np.array([n]))[0][0]), 1
+            plan = plan_group(c, 0, GroupChoice.full(c.space, 0, 1), np.array([n]))
+            spent, group = spent + int(macs.group_macs(c, plan)[0]), 1
         return self._state(group, tokens, key_mean, spent)
 
     def _state(self, group: int, tokens: Tensor, key_mean: Tensor | None, spent: int) -> InferenceState:
@@ -176,17 +178,19 @@ class Supernet(nn.Module):
                 not in the search space.
         """
         self._check_choice(state, group, choice)
-        spent, _ = macs.group_macs(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
-        packed, patch_token, token_dim, key_mean = run_blocks(self, state, choice, next_dim)
+        plan = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
+        packed, patch_token, key_mean = run_blocks(
+            self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None
+        )
         return InferenceState(
             group=group + 1,
             tokens=packed.x,
             num_tokens=packed.lengths,
             size=packed.size,
             patch_token=patch_token,
-            embed_dim=choice.embed_dim[:, -1].numpy().copy(),
-            token_dim=token_dim,
-            macs=state.macs + spent,
+            embed_dim=plan.widths[:, -1].copy(),
+            token_dim=plan.gives[:, -1].copy(),
+            macs=state.macs + macs.group_macs(self.config, plan),
             key_mean=key_mean,
         )
 
@@ -215,7 +219,7 @@ class Supernet(nn.Module):
             if subnet is None:
                 state = self.run_group(state, group, GroupChoice.full(space, group, len(state)))
             else:
-                next_dim = macs.next_widths(self.config, group, subnet)
+                next_dim = next_widths(self.config, group, subnet)
                 state = self.run_group(state, group, subnet.group(space, group), next_dim)
         return state
 
@@ -247,13 +251,8 @@ class Supernet(nn.Module):
         head = self.head
         return self._by_width(features, state.token_dim, lambda x, w: linear(head, x, self.config.num_classes))
 
-    def zoom(self, embed_dim: int) -> float:
-        """Factor on the gain of a layer norm: 1, or with the authors' rules sqrt(embed_dim / full width)."""
-        full = self.config.prance_embed_dim
-        return 1.0 if full is None else float(np.sqrt(embed_dim / full))
-
     def _final_norm(self, x: Tensor, width: int) -> Tensor:
-        return set_width(layer_norm(self.norm, x, self.zoom(width)), self.config.embed_dim)
+        return set_width(layer_norm(self.norm, x, self.config.zoom(width)), self.config.embed_dim)
 
     def _by_width(self, rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor]) -> Tensor:
         """`function(rows of one width, width)` for all rows, in their order."""
@@ -286,7 +285,7 @@ class Supernet(nn.Module):
         subnet = self._checked(subnet).expand(len(images))
         if self.space.decide_first_group:
             return self.run_to_end(self.begin(images), subnet)
-        first = self.begin(images, subnet.group(self.space, 0), next_dim=macs.next_widths(self.config, 0, subnet))
+        first = self.begin(images, subnet.group(self.space, 0), next_dim=next_widths(self.config, 0, subnet))
         return self.run_to_end(first, subnet)
 
     def forward(self, images: Tensor, subnet: SubnetConfig | None = None) -> Tensor:
@@ -312,12 +311,9 @@ class Supernet(nn.Module):
             ValueError: As in `run_group`.
         """
         self._check_choice(state, state.group, choice)
-        reads, _ = macs.block_widths(self.config, state.group, choice.embed_dim.numpy(), state.token_dim, None)
-        packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
+        plan = plan_group(self.config, state.group, choice, state.num_tokens, state.token_dim)
         block = cast(ElasticBlock, self.blocks[self.space.blocks(state.group)[0]])
-        packed, scores, _ = attention_half(
-            self, block, packed, reads[:, 0], choice.embed_dim[:, 0].numpy(), with_scores=True
-        )
+        packed, scores, _ = attention_half(self.config, block, _packed(state), plan, 0, with_scores=True)
         assert scores is not None
         return take_rows(scores, rows_of(np.argsort(packed.images), packed.lengths))
 
@@ -368,6 +364,10 @@ class Supernet(nn.Module):
         subnet = SubnetConfig.full(self.space) if subnet is None else subnet
         check_subnet(subnet, self.space)
         return subnet
+
+
+def _packed(state: InferenceState) -> Packed:
+    return Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
 
 
 def freeze(net: Supernet) -> Supernet:

@@ -25,10 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..arrays import Ints
 from ..checkpoint import check_tensors
 from ..config import SearchSpace, SupernetConfig, supernet_config
-from ..macs import hidden_dims
-from ..runtime.packing import Ints
+from ..plan import hidden_dims
 from ..subnet import GroupChoice
 from ..tokens.modes import TOKEN_MODES, Assignment, Floats, TokenMode, column, merge_ranked, ranking, ranks_of
 from ..vit import Supernet

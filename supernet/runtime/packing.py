@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Ints = NDArray[np.int64]
+from ..arrays import Bools, Ints
 
 # What cutting a batch for attention costs, in multiply-accumulates of query-key products: one more call, over all
 # channels, and per channel a token that is copied into a padded sequence. On a GPU padding costs little, calls do not.
@@ -55,7 +55,7 @@ def starts(lengths: Ints) -> Ints:
     return out
 
 
-def places(begins: Ints, counts: Ints, longest: int) -> tuple[NDArray[np.bool_], Ints]:
+def places(begins: Ints, counts: Ints, longest: int) -> tuple[Bools, Ints]:
     """Which places of padded sequences hold a token, and the row that stands at each; padding repeats the last one.
 
     Args:

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..runtime.packing import Ints
+from ..arrays import Floats, Ints
 
-Floats = NDArray[np.float64]
 Assignment = tuple[Tensor, Tensor | None]
 Assign = Callable[[Tensor | None, Tensor | None, Tensor, Ints, Ints, int], Assignment]
 

@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import supernet.convert.authors  # noqa: F401  registers the authors' modes
 from supernet import GroupChoice, SearchSpace, SubnetConfig, Supernet, SupernetConfig
-from supernet.macs import head_macs, next_widths
-from supernet.runtime.packing import Ints
+from supernet.arrays import Ints
+from supernet.macs import head_macs
+from supernet.plan import next_widths
 from supernet.tokens.modes import TOKEN_MODES, Assignment, TokenMode, combine
 
 OURS = ["prune", "prune_fused", "merge", "prune_merge", "tome"]

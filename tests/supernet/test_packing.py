@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supernet.arrays import Ints
 from supernet.runtime.packing import (
     CALL_COST,
     COPY_COST,
-    Ints,
     attention,
     attention_calls,
     length_chunks,

@@ -18,7 +18,8 @@ from oracles import Token, evit, evit_fused, prune_then_merge, tome
 from torch import Tensor
 
 import supernet.convert.authors  # noqa: F401  registers the authors' modes
-from supernet.runtime.packing import Ints, attention, packed_class_scores
+from supernet.arrays import Ints
+from supernet.runtime.packing import attention, packed_class_scores
 from supernet.tokens.modes import TOKEN_MODES, combine, kept_tokens, token_mode, total_size
 
 OURS = ["prune", "prune_fused", "merge", "prune_merge", "tome"]
