@@ -6,8 +6,9 @@ from .checkpoint import create_supernet, from_pretrained, load_weights, save_pre
 from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
 from .convert.authors import average_choice, load_prance_checkpoint
 from .convert.authors_reported import reported_macs, reported_params
-from .extract import StaticViT, extract, load_static, save_static
+from .extract import extract, load_static, save_static
 from .state import InferenceState
+from .static_vit import StaticViT
 from .subnet import GroupChoice, SubnetConfig
 from .tokens.modes import TOKEN_MODES, TokenMode
 from .vit import Supernet, freeze

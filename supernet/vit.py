@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from . import macs
 from .arrays import Ints
 from .config import SearchSpace, SupernetConfig
+from .extract import extract
 from .layers import ElasticBlock, PatchEmbed, check_tensor, layer_norm, linear, set_width
 from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
 from .runtime.packing import rows_of, runs, starts, take_rows
 from .state import InferenceState
+from .static_vit import StaticViT
 from .subnet import GroupChoice, SubnetConfig, check_subnet
 
 
@@ -336,10 +338,19 @@ class Supernet(nn.Module):
         subnet = self._checked(subnet)
         return torch.from_numpy(macs.subnet_params(self.config, subnet))
 
-    def extract(self, subnet: SubnetConfig) -> nn.Module:
-        """One subnet as a plain module, see `supernet.extract.extract`."""
-        from .extract import extract
+    def extract(self, subnet: SubnetConfig) -> StaticViT:
+        """Copies the weights that one subnet uses into a plain module of fixed sizes.
 
+        Args:
+            subnet: Exactly one subnet.
+
+        Returns:
+            A module in evaluation mode whose logits are `self(images, subnet)`.
+
+        Raises:
+            ValueError: If `subnet` holds more than one or is not in the search space.
+            TypeError: If it is no SubnetConfig.
+        """
         return extract(self, subnet)
 
     def _check_choice(self, state: InferenceState, group: int, choice: GroupChoice) -> None:
