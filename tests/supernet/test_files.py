@@ -22,7 +22,7 @@ def test_a_safetensors_file_gives_its_tensors_and_its_header_whatever_its_name(t
     assert header == {"by": "me"}
     assert {k: v.tolist() for k, v in tensors.items()} == {k: v.tolist() for k, v in GOOD.items()}
     (tmp_path / "x").write_bytes(b"no")
-    with pytest.raises(ValueError, match="x is damaged or not an agent's file .*download or save it again"):
+    with pytest.raises(ValueError, match=r"x is damaged or not an agent's file .*download or save it again"):
         read_safetensors(tmp_path / "x", kind="an agent's file")
 
 
