@@ -10,7 +10,7 @@ from .extract import extract, load_static, save_static
 from .state import InferenceState
 from .static_vit import StaticViT
 from .subnet import GroupChoice, SubnetConfig
-from .tokens.modes import TOKEN_MODES, TokenMode
+from .tokens.modes import TokenMode, list_token_modes, register_token_mode, token_mode
 from .vit import Supernet, freeze
 
 if TYPE_CHECKING:
@@ -21,11 +21,10 @@ __all__ = [
     "InferenceState",
     "SearchSpace",
     "StaticViT",
-    "TOKEN_MODES",
-    "TokenMode",
     "SubnetConfig",
     "Supernet",
     "SupernetConfig",
+    "TokenMode",
     "average_choice",
     "create_supernet",
     "extract",
@@ -33,15 +32,18 @@ __all__ = [
     "from_pretrained",
     "from_timm",
     "list_supernets",
+    "list_token_modes",
     "load_prance_checkpoint",
     "load_static",
     "load_weights",
     "register_supernet",
+    "register_token_mode",
     "reported_macs",
     "reported_params",
     "save_pretrained",
     "save_static",
     "supernet_config",
+    "token_mode",
 ]
 
 

@@ -30,7 +30,7 @@ class SearchSpace:
         mlp_ratios: Hidden width of the MLP divided by `embed_dim`, ascending.
         num_heads: One entry (heads are not elastic) or one per entry of `embed_dims` (heads follow the width).
         min_keep_rate: Keep rate that the lowest action stands for, in [0, 1]; a patch always stays.
-        token_mode: How patches leave; a key of `supernet.tokens.modes.TOKEN_MODES`.
+        token_mode: How patches leave, one of `supernet.list_token_modes()`.
         decide_first_group: Whether a decision precedes the first group, too.
     """
 
@@ -190,7 +190,7 @@ class SupernetConfig:
     @property
     def token_mode(self) -> TokenMode:
         """How patches leave: the registered mode, or the authors' version of it."""
-        return token_mode(self.space.token_mode if self.prance_embed_dim is None else f"prance_{self.space.token_mode}")
+        return token_mode(self.space.token_mode, authors=self.prance_embed_dim is not None)
 
     @property
     def num_patches(self) -> int:

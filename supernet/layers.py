@@ -114,10 +114,27 @@ class ElasticBlock(nn.Module):
 
     The rows of `qkv` are ordered (head, q|k|v, head_dim), so that the first h heads are a prefix of the weight: a view,
     not a copy.
+
+    Args:
+        embed_dim: Full width.
+        hidden_dim: Hidden width of the MLP.
+        num_heads: Heads at full width.
+        head_dim: Channels per head.
+        norm_eps: Epsilon of the layer norms.
+        lln: Whether a linear map carries the residual over the end of the block's group.
+        reduce: The module that reduces tokens between attention and MLP, if the token mode has learned parameters and
+            a decision precedes this block.
     """
 
     def __init__(
-        self, embed_dim: int, hidden_dim: int, num_heads: int, head_dim: int, norm_eps: float, lln: bool
+        self,
+        embed_dim: int,
+        hidden_dim: int,
+        num_heads: int,
+        head_dim: int,
+        norm_eps: float,
+        lln: bool,
+        reduce: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, norm_eps)
@@ -127,6 +144,7 @@ class ElasticBlock(nn.Module):
         self.fc1 = nn.Linear(embed_dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
         self.lln = nn.Linear(embed_dim, embed_dim) if lln else None
+        self.reduce = reduce
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -1,18 +1,22 @@
 """Exact multiply-accumulates and parameters of subnets, by formula.
 
-Counted are the convolutions, linear layers, both attention products and the similarities of merging modes, as PyTorch's
-flop counter does (which counts each twice). Not counted, as there: norms, biases, softmax, activations, sums. Papers
-call this number FLOPs.
+Counted are the convolutions, linear layers, both attention products, the similarities of merging modes and the sums of
+soft ones, as PyTorch's flop counter does (which counts each twice). Not counted, as there: norms, biases, softmax,
+activations, sums. Papers call this number FLOPs.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+import torch
 
 from .arrays import Ints
 from .config import SupernetConfig
 from .plan import GroupPlan, plan_subnet
 from .subnet import SubnetConfig
+from .tokens.modes import TokenMode
 
 
 def stem_shapes(config: SupernetConfig) -> list[tuple[int, int, int, int]]:
@@ -48,7 +52,10 @@ def group_macs(config: SupernetConfig, plan: GroupPlan) -> Ints:
         dims = plan.widths[:, 0] if mode.metric == "tokens" else np.full_like(left, config.head_dim)
         macs = mode.macs(plan.num_tokens, plan.counts, dims, prefix)
         if mode.uses_scores:
-            macs = macs + np.where(plan.reduces, plan.num_tokens * inner[:, 0], 0)
+            macs = macs + plan.num_tokens * inner[:, 0]
+        if mode.soft:
+            macs = macs + (plan.num_tokens - prefix) * (left - prefix) * plan.widths[:, 0]
+        macs = np.where(plan.reduces, macs, 0)
     attended = plan.attended
     macs = macs + (attended * inner * (3 * plan.reads + plan.widths + 2 * attended)).sum(1)
     macs = macs + left * (plan.hidden * (plan.widths + plan.gives)).sum(1)
@@ -98,7 +105,19 @@ def subnet_params(config: SupernetConfig, subnet: SubnetConfig) -> Ints:
     for plan in plan_subnet(config, subnet):
         w, hidden, gives, inner = plan.widths, plan.hidden, plan.gives, plan.num_heads * config.head_dim
         params += (4 * w + 3 * inner * (w + 1) + w * (inner + 1) + hidden * (w + 1) + gives * (hidden + 1)).sum(1)
+        if plan.counts is not None and config.token_mode.module is not None:
+            learned = [_module_params(config.token_mode, config, int(width)) for width in w[:, 0]]
+            params += np.where(plan.reduces, learned, 0)
         if plan.carries:
             params += gives[:, -1] * (w[:, -1] + 1)
     last: Ints = subnet.embed_dim[:, -1].numpy()
     return params + 2 * last + (config.num_classes * (last + 1) if config.num_classes else 0)
+
+
+@lru_cache
+def _module_params(mode: TokenMode, config: SupernetConfig, width: int) -> int:
+    """Parameters of a mode's module in a static network, where its block has that width."""
+    assert mode.module is not None
+    with torch.device("meta"):
+        module = mode.module(config, width)
+    return sum(p.numel() for p in module.parameters())

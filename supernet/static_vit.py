@@ -88,6 +88,8 @@ class StaticBlock(nn.Module):
         self.fc1 = nn.Linear(width, sizes.hidden_dim)
         self.fc2 = nn.Linear(sizes.hidden_dim, sizes.gives)
         self.lln = nn.Linear(width, sizes.gives) if sizes.lln else None
+        learned = self.mode.module if self.counts is not None else None
+        self.reduce = None if learned is None else learned(config, width)
 
     def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, N, C) and sizes (B, N), None for ones, to (B, kept, C') and (B, kept)."""
@@ -107,13 +109,13 @@ class StaticBlock(nn.Module):
         self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         assert self.counts is not None
-        mode, kept = self.mode, int(self.counts[0, -1])
+        mode, kept, prefix = self.mode, int(self.counts[0, -1]), int(self.class_token)
         scores = class_scores(q, k, bias, self.class_token) if mode.uses_scores else None
         metric = k.mean(1) if mode.metric == "keys" else x if mode.metric == "tokens" else None
         if size is None:
             size = torch.ones_like(x[..., 0], dtype=torch.float32)
-        into, weight = mode.assign(scores, metric, size, self.tokens, self.counts, int(self.class_token))
-        x = combine(x, into, kept, weight, mode.normalise)
+        into, weight = mode.assignment(self.reduce, scores, metric, size, self.tokens, self.counts, prefix)
+        x = combine(x, into, kept, weight, mode.normalise, prefix)
         return x, total_size(size, into, kept) if mode.sized else None
 
 

@@ -40,13 +40,23 @@ class Supernet(nn.Module):
         self.config = config
         space, d = config.space, config.embed_dim
         ends = {space.blocks(g)[-1] for g in range(len(space.groups) - 1)}
+        starts = {space.blocks(g)[0] for g in range(space.first_decided, len(space.groups))}
+        learned = config.token_mode.module
         self.patch_embed = PatchEmbed(config.stem, config.patch_size, config.in_chans, d)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d)) if config.class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, d))
         self.norm_pre = nn.LayerNorm(d, config.norm_eps) if config.pre_norm else nn.Identity()
         hidden = int(hidden_dims(np.array(d), np.array(space.mlp_ratios[-1])))
         self.blocks = nn.ModuleList(
-            ElasticBlock(d, hidden, space.max_heads, config.head_dim, config.norm_eps, config.lln and i in ends)
+            ElasticBlock(
+                d,
+                hidden,
+                space.max_heads,
+                config.head_dim,
+                config.norm_eps,
+                lln=config.lln and i in ends,
+                reduce=learned(config, d) if learned is not None and i in starts else None,
+            )
             for i in range(space.depth)
         )
         self.norm = nn.LayerNorm(d, config.norm_eps)

@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import Ints
+from ..arrays import Floats, Ints
 from ..config import SearchSpace, SupernetConfig, supernet_config
 from ..files import check_tensors, read_weights
 from ..plan import hidden_dims
 from ..subnet import GroupChoice
-from ..tokens.modes import TOKEN_MODES, Assignment, Floats, TokenMode, column, merge_ranked, ranking, ranks_of
+from ..tokens.merge import merge_macs, merge_ranked
+from ..tokens.modes import Assignment, TokenMode, column, ranking, ranks_of, register_token_mode
+from ..tokens.modes import token_mode as find_token_mode
 from ..vit import Supernet
 
 HEAD_DIM = 64
@@ -56,12 +58,10 @@ def _assign(
     return merge_ranked(order, metric, into, counts, lengths, prefix), torch.ones_like(size)
 
 
-_merge_macs = TOKEN_MODES["merge"].macs
-TOKEN_MODES["prance_prune"] = TokenMode(_assign, counts=_counts, always=True)
-TOKEN_MODES["prance_merge"] = TokenMode(
-    _assign, counts=_counts, metric="tokens", sized=True, macs=_merge_macs, always=True
-)
-TOKEN_MODES["prance_prune_merge"] = replace(TOKEN_MODES["prance_merge"], num_rates=2)
+_MERGE = TokenMode(_assign, counts=_counts, metric="tokens", sized=True, macs=merge_macs, always=True)
+register_token_mode("prune", TokenMode(_assign, counts=_counts, always=True), authors=True)
+register_token_mode("merge", _MERGE, authors=True)
+register_token_mode("prune_merge", replace(_MERGE, num_rates=2), authors=True)
 
 
 SPACES = {256: "prance_vit_tiny", 448: "prance_vit_small", 768: "prance_vit_base"}
@@ -90,9 +90,7 @@ def load_prance_checkpoint(
         ValueError: If the file holds no weights, keys are missing, unexpected or misshapen (they are listed), the space
             is unknown or does not fit, or the token mode is unknown.
     """
-    modes = [m.removeprefix("prance_") for m in TOKEN_MODES if m.startswith("prance_")]
-    if token_mode not in modes:
-        raise ValueError(f"token_mode={token_mode!r} is not one of the authors'; choose one of {modes}.")
+    find_token_mode(token_mode, authors=True)
     state = _tensors_in(path_or_state_dict)
     source = str(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else "The state dict"
     config = _prance_config(state, config, token_mode, source)

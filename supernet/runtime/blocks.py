@@ -8,7 +8,6 @@ images agree, nothing is gathered and nothing copied.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -20,45 +19,11 @@ from ..arrays import Ints
 from ..config import SupernetConfig
 from ..layers import ElasticBlock, activate, layer_norm, linear, prefix_weights, set_width, working_rows
 from ..plan import GroupPlan
-from ..tokens.modes import TokenMode, combine, total_size
-from .packing import attention, packed_class_scores, places, rows_of, runs, starts, take_rows
+from .packing import Packed, attention, packed_class_scores, rows_of, runs, take_rows
+from .reduction import reduce_tokens
 
 # Multiply-accumulates that take as long as one more segment of an MLP; measured on CPUs, a guess for GPUs.
 SEGMENT_COST = {"cpu": 2_000_000, "cuda": 200_000_000}
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Tokens of B images, image after image.
-
-    Attributes:
-        x: (T, C); channels beyond an image's own are zero.
-        lengths: (B,) tokens per image.
-        size: (T,) patches that a token stands for; None: one each.
-        images: (B,) which image of the plan stands at each place.
-    """
-
-    x: Tensor
-    lengths: Ints
-    size: Tensor | None
-    images: Ints
-
-    def listed(self, order: Ints | None) -> tuple[Packed, Ints | None]:
-        """The images in another order, None the same one, with their tokens as they lie; and at which rows these do."""
-        if order is None:
-            return self, None
-        rows = rows_of(order, self.lengths)
-        size = None if self.size is None else take_rows(self.size, rows)
-        return Packed(self.x, self.lengths[order], size, self.images[order]), rows
-
-    def holding(self, x: Tensor) -> Packed:
-        """The same images with other tokens."""
-        return Packed(x, self.lengths, self.size, self.images)
-
-    def sorted_by(self, order: Ints | None) -> Packed:
-        """The images in another order, None the same one."""
-        listed, rows = self.listed(order)
-        return self if rows is None else listed.holding(take_rows(self.x, rows))
 
 
 def run_blocks(
@@ -83,7 +48,7 @@ def run_blocks(
         Tokens in the order of the plan, `patch_token` after the group, and (T,) keys of the last block, mean over
         heads and channels, or None if not asked for.
     """
-    mode, prefix, key_mean = config.token_mode, config.num_prefix_tokens, None
+    mode, key_mean = config.token_mode, None
     indices = config.space.blocks(plan.group)
     for i, block_index in enumerate(indices):
         block, last = cast(ElasticBlock, blocks[block_index]), i == len(indices) - 1
@@ -95,7 +60,7 @@ def run_blocks(
         at = packed.images
         means = keys.mean(1) if carries_keys and keys is not None else None
         if i == 0 and plan.counts is not None:
-            packed, into, means = _reduce(packed, mode, plan.counts[at], scores, keys, means, prefix)
+            packed, into, means = reduce_tokens(config, block.reduce, plan, packed, scores, keys, means)
             moved = into[torch.from_numpy(np.argsort(at)).to(into.device)]
             patch_token = torch.where(patch_token < 0, -1, moved.gather(1, patch_token.clamp(min=0)))
         if means is not None:
@@ -287,46 +252,6 @@ class _Stack:
     def result(self) -> Tensor:
         """(T, widest)."""
         return _cat(self.parts) if self.out is None else self.out
-
-
-def _reduce(
-    packed: Packed,
-    mode: TokenMode,
-    counts: Ints,
-    scores: Tensor | None,
-    keys: Tensor | None,
-    means: Tensor | None,
-    prefix: int,
-) -> tuple[Packed, Tensor, Tensor | None]:
-    """The shorter sequences, (B, N) where each token of the longer ones went, and `means` (T,) reduced likewise."""
-    lengths, device = packed.lengths, packed.x.device
-    valid, index = (torch.from_numpy(a).to(device) for a in places(starts(lengths), lengths, int(lengths.max())))
-
-    def padded(values: Tensor) -> Tensor:
-        return values.index_select(0, index.view(-1)).view(*index.shape, *values.shape[1:])
-
-    size = packed.size
-    if size is None:
-        size = torch.ones(len(packed.x), device=device)
-    metric = {None: None, "tokens": packed.x, "keys": keys}[mode.metric]
-    into, weight = mode.assign(
-        None if scores is None else padded(scores),
-        None if metric is None else padded(metric.detach()),
-        padded(size),
-        lengths,
-        counts,
-        prefix,
-    )
-    kept = counts[:, -1]
-    first = torch.from_numpy(starts(kept)).to(device)[:, None]
-    flat = torch.where(into < 0, -1, into + first)[valid][None]
-    total = int(kept.sum())
-    shares = None if weight is None else weight[valid][None]
-    x = combine(packed.x[None], flat, total, shares, mode.normalise)[0]
-    if means is not None:
-        means = combine(means[None, :, None], flat, total, shares, mode.normalise)[0, :, 0]
-    sizes = total_size(size[None], flat, total)[0] if mode.sized else None
-    return Packed(x, kept, sizes, packed.images), into, means
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

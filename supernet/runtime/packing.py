@@ -48,6 +48,40 @@ class AttentionCall:
     bias: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Tokens of B images, image after image.
+
+    Attributes:
+        x: (T, C); channels beyond an image's own are zero.
+        lengths: (B,) tokens per image.
+        size: (T,) patches that a token stands for; None: one each.
+        images: (B,) which image of the plan stands at each place.
+    """
+
+    x: Tensor
+    lengths: Ints
+    size: Tensor | None
+    images: Ints
+
+    def listed(self, order: Ints | None) -> tuple[Packed, Ints | None]:
+        """The images in another order, None the same one, with their tokens as they lie; and at which rows these do."""
+        if order is None:
+            return self, None
+        rows = rows_of(order, self.lengths)
+        size = None if self.size is None else take_rows(self.size, rows)
+        return Packed(self.x, self.lengths[order], size, self.images[order]), rows
+
+    def holding(self, x: Tensor) -> Packed:
+        """The same images with other tokens."""
+        return Packed(x, self.lengths, self.size, self.images)
+
+    def sorted_by(self, order: Ints | None) -> Packed:
+        """The images in another order, None the same one."""
+        listed, rows = self.listed(order)
+        return self if rows is None else listed.holding(take_rows(self.x, rows))
+
+
 def starts(lengths: Ints) -> Ints:
     """First row of every image in the packed buffer: (B,)."""
     out = np.zeros_like(lengths)
