@@ -15,15 +15,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
-# Most numbers in a temporary tensor, by type of device: larger ones leave the caches, and beyond 32 MB the allocator
-# asks the system for new pages each time. On a GPU larger is faster.
-WORKING_SET = {"cpu": 2_000_000, "cuda": 1_000_000_000}
-
-
-def working_rows(channels: int, device: torch.device) -> int:
-    """Rows of so many channels that are computed at a time."""
-    return max(WORKING_SET.get(device.type, WORKING_SET["cuda"]) // channels, 1)
-
 
 def check_tensor(images: Tensor) -> None:
     """Raises TypeError if images are something else, such as a numpy array."""

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SupernetConfig
-from .layers import PatchEmbed, activate, check_tensor, set_width, working_rows
+from .layers import PatchEmbed, activate, check_tensor, set_width
 from .macs import remaining_macs, stem_macs
 from .plan import plan_subnet
+from .runtime.devices import working_rows
 from .runtime.packing import class_scores
 from .subnet import SubnetConfig, check_subnet
 from .tokens.modes import combine, total_size
@@ -198,7 +199,7 @@ class StaticViT(nn.Module):
         # Exported graphs keep the batch whole, and so do gradients, whose activations outgrow the caches anyway.
         if not _only_computes():
             return self._logits(images)
-        count = round(len(images) / working_rows(self._numbers_per_image, images.device))
+        count = round(len(images) / working_rows(self._numbers_per_image, images.device.type))
         return torch.cat([self._logits(part) for part in images.tensor_split(max(count, 1))])
 
     def _logits(self, images: Tensor) -> Tensor:

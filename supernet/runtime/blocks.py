@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from ..arrays import Ints
 from ..config import SupernetConfig
-from ..layers import ElasticBlock, activate, layer_norm, linear, prefix_weights, set_width, working_rows
+from ..layers import ElasticBlock, activate, layer_norm, linear, prefix_weights, set_width
 from ..plan import GroupPlan
+from .devices import device_costs, working_rows
 from .packing import Packed, attention, packed_class_scores, rows_of, runs, take_rows
 from .reduction import reduce_tokens
-
-# Multiply-accumulates that take as long as one more segment of an MLP; measured on CPUs, a guess for GPUs.
-SEGMENT_COST = {"cpu": 2_000_000, "cuda": 200_000_000}
 
 
 def run_blocks(
@@ -173,7 +171,7 @@ def _segments(
         Slice of the images, slice of their rows, and the (rows, channels) tokens.
     """
     ends, begin = np.cumsum(lengths), 0
-    limit = x.shape[0] if torch.is_grad_enabled() else working_rows(widest, x.device)
+    limit = x.shape[0] if torch.is_grad_enabled() else working_rows(widest, x.device.type)
     for a, b in (part for whole in runs(*keys) for part in _parts(*whole, ends, limit)):
         span, c = slice(begin, int(ends[b - 1])), int(channels[a])
         begin = span.stop
@@ -193,7 +191,7 @@ def _joined(packed: Packed, widths: Ints, hidden: Ints, gives: Ints) -> Ints:
     if (hidden == hidden[0]).all():
         return hidden
     out = hidden.copy()
-    cost = SEGMENT_COST.get(packed.x.device.type, SEGMENT_COST["cuda"])
+    cost = device_costs(packed.x.device.type).segment
     most, before = 0, (-1, -1)
     for a, b in runs(widths, gives, hidden):
         width, given, own = int(widths[a]), int(gives[a]), int(hidden[a])

@@ -17,15 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..arrays import Bools, Ints
-
-# What cutting a batch for attention costs, in multiply-accumulates of query-key products: one more call, over all
-# channels, and per channel a token that is copied into a padded sequence. On a GPU padding costs little, calls do not.
-CALL_COST = {"cpu": 800_000, "cuda": 200_000_000}
-COPY_COST = {"cpu": 64, "cuda": 0}
-
-# Short images share a sequence of so many tokens: a CPU kernel takes longer for 4 or 15 tokens than for 16, and a call
-# for every length would cost more than the arithmetic.
-SHARED_LENGTH = {"cpu": 32, "cuda": 1}
+from .devices import device_costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,17 +130,18 @@ def length_chunks(lengths: Ints, channels: int, device: str = "cpu") -> list[tup
         channels: Of all heads together: the more there are, the less does a call matter.
         device: Type of the device.
     """
-    call, copy = CALL_COST.get(device, CALL_COST["cuda"]) // channels, COPY_COST.get(device, COPY_COST["cuda"])
+    costs = device_costs(device)
+    call, copy = costs.call // channels, costs.copy
     distinct = runs(lengths)
     total = np.concatenate([[0], np.cumsum(lengths)])
     best = np.zeros(len(distinct) + 1, dtype=np.int64)
     cut = [0] * (len(distinct) + 1)
     begins = np.array([begin for begin, _ in distinct])
     for j, (_, end) in enumerate(distinct, start=1):
-        costs = best[:j] + (end - begins[:j]) * (int(lengths[end - 1]) ** 2) + call
-        costs[:-1] += copy * (total[end] - total[begins[: j - 1]])
-        cut[j] = int(costs.argmin())
-        best[j] = costs[cut[j]]
+        prices = best[:j] + (end - begins[:j]) * (int(lengths[end - 1]) ** 2) + call
+        prices[:-1] += copy * (total[end] - total[begins[: j - 1]])
+        cut[j] = int(prices.argmin())
+        best[j] = prices[cut[j]]
     chunks, j = [], len(distinct)
     while j:
         chunks.append((distinct[cut[j]][0], distinct[j - 1][1]))
@@ -179,7 +172,9 @@ def _attention_calls(lengths_bytes: bytes, channels: int, device: str) -> list[A
     lengths = np.frombuffer(lengths_bytes, dtype=np.int64)
     if lengths[0] == lengths[-1]:
         return [AttentionCall(slice(0, int(lengths.sum())), (len(lengths), int(lengths[0])))]
-    longest = SHARED_LENGTH.get(device, SHARED_LENGTH["cuda"])
+    # A CPU kernel takes longer for 4 or 15 tokens than for 16, and a call for every length would cost more than the
+    # arithmetic.
+    longest = device_costs(device).shared_length
     short = int(np.searchsorted(lengths, longest, side="right"))
     calls, before = [], 0
     if short > 1:

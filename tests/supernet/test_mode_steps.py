@@ -217,7 +217,8 @@ def test_no_state_or_choice_or_image_is_changed(net: Supernet) -> None:
                     assert torch.equal(torch.as_tensor(now[name]), torch.as_tensor(value)), name
 
 
-def test_two_threads_with_different_subnets_do_not_disturb_each_other(net: Supernet) -> None:
+def test_two_threads_with_different_subnets_do_not_disturb_each_other(mode_net: Supernet) -> None:
+    net = mode_net
     images, subnets = images_for(net), subnets_for(net, 2 * BATCH)
     parts = [subnets[:BATCH], subnets[BATCH:]]
     alone = [net(images, subnet) for subnet in parts]
