@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import create_supernet, from_pretrained, load_weights, save_pretrained
-from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
+from .config import SearchSpace, SupernetConfig
 from .convert.authors import average_choice, load_prance_checkpoint
 from .convert.authors_reported import reported_macs, reported_params
 from .extract import extract, load_static, save_static
+from .registry import list_supernets, register_supernet, supernet_config
 from .state import InferenceState
 from .static_vit import StaticViT
 from .subnet import GroupChoice, SubnetConfig

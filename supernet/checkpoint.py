@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .config import SupernetConfig, supernet_config
+from .config import SupernetConfig
 from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from .registry import supernet_config
 from .vit import Supernet
 
 CONFIG = "config.json"

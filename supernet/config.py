@@ -1,9 +1,8 @@
-"""What a supernet is: its search space, its architecture and the registry of named configurations."""
+"""What a supernet is: its search space and its architecture."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any
@@ -231,59 +230,3 @@ class SupernetConfig:
         if not isinstance(space, SearchSpace) and (unknown := set(space) - known_space):
             raise ValueError(f"Unknown search space settings {sorted(unknown)}; known are {sorted(known_space)}.")
         return cls(**data)
-
-
-_REGISTRY: dict[str, Callable[[], SupernetConfig]] = {}
-
-
-def register_supernet(name: str, config: Callable[[], SupernetConfig]) -> None:
-    """Makes `create_supernet(name)` known.
-
-    Raises:
-        ValueError: If the name is taken by another configuration.
-    """
-    if name in _REGISTRY and _REGISTRY[name]() != config():
-        raise ValueError(f"Supernet name {name!r} is taken; registered are {list_supernets()}.")
-    _REGISTRY[name] = config
-
-
-def list_supernets() -> list[str]:
-    """Names that `create_supernet` knows."""
-    return sorted(_REGISTRY)
-
-
-def supernet_config(name: str) -> SupernetConfig:
-    """The configuration registered under `name`.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    if name not in _REGISTRY:
-        raise ValueError(
-            f"Unknown supernet {name!r}; registered are {list_supernets()}. "
-            "Add yours with register_supernet(name, config)."
-        )
-    return _REGISTRY[name]()
-
-
-def _paper(embed_dims: tuple[int, ...], mlp_ratios: tuple[float, ...], heads: int) -> Callable[[], SupernetConfig]:
-    return lambda: SupernetConfig(space=SearchSpace((3, 3, 3, 3), embed_dims, mlp_ratios, (heads,)))
-
-
-# The search spaces of PRANCE (arXiv 2407.05010, table of search spaces; configs of the public repository).
-register_supernet("prance_vit_tiny", _paper((176, 192, 216, 240), (2, 4, 6), 3))
-register_supernet("prance_vit_small", _paper((320, 352, 368, 384, 400, 416), (2, 3.5, 5), 7))
-register_supernet("prance_vit_base", _paper((672, 696, 720, 744, 768), (2, 3.5, 5), 12))
-register_supernet(
-    "digits",
-    lambda: SupernetConfig(
-        space=SearchSpace((1, 3, 3, 3), (16, 32, 48, 64), (0.5, 1.0, 2.0), (1, 2, 3, 4), min_keep_rate=1 / 16),
-        img_size=48,
-        patch_size=12,
-        in_chans=1,
-        num_classes=10,
-        head_dim=16,
-        mean=(0.2,),
-        std=(0.35,),
-    ),
-)

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from ..arrays import Floats, Ints
-from ..config import SearchSpace, SupernetConfig, supernet_config
+from ..config import SearchSpace, SupernetConfig
 from ..files import check_tensors, read_weights
 from ..plan import hidden_dims
+from ..registry import supernet_config
 from ..subnet import GroupChoice
 from ..tokens.merge import merge_macs, merge_ranked
 from ..tokens.modes import Assignment, TokenMode, column, ranking, ranks_of, register_token_mode
