@@ -139,8 +139,9 @@ class SupernetConfig:
         lln: Whether a learned linear map carries the residual over a group boundary (PRANCE's `lln`).
         mean: Per-channel mean of images in [0, 1]; uint8 images are normalised by the network, floats are not.
         std: Per-channel standard deviation.
-        prance_embed_dim: Width of the meta-network whose weights `load_prance_checkpoint` read, which switches the
-            authors' rules on (see there); None for ours.
+        prance_embed_dim: Width of the authors' meta-network that the weights were read from, which switches their rules
+            on: norms scaled by sqrt(width / full width), blocks that hand on the next block's width, tokens sorted by
+            attention at every decision. None for ours.
     """
 
     space: SearchSpace = field(default_factory=SearchSpace)

@@ -16,16 +16,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def check_tensor(images: Tensor) -> None:
-    """Raises TypeError if images are something else, such as a numpy array."""
-    if not isinstance(images, Tensor):
-        kind = type(images)
-        raise TypeError(
-            f"images are a {kind.__module__}.{kind.__qualname__}; pass a torch.Tensor, for example "
-            "torch.from_numpy(array)."
-        )
-
-
 def activate(name: str, x: Tensor) -> Tensor:
     """An activation of `ACTIVATIONS`, in place where it can be: the hidden layer is the largest tensor there is."""
     if name == "gelu" and not torch.is_grad_enabled():

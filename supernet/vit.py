@@ -14,16 +14,17 @@ from . import macs
 from .arrays import Ints
 from .config import SearchSpace, SupernetConfig
 from .extract import extract
-from .layers import ElasticBlock, PatchEmbed, check_tensor, layer_norm, linear, set_width
+from .layers import ElasticBlock, layer_norm, linear, set_width
 from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
 from .runtime.packing import rows_of, runs, starts, take_rows
 from .state import InferenceState
 from .static_vit import StaticViT
+from .stem import ImageStem
 from .subnet import GroupChoice, SubnetConfig, check_subnet
 
 
-class Supernet(nn.Module):
+class Supernet(ImageStem):
     """Elastic ViT (PRANCE, arXiv 2407.05010).
 
     `net(images)` is a plain ViT of full width; `net(images, subnet)` runs every image with its own widths and patches,
@@ -34,18 +35,11 @@ class Supernet(nn.Module):
     """
 
     def __init__(self, config: SupernetConfig) -> None:
-        super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.config = config
+        super().__init__(config)
         space, d = config.space, config.embed_dim
         ends = {space.blocks(g)[-1] for g in range(len(space.groups) - 1)}
-        starts = {space.blocks(g)[0] for g in range(space.first_decided, len(space.groups))}
+        decided = {space.blocks(g)[0] for g in range(space.first_decided, len(space.groups))}
         learned = config.token_mode.module
-        self.patch_embed = PatchEmbed(config.stem, config.patch_size, config.in_chans, d)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, d)) if config.class_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, d))
-        self.norm_pre = nn.LayerNorm(d, config.norm_eps) if config.pre_norm else nn.Identity()
         hidden = int(hidden_dims(np.array(d), np.array(space.mlp_ratios[-1])))
         self.blocks = nn.ModuleList(
             ElasticBlock(
@@ -55,19 +49,17 @@ class Supernet(nn.Module):
                 config.head_dim,
                 config.norm_eps,
                 lln=config.lln and i in ends,
-                reduce=learned(config, d) if learned is not None and i in starts else None,
+                reduce=learned(config, d) if learned is not None and i in decided else None,
             )
             for i in range(space.depth)
         )
         self.norm = nn.LayerNorm(d, config.norm_eps)
         self.head = nn.Linear(d, config.num_classes) if config.num_classes else None
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Truncated normal with std .02 for embeddings and head (ViT); blocks as in `ElasticBlock.init_weights`."""
+        """Truncated normal with std .02 for embeddings and head, as in ViT; blocks draw theirs by fan-in."""
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -97,7 +89,8 @@ class Supernet(nn.Module):
             images: (B, in_chans, img_size, img_size); uint8, which is normalised here with `config.mean` and `.std`, or
                 floats that are normalised already, as timm's models take them.
             choice: Sizes of an undecided first group; None is full size.
-            next_dim: See `run_group`.
+            next_dim: (B,) width of the first block of the next group if it is known already; only the authors' rules
+                make use of it.
             key_mean: Whether the state is to carry the mean keys that the authors' selector observes.
 
         Raises:
@@ -116,29 +109,23 @@ class Supernet(nn.Module):
         return self.run_group(state, 0, choice, next_dim)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches, class token, positions and CLIP's norm: (B, num_tokens, embed_dim); see `begin` for the images."""
-        c = self.config
-        check_tensor(images)
-        if images.ndim != 4 or tuple(images.shape[1:]) != (c.in_chans, c.img_size, c.img_size) or not len(images):
-            raise ValueError(
-                f"images have the shape {tuple(images.shape)}; this supernet takes (B, {c.in_chans}, {c.img_size}, "
-                f"{c.img_size}) with B >= 1. Resize them, or create the supernet with img_size=."
-            )
-        if images.dtype == torch.uint8:
-            images = (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std
-        elif not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
-        x = self.patch_embed(images.to(self.pos_embed.dtype))
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        return self.norm_pre(x + self.pos_embed)
+        """(B, num_tokens, embed_dim) tokens before the first block: patches, class token, positions and CLIP's norm.
+
+        Args:
+            images: (B, in_chans, img_size, img_size) with B >= 1; uint8, or floats that are normalised already.
+
+        Raises:
+            ValueError: If shape or dtype is wrong.
+            TypeError: If the images are no tensor.
+        """
+        return self.tokens_of(self.normalised(images, least=1))
 
     def begun(self, tokens: Tensor, key_mean: Tensor | None = None) -> InferenceState:
         """The state that `begin` gave, from its tokens (B, num_tokens, embed_dim), for those who keep them.
 
         Args:
             tokens: `begin(images).tokens`, one row of tokens per image.
-            key_mean: (B, num_tokens) likewise.
+            key_mean: (B, num_tokens) `begin(images, key_mean=True).key_mean`, one row per image; None: none is carried.
 
         Raises:
             ValueError: If a shape is wrong.
@@ -304,7 +291,7 @@ class Supernet(nn.Module):
         """Classifies images.
 
         Args:
-            images: (B, in_chans, img_size, img_size), see `begin`.
+            images: (B, in_chans, img_size, img_size); uint8, which is normalised here, or normalised floats.
             subnet: One per image, or one for all; None is the full network.
 
         Returns:

@@ -184,9 +184,9 @@ def _joined(packed: Packed, widths: Ints, hidden: Ints, gives: Ints) -> Ints:
 
     Args:
         packed: Images by width, channels handed on, and falling hidden width.
-        widths: (B,), likewise the next two.
-        hidden: Their own hidden widths.
-        gives: Channels they hand on.
+        widths: (B,) widths of their block.
+        hidden: (B,) hidden widths of their own.
+        gives: (B,) channels that they hand on.
     """
     if (hidden == hidden[0]).all():
         return hidden

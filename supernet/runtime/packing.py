@@ -25,7 +25,7 @@ class AttentionCall:
     """Sequences of packed tokens that go into one call of attention.
 
     Attributes:
-        rows: Of the packed buffer.
+        rows: Which rows of the packed buffer it takes.
         shape: Number of sequences, tokens of the longest.
         index: (sequences * longest,) which of the rows stands where; None: as they lie.
         inside: (rows,) places of the rows; None: as they lie.
@@ -162,7 +162,13 @@ def shared_sequences(lengths: Ints, longest: int) -> Ints:
 
 
 def attention_calls(lengths: Ints, channels: int, device: str = "cpu") -> list[AttentionCall]:
-    """How attention within images of ascending lengths (B,) is computed; see `length_chunks` for the arguments."""
+    """How attention within images is computed.
+
+    Args:
+        lengths: (B,) tokens per image, ascending.
+        channels: Of all heads together: the more there are, the less does a call matter.
+        device: Type of the device.
+    """
     return _attention_calls(lengths.tobytes(), channels, device)
 
 
@@ -257,13 +263,13 @@ def _mask(call: AttentionCall, log_size: Tensor | None, like: Tensor) -> Tensor 
 def packed_class_scores(
     qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, class_token: bool
 ) -> Tensor:
-    """`class_scores` of a packed batch, all images at once: one query row each, no attention matrix is built.
+    """What the class tokens of a packed batch attend to: one query row an image, no attention matrix is built.
 
     Args:
-        qkv: See `attention`, likewise the next three.
-        lengths: See there.
-        num_heads: See there.
-        log_size: See there.
+        qkv: (T, num_heads * 3 * head_dim), ordered (head, q|k|v, channel).
+        lengths: (B,) tokens per image.
+        num_heads: Number of heads.
+        log_size: (T,) added to the logits of every key (proportional attention); None adds nothing.
         class_token: Whether there is one; otherwise the mean of all queries takes its place.
 
     Returns:
