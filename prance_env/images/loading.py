@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import SupernetConfig
+from supernet.arrays import Ints
 
 from .config import DatasetConfig
 from .digits import check_split, make_scenes
-
-Ints = NDArray[np.int64]
 
 # Scenes per split of the bundled data set; always the same ones.
 DIGITS_SCENES = {"train": 16384, "val": 4096, "test": 4096}
