@@ -8,7 +8,7 @@ import torch
 
 from supernet import SupernetConfig, list_supernets, list_token_modes
 from supernet.checkpoint import CONFIG, load_config
-from supernet.vit import with_space
+from supernet.config import with_space
 
 from .registration import BRING_YOUR_OWN
 

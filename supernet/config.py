@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -231,3 +231,8 @@ class SupernetConfig:
         if not isinstance(space, SearchSpace) and (unknown := set(space) - known_space):
             raise ValueError(f"Unknown search space settings {sorted(unknown)}; known are {sorted(known_space)}.")
         return cls(**data)
+
+
+def with_space(config: SupernetConfig, **changes: Any) -> SupernetConfig:
+    """The configuration with changed search-space settings."""
+    return replace(config, space=replace(config.space, **changes))

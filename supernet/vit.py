@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from .extract import extract
 from .layers import ElasticBlock, layer_norm, linear, set_width
 from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
-from .runtime.packing import rows_of, runs, starts, take_rows
+from .runtime.packing import by_width, mean_patches, rows_of, take_rows
 from .state import InferenceState
 from .static_vit import StaticViT
 from .stem import ImageStem
@@ -73,6 +71,30 @@ class Supernet(ImageStem):
     def space(self) -> SearchSpace:
         """The search space."""
         return self.config.space
+
+    def run_by(self, config: SupernetConfig) -> None:
+        """Takes another configuration around the same weights, such as one with another token mode.
+
+        Args:
+            config: Differs from `self.config` in what no weight depends on, but for parameters of a token mode.
+
+        Raises:
+            ValueError: If its token mode has learned parameters that the weights lack.
+        """
+        space, learned, lacking = config.space, config.token_mode.module, []
+        if learned is not None:
+            with torch.device("meta"):
+                wanted = {k: v.shape for k, v in learned(config, config.embed_dim).state_dict().items()}
+            for i in (space.blocks(g)[0] for g in range(space.first_decided, len(space.groups))):
+                own = cast(ElasticBlock, self.blocks[i]).reduce
+                if own is None or {k: v.shape for k, v in own.state_dict().items()} != wanted:
+                    lacking.append(i)
+        if lacking:
+            raise ValueError(
+                f"token_mode={space.token_mode!r} has learned parameters, which blocks {lacking} of these weights lack "
+                f"(they were made for {self.space.token_mode!r}); train a supernet that is created with this mode."
+            )
+        self.config = config
 
     # ---- step by step -------------------------------------------------------------------------------------------
 
@@ -230,7 +252,7 @@ class Supernet(ImageStem):
         """
         if self.config.class_token and self.config.global_pool == "token":
             return state.class_token, state.token_dim
-        return self._mean_patch(state, state.tokens), state.token_dim
+        return self._mean_patches(state, state.tokens), state.token_dim
 
     def forward_head(self, state: InferenceState) -> Tensor:
         """Last norm and classifier on the pooled tokens of any state: (B, num_classes) logits.
@@ -241,39 +263,20 @@ class Supernet(ImageStem):
         if self.config.global_pool == "avg" and not self.config.fc_norm:
             lengths = state.num_tokens
             dims = np.repeat(state.token_dim, lengths)
-            features = self._mean_patch(state, self._by_width(state.tokens, dims, self._final_norm))
+            features = self._mean_patches(state, by_width(state.tokens, dims, self._final_norm))
         else:
             pooled, _ = self.pooled(state)
-            features = self._by_width(pooled, state.token_dim, self._final_norm)
+            features = by_width(pooled, state.token_dim, self._final_norm)
         if self.head is None:
             return features
         head = self.head
-        return self._by_width(features, state.token_dim, lambda x, w: linear(head, x, self.config.num_classes))
+        return by_width(features, state.token_dim, lambda x, w: linear(head, x, self.config.num_classes))
 
     def _final_norm(self, x: Tensor, width: int) -> Tensor:
         return set_width(layer_norm(self.norm, x, self.config.zoom(width)), self.config.embed_dim)
 
-    def _by_width(self, rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """`function(rows of one width, width)` for all rows, in their order."""
-        if width.min() == width.max():
-            return function(rows[:, : width[0]], int(width[0]))
-        order = np.argsort(width, kind="stable")
-        out = [
-            function(take_rows(rows, order[a:b])[:, : width[order[a]]], int(width[order[a]]))
-            for a, b in runs(width[order])
-        ]
-        return take_rows(torch.cat(out), np.argsort(order))
-
-    def _mean_patch(self, state: InferenceState, rows: Tensor) -> Tensor:
-        """(B, C) mean over the patches of (T, C), weighted by size."""
-        weight = torch.ones(len(rows), device=rows.device) if state.size is None else state.size
-        weight = weight.clone()
-        if self.config.class_token:
-            weight[torch.from_numpy(starts(state.num_tokens)).to(rows.device)] = 0
-        image = torch.from_numpy(np.repeat(np.arange(len(state)), state.num_tokens)).to(rows.device)
-        total = weight.new_zeros(len(state)).index_add(0, image, weight)
-        share = (weight / total[image])[:, None].to(rows.dtype)
-        return rows.new_zeros(len(state), rows.shape[1]).scatter_add(0, image[:, None].expand_as(rows), rows * share)
+    def _mean_patches(self, state: InferenceState, rows: Tensor) -> Tensor:
+        return mean_patches(rows, state.num_tokens, state.size, self.config.class_token)
 
     # ---- all at once --------------------------------------------------------------------------------------------
 
@@ -381,8 +384,3 @@ def _packed(state: InferenceState) -> Packed:
 def freeze(net: Supernet) -> Supernet:
     """Evaluation mode, no gradients: the form in which a supernet becomes an environment."""
     return net.eval().requires_grad_(False)
-
-
-def with_space(config: SupernetConfig, **changes: Any) -> SupernetConfig:
-    """The configuration with changed search-space settings."""
-    return replace(config, space=replace(config.space, **changes))

@@ -6,6 +6,7 @@ over a contiguous slice of rows; attention runs over chunks of images of (nearly
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -117,6 +118,48 @@ def runs(*keys: Ints) -> list[tuple[int, int]]:
         changes[1:] |= key[1:] != key[:-1]
     bounds = [*np.flatnonzero(changes).tolist(), len(changes)]
     return list(pairwise(bounds))
+
+
+def by_width(rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Applies a function to rows of different widths, once per width.
+
+    Args:
+        rows: (R, C).
+        width: (R,) active channels of each row.
+        function: Takes rows (any, width) of one width, and the width.
+
+    Returns:
+        What it gives for every row, in their order.
+    """
+    if width.min() == width.max():
+        return function(rows[:, : width[0]], int(width[0]))
+    order = np.argsort(width, kind="stable")
+    out = [
+        function(take_rows(rows, order[a:b])[:, : width[order[a]]], int(width[order[a]])) for a, b in runs(width[order])
+    ]
+    return take_rows(torch.cat(out), np.argsort(order))
+
+
+def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, class_token: bool) -> Tensor:
+    """Mean over the patches of every image.
+
+    Args:
+        rows: (T, C) packed tokens.
+        lengths: (B,) tokens per image.
+        size: (T,) weight of each token; None: one each.
+        class_token: Whether the first token of an image is no patch.
+
+    Returns:
+        (B, C).
+    """
+    weight = torch.ones(len(rows), device=rows.device) if size is None else size
+    weight = weight.clone()
+    if class_token:
+        weight[torch.from_numpy(starts(lengths)).to(rows.device)] = 0
+    image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(rows.device)
+    total = weight.new_zeros(len(lengths)).index_add(0, image, weight)
+    share = (weight / total[image])[:, None].to(rows.dtype)
+    return rows.new_zeros(len(lengths), rows.shape[1]).scatter_add(0, image[:, None].expand_as(rows), rows * share)
 
 
 def length_chunks(lengths: Ints, channels: int, device: str = "cpu") -> list[tuple[int, int]]:

@@ -40,7 +40,7 @@ def reduce_tokens(
     """
     assert plan.counts is not None
     mode, prefix, counts = config.token_mode, config.num_prefix_tokens, plan.counts[packed.images]
-    if module is None and not mode.soft:
+    if mode.module is None and not mode.soft:
         return _reduce(mode, module, packed, counts, scores, keys, means, prefix)
     # Weights are cut to one width, and shares leave no image as it is.
     widths, reduces = plan.widths[packed.images, 0], plan.reduces[packed.images]

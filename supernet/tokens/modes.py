@@ -146,7 +146,7 @@ class TokenMode:
         Raises:
             ValueError: If the answer is of the other kind than `soft` says.
         """
-        where = self.assign if module is None else module
+        where = self.assign if self.module is None else module
         assert where is not None, "a block of a mode with parameters has its module"
         into, weight = where(scores, metric, size, lengths, counts, prefix)
         if (into.ndim == 3) != self.soft:

@@ -272,6 +272,22 @@ def test_its_weights_are_saved_and_loaded_with_the_others(net: Supernet, tmp_pat
         from_pretrained(tmp_path / "plain")
 
 
+def test_weights_without_its_parameters_do_not_run_by_it_and_weights_with_them_run_by_any_other(net: Supernet) -> None:
+    plain = copy.deepcopy(random_net(replace(net.config, space=replace(net.space, token_mode="prune"))))
+    starts = [net.space.blocks(g).start for g in range(net.space.first_decided, len(net.space.groups))]
+    message = rf"token_mode='clusters' has learned parameters, which blocks \{starts} .* made for 'prune'"
+    with pytest.raises(ValueError, match=message):
+        plain.run_by(net.config)
+    assert plain.space.token_mode == "prune"
+    before, other = net.config, copy.deepcopy(net)
+    other.run_by(plain.config)
+    images, subnet = images_for(net), subnets_for(net)
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if ".reduce." not in k})
+    assert torch.equal(other(images, subnet), plain(images, subnet))
+    other.run_by(before)
+    assert torch.equal(other(images, subnet), net(images, subnet))
+
+
 @pytest.mark.slow
 def test_its_extracted_networks_export_with_a_free_batch_size(net: Supernet) -> None:
     subnet = subnets_for(net)[4]
