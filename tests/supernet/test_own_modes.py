@@ -128,7 +128,8 @@ class Clusters(nn.Module):
         assert scores is None
         assert metric is not None
         device, most = metric.device, int(counts.max()) - prefix
-        alike = metric[:, prefix:] @ self.embed[: metric.shape[2]] @ self.centres[:most].T
+        width = metric.shape[2]
+        alike = metric[:, prefix:] @ self.embed[:width] @ self.centres[:most].T / width**0.5
         place, row = torch.arange(most, device=device), torch.arange(metric.shape[1], device=device)
         gone = (place >= column(counts[:, -1], device) - prefix)[:, None]
         shares = alike.masked_fill(gone, float("-inf")).softmax(2)
@@ -153,6 +154,7 @@ def shared_out(x: Tensor, sizes: list[float], rates: list[float], block: Any) ->
     for value in values[1:]:
         point = [sum(v * e for v, e in zip(value, embed[: len(value), j], strict=True)) for j in range(4)]
         alike = np.array([sum(p * c for p, c in zip(point, centre, strict=True)) for centre in centres[:kept]])
+        alike = alike / math.sqrt(len(value))
         shares.append(np.exp(alike - alike.max()) / np.exp(alike - alike.max()).sum())
     tokens = [Token(values[0], sizes[0], (0,))]
     for j in range(kept):
