@@ -15,11 +15,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from supernet.files import write_atomically
+from supernet.files import problems_of, read_safetensors, read_weights, write_atomically
 
 from .prance_ppo.policy import GaussianPolicy
 
@@ -152,15 +151,11 @@ class PranceSelector:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged or not a selector's.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
         try:
-            with safe_open(path, framework="pt") as f:
-                settings = json.loads((f.metadata() or {})[NAME])
-                parts = _split({k: f.get_tensor(k) for k in f.keys()})  # noqa: SIM118
+            tensors, header = read_safetensors(Path(path), f"{NAME}'s file")
+            settings, parts = json.loads(header[NAME]), _split(tensors)
             return PranceSelector(parts["actor"], parts.get("critic"), **{k: settings[k] for k in SETTINGS})
-        except (SafetensorError, KeyError, OSError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} is not a {NAME}'s file ({e!r}); save the agent again.") from e
 
 
@@ -185,7 +180,7 @@ def load_prance_selector(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or holds other objects, or the weights are not a selector's.
     """
-    state: Any = _read(Path(source)) if isinstance(source, str | Path) else source
+    state: Any = read_weights(Path(source), "file of the authors' actor") if isinstance(source, str | Path) else source
     if not isinstance(state, Mapping):
         raise ValueError(
             f"{source} holds a {type(state).__name__}; expected a dict of tensors, or one of actor and critic."
@@ -196,23 +191,6 @@ def load_prance_selector(
             f"The selector's weights have the parts {sorted(parts)}; expected 'actor', and 'critic' if any."
         )
     return PranceSelector(parts["actor"], parts.get("critic"), num_rates, normalize_actions, std, seed)
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; pass the authors' actor.")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as f:
-                return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError) as e:
-        raise ValueError(f"{path} is damaged or not a file of weights ({e}); download or save it again.") from e
-    except Exception as e:  # the unpickler answers broken input with exceptions of any kind
-        raise ValueError(
-            f"{path} is damaged, or a pickle that holds more than tensors, which could run anything and is not loaded; "
-            "save the state dict alone: torch.save(actor.state_dict(), path)."
-        ) from e
 
 
 def _split(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -234,24 +212,19 @@ def _problems(
     if not isinstance(state, Mapping):
         return [f"{part} is a {type(state).__name__}, not a dict of tensors"], 0
     keys = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
-    problems = [f"missing {part} {k}" for k in keys if k not in state]
-    problems += [f"unexpected {part} {k}" for k in state if k not in keys]
-    problems += [
-        f"{part} {k} is a {type(v).__name__}, not a tensor" for k, v in state.items() if not isinstance(v, Tensor)
-    ]
-    if problems:
+    found = {f"{part} {k}": v for k, v in state.items()}
+    own = {f"{part} {k}": tuple(getattr(state.get(k), "shape", ())) for k in keys}
+    if problems := problems_of(found, own):
         return problems, 0
     first, second = (state[f"{layer}.weight"] for layer in layers[:2])
     if first.ndim != 2 or second.ndim != 2:
         return [f"{part} weights have the shapes {tuple(first.shape)} and {tuple(second.shape)}, not matrices"], 0
     sizes = [first.shape[1] if inputs is None else inputs, first.shape[0], second.shape[0], outputs]
+    shapes: dict[str, tuple[int, ...]] = {}
     for i, layer in enumerate(layers):
-        for kind, shape in (("weight", (sizes[i + 1], sizes[i])), ("bias", (sizes[i + 1],))):
-            tensor = state[f"{layer}.{kind}"]
-            if tuple(tensor.shape) != shape:
-                problems.append(f"{part} {layer}.{kind} has the shape {tuple(tensor.shape)} instead of {shape}")
-            elif not tensor.is_floating_point() or not tensor.isfinite().all():
-                problems.append(f"{part} {layer}.{kind} holds NaN, inf or whole numbers")
+        shapes |= {f"{part} {layer}.weight": (sizes[i + 1], sizes[i]), f"{part} {layer}.bias": (sizes[i + 1],)}
+    problems = problems_of(found, shapes)
+    problems += [f"{k} holds whole numbers" for k, v in found.items() if not v.is_floating_point()]
     return problems, sizes[0]
 
 

@@ -18,13 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import Supernet
+from supernet.arrays import Bools, Floats, Ints
 from supernet.files import write_atomically
 
 from .images.source import ImageSource
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 MEBIBYTE = 2**20
 FORMAT = 1

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from supernet.arrays import Floats, Ints
+
 from .arrays import as_array
-from .engine import Ints
-from .rewards.config import Floats
 from .settings import EnvSettings
 
 

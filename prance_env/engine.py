@@ -12,21 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, SupernetConfig
+from supernet.arrays import Bools, Floats, Ints
 
 from .cache import PrefixCache
 from .images.source import ImageSource, check_fits
 from .observations import OBSERVATIONS
-from .rewards.config import Bools, Floats, RewardConfig, accuracy_term, score
+from .rewards.config import RewardConfig, accuracy_term, score
 from .rewards.latency import load_latency_table
 from .rewards.outcome import Outcome
 from .rewards.prices import CostConditioning
 from .spaces import observe
 
-Ints = NDArray[np.int64]
 CACHE_BATCH = 256
 CACHE_MB = 1024.0
 STEADY_ROWS = 16

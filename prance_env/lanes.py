@@ -16,8 +16,9 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .engine import Episodes, Ints
-from .rewards.config import Bools, Floats
+from supernet.arrays import Bools, Floats, Ints
+
+from .engine import Episodes
 from .rewards.latency import load_latency_table
 from .settings import EnvSettings
 from .spaces import decode_actions

@@ -241,8 +241,7 @@ def shared_engine(settings: EnvSettings) -> InferenceEngine:
     """
     config = settings.config()
     net = freeze(from_pretrained(checkpoint_folder(settings.supernet, settings.checkpoint)))
-    # No weight depends on what the arguments change.
-    net.config = config
+    net.run_by(config)
     net = net.to(torch.device(settings.device), checked_dtype(settings.dtype))
     source = load_dataset(
         settings.dataset_config, settings.split, config, settings.num_workers, settings.on_error, settings.cache_dir

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from supernet import TOKEN_MODES, SupernetConfig, list_supernets
+from supernet import SupernetConfig, list_supernets, list_token_modes
 from supernet.checkpoint import CONFIG, load_config
-from supernet.vit import with_space
+from supernet.config import with_space
 
 from .registration import BRING_YOUR_OWN
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTHORS = "prance_"
 
 
 def resolved_config(
@@ -73,9 +72,7 @@ def check_complete(supernet: str, checkpoint: str | None, dataset: object) -> No
 
 def token_modes(config: SupernetConfig) -> list[str]:
     """Names of the token modes that a supernet can run with."""
-    if config.prance_embed_dim is not None:
-        return sorted(name.removeprefix(AUTHORS) for name in TOKEN_MODES if name.startswith(AUTHORS))
-    return sorted(name for name in TOKEN_MODES if not name.startswith(AUTHORS))
+    return list_token_modes(authors=config.prance_embed_dim is not None)
 
 
 def checked_dtype(dtype: str) -> torch.dtype:

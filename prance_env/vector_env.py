@@ -15,11 +15,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
+from supernet.arrays import Bools
+
 from .arrays import to_device, to_host
 from .checks import check_action_shape, check_options
 from .lanes import Lanes
 from .rendering import render_ansi, render_episode
-from .rewards.config import Bools
 from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
 from .snapshot import restore_snapshot, take_snapshot
 

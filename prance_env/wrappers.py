@@ -17,12 +17,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from supernet import SearchSpace
+from supernet.arrays import Floats
 
 from .arrays import as_array
 from .settings import EnvSettings
 from .spaces import encode_actions
 
-Floats = NDArray[np.float64]
 SIZES, KEEPS, KEEP_LEVELS = (0.0, 0.5, 1.0), (0.0, 1 / 3, 2 / 3, 1.0), 5
 
 

@@ -3,13 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import create_supernet, from_pretrained, load_weights, save_pretrained
-from .config import SearchSpace, SupernetConfig, list_supernets, register_supernet, supernet_config
+from .config import SearchSpace, SupernetConfig
 from .convert.authors import average_choice, load_prance_checkpoint
 from .convert.authors_reported import reported_macs, reported_params
-from .extract import StaticViT, extract, load_static, save_static
+from .extract import extract, load_static, save_static
+from .registry import list_supernets, register_supernet, supernet_config
 from .state import InferenceState
+from .static_vit import StaticViT
 from .subnet import GroupChoice, SubnetConfig
-from .tokens.modes import TOKEN_MODES, TokenMode
+from .tokens.modes import TokenMode, list_token_modes, register_token_mode, token_mode
 from .vit import Supernet, freeze
 
 if TYPE_CHECKING:
@@ -20,11 +22,10 @@ __all__ = [
     "InferenceState",
     "SearchSpace",
     "StaticViT",
-    "TOKEN_MODES",
-    "TokenMode",
     "SubnetConfig",
     "Supernet",
     "SupernetConfig",
+    "TokenMode",
     "average_choice",
     "create_supernet",
     "extract",
@@ -32,15 +33,18 @@ __all__ = [
     "from_pretrained",
     "from_timm",
     "list_supernets",
+    "list_token_modes",
     "load_prance_checkpoint",
     "load_static",
     "load_weights",
     "register_supernet",
+    "register_token_mode",
     "reported_macs",
     "reported_params",
     "save_pretrained",
     "save_static",
     "supernet_config",
+    "token_mode",
 ]
 
 

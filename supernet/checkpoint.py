@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from .config import SupernetConfig, supernet_config
-from .files import write_atomically, write_text
+from .config import SupernetConfig
+from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from .registry import supernet_config
 from .vit import Supernet
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 
 
 def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -74,48 +72,9 @@ def load_weights(net: Supernet, path: str | Path) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, holds NaN, or its keys or shapes differ; the differences are listed.
     """
-    state = read_tensors(Path(path))
+    state, _ = read_safetensors(Path(path))
     check_tensors(state, {k: tuple(v.shape) for k, v in net.state_dict().items()}, str(path))
     net.load_state_dict(state)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or another kind of file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"No weights at {path}.")
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as e:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({e}); download or save it again.") from e
-
-
-def check_tensors(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Compares weights with what is expected.
-
-    Args:
-        state: The weights.
-        shapes: Expected shape of every one.
-        source: Where they come from, for the message.
-
-    Raises:
-        ValueError: If keys are missing, unexpected or misshapen, or a tensor holds NaN or inf; they are listed.
-    """
-    problems = [f"missing {k}" for k in shapes if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in shapes]
-    problems += [
-        f"{k} has the shape {tuple(state[k].shape)} instead of {shape}"
-        for k, shape in shapes.items()
-        if k in state and tuple(state[k].shape) != shape
-    ]
-    problems += [f"{k} holds NaN or inf" for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"{source} does not fit this network: {shown}.")
 
 
 def create_supernet(name: str, checkpoint: str | Path | None = None, **overrides: Any) -> Supernet:

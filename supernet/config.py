@@ -1,10 +1,9 @@
-"""What a supernet is: its search space, its architecture and the registry of named configurations."""
+"""What a supernet is: its search space and its architecture."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +29,7 @@ class SearchSpace:
         mlp_ratios: Hidden width of the MLP divided by `embed_dim`, ascending.
         num_heads: One entry (heads are not elastic) or one per entry of `embed_dims` (heads follow the width).
         min_keep_rate: Keep rate that the lowest action stands for, in [0, 1]; a patch always stays.
-        token_mode: How patches leave; a key of `supernet.tokens.modes.TOKEN_MODES`.
+        token_mode: How patches leave, one of `supernet.list_token_modes()`.
         decide_first_group: Whether a decision precedes the first group, too.
     """
 
@@ -140,8 +139,9 @@ class SupernetConfig:
         lln: Whether a learned linear map carries the residual over a group boundary (PRANCE's `lln`).
         mean: Per-channel mean of images in [0, 1]; uint8 images are normalised by the network, floats are not.
         std: Per-channel standard deviation.
-        prance_embed_dim: Width of the meta-network whose weights `load_prance_checkpoint` read, which switches the
-            authors' rules on (see there); None for ours.
+        prance_embed_dim: Width of the authors' meta-network that the weights were read from, which switches their rules
+            on: norms scaled by sqrt(width / full width), blocks that hand on the next block's width, tokens sorted by
+            attention at every decision. None for ours.
     """
 
     space: SearchSpace = field(default_factory=SearchSpace)
@@ -190,7 +190,7 @@ class SupernetConfig:
     @property
     def token_mode(self) -> TokenMode:
         """How patches leave: the registered mode, or the authors' version of it."""
-        return token_mode(self.space.token_mode if self.prance_embed_dim is None else f"prance_{self.space.token_mode}")
+        return token_mode(self.space.token_mode, authors=self.prance_embed_dim is not None)
 
     @property
     def num_patches(self) -> int:
@@ -206,6 +206,11 @@ class SupernetConfig:
     def num_tokens(self) -> int:
         """Tokens of an image before any is dropped, the class token included."""
         return self.num_patches + self.num_prefix_tokens
+
+    def zoom(self, embed_dim: int) -> float:
+        """Factor on the gain of a layer norm: 1, or with the authors' rules sqrt(embed_dim / full width)."""
+        full = self.prance_embed_dim
+        return 1.0 if full is None else math.sqrt(embed_dim / full)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for `config.json`."""
@@ -228,57 +233,6 @@ class SupernetConfig:
         return cls(**data)
 
 
-_REGISTRY: dict[str, Callable[[], SupernetConfig]] = {}
-
-
-def register_supernet(name: str, config: Callable[[], SupernetConfig]) -> None:
-    """Makes `create_supernet(name)` known.
-
-    Raises:
-        ValueError: If the name is taken by another configuration.
-    """
-    if name in _REGISTRY and _REGISTRY[name]() != config():
-        raise ValueError(f"Supernet name {name!r} is taken; registered are {list_supernets()}.")
-    _REGISTRY[name] = config
-
-
-def list_supernets() -> list[str]:
-    """Names that `create_supernet` knows."""
-    return sorted(_REGISTRY)
-
-
-def supernet_config(name: str) -> SupernetConfig:
-    """The configuration registered under `name`.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    if name not in _REGISTRY:
-        raise ValueError(
-            f"Unknown supernet {name!r}; registered are {list_supernets()}. "
-            "Add yours with register_supernet(name, config)."
-        )
-    return _REGISTRY[name]()
-
-
-def _paper(embed_dims: tuple[int, ...], mlp_ratios: tuple[float, ...], heads: int) -> Callable[[], SupernetConfig]:
-    return lambda: SupernetConfig(space=SearchSpace((3, 3, 3, 3), embed_dims, mlp_ratios, (heads,)))
-
-
-# The search spaces of PRANCE (arXiv 2407.05010, table of search spaces; configs of the public repository).
-register_supernet("prance_vit_tiny", _paper((176, 192, 216, 240), (2, 4, 6), 3))
-register_supernet("prance_vit_small", _paper((320, 352, 368, 384, 400, 416), (2, 3.5, 5), 7))
-register_supernet("prance_vit_base", _paper((672, 696, 720, 744, 768), (2, 3.5, 5), 12))
-register_supernet(
-    "digits",
-    lambda: SupernetConfig(
-        space=SearchSpace((1, 3, 3, 3), (16, 32, 48, 64), (0.5, 1.0, 2.0), (1, 2, 3, 4), min_keep_rate=1 / 16),
-        img_size=48,
-        patch_size=12,
-        in_chans=1,
-        num_classes=10,
-        head_dim=16,
-        mean=(0.2,),
-        std=(0.35,),
-    ),
-)
+def with_space(config: SupernetConfig, **changes: Any) -> SupernetConfig:
+    """The configuration with changed search-space settings."""
+    return replace(config, space=replace(config.space, **changes))

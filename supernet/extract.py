@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from .checkpoint import WEIGHTS, check_tensors, read_tensors
 from .config import SupernetConfig
-from .files import write_atomically, write_text
-from .static_vit import StaticBlock, StaticViT
+from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from .static_vit import StaticViT
 from .subnet import SubnetConfig
-from .vit import Supernet
-
-__all__ = [
-    "DESCRIPTION",
-    "StaticBlock",
-    "StaticViT",
-    "describe",
-    "extract",
-    "load_static",
-    "save_static",
-    "write_weights",
-]
 
 DESCRIPTION = "static.json"
 FORMAT = 1
 
 
-def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
+class ElasticNet(Protocol):
+    """What a subnet can be cut out of: a `Supernet`, or a module with the same weights under the same names."""
+
+    config: SupernetConfig
+    mean: Tensor
+    std: Tensor
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+
+def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
     """Copies the weights that one subnet uses into a plain module.
 
     Args:
@@ -48,9 +47,9 @@ def extract(net: Supernet, subnet: SubnetConfig) -> StaticViT:
     """
     static = StaticViT(net.config, subnet, "meta")
     widths = subnet.embed_dim[0].tolist()
-    zooms = {"norm.weight": net.zoom(widths[-1])}
+    zooms = {"norm.weight": net.config.zoom(widths[-1])}
     for i, width in enumerate(widths):
-        zooms |= {f"blocks.{i}.norm{n}.weight": net.zoom(width) for n in (1, 2)}
+        zooms |= {f"blocks.{i}.norm{n}.weight": net.config.zoom(width) for n in (1, 2)}
     weights = net.state_dict()
     cut = {
         name: weights[name][tuple(slice(n) for n in target.shape)].clone(memory_format=torch.contiguous_format)
@@ -138,7 +137,7 @@ def load_static(folder: str | Path) -> StaticViT:
             f"{path}: `blocks` are not the sizes that its `config` and `subnet` give here. The file was changed, or "
             "written by another version; export the network again."
         )
-    state = read_tensors(folder / WEIGHTS)
+    state, _ = read_safetensors(folder / WEIGHTS)
     check_tensors(state, {k: tuple(v.shape) for k, v in static.state_dict().items()}, str(folder / WEIGHTS))
     if digest != _digest(folder / WEIGHTS):
         raise ValueError(

@@ -1,11 +1,23 @@
-"""Writing files so that a killed process never leaves half of one."""
+"""Files that are whole or not there: writing without halves, reading and checking weights without running anything."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+"""Name of the weights in a folder that this package writes."""
+
+LISTED = 8
+"""So many problems are listed in an error, the others counted."""
 
 
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:
@@ -24,3 +36,113 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     write_atomically(path, lambda name: Path(name).write_text(text))
+
+
+def read_safetensors(
+    path: Path, what: str = "weights", kind: str = "a safetensors file"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file, whatever its name.
+
+    Args:
+        path: The file.
+        what: What is looked for there, for the message if nothing is.
+        kind: What kind of file it should be, for the message if it is another.
+
+    Returns:
+        The tensors by name, on the CPU, and the texts that the file's header holds.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or of another kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No {what} at {path}.")
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as e:
+        raise ValueError(f"{path} is damaged or not {kind} ({e}); download or save it again.") from e
+
+
+def read_weights(path: Path, what: str = "weights") -> Any:
+    """What a file of weights holds, by its ending: safetensors, or what `torch.save` wrote.
+
+    A torch file is read with `weights_only=True`: it may hold tensors, plain containers and an `argparse.Namespace`
+    (training scripts keep their arguments beside the weights, and it runs nothing).
+
+    Args:
+        path: The file.
+        what: What is looked for there, for the message if nothing is.
+
+    Returns:
+        For safetensors the tensors by name, on the CPU; for a torch file whatever was saved.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or holds more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path, what)[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"No {what} at {path}.")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # the unpickler answers broken input with exceptions of any kind
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(
+            f"{path} is damaged, or a pickle that holds more than tensors, which could run anything and is not loaded: "
+            f"it does not hold weights alone ({reason}). Save the state dict with torch.save(model.state_dict(), path)"
+            ", or as safetensors."
+        ) from e
+
+
+def check_tensors(
+    found: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    owner: str = "network",
+) -> None:
+    """Compares weights with what is expected.
+
+    Args:
+        found: The weights by name.
+        shapes: Expected shape of every one.
+        source: Where they come from, for the message.
+        dtypes: Expected precision of every one; None: any.
+        owner: What they are for, for the message.
+
+    Raises:
+        ValueError: If anything is wrong, with what `problems_of` says.
+    """
+    if problems := problems_of(found, shapes, dtypes):
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise ValueError(f"{source} does not fit this {owner}: {'; '.join(problems[:LISTED])}{more}.")
+
+
+def problems_of(
+    found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype] | None = None
+) -> list[str]:
+    """What is wrong with weights: names missing or unexpected, no tensor, wrong shape or precision, NaN or inf.
+
+    Args:
+        found: The weights by name.
+        shapes: Expected shape of every one.
+        dtypes: Expected precision of every one; None: any.
+    """
+    problems = [f"missing {k}" for k in shapes if k not in found]
+    problems += [f"unexpected {k}" for k in found if k not in shapes]
+    problems += [f"{k} is a {type(v).__name__}, not a tensor" for k, v in found.items() if not isinstance(v, Tensor)]
+    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)}
+    for k, shape in shapes.items():
+        if k not in tensors:
+            continue
+        own = tensors[k]
+        if dtypes is not None and (tuple(own.shape), own.dtype) != (shape, dtypes[k]):
+            problems.append(f"{k} is {own.dtype} {tuple(own.shape)}, not {dtypes[k]} {shape}")
+        elif tuple(own.shape) != shape:
+            problems.append(f"{k} has the shape {tuple(own.shape)} instead of {shape}")
+    return problems + [
+        f"{k} holds NaN or inf" for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()
+    ]

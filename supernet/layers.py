@@ -15,25 +15,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
-# Most numbers in a temporary tensor, by type of device: larger ones leave the caches, and beyond 32 MB the allocator
-# asks the system for new pages each time. On a GPU larger is faster.
-WORKING_SET = {"cpu": 2_000_000, "cuda": 1_000_000_000}
-
-
-def working_rows(channels: int, device: torch.device) -> int:
-    """Rows of so many channels that are computed at a time."""
-    return max(WORKING_SET.get(device.type, WORKING_SET["cuda"]) // channels, 1)
-
-
-def check_tensor(images: Tensor) -> None:
-    """Raises TypeError if images are something else, such as a numpy array."""
-    if not isinstance(images, Tensor):
-        kind = type(images)
-        raise TypeError(
-            f"images are a {kind.__module__}.{kind.__qualname__}; pass a torch.Tensor, for example "
-            "torch.from_numpy(array)."
-        )
-
 
 def activate(name: str, x: Tensor) -> Tensor:
     """An activation of `ACTIVATIONS`, in place where it can be: the hidden layer is the largest tensor there is."""
@@ -114,10 +95,27 @@ class ElasticBlock(nn.Module):
 
     The rows of `qkv` are ordered (head, q|k|v, head_dim), so that the first h heads are a prefix of the weight: a view,
     not a copy.
+
+    Args:
+        embed_dim: Full width.
+        hidden_dim: Hidden width of the MLP.
+        num_heads: Heads at full width.
+        head_dim: Channels per head.
+        norm_eps: Epsilon of the layer norms.
+        lln: Whether a linear map carries the residual over the end of the block's group.
+        reduce: The module that reduces tokens between attention and MLP, if the token mode has learned parameters and
+            a decision precedes this block.
     """
 
     def __init__(
-        self, embed_dim: int, hidden_dim: int, num_heads: int, head_dim: int, norm_eps: float, lln: bool
+        self,
+        embed_dim: int,
+        hidden_dim: int,
+        num_heads: int,
+        head_dim: int,
+        norm_eps: float,
+        lln: bool,
+        reduce: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, norm_eps)
@@ -127,6 +125,7 @@ class ElasticBlock(nn.Module):
         self.fc1 = nn.Linear(embed_dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
         self.lln = nn.Linear(embed_dim, embed_dim) if lln else None
+        self.reduce = reduce
 
     @torch.no_grad()
     def init_weights(self) -> None:

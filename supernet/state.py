@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime.packing import Ints, rows_of, starts, take_rows
+from .arrays import Ints
+from .runtime.packing import rows_of, starts, take_rows
 
 
 @dataclass(frozen=True, eq=False)

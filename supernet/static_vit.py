@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SupernetConfig
-from .layers import PatchEmbed, activate, check_tensor, set_width, working_rows
-from .macs import block_widths, hidden_dims, next_widths, remaining_macs, stem_macs
+from .layers import activate, set_width
+from .macs import remaining_macs, stem_macs
+from .plan import plan_subnet
+from .runtime.devices import working_rows
 from .runtime.packing import class_scores
+from .stem import ImageStem
 from .subnet import SubnetConfig, check_subnet
 from .tokens.modes import combine, total_size
 
@@ -45,32 +48,23 @@ class BlockSizes:
 
 def block_sizes(config: SupernetConfig, subnet: SubnetConfig) -> list[BlockSizes]:
     """Sizes of all blocks of one subnet, which must be in `config.space`."""
-    space, mode = config.space, config.token_mode
-    tokens = np.array([config.num_tokens])
     sizes = []
-    for group in range(len(space.groups)):
-        choice = subnet.group(space, group)
-        widths = choice.embed_dim.numpy()
-        hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
-        reads, gives = block_widths(config, group, widths, None, next_widths(config, group, subnet))
-        for i in range(space.groups[group]):
-            counts = None
-            if i == 0 and group >= space.first_decided:
-                counts = mode.counts(tokens, choice.rates, config.num_prefix_tokens)
-            runs = counts is not None and (mode.always or bool(counts[0, -1] < tokens[0]))
+    for plan in plan_subnet(config, subnet):
+        blocks = plan.widths.shape[1]
+        for i in range(blocks):
+            counts = plan.counts if i == 0 else None
             sizes.append(
                 BlockSizes(
-                    reads=int(reads[0, i]),
-                    embed_dim=int(widths[0, i]),
-                    hidden_dim=int(hidden[0, i]),
-                    gives=int(gives[0, i]),
-                    num_heads=space.heads(int(widths[0, i])),
-                    tokens=int(tokens[0]),
-                    counts=tuple(int(n) for n in counts[0]) if runs and counts is not None else None,
-                    lln=config.lln and i == space.groups[group] - 1 and group < len(space.groups) - 1,
+                    reads=int(plan.reads[0, i]),
+                    embed_dim=int(plan.widths[0, i]),
+                    hidden_dim=int(plan.hidden[0, i]),
+                    gives=int(plan.gives[0, i]),
+                    num_heads=int(plan.num_heads[0, i]),
+                    tokens=int(plan.attended[0, i]),
+                    counts=None if counts is None else tuple(int(n) for n in counts[0]),
+                    lln=plan.carries and i == blocks - 1,
                 )
             )
-            tokens = tokens if counts is None else counts[:, -1]
     return sizes
 
 
@@ -79,7 +73,7 @@ class StaticBlock(nn.Module):
 
     Args:
         config: Architecture of the supernet.
-        sizes: Of the block.
+        sizes: Everything that is fixed of the block.
     """
 
     def __init__(self, config: SupernetConfig, sizes: BlockSizes) -> None:
@@ -96,6 +90,8 @@ class StaticBlock(nn.Module):
         self.fc1 = nn.Linear(width, sizes.hidden_dim)
         self.fc2 = nn.Linear(sizes.hidden_dim, sizes.gives)
         self.lln = nn.Linear(width, sizes.gives) if sizes.lln else None
+        learned = self.mode.module if self.counts is not None else None
+        self.reduce = None if learned is None else learned(config, width)
 
     def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, N, C) and sizes (B, N), None for ones, to (B, kept, C') and (B, kept)."""
@@ -115,13 +111,13 @@ class StaticBlock(nn.Module):
         self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         assert self.counts is not None
-        mode, kept = self.mode, int(self.counts[0, -1])
+        mode, kept, prefix = self.mode, int(self.counts[0, -1]), int(self.class_token)
         scores = class_scores(q, k, bias, self.class_token) if mode.uses_scores else None
         metric = k.mean(1) if mode.metric == "keys" else x if mode.metric == "tokens" else None
         if size is None:
             size = torch.ones_like(x[..., 0], dtype=torch.float32)
-        into, weight = mode.assign(scores, metric, size, self.tokens, self.counts, int(self.class_token))
-        x = combine(x, into, kept, weight, mode.normalise)
+        into, weight = mode.assignment(self.reduce, scores, metric, size, self.tokens, self.counts, prefix)
+        x = combine(x, into, kept, weight, mode.normalise, prefix)
         return x, total_size(size, into, kept) if mode.sized else None
 
 
@@ -141,7 +137,7 @@ def _only_computes() -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-class StaticViT(nn.Module):
+class StaticViT(ImageStem):
     """A subnet of a supernet as an ordinary ViT of fixed sizes, with exactly its own parameters.
 
     `Supernet.extract` gives one with weights, and so does `load_static`, without a supernet.
@@ -149,7 +145,7 @@ class StaticViT(nn.Module):
     Args:
         config: Architecture of the supernet.
         subnet: Exactly one subnet.
-        device: Of the parameters, which are random; "meta" if others are going to be assigned.
+        device: Where the parameters are made, which are random; "meta" if others are going to be assigned.
 
     Raises:
         ValueError: If `subnet` holds more than one or is not in the search space.
@@ -157,26 +153,18 @@ class StaticViT(nn.Module):
     """
 
     def __init__(self, config: SupernetConfig, subnet: SubnetConfig, device: str = "cpu") -> None:
-        super().__init__()
         check_subnet(subnet, config.space)
         if len(subnet) != 1:
             raise ValueError(f"A static network is one subnet, not {len(subnet)}; index the batch first: subnet[0].")
-        self.mean: Tensor
-        self.std: Tensor
-        self.config, self.subnet = config, subnet
-        full, last, sizes = config.embed_dim, int(subnet.embed_dim[0, -1]), block_sizes(config, subnet)
+        last, sizes = int(subnet.embed_dim[0, -1]), block_sizes(config, subnet)
         with torch.device(device):
-            self.patch_embed = PatchEmbed(config.stem, config.patch_size, config.in_chans, full)
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, full)) if config.class_token else None
-            self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, full))
-            self.norm_pre = nn.LayerNorm(full, config.norm_eps) if config.pre_norm else nn.Identity()
+            super().__init__(config)
+            self.subnet = subnet
             self.blocks = nn.ModuleList(StaticBlock(config, s) for s in sizes)
             widest = [s.tokens * max(s.hidden_dim, 3 * s.num_heads * config.head_dim) for s in sizes]
             self._numbers_per_image = sum(widest) // len(sizes)
             self.norm = nn.LayerNorm(last, config.norm_eps)
             self.head = nn.Linear(last, config.num_classes) if config.num_classes else None
-            self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-            self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.
@@ -191,27 +179,16 @@ class StaticViT(nn.Module):
         Raises:
             ValueError: If shape or dtype is wrong.
         """
-        c = self.config
-        check_tensor(images)
-        if images.ndim != 4 or tuple(images.shape[1:]) != (c.in_chans, c.img_size, c.img_size):
-            raise ValueError(
-                f"images have the shape {tuple(images.shape)}; expected (B, {c.in_chans}, {c.img_size}, {c.img_size})."
-            )
-        if images.dtype == torch.uint8:
-            images = (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std
-        elif not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
+        images = self.normalised(images)
         # Exported graphs keep the batch whole, and so do gradients, whose activations outgrow the caches anyway.
         if not _only_computes():
             return self._logits(images)
-        count = round(len(images) / working_rows(self._numbers_per_image, images.device))
+        count = round(len(images) / working_rows(self._numbers_per_image, images.device.type))
         return torch.cat([self._logits(part) for part in images.tensor_split(max(count, 1))])
 
     def _logits(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images.to(self.pos_embed.dtype))
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x, size = self.norm_pre(x + self.pos_embed), None
+        size: Tensor | None = None
+        x = self.tokens_of(images)
         for block in self.blocks:
             x, size = block(x, size)
         x = x[..., : self.norm.normalized_shape[0]]

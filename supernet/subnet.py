@@ -155,7 +155,8 @@ class SubnetConfig:
     Attributes:
         embed_dim: (B, depth) int64.
         mlp_ratio: (B, depth) float64.
-        keep_rate: (B, num_decisions) float64 in (0, 1], or (B, num_decisions, 2), see `GroupChoice`.
+        keep_rate: (B, num_decisions) float64 in (0, 1], patches kept / patches present before; (B, num_decisions, 2)
+            for a token mode with two stages ("prune_merge"), the second relative to what the first left.
 
     Raises:
         ValueError: If shapes disagree or a number is not finite or out of range. Membership in a search space is
@@ -269,7 +270,8 @@ class SubnetConfig:
 
         Args:
             space: The search space.
-            actions: (B, num_decisions, A) in [0, 1], see `GroupChoice.from_actions`.
+            actions: (B, num_decisions, A) in [0, 1]; of each decision an mlp_ratio per block of the group, an embed_dim
+                per block, and the keep rates.
 
         Raises:
             ValueError: If the shape is wrong or an entry lies outside [0, 1].

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import macs
+from .arrays import Ints
 from .config import SearchSpace, SupernetConfig
-from .layers import ElasticBlock, PatchEmbed, check_tensor, layer_norm, linear, set_width
+from .extract import extract
+from .layers import ElasticBlock, layer_norm, linear, set_width
+from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
-from .runtime.packing import Ints, rows_of, runs, starts, take_rows
+from .runtime.packing import by_width, mean_patches, rows_of, take_rows
 from .state import InferenceState
+from .static_vit import StaticViT
+from .stem import ImageStem
 from .subnet import GroupChoice, SubnetConfig, check_subnet
 
 
-class Supernet(nn.Module):
+class Supernet(ImageStem):
     """Elastic ViT (PRANCE, arXiv 2407.05010).
 
     `net(images)` is a plain ViT of full width; `net(images, subnet)` runs every image with its own widths and patches,
@@ -30,30 +33,31 @@ class Supernet(nn.Module):
     """
 
     def __init__(self, config: SupernetConfig) -> None:
-        super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.config = config
+        super().__init__(config)
         space, d = config.space, config.embed_dim
         ends = {space.blocks(g)[-1] for g in range(len(space.groups) - 1)}
-        self.patch_embed = PatchEmbed(config.stem, config.patch_size, config.in_chans, d)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, d)) if config.class_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, d))
-        self.norm_pre = nn.LayerNorm(d, config.norm_eps) if config.pre_norm else nn.Identity()
-        hidden = int(macs.hidden_dims(np.array(d), np.array(space.mlp_ratios[-1])))
+        decided = {space.blocks(g)[0] for g in range(space.first_decided, len(space.groups))}
+        learned = config.token_mode.module
+        hidden = int(hidden_dims(np.array(d), np.array(space.mlp_ratios[-1])))
         self.blocks = nn.ModuleList(
-            ElasticBlock(d, hidden, space.max_heads, config.head_dim, config.norm_eps, config.lln and i in ends)
+            ElasticBlock(
+                d,
+                hidden,
+                space.max_heads,
+                config.head_dim,
+                config.norm_eps,
+                lln=config.lln and i in ends,
+                reduce=learned(config, d) if learned is not None and i in decided else None,
+            )
             for i in range(space.depth)
         )
         self.norm = nn.LayerNorm(d, config.norm_eps)
         self.head = nn.Linear(d, config.num_classes) if config.num_classes else None
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Truncated normal with std .02 for embeddings and head (ViT); blocks as in `ElasticBlock.init_weights`."""
+        """Truncated normal with std .02 for embeddings and head, as in ViT; blocks draw theirs by fan-in."""
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -67,6 +71,30 @@ class Supernet(nn.Module):
     def space(self) -> SearchSpace:
         """The search space."""
         return self.config.space
+
+    def run_by(self, config: SupernetConfig) -> None:
+        """Takes another configuration around the same weights, such as one with another token mode.
+
+        Args:
+            config: Differs from `self.config` in what no weight depends on, but for parameters of a token mode.
+
+        Raises:
+            ValueError: If its token mode has learned parameters that the weights lack.
+        """
+        space, learned, lacking = config.space, config.token_mode.module, []
+        if learned is not None:
+            with torch.device("meta"):
+                wanted = {k: v.shape for k, v in learned(config, config.embed_dim).state_dict().items()}
+            for i in (space.blocks(g)[0] for g in range(space.first_decided, len(space.groups))):
+                own = cast(ElasticBlock, self.blocks[i]).reduce
+                if own is None or {k: v.shape for k, v in own.state_dict().items()} != wanted:
+                    lacking.append(i)
+        if lacking:
+            raise ValueError(
+                f"token_mode={space.token_mode!r} has learned parameters, which blocks {lacking} of these weights lack "
+                f"(they were made for {self.space.token_mode!r}); train a supernet that is created with this mode."
+            )
+        self.config = config
 
     # ---- step by step -------------------------------------------------------------------------------------------
 
@@ -83,7 +111,8 @@ class Supernet(nn.Module):
             images: (B, in_chans, img_size, img_size); uint8, which is normalised here with `config.mean` and `.std`, or
                 floats that are normalised already, as timm's models take them.
             choice: Sizes of an undecided first group; None is full size.
-            next_dim: See `run_group`.
+            next_dim: (B,) width of the first block of the next group if it is known already; only the authors' rules
+                make use of it.
             key_mean: Whether the state is to carry the mean keys that the authors' selector observes.
 
         Raises:
@@ -102,29 +131,23 @@ class Supernet(nn.Module):
         return self.run_group(state, 0, choice, next_dim)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches, class token, positions and CLIP's norm: (B, num_tokens, embed_dim); see `begin` for the images."""
-        c = self.config
-        check_tensor(images)
-        if images.ndim != 4 or tuple(images.shape[1:]) != (c.in_chans, c.img_size, c.img_size) or not len(images):
-            raise ValueError(
-                f"images have the shape {tuple(images.shape)}; this supernet takes (B, {c.in_chans}, {c.img_size}, "
-                f"{c.img_size}) with B >= 1. Resize them, or create the supernet with img_size=."
-            )
-        if images.dtype == torch.uint8:
-            images = (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std
-        elif not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}; pass uint8 in 0..255, or normalised floats.")
-        x = self.patch_embed(images.to(self.pos_embed.dtype))
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        return self.norm_pre(x + self.pos_embed)
+        """(B, num_tokens, embed_dim) tokens before the first block: patches, class token, positions and CLIP's norm.
+
+        Args:
+            images: (B, in_chans, img_size, img_size) with B >= 1; uint8, or floats that are normalised already.
+
+        Raises:
+            ValueError: If shape or dtype is wrong.
+            TypeError: If the images are no tensor.
+        """
+        return self.tokens_of(self.normalised(images, least=1))
 
     def begun(self, tokens: Tensor, key_mean: Tensor | None = None) -> InferenceState:
         """The state that `begin` gave, from its tokens (B, num_tokens, embed_dim), for those who keep them.
 
         Args:
             tokens: `begin(images).tokens`, one row of tokens per image.
-            key_mean: (B, num_tokens) likewise.
+            key_mean: (B, num_tokens) `begin(images, key_mean=True).key_mean`, one row per image; None: none is carried.
 
         Raises:
             ValueError: If a shape is wrong.
@@ -136,8 +159,8 @@ class Supernet(nn.Module):
             raise ValueError(f"key_mean has the shape {tuple(key_mean.shape)}; expected ({batch}, {n}).")
         spent, group = macs.stem_macs(c), 0
         if not c.space.decide_first_group:
-            first = GroupChoice.full(c.space, 0, 1)
-            spent, group = spent + int(macs.group_macs(c, 0, first, np.array([n]))[0][0]), 1
+            plan = plan_group(c, 0, GroupChoice.full(c.space, 0, 1), np.array([n]))
+            spent, group = spent + int(macs.group_macs(c, plan)[0]), 1
         return self._state(group, tokens, key_mean, spent)
 
     def _state(self, group: int, tokens: Tensor, key_mean: Tensor | None, spent: int) -> InferenceState:
@@ -176,17 +199,19 @@ class Supernet(nn.Module):
                 not in the search space.
         """
         self._check_choice(state, group, choice)
-        spent, _ = macs.group_macs(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
-        packed, patch_token, token_dim, key_mean = run_blocks(self, state, choice, next_dim)
+        plan = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
+        packed, patch_token, key_mean = run_blocks(
+            self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None
+        )
         return InferenceState(
             group=group + 1,
             tokens=packed.x,
             num_tokens=packed.lengths,
             size=packed.size,
             patch_token=patch_token,
-            embed_dim=choice.embed_dim[:, -1].numpy().copy(),
-            token_dim=token_dim,
-            macs=state.macs + spent,
+            embed_dim=plan.widths[:, -1].copy(),
+            token_dim=plan.gives[:, -1].copy(),
+            macs=state.macs + macs.group_macs(self.config, plan),
             key_mean=key_mean,
         )
 
@@ -215,7 +240,7 @@ class Supernet(nn.Module):
             if subnet is None:
                 state = self.run_group(state, group, GroupChoice.full(space, group, len(state)))
             else:
-                next_dim = macs.next_widths(self.config, group, subnet)
+                next_dim = next_widths(self.config, group, subnet)
                 state = self.run_group(state, group, subnet.group(space, group), next_dim)
         return state
 
@@ -227,7 +252,7 @@ class Supernet(nn.Module):
         """
         if self.config.class_token and self.config.global_pool == "token":
             return state.class_token, state.token_dim
-        return self._mean_patch(state, state.tokens), state.token_dim
+        return self._mean_patches(state, state.tokens), state.token_dim
 
     def forward_head(self, state: InferenceState) -> Tensor:
         """Last norm and classifier on the pooled tokens of any state: (B, num_classes) logits.
@@ -238,44 +263,20 @@ class Supernet(nn.Module):
         if self.config.global_pool == "avg" and not self.config.fc_norm:
             lengths = state.num_tokens
             dims = np.repeat(state.token_dim, lengths)
-            features = self._mean_patch(state, self._by_width(state.tokens, dims, self._final_norm))
+            features = self._mean_patches(state, by_width(state.tokens, dims, self._final_norm))
         else:
             pooled, _ = self.pooled(state)
-            features = self._by_width(pooled, state.token_dim, self._final_norm)
+            features = by_width(pooled, state.token_dim, self._final_norm)
         if self.head is None:
             return features
         head = self.head
-        return self._by_width(features, state.token_dim, lambda x, w: linear(head, x, self.config.num_classes))
-
-    def zoom(self, embed_dim: int) -> float:
-        """Factor on the gain of a layer norm: 1, or with the authors' rules sqrt(embed_dim / full width)."""
-        full = self.config.prance_embed_dim
-        return 1.0 if full is None else float(np.sqrt(embed_dim / full))
+        return by_width(features, state.token_dim, lambda x, w: linear(head, x, self.config.num_classes))
 
     def _final_norm(self, x: Tensor, width: int) -> Tensor:
-        return set_width(layer_norm(self.norm, x, self.zoom(width)), self.config.embed_dim)
+        return set_width(layer_norm(self.norm, x, self.config.zoom(width)), self.config.embed_dim)
 
-    def _by_width(self, rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """`function(rows of one width, width)` for all rows, in their order."""
-        if width.min() == width.max():
-            return function(rows[:, : width[0]], int(width[0]))
-        order = np.argsort(width, kind="stable")
-        out = [
-            function(take_rows(rows, order[a:b])[:, : width[order[a]]], int(width[order[a]]))
-            for a, b in runs(width[order])
-        ]
-        return take_rows(torch.cat(out), np.argsort(order))
-
-    def _mean_patch(self, state: InferenceState, rows: Tensor) -> Tensor:
-        """(B, C) mean over the patches of (T, C), weighted by size."""
-        weight = torch.ones(len(rows), device=rows.device) if state.size is None else state.size
-        weight = weight.clone()
-        if self.config.class_token:
-            weight[torch.from_numpy(starts(state.num_tokens)).to(rows.device)] = 0
-        image = torch.from_numpy(np.repeat(np.arange(len(state)), state.num_tokens)).to(rows.device)
-        total = weight.new_zeros(len(state)).index_add(0, image, weight)
-        share = (weight / total[image])[:, None].to(rows.dtype)
-        return rows.new_zeros(len(state), rows.shape[1]).scatter_add(0, image[:, None].expand_as(rows), rows * share)
+    def _mean_patches(self, state: InferenceState, rows: Tensor) -> Tensor:
+        return mean_patches(rows, state.num_tokens, state.size, self.config.class_token)
 
     # ---- all at once --------------------------------------------------------------------------------------------
 
@@ -286,14 +287,14 @@ class Supernet(nn.Module):
         subnet = self._checked(subnet).expand(len(images))
         if self.space.decide_first_group:
             return self.run_to_end(self.begin(images), subnet)
-        first = self.begin(images, subnet.group(self.space, 0), next_dim=macs.next_widths(self.config, 0, subnet))
+        first = self.begin(images, subnet.group(self.space, 0), next_dim=next_widths(self.config, 0, subnet))
         return self.run_to_end(first, subnet)
 
     def forward(self, images: Tensor, subnet: SubnetConfig | None = None) -> Tensor:
         """Classifies images.
 
         Args:
-            images: (B, in_chans, img_size, img_size), see `begin`.
+            images: (B, in_chans, img_size, img_size); uint8, which is normalised here, or normalised floats.
             subnet: One per image, or one for all; None is the full network.
 
         Returns:
@@ -312,12 +313,9 @@ class Supernet(nn.Module):
             ValueError: As in `run_group`.
         """
         self._check_choice(state, state.group, choice)
-        reads, _ = macs.block_widths(self.config, state.group, choice.embed_dim.numpy(), state.token_dim, None)
-        packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
+        plan = plan_group(self.config, state.group, choice, state.num_tokens, state.token_dim)
         block = cast(ElasticBlock, self.blocks[self.space.blocks(state.group)[0]])
-        packed, scores, _ = attention_half(
-            self, block, packed, reads[:, 0], choice.embed_dim[:, 0].numpy(), with_scores=True
-        )
+        packed, scores, _ = attention_half(self.config, block, _packed(state), plan, 0, with_scores=True)
         assert scores is not None
         return take_rows(scores, rows_of(np.argsort(packed.images), packed.lengths))
 
@@ -340,10 +338,19 @@ class Supernet(nn.Module):
         subnet = self._checked(subnet)
         return torch.from_numpy(macs.subnet_params(self.config, subnet))
 
-    def extract(self, subnet: SubnetConfig) -> nn.Module:
-        """One subnet as a plain module, see `supernet.extract.extract`."""
-        from .extract import extract
+    def extract(self, subnet: SubnetConfig) -> StaticViT:
+        """Copies the weights that one subnet uses into a plain module of fixed sizes.
 
+        Args:
+            subnet: Exactly one subnet.
+
+        Returns:
+            A module in evaluation mode whose logits are `self(images, subnet)`.
+
+        Raises:
+            ValueError: If `subnet` holds more than one or is not in the search space.
+            TypeError: If it is no SubnetConfig.
+        """
         return extract(self, subnet)
 
     def _check_choice(self, state: InferenceState, group: int, choice: GroupChoice) -> None:
@@ -370,11 +377,10 @@ class Supernet(nn.Module):
         return subnet
 
 
+def _packed(state: InferenceState) -> Packed:
+    return Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
+
+
 def freeze(net: Supernet) -> Supernet:
     """Evaluation mode, no gradients: the form in which a supernet becomes an environment."""
     return net.eval().requires_grad_(False)
-
-
-def with_space(config: SupernetConfig, **changes: Any) -> SupernetConfig:
-    """The configuration with changed search-space settings."""
-    return replace(config, space=replace(config.space, **changes))

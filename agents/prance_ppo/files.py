@@ -16,18 +16,17 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from supernet.files import write_atomically, write_text
+from supernet.files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
 
 from .config import PrancePPOConfig
 
 if TYPE_CHECKING:
     from .algorithm import PrancePPO
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 BOX_KEYS = ("low", "high")
 
 
@@ -120,29 +119,20 @@ def _state(agent: PrancePPO) -> dict[str, Tensor]:
 
 def _restore(agent: PrancePPO, path: Path, digest: str) -> None:
     """Reads the state into `agent`, completely or not at all."""
+    kind = "a PrancePPO's safetensors file"
+    found, texts = read_safetensors(path, kind=kind)
     try:
-        with safe_open(path, framework="pt") as f:
-            header = json.loads((f.metadata() or {})["PrancePPO"])
-            found = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, OSError, ValueError) as e:
-        raise ValueError(f"{path} is damaged or not a PrancePPO's safetensors file ({e}); save the agent again.") from e
+        header = json.loads(texts["PrancePPO"])
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{path} is damaged or not {kind} ({e}); save the agent again.") from e
     if header.get("config_sha256") != digest:
         raise ValueError(f"{path} does not belong to the {CONFIG} beside it; copy both from the same folder.")
     expected = _state(agent)
     if header.get("device") != agent.device.type:  # its generators are of another kind
         expected["generator"] = found.get("generator", torch.empty(0))
-    problems = [f"missing {k}" for k in expected if k not in found]
-    problems += [f"unexpected {k}" for k in found if k not in expected]
-    for k, tensor in expected.items():
-        if k in found and (found[k].shape, found[k].dtype) != (tensor.shape, tensor.dtype):
-            problems.append(
-                f"{k} is {found[k].dtype} {tuple(found[k].shape)}, not {tensor.dtype} {tuple(tensor.shape)}"
-            )
-        elif k in found and found[k].is_floating_point() and not found[k].isfinite().all():
-            problems.append(f"{k} holds NaN or inf")
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"{path} does not fit this agent: {shown}.")
+    shapes = {k: tuple(v.shape) for k, v in expected.items()}
+    dtypes = {k: v.dtype for k, v in expected.items()}
+    check_tensors(found, shapes, str(path), dtypes, owner="agent")
     agent.policy.load_state_dict({k.removeprefix("policy."): v for k, v in found.items() if k.startswith("policy.")})
     names = {p: k for k, p in agent.policy.named_parameters()}
     for group in agent.optimizer.param_groups:

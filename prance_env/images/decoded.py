@@ -11,14 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import PIL
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from supernet.arrays import Ints
+
 from .transform import ImageTransform, Pixels
 from .workers import DecodingPool
-
-Ints = NDArray[np.int64]
 
 # Images per task of a worker, and how many images may be decoded before anybody has asked for them.
 CHUNK, LOOKAHEAD = 16, 512

@@ -7,17 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from supernet import SupernetConfig
 from supernet.extension import Registry
 
 from .config import DatasetConfig
 from .digits import check_split, make_scenes
 from .source import ImageDataset, ImageSource
-
-Ints = NDArray[np.int64]
 
 # Scenes per split of the bundled data set; always the same ones.
 DIGITS_SCENES = {"train": 16384, "val": 4096, "test": 4096}

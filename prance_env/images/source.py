@@ -6,14 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import SupernetConfig
-
-Ints = NDArray[np.int64]
+from supernet.arrays import Ints
 
 
 @runtime_checkable

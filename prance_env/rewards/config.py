@@ -15,15 +15,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from supernet import SupernetConfig, supernet_config
+from supernet.arrays import Bools, Floats
 from supernet.macs import remaining_macs, stem_macs
 
 from .latency import load_latency_table
-from .outcome import Floats, Outcome, call_reward_function, load_reward_function
-
-Bools = NDArray[np.bool_]
+from .outcome import Outcome, call_reward_function, load_reward_function
 
 MODES = ("result_to_go", "terminal", "potential")
 ACCURACIES = ("agreement", "top1", "prob", "mixed")

@@ -19,13 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from supernet import GroupChoice, SearchSpace, Supernet, SupernetConfig, freeze
+from supernet.arrays import Floats, Ints
 from supernet.files import write_text
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

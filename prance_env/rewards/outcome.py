@@ -8,10 +8,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from supernet.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)

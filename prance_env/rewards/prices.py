@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from supernet.arrays import Floats
 
 from ..arrays import as_array
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

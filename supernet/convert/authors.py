@@ -13,24 +13,24 @@ points, all behind `SupernetConfig.prance_embed_dim`:
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoint import check_tensors
-from ..config import SearchSpace, SupernetConfig, supernet_config
-from ..macs import hidden_dims
-from ..runtime.packing import Ints
+from ..arrays import Floats, Ints
+from ..config import SearchSpace, SupernetConfig
+from ..files import check_tensors, read_weights
+from ..plan import hidden_dims
+from ..registry import supernet_config
 from ..subnet import GroupChoice
-from ..tokens.modes import TOKEN_MODES, Assignment, Floats, TokenMode, column, merge_ranked, ranking, ranks_of
+from ..tokens.merge import merge_macs, merge_ranked
+from ..tokens.modes import Assignment, TokenMode, column, ranking, ranks_of, register_token_mode
+from ..tokens.modes import token_mode as find_token_mode
 from ..vit import Supernet
 
 HEAD_DIM = 64
@@ -59,12 +59,10 @@ def _assign(
     return merge_ranked(order, metric, into, counts, lengths, prefix), torch.ones_like(size)
 
 
-_merge_macs = TOKEN_MODES["merge"].macs
-TOKEN_MODES["prance_prune"] = TokenMode(_assign, counts=_counts, always=True)
-TOKEN_MODES["prance_merge"] = TokenMode(
-    _assign, counts=_counts, metric="tokens", sized=True, macs=_merge_macs, always=True
-)
-TOKEN_MODES["prance_prune_merge"] = replace(TOKEN_MODES["prance_merge"], num_rates=2)
+_MERGE = TokenMode(_assign, counts=_counts, metric="tokens", sized=True, macs=merge_macs, always=True)
+register_token_mode("prune", TokenMode(_assign, counts=_counts, always=True), authors=True)
+register_token_mode("merge", _MERGE, authors=True)
+register_token_mode("prune_merge", replace(_MERGE, num_rates=2), authors=True)
 
 
 SPACES = {256: "prance_vit_tiny", 448: "prance_vit_small", 768: "prance_vit_base"}
@@ -93,10 +91,8 @@ def load_prance_checkpoint(
         ValueError: If the file holds no weights, keys are missing, unexpected or misshapen (they are listed), the space
             is unknown or does not fit, or the token mode is unknown.
     """
-    modes = [m.removeprefix("prance_") for m in TOKEN_MODES if m.startswith("prance_")]
-    if token_mode not in modes:
-        raise ValueError(f"token_mode={token_mode!r} is not one of the authors'; choose one of {modes}.")
-    state = read_weights(path_or_state_dict)
+    find_token_mode(token_mode, authors=True)
+    state = _tensors_in(path_or_state_dict)
     source = str(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else "The state dict"
     config = _prance_config(state, config, token_mode, source)
     check_tensors(state, _prance_shapes(state, config), source)
@@ -105,41 +101,23 @@ def load_prance_checkpoint(
     return net.eval()
 
 
-def read_weights(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by name, from a torch or safetensors file, without running any code that the file may hold.
-
-    Unwraps what training scripts wrap around them ("model", "state_dict"; "module." before the names).
+def _tensors_in(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by name; unwraps what training scripts wrap around them ("model", "state_dict"; "module." in names).
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds something else than weights.
     """
     if isinstance(path_or_state_dict, Mapping):
-        content: object = path_or_state_dict
+        content: Any = path_or_state_dict
     else:
-        path = Path(path_or_state_dict)
-        if not path.is_file():
-            raise FileNotFoundError(f"No checkpoint at {path}.")
-        try:
-            if path.suffix == ".safetensors":
-                content = load_file(path)
-            else:
-                # Training scripts keep their arguments beside the weights; a Namespace runs nothing.
-                with torch.serialization.safe_globals([argparse.Namespace]):
-                    content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as e:
-            reason = str(e).splitlines()[0]
-            raise ValueError(
-                f"{path} does not hold weights alone, or is damaged ({reason}). Nothing else is ever unpickled: save "
-                "the state dict with torch.save(model.state_dict(), path), or as safetensors."
-            ) from e
+        content = read_weights(Path(path_or_state_dict), "checkpoint")
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"Expected weights by name, got {type(content).__name__}.")
-    tensors = {str(k).removeprefix("module."): torch.as_tensor(v) for k, v in content.items() if not isinstance(v, str)}
-    return tensors
+    return {str(k).removeprefix("module."): torch.as_tensor(v) for k, v in content.items() if not isinstance(v, str)}
 
 
 def _prance_config(

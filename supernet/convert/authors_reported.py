@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arrays import Ints
 from ..config import SupernetConfig
-from ..macs import block_widths, hidden_dims, next_widths
-from ..runtime.packing import Ints
+from ..plan import GroupPlan, plan_group, plan_subnet
 from ..subnet import SubnetConfig
-from ..tokens.modes import TOKEN_MODES
 
 
 def reported_macs(config: SupernetConfig, subnet: SubnetConfig, staged: bool = False) -> Tensor:
@@ -26,49 +25,41 @@ def reported_macs(config: SupernetConfig, subnet: SubnetConfig, staged: bool = F
         subnet: The sizes.
         staged: Whether groups were decided one by one, so that a group hands on the full width.
     """
-    space = config.space
     e = subnet.embed_dim.numpy().astype(np.float64)
-    mode, prefix = TOKEN_MODES[f"prance_{space.token_mode}"], 1
-    q = space.max_heads * config.head_dim
-    tokens = np.full(len(subnet), config.num_tokens, dtype=np.int64)
+    q = config.space.max_heads * config.head_dim
+    tokens: Ints = np.full(len(subnet), config.num_tokens, dtype=np.int64)
     patch = config.in_chans * config.patch_size**2
     total = (1 + config.num_patches * patch + config.num_tokens / 2) * e[:, 0]
-    for group, blocks, f, out in _reported_groups(config, subnet, staged):
-        for i, block in enumerate(blocks):
+    for plan in _reported_plans(config, subnet, staged):
+        for i, block in enumerate(config.space.blocks(plan.group)):
             before = tokens
-            if i == 0 and group >= space.first_decided:
-                counts = mode.counts(tokens, subnet.group(space, group).rates, prefix)
-                before = counts[:, 0] if counts.shape[1] > 1 else tokens
-                tokens = counts[:, -1]
+            if i == 0 and plan.counts is not None:
+                before = plan.counts[:, 0] if plan.counts.shape[1] > 1 else tokens
+                tokens = plan.num_left
             w = e[:, block]
             total = total + before * w + before * 4 * q * w + 2.0 * before * before * q
-            total = total + tokens * w + tokens * f[:, i] * (w + out[:, i])
+            total = total + tokens * w + tokens * plan.hidden[:, i] * (w + plan.gives[:, i])
     return torch.from_numpy(total + tokens * e[:, -1] * config.num_classes)
 
 
 def reported_params(config: SupernetConfig, subnet: SubnetConfig, staged: bool = False) -> Tensor:
     """(B,) int64: what the authors report as parameters of a subnet; see `reported_macs`."""
-    space = config.space
     e = subnet.embed_dim.numpy()
-    q = space.max_heads * config.head_dim
+    q = config.space.max_heads * config.head_dim
     patch = config.in_chans * config.patch_size**2
     total = e[:, 0] * (2 + config.num_patches) + e[:, 0] * (patch + 1)
-    for group, blocks, f, out in _reported_groups(config, subnet, staged):
-        w = e[:, list(blocks)]
+    for plan in _reported_plans(config, subnet, staged):
+        w, f, out = plan.widths, plan.hidden, plan.gives
         total = total + (3 * q * (w + 1) + q * w + 5 * w + w * f + f + f * out + out).sum(1)
-        if group < len(space.groups) - 1:
+        if plan.group < len(config.space.groups) - 1:
             total = total + w[:, -1] * out[:, -1] + out[:, -1]
     return torch.from_numpy(total + 2 * e[:, -1] + (e[:, -1] + 1) * config.num_classes)
 
 
-def _reported_groups(config: SupernetConfig, subnet: SubnetConfig, staged: bool) -> list[tuple[int, range, Ints, Ints]]:
-    """Index, blocks, hidden widths and widths handed on of every group, by the authors' rules."""
+def _reported_plans(config: SupernetConfig, subnet: SubnetConfig, staged: bool) -> list[GroupPlan]:
+    """What every group computes by the authors' rules; if `staged`, handing on the full width."""
     rules = replace(config, prance_embed_dim=config.prance_embed_dim or config.embed_dim)
-    out = []
-    for group in range(len(config.space.groups)):
-        choice = subnet.group(config.space, group)
-        next_dim = None if staged else next_widths(config, group, subnet)
-        widths: Ints = choice.embed_dim.numpy()
-        _, gives = block_widths(rules, group, widths, None, next_dim)
-        out.append((group, config.space.blocks(group), hidden_dims(widths, choice.mlp_ratio.numpy()), gives))
-    return out
+    plans = plan_subnet(rules, subnet)
+    if not staged:
+        return plans
+    return [plan_group(rules, p.group, subnet.group(config.space, p.group), p.num_tokens) for p in plans]

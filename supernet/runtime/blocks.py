@@ -8,145 +8,100 @@ images agree, nothing is gathered and nothing copied.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..layers import ElasticBlock, activate, layer_norm, linear, prefix_weights, set_width, working_rows
-from ..macs import block_widths, hidden_dims
-from ..tokens.modes import TokenMode, combine, total_size
-from .packing import Ints, attention, packed_class_scores, places, rows_of, runs, starts, take_rows
-
-if TYPE_CHECKING:
-    from ..state import InferenceState
-    from ..subnet import GroupChoice
-    from ..vit import Supernet
-
-
-# Multiply-accumulates that take as long as one more segment of an MLP; measured on CPUs, a guess for GPUs.
-SEGMENT_COST = {"cpu": 2_000_000, "cuda": 200_000_000}
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Tokens of B images, image after image.
-
-    Attributes:
-        x: (T, C); channels beyond an image's own are zero.
-        lengths: (B,) tokens per image.
-        size: (T,) patches that a token stands for; None: one each.
-        images: (B,) which image of the state stands at each place.
-    """
-
-    x: Tensor
-    lengths: Ints
-    size: Tensor | None
-    images: Ints
-
-    def listed(self, order: Ints | None) -> tuple[Packed, Ints | None]:
-        """The images in another order, None the same one, with their tokens as they lie; and at which rows these do."""
-        if order is None:
-            return self, None
-        rows = rows_of(order, self.lengths)
-        size = None if self.size is None else take_rows(self.size, rows)
-        return Packed(self.x, self.lengths[order], size, self.images[order]), rows
-
-    def holding(self, x: Tensor) -> Packed:
-        """The same images with other tokens."""
-        return Packed(x, self.lengths, self.size, self.images)
-
-    def sorted_by(self, order: Ints | None) -> Packed:
-        """The images in another order, None the same one."""
-        listed, rows = self.listed(order)
-        return self if rows is None else listed.holding(take_rows(self.x, rows))
+from ..arrays import Ints
+from ..config import SupernetConfig
+from ..layers import ElasticBlock, activate, layer_norm, linear, prefix_weights, set_width
+from ..plan import GroupPlan
+from .devices import device_costs, working_rows
+from .packing import Packed, attention, packed_class_scores, rows_of, runs, take_rows
+from .reduction import reduce_tokens
 
 
 def run_blocks(
-    net: Supernet, state: InferenceState, choice: GroupChoice, next_dim: Ints | None
-) -> tuple[Packed, Tensor, Ints, Tensor | None]:
-    """Runs the group `state.group`.
+    config: SupernetConfig,
+    blocks: nn.ModuleList,
+    plan: GroupPlan,
+    packed: Packed,
+    patch_token: Tensor,
+    with_key_mean: bool = False,
+) -> tuple[Packed, Tensor, Tensor | None]:
+    """Runs one group.
 
     Args:
-        net: The supernet.
-        state: Unchanged.
-        choice: Sizes of the group, one per image.
-        next_dim: (B,) width of the next block if it is known, see `block_widths`.
+        config: The supernet's.
+        blocks: All blocks of the supernet.
+        plan: What the group computes for every image.
+        packed: Tokens before the group, in the order of the plan; unchanged.
+        patch_token: (B, num_patches) which token holds each patch, -1 none; unchanged.
+        with_key_mean: Whether to compute the mean keys of the last block.
 
     Returns:
-        Tokens in the order of the state, `patch_token`, (B,) channels handed on, and (T,) mean keys of the last block
-        if the state carries them.
+        Tokens in the order of the plan, `patch_token` after the group, and (T,) keys of the last block, mean over
+        heads and channels, or None if not asked for.
     """
-    config, space, group = net.config, net.config.space, state.group
-    widths = choice.embed_dim.numpy()
-    hidden = hidden_dims(widths, choice.mlp_ratio.numpy())
-    reads, gives = block_widths(config, group, widths, state.token_dim, next_dim)
-    patch_token, key_mean = state.patch_token, None
-    packed = Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
-    for i, block_index in enumerate(space.blocks(group)):
-        block, last = cast(ElasticBlock, net.blocks[block_index]), i == space.groups[group] - 1
-        counts, mode = None, config.token_mode
-        if i == 0 and group >= space.first_decided:
-            counts = mode.counts(packed.lengths, choice.rates[packed.images], config.num_prefix_tokens)
-            if not mode.always and not bool((counts[:, -1] < packed.lengths).any()):
-                counts = None
-        carries_keys = last and state.key_mean is not None
-        with_keys = carries_keys or (counts is not None and mode.metric == "keys")
-        with_scores = counts is not None and mode.uses_scores
-        at = packed.images
-        packed, scores, keys = attention_half(net, block, packed, reads[at, i], widths[at, i], with_scores, with_keys)
+    mode, key_mean = config.token_mode, None
+    indices = config.space.blocks(plan.group)
+    for i, block_index in enumerate(indices):
+        block, last = cast(ElasticBlock, blocks[block_index]), i == len(indices) - 1
+        reducing = i == 0 and plan.counts is not None
+        carries_keys = last and with_key_mean
+        with_keys = carries_keys or (reducing and mode.metric == "keys")
+        with_scores = reducing and mode.uses_scores
+        packed, scores, keys = attention_half(config, block, packed, plan, i, with_scores, with_keys)
         at = packed.images
         means = keys.mean(1) if carries_keys and keys is not None else None
-        if counts is not None:
-            counts = mode.counts(packed.lengths, choice.rates[at], config.num_prefix_tokens)
-            packed, into, means = _reduce(packed, mode, counts, scores, keys, means, config.num_prefix_tokens)
+        if i == 0 and plan.counts is not None:
+            packed, into, means = reduce_tokens(config, block.reduce, plan, packed, scores, keys, means)
             moved = into[torch.from_numpy(np.argsort(at)).to(into.device)]
             patch_token = torch.where(patch_token < 0, -1, moved.gather(1, patch_token.clamp(min=0)))
         if means is not None:
             key_mean = take_rows(means, rows_of(np.argsort(at), packed.lengths)).float()
-        boundary = last and group < len(space.groups) - 1
-        packed = mlp_half(net, block, packed, widths[at, i], hidden[at, i], gives[at, i], boundary)
-    return packed.sorted_by(_order(packed.images)), patch_token, gives[:, -1].copy(), key_mean
+        packed = mlp_half(config, block, packed, plan, i)
+    return packed.sorted_by(_order(packed.images)), patch_token, key_mean
 
 
 def attention_half(
-    net: Supernet,
+    config: SupernetConfig,
     block: ElasticBlock,
     packed: Packed,
-    reads: Ints,
-    widths: Ints,
+    plan: GroupPlan,
+    i: int,
     with_scores: bool,
     with_keys: bool = False,
 ) -> tuple[Packed, Tensor | None, Tensor | None]:
     """Residual attention.
 
     Args:
-        net: The supernet.
-        block: One of its blocks.
-        packed: Tokens.
-        reads: (B,) channels that the block reads, in the order of `packed`.
-        widths: (B,) its width likewise.
+        config: The supernet's.
+        block: The block to run.
+        packed: Tokens, their images in any order.
+        plan: What the block's group computes.
+        i: Which block of the group it is.
         with_scores: Whether to compute the class attention.
         with_keys: Whether to compute the mean of the keys over heads.
 
     Returns:
         Tokens in another order; (T,) class attention and (T, head_dim) keys in that order, None if not asked for.
     """
-    config = net.config
+    reads, widths = plan.reads[packed.images, i], plan.widths[packed.images, i]
     order = _order(packed.lengths, reads, widths)
     new, where = packed.listed(order)
     reads, widths = _in_order(order, reads, widths)
+    num_heads = plan.num_heads[new.images, i]
     log_size = None if new.size is None else new.size.log()
     stack = _Stack(packed.x, int(widths[-1]))
     scores, keys = [], []
-    channels = 3 * net.space.heads(int(widths[-1])) * config.head_dim
+    channels = 3 * int(num_heads[-1]) * config.head_dim
     for images, rows, x in _segments(packed.x, where, new.lengths, (widths, reads), reads, channels):
-        w = int(widths[images.start])
-        heads, lengths = net.space.heads(w), new.lengths[images]
-        qkv = linear(block.qkv, layer_norm(block.norm1, x, net.zoom(w)), 3 * heads * config.head_dim)
+        w, heads, lengths = int(widths[images.start]), int(num_heads[images.start]), new.lengths[images]
+        qkv = linear(block.qkv, layer_norm(block.norm1, x, config.zoom(w)), 3 * heads * config.head_dim)
         bias = None if log_size is None else log_size[rows]
         if with_scores:
             scores.append(packed_class_scores(qkv, lengths, heads, bias, config.class_token))
@@ -157,32 +112,30 @@ def attention_half(
     return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
 
-def mlp_half(
-    net: Supernet, block: ElasticBlock, packed: Packed, widths: Ints, hidden: Ints, gives: Ints, boundary: bool
-) -> Packed:
+def mlp_half(config: SupernetConfig, block: ElasticBlock, packed: Packed, plan: GroupPlan, i: int) -> Packed:
     """Residual MLP, and the map over a group boundary.
 
     Args:
-        net: The supernet.
-        block: One of its blocks.
-        packed: Tokens.
-        widths: (B,) width of the block, in the order of `packed`.
-        hidden: (B,) hidden width of its MLP likewise.
-        gives: (B,) channels that it hands on likewise.
-        boundary: Whether it ends a group that is not the last.
+        config: The supernet's.
+        block: The block to run.
+        packed: Tokens, their images in any order.
+        plan: What the block's group computes.
+        i: Which block of the group it is.
 
     Returns:
         Tokens in another order.
     """
+    at = packed.images
+    widths, hidden, gives = plan.widths[at, i], plan.hidden[at, i], plan.gives[at, i]
     order = _order(-hidden, gives, widths)
     new, where = packed.listed(order)
     widths, hidden, gives = _in_order(order, widths, hidden, gives)
     most = hidden if torch.is_grad_enabled() else _joined(new, widths, hidden, gives)
-    lln = block.lln if boundary else None
+    lln = block.lln if plan.carries and i == plan.widths.shape[1] - 1 else None
     stack = _Stack(packed.x, int(gives.max()))
     for images, _, x in _segments(packed.x, where, new.lengths, (widths, gives, most), widths, int(most.max())):
         w, inner, given = (int(size[images.start]) for size in (widths, most, gives))
-        h = activate(net.config.act, linear(block.fc1, layer_norm(block.norm2, x, net.zoom(w)), inner))
+        h = activate(config.act, linear(block.fc1, layer_norm(block.norm2, x, config.zoom(w)), inner))
         _zero_beyond(h, hidden[images], new.lengths[images])
         stack.add(x if lln is None else linear(lln, x, given), block.fc2, h, given)
     return new.holding(stack.result())
@@ -218,7 +171,7 @@ def _segments(
         Slice of the images, slice of their rows, and the (rows, channels) tokens.
     """
     ends, begin = np.cumsum(lengths), 0
-    limit = x.shape[0] if torch.is_grad_enabled() else working_rows(widest, x.device)
+    limit = x.shape[0] if torch.is_grad_enabled() else working_rows(widest, x.device.type)
     for a, b in (part for whole in runs(*keys) for part in _parts(*whole, ends, limit)):
         span, c = slice(begin, int(ends[b - 1])), int(channels[a])
         begin = span.stop
@@ -231,14 +184,14 @@ def _joined(packed: Packed, widths: Ints, hidden: Ints, gives: Ints) -> Ints:
 
     Args:
         packed: Images by width, channels handed on, and falling hidden width.
-        widths: (B,), likewise the next two.
-        hidden: Their own hidden widths.
-        gives: Channels they hand on.
+        widths: (B,) widths of their block.
+        hidden: (B,) hidden widths of their own.
+        gives: (B,) channels that they hand on.
     """
     if (hidden == hidden[0]).all():
         return hidden
     out = hidden.copy()
-    cost = SEGMENT_COST.get(packed.x.device.type, SEGMENT_COST["cuda"])
+    cost = device_costs(packed.x.device.type).segment
     most, before = 0, (-1, -1)
     for a, b in runs(widths, gives, hidden):
         width, given, own = int(widths[a]), int(gives[a]), int(hidden[a])
@@ -297,46 +250,6 @@ class _Stack:
     def result(self) -> Tensor:
         """(T, widest)."""
         return _cat(self.parts) if self.out is None else self.out
-
-
-def _reduce(
-    packed: Packed,
-    mode: TokenMode,
-    counts: Ints,
-    scores: Tensor | None,
-    keys: Tensor | None,
-    means: Tensor | None,
-    prefix: int,
-) -> tuple[Packed, Tensor, Tensor | None]:
-    """The shorter sequences, (B, N) where each token of the longer ones went, and `means` (T,) reduced likewise."""
-    lengths, device = packed.lengths, packed.x.device
-    valid, index = (torch.from_numpy(a).to(device) for a in places(starts(lengths), lengths, int(lengths.max())))
-
-    def padded(values: Tensor) -> Tensor:
-        return values.index_select(0, index.view(-1)).view(*index.shape, *values.shape[1:])
-
-    size = packed.size
-    if size is None:
-        size = torch.ones(len(packed.x), device=device)
-    metric = {None: None, "tokens": packed.x, "keys": keys}[mode.metric]
-    into, weight = mode.assign(
-        None if scores is None else padded(scores),
-        None if metric is None else padded(metric.detach()),
-        padded(size),
-        lengths,
-        counts,
-        prefix,
-    )
-    kept = counts[:, -1]
-    first = torch.from_numpy(starts(kept)).to(device)[:, None]
-    flat = torch.where(into < 0, -1, into + first)[valid][None]
-    total = int(kept.sum())
-    shares = None if weight is None else weight[valid][None]
-    x = combine(packed.x[None], flat, total, shares, mode.normalise)[0]
-    if means is not None:
-        means = combine(means[None, :, None], flat, total, shares, mode.normalise)[0, :, 0]
-    sizes = total_size(size[None], flat, total)[0] if mode.sized else None
-    return Packed(x, kept, sizes, packed.images), into, means
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

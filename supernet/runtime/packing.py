@@ -6,6 +6,7 @@ over a contiguous slice of rows; attention runs over chunks of images of (nearly
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -16,16 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Ints = NDArray[np.int64]
-
-# What cutting a batch for attention costs, in multiply-accumulates of query-key products: one more call, over all
-# channels, and per channel a token that is copied into a padded sequence. On a GPU padding costs little, calls do not.
-CALL_COST = {"cpu": 800_000, "cuda": 200_000_000}
-COPY_COST = {"cpu": 64, "cuda": 0}
-
-# Short images share a sequence of so many tokens: a CPU kernel takes longer for 4 or 15 tokens than for 16, and a call
-# for every length would cost more than the arithmetic.
-SHARED_LENGTH = {"cpu": 32, "cuda": 1}
+from ..arrays import Bools, Ints
+from .devices import device_costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +26,7 @@ class AttentionCall:
     """Sequences of packed tokens that go into one call of attention.
 
     Attributes:
-        rows: Of the packed buffer.
+        rows: Which rows of the packed buffer it takes.
         shape: Number of sequences, tokens of the longest.
         index: (sequences * longest,) which of the rows stands where; None: as they lie.
         inside: (rows,) places of the rows; None: as they lie.
@@ -48,6 +41,40 @@ class AttentionCall:
     bias: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Tokens of B images, image after image.
+
+    Attributes:
+        x: (T, C); channels beyond an image's own are zero.
+        lengths: (B,) tokens per image.
+        size: (T,) patches that a token stands for; None: one each.
+        images: (B,) which image of the plan stands at each place.
+    """
+
+    x: Tensor
+    lengths: Ints
+    size: Tensor | None
+    images: Ints
+
+    def listed(self, order: Ints | None) -> tuple[Packed, Ints | None]:
+        """The images in another order, None the same one, with their tokens as they lie; and at which rows these do."""
+        if order is None:
+            return self, None
+        rows = rows_of(order, self.lengths)
+        size = None if self.size is None else take_rows(self.size, rows)
+        return Packed(self.x, self.lengths[order], size, self.images[order]), rows
+
+    def holding(self, x: Tensor) -> Packed:
+        """The same images with other tokens."""
+        return Packed(x, self.lengths, self.size, self.images)
+
+    def sorted_by(self, order: Ints | None) -> Packed:
+        """The images in another order, None the same one."""
+        listed, rows = self.listed(order)
+        return self if rows is None else listed.holding(take_rows(self.x, rows))
+
+
 def starts(lengths: Ints) -> Ints:
     """First row of every image in the packed buffer: (B,)."""
     out = np.zeros_like(lengths)
@@ -55,7 +82,7 @@ def starts(lengths: Ints) -> Ints:
     return out
 
 
-def places(begins: Ints, counts: Ints, longest: int) -> tuple[NDArray[np.bool_], Ints]:
+def places(begins: Ints, counts: Ints, longest: int) -> tuple[Bools, Ints]:
     """Which places of padded sequences hold a token, and the row that stands at each; padding repeats the last one.
 
     Args:
@@ -93,6 +120,48 @@ def runs(*keys: Ints) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
+def by_width(rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Applies a function to rows of different widths, once per width.
+
+    Args:
+        rows: (R, C).
+        width: (R,) active channels of each row.
+        function: Takes rows (any, width) of one width, and the width.
+
+    Returns:
+        What it gives for every row, in their order.
+    """
+    if width.min() == width.max():
+        return function(rows[:, : width[0]], int(width[0]))
+    order = np.argsort(width, kind="stable")
+    out = [
+        function(take_rows(rows, order[a:b])[:, : width[order[a]]], int(width[order[a]])) for a, b in runs(width[order])
+    ]
+    return take_rows(torch.cat(out), np.argsort(order))
+
+
+def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, class_token: bool) -> Tensor:
+    """Mean over the patches of every image.
+
+    Args:
+        rows: (T, C) packed tokens.
+        lengths: (B,) tokens per image.
+        size: (T,) weight of each token; None: one each.
+        class_token: Whether the first token of an image is no patch.
+
+    Returns:
+        (B, C).
+    """
+    weight = torch.ones(len(rows), device=rows.device) if size is None else size
+    weight = weight.clone()
+    if class_token:
+        weight[torch.from_numpy(starts(lengths)).to(rows.device)] = 0
+    image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(rows.device)
+    total = weight.new_zeros(len(lengths)).index_add(0, image, weight)
+    share = (weight / total[image])[:, None].to(rows.dtype)
+    return rows.new_zeros(len(lengths), rows.shape[1]).scatter_add(0, image[:, None].expand_as(rows), rows * share)
+
+
 def length_chunks(lengths: Ints, channels: int, device: str = "cpu") -> list[tuple[int, int]]:
     """Cuts ascending lengths into ranges that are padded to their longest, so that calls plus padding cost least.
 
@@ -104,17 +173,18 @@ def length_chunks(lengths: Ints, channels: int, device: str = "cpu") -> list[tup
         channels: Of all heads together: the more there are, the less does a call matter.
         device: Type of the device.
     """
-    call, copy = CALL_COST.get(device, CALL_COST["cuda"]) // channels, COPY_COST.get(device, COPY_COST["cuda"])
+    costs = device_costs(device)
+    call, copy = costs.call // channels, costs.copy
     distinct = runs(lengths)
     total = np.concatenate([[0], np.cumsum(lengths)])
     best = np.zeros(len(distinct) + 1, dtype=np.int64)
     cut = [0] * (len(distinct) + 1)
     begins = np.array([begin for begin, _ in distinct])
     for j, (_, end) in enumerate(distinct, start=1):
-        costs = best[:j] + (end - begins[:j]) * (int(lengths[end - 1]) ** 2) + call
-        costs[:-1] += copy * (total[end] - total[begins[: j - 1]])
-        cut[j] = int(costs.argmin())
-        best[j] = costs[cut[j]]
+        prices = best[:j] + (end - begins[:j]) * (int(lengths[end - 1]) ** 2) + call
+        prices[:-1] += copy * (total[end] - total[begins[: j - 1]])
+        cut[j] = int(prices.argmin())
+        best[j] = prices[cut[j]]
     chunks, j = [], len(distinct)
     while j:
         chunks.append((distinct[cut[j]][0], distinct[j - 1][1]))
@@ -135,7 +205,13 @@ def shared_sequences(lengths: Ints, longest: int) -> Ints:
 
 
 def attention_calls(lengths: Ints, channels: int, device: str = "cpu") -> list[AttentionCall]:
-    """How attention within images of ascending lengths (B,) is computed; see `length_chunks` for the arguments."""
+    """How attention within images is computed.
+
+    Args:
+        lengths: (B,) tokens per image, ascending.
+        channels: Of all heads together: the more there are, the less does a call matter.
+        device: Type of the device.
+    """
     return _attention_calls(lengths.tobytes(), channels, device)
 
 
@@ -145,7 +221,9 @@ def _attention_calls(lengths_bytes: bytes, channels: int, device: str) -> list[A
     lengths = np.frombuffer(lengths_bytes, dtype=np.int64)
     if lengths[0] == lengths[-1]:
         return [AttentionCall(slice(0, int(lengths.sum())), (len(lengths), int(lengths[0])))]
-    longest = SHARED_LENGTH.get(device, SHARED_LENGTH["cuda"])
+    # A CPU kernel takes longer for 4 or 15 tokens than for 16, and a call for every length would cost more than the
+    # arithmetic.
+    longest = device_costs(device).shared_length
     short = int(np.searchsorted(lengths, longest, side="right"))
     calls, before = [], 0
     if short > 1:
@@ -228,13 +306,13 @@ def _mask(call: AttentionCall, log_size: Tensor | None, like: Tensor) -> Tensor 
 def packed_class_scores(
     qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, class_token: bool
 ) -> Tensor:
-    """`class_scores` of a packed batch, all images at once: one query row each, no attention matrix is built.
+    """What the class tokens of a packed batch attend to: one query row an image, no attention matrix is built.
 
     Args:
-        qkv: See `attention`, likewise the next three.
-        lengths: See there.
-        num_heads: See there.
-        log_size: See there.
+        qkv: (T, num_heads * 3 * head_dim), ordered (head, q|k|v, channel).
+        lengths: (B,) tokens per image.
+        num_heads: Number of heads.
+        log_size: (T,) added to the logits of every key (proportional attention); None adds nothing.
         class_token: Whether there is one; otherwise the mean of all queries takes its place.
 
     Returns:

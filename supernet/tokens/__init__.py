@@ -1,1 +1,5 @@
-"""Ways in which patches leave: the contract, and one file for each family of modes."""
+"""Token reduction: the contract and registry (`modes`), and the modes of this package, each registered by its file."""
+
+from . import merge, prune, tome
+
+__all__ = ["merge", "prune", "tome"]

@@ -17,7 +17,7 @@ from agents.baselines import RandomAgent, StaticAgent
 from prance_env import LatencyTable, PranceEnv, PranceVectorEnv
 from prance_env.rewards.latency import load_latency_table
 from supernet import SearchSpace, SubnetConfig, SupernetConfig, from_pretrained, save_pretrained
-from supernet.vit import with_space
+from supernet.config import with_space
 from train.commands.main import main
 from train.evaluate import evaluate
 from train.report.plots import plot_episodes

@@ -18,7 +18,7 @@ from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvSettings
 from prance_env.wrappers import MultiDiscreteActions
 from supernet import from_pretrained
-from supernet.vit import with_space
+from supernet.config import with_space
 from train.evaluate import evaluate
 from train.search.static import correct_of_static, evolve_static_front
 

@@ -11,10 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supernet.arrays import Ints
+from supernet.runtime.devices import DEVICES
 from supernet.runtime.packing import (
-    CALL_COST,
-    COPY_COST,
-    Ints,
     attention,
     attention_calls,
     length_chunks,
@@ -111,9 +110,9 @@ def test_length_chunks_is_the_cheapest_cut_between_distinct_lengths(
     def cost(chunks: list[tuple[int, int]]) -> int:
         total = 0
         for begin, end in chunks:
-            total += (end - begin) * int(lengths[end - 1]) ** 2 + CALL_COST[device] // channels
+            total += (end - begin) * int(lengths[end - 1]) ** 2 + DEVICES[device].call // channels
             if lengths[begin] < lengths[end - 1]:
-                total += COPY_COST[device] * int(lengths[begin:end].sum())
+                total += DEVICES[device].copy * int(lengths[begin:end].sum())
         return total
 
     chunks = length_chunks(lengths, channels, device)

@@ -21,9 +21,9 @@ from supernet import (
     SearchSpace,
     SubnetConfig,
     SupernetConfig,
-    config,
     list_supernets,
     register_supernet,
+    registry,
     supernet_config,
 )
 
@@ -297,8 +297,21 @@ def test_a_configuration_survives_json(original: SupernetConfig) -> None:
 
 
 def test_a_registered_configuration_is_found_and_may_be_registered_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_REGISTRY", dict(config._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     for _ in range(2):
         register_supernet("mine", lambda: SupernetConfig(SPACE))
     assert "mine" in list_supernets()
     assert supernet_config("mine").space == SPACE
+
+
+def test_a_configuration_is_registered_by_a_decorator_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @register_supernet("mine")
+    def mine() -> SupernetConfig:
+        return SupernetConfig(SPACE)
+
+    assert mine() == supernet_config("mine") == SupernetConfig(SPACE)
+    with pytest.raises(ValueError, match=r"'mine' is taken; registered are \['digits', 'mine'"):
+        register_supernet("mine")(SupernetConfig)
+    assert supernet_config("mine") == mine()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import random_net
 
-from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, extract, layers
+from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, extract
 from supernet.runtime.blocks import _parts
+from supernet.runtime.devices import DEVICES, device_costs
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def test_a_small_working_set_changes_no_logits(net: Supernet, numbers: int, monk
     static = extract(net, subnets[2]).requires_grad_(False)
     with torch.no_grad():
         expected = [net(images), net(images, subnets), static(images)]
-        monkeypatch.setitem(layers.WORKING_SET, "cpu", numbers)
+        monkeypatch.setitem(DEVICES, "cpu", replace(DEVICES["cpu"], working_set=numbers))
         actual = [net(images), net(images, subnets), static(images)]
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -45,7 +48,12 @@ def test_parts_are_contiguous_and_about_as_large_as_allowed(lengths: list[int], 
 def test_a_traced_static_network_takes_any_batch(net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     static = extract(net, SubnetConfig.full(net.space)).requires_grad_(False)
-    monkeypatch.setitem(layers.WORKING_SET, "cpu", 1)
+    monkeypatch.setitem(DEVICES, "cpu", replace(DEVICES["cpu"], working_set=1))
     with torch.no_grad():
         traced = torch.jit.trace(static, images[:1])
         torch.testing.assert_close(traced(images), static(images), rtol=0, atol=1e-5)
+
+
+def test_a_device_that_is_not_listed_is_taken_for_a_gpu() -> None:
+    assert device_costs("cpu") is DEVICES["cpu"]
+    assert device_costs("mps") is device_costs("cuda") is DEVICES["cuda"]

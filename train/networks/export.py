@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from supernet import StaticViT, SubnetConfig, Supernet
-from supernet.checkpoint import WEIGHTS
 from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
-from supernet.files import write_atomically, write_text
+from supernet.files import WEIGHTS, write_atomically, write_text
 
 from .subnet_choice import choose_subnet, open_supernet
 

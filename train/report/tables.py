@@ -17,7 +17,7 @@ from prance_env.images.loading import list_datasets
 from prance_env.observations import list_observations
 from prance_env.spaces import action_space, observation_space
 from prance_env.supernets import BUNDLED, token_modes
-from supernet import TOKEN_MODES, SubnetConfig, SupernetConfig, list_supernets, supernet_config
+from supernet import SubnetConfig, SupernetConfig, list_supernets, supernet_config, token_mode
 from supernet.files import write_text
 from supernet.macs import remaining_macs, stem_macs, subnet_params
 
@@ -113,7 +113,7 @@ def print_registered() -> None:
         )
     console.print(table)
     algorithms = ", ".join([*ALGORITHMS, PRANCE_PPO])
-    modes = [f"{m} (two keep rates)" if TOKEN_MODES[m].num_rates == 2 else m for m in token_modes(SupernetConfig())]
+    modes = [f"{m} (two keep rates)" if token_mode(m).num_rates == 2 else m for m in token_modes(SupernetConfig())]
     console.print(f"Observations (observation=): {', '.join(list_observations())}")
     console.print(f"Token modes (token_mode=): {', '.join(modes)}")
     sources = [*list_datasets(), "a folder", *(f"{reader}/..." for reader in TIMM_READERS)]

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from agents.confidence import SIGNALS, ConfidenceAgent, ConfidenceRule
-from prance_env.engine import InferenceEngine, Ints
+from prance_env.engine import InferenceEngine
 from prance_env.spaces import decode_actions, encode_actions, observe
 from supernet import GroupChoice, InferenceState
+from supernet.arrays import Floats, Ints
 
-from .static import Actions, Floats, mutate
+from .static import Actions, mutate
 
 NUM_LEVELS = 3
 NUM_BINS = 16

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prance_env.engine import InferenceEngine, Ints
+from prance_env.engine import InferenceEngine
+from supernet.arrays import Bools, Floats, Ints
 
-from .static import Actions, Floats, SearchResult, verdict_of_static
+from .static import Actions, SearchResult, verdict_of_static
 
-Bools = NDArray[np.bool_]
 # How many votes of copies the average over the stratum counts as; infinitely many make a choice per stratum.
 PRIOR_VOTES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, np.inf)
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prance_env.engine import InferenceEngine, Ints
+from prance_env.engine import InferenceEngine
 from supernet import GroupChoice, SearchSpace, SubnetConfig
+from supernet.arrays import Floats, Ints
 
 Actions = NDArray[np.float64]
-Floats = NDArray[np.float64]
 KEEP_LEVELS = 16
 # Range of the price of the full network at which the search looks for parents: from 1 % of accuracy to all of it.
 PRICE_RANGE = (0.01, 1.0)

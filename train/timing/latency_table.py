@@ -9,7 +9,7 @@ from tqdm import tqdm
 from prance_env.rewards.latency import measure_latency
 from supernet import supernet_config
 from supernet.checkpoint import load_config
-from supernet.vit import with_space
+from supernet.config import with_space
 
 
 def run_profile(

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
+from supernet.arrays import Floats
 from supernet.files import write_atomically
 
 from ..report.tables import write_json
 
-Floats = NDArray[np.float64]
 FILE, OUTCOMES = "yardsticks.json", "outcomes.npz"
 # Another device rounds differently, which turns few predictions; another supernet turns more.
 SAME_SUPERNET = 0.01

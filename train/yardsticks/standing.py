@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
+
+from supernet.arrays import Floats
 
 from ..evaluate.intervals import DRAWN_AT_ONCE, LEVEL, RESAMPLES
 from ..evaluate.pairs import Outcomes, regret_to_oracle
 from .fronts import Front, Yardsticks, macs_at
 
-Floats = NDArray[np.float64]
 BETWEEN = {"headroom_won": "per_stratum", "way_to_oracle": "oracle"}
 DEFAULT_PRICE = 0.05
 

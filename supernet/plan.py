@@ -1,0 +1,183 @@
+"""What a group of blocks computes for which image, derived once and read by everything that runs or counts it.
+
+A `GroupPlan` is the contract between the sizes that were chosen and whoever executes them. The packed runtime
+(`supernet.runtime.blocks`), the MAC and parameter counters (`supernet.macs`), static networks and the authors'
+bookkeeping read it, and a backend of another kind (tiles of a GPU kernel) needs nothing else: a plan, a packed buffer
+of tokens (T, C) and the weights of the group's blocks. Rows `[s, s + num_tokens[i])` of the buffer, with s the sum of
+the `num_tokens` before, belong to image i, its class token first; channels beyond what an image reads are not to be
+looked at. Block j of the group then computes for image i
+
+    x = x[:, : reads[i, j]], zero-padded if it has fewer
+    x = x[:, : widths[i, j]] + proj(attention(norm1(x)))    num_heads[i, j] heads, over attended[i, j] tokens
+    j = 0 only: the token mode reduces x to num_left[i] tokens, if reduces[i]
+    x = carry(x) + fc2(act(fc1(norm2(x))))                  hidden[i, j] units, gives[i, j] channels
+
+where carry truncates or zero-pads to `gives[i, j]` channels or, if `carries` and the block is the last, is the learned
+linear map `lln`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arrays import Bools, Ints
+from .config import SupernetConfig
+from .subnet import GroupChoice, SubnetConfig
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPlan:
+    """Sizes of one group of blocks for B images, everything derived. All arrays live on the CPU and are never mutated.
+
+    Attributes:
+        group: Index of the group.
+        reads: (B, blocks) int64, channels that a block reads.
+        widths: (B, blocks) int64, its own width: channels that its attention gives and its MLP reads.
+        num_heads: (B, blocks) int64, heads of its attention.
+        hidden: (B, blocks) int64, hidden width of its MLP.
+        gives: (B, blocks) int64, channels that it hands on.
+        num_tokens: (B,) int64, tokens before the group, class token included.
+        counts: (B, stages) int64, tokens after every stage of the token mode, which runs in the first block between
+            attention and MLP; an image that is not reduced has its `num_tokens` there. None if the mode runs for no
+            image.
+        reduces: (B,) bool, for which images the mode runs; the others keep their tokens as they are.
+        carries: Whether the linear map `lln` carries the residual of the last block over the group's end.
+    """
+
+    group: int
+    reads: Ints
+    widths: Ints
+    num_heads: Ints
+    hidden: Ints
+    gives: Ints
+    num_tokens: Ints
+    counts: Ints | None
+    reduces: Bools
+    carries: bool
+
+    @property
+    def num_left(self) -> Ints:
+        """(B,) int64, tokens after the reduction: what every MLP of the group and all that follows runs on."""
+        return self.num_tokens if self.counts is None else self.counts[:, -1]
+
+    @property
+    def attended(self) -> Ints:
+        """(B, blocks) int64, tokens that attention runs on: in the first block those before the reduction."""
+        attended = np.repeat(self.num_left[:, None], self.widths.shape[1], axis=1)
+        attended[:, 0] = self.num_tokens
+        return attended
+
+
+def hidden_dims(embed_dim: Ints, mlp_ratio: Ints) -> Ints:
+    """Hidden width of an MLP: int(embed_dim * mlp_ratio), with a slack against float noise."""
+    return (embed_dim * mlp_ratio + 1e-6).astype(np.int64)
+
+
+def plan_group(
+    config: SupernetConfig,
+    group: int,
+    choice: GroupChoice,
+    num_tokens: Ints,
+    token_dim: Ints | None = None,
+    next_dim: Ints | None = None,
+) -> GroupPlan:
+    """Derives what a group computes.
+
+    Args:
+        config: The supernet.
+        group: Index of the group.
+        choice: Its sizes, for B images; not checked here.
+        num_tokens: (B,) tokens before the group, class token included.
+        token_dim: (B,) channels that the group is handed; None: the width of its first block.
+        next_dim: (B,) width of the next group's first block; None: not decided yet. Both matter for the authors' rules
+            only.
+    """
+    space = config.space
+    widths: Ints = choice.embed_dim.numpy()
+    reads, gives = _reads_and_gives(config, group, widths, token_dim, next_dim)
+    counts, reduces = None, np.zeros(len(widths), dtype=np.bool_)
+    if group >= space.first_decided:
+        mode = config.token_mode
+        counts = mode.counts(num_tokens, choice.rates, config.num_prefix_tokens)
+        reduces = (counts[:, -1] < num_tokens) | mode.always
+        if not reduces.any():
+            counts = None
+    return GroupPlan(
+        group=group,
+        reads=reads,
+        widths=widths,
+        num_heads=_num_heads(config, widths),
+        hidden=hidden_dims(widths, choice.mlp_ratio.numpy()),
+        gives=gives,
+        num_tokens=num_tokens,
+        counts=counts,
+        reduces=reduces,
+        carries=config.lln and group < len(space.groups) - 1,
+    )
+
+
+def plan_subnet(
+    config: SupernetConfig,
+    subnet: SubnetConfig,
+    group: int = 0,
+    num_tokens: Ints | None = None,
+    token_dim: Ints | None = None,
+) -> list[GroupPlan]:
+    """Plans of all groups from `group` to the last, for subnets that are decided as a whole.
+
+    Args:
+        config: The supernet.
+        subnet: Sizes for B images, in `config.space`.
+        group: The first group to plan.
+        num_tokens: (B,) tokens before it, class token included; None: all of them.
+        token_dim: (B,) channels that it is handed; None: the width of its first block.
+    """
+    if num_tokens is None:
+        num_tokens = np.full(len(subnet), config.num_tokens, dtype=np.int64)
+    plans = []
+    for g in range(group, len(config.space.groups)):
+        next_dim = next_widths(config, g, subnet)
+        plans.append(plan_group(config, g, subnet.group(config.space, g), num_tokens, token_dim, next_dim))
+        num_tokens, token_dim = plans[-1].num_left, next_dim
+    return plans
+
+
+def next_widths(config: SupernetConfig, group: int, subnet: SubnetConfig) -> Ints | None:
+    """(B,) widths of the first block after `group`, None after the last."""
+    if group == len(config.space.groups) - 1:
+        return None
+    return subnet.embed_dim[:, config.space.blocks(group + 1)[0]].numpy()
+
+
+def _reads_and_gives(
+    config: SupernetConfig, group: int, widths: Ints, token_dim: Ints | None, next_dim: Ints | None
+) -> tuple[Ints, Ints]:
+    """(B, blocks) channels that the blocks of a group read, and hand on.
+
+    Ours: a block reads its own width and hands it on, but a group's last block hands on the full width. The authors':
+    a block hands on the width of the next one, full while that is not decided, and a group's first block reads what it
+    was handed.
+    """
+    reads, gives = widths.copy(), widths.copy()
+    last = group == len(config.space.groups) - 1
+    if config.prance_embed_dim is None:
+        if not last:
+            gives[:, -1] = config.embed_dim
+        return reads, gives
+    gives[:, :-1] = widths[:, 1:]
+    if not last:
+        gives[:, -1] = config.embed_dim if next_dim is None else next_dim
+    if group and token_dim is not None:
+        reads[:, 0] = token_dim
+    return reads, gives
+
+
+def _num_heads(config: SupernetConfig, widths: Ints) -> Ints:
+    """Heads of blocks of these widths, in the same shape."""
+    heads = np.array(config.space.num_heads)
+    if len(heads) == 1:
+        return np.full_like(widths, heads[0])
+    out: Ints = heads[np.searchsorted(config.space.embed_dims, widths)]
+    return out

@@ -1,0 +1,50 @@
+"""What calls, copies and padding cost on a device: the numbers by which the runtime decides how to cut a batch.
+
+They change how fast a batch is computed, never what comes out of it (beyond the last bits of sums in another order).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DeviceCosts:
+    """Costs on one type of device, in multiply-accumulates unless said otherwise.
+
+    Attributes:
+        call: One more call of attention, over all channels; in multiply-accumulates of query-key products.
+        copy: A token that is copied into a padded sequence of attention, per channel.
+        segment: One more segment of an MLP: a matrix product for images of a hidden width of their own.
+        shared_length: Tokens of the sequences that images no longer than that share in attention; 1: none share.
+        working_set: Most numbers in a temporary tensor; larger layers are computed in parts.
+    """
+
+    call: int
+    copy: int
+    segment: int
+    shared_length: int
+    working_set: int
+
+
+DEVICES = {
+    # Measured on x86-64 with one and two threads in float32, on Digits and DeiT-Tiny (docs/runtime.md):
+    # - shared_length: the fused kernel takes 2.2 microseconds a head for 15 tokens and 0.8 for 16, and a call for each
+    #   of the 16 lengths of Digits would cost more than the arithmetic;
+    # - working_set: larger tensors leave the caches, and beyond 32 MB the allocator asks the system for new pages each
+    #   time, which made the full network 8 to 20 % slower.
+    "cpu": DeviceCosts(call=800_000, copy=64, segment=2_000_000, shared_length=32, working_set=2_000_000),
+    # Guesses, nothing is measured yet: calls cost much, padding and copies little, and larger tensors are faster.
+    "cuda": DeviceCosts(call=200_000_000, copy=0, segment=200_000_000, shared_length=1, working_set=1_000_000_000),
+}
+"""Costs by type of device."""
+
+
+def device_costs(device_type: str) -> DeviceCosts:
+    """Costs on a type of device (`torch.device.type`); of one that is not listed, those of "cuda"."""
+    return DEVICES.get(device_type, DEVICES["cuda"])
+
+
+def working_rows(channels: int, device_type: str) -> int:
+    """Rows of so many channels that are computed at a time."""
+    return max(device_costs(device_type).working_set // channels, 1)

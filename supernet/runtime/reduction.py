@@ -1,0 +1,142 @@
+"""What a token mode says, done to a packed batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..arrays import Ints
+from ..config import SupernetConfig
+from ..layers import set_width
+from ..plan import GroupPlan
+from ..tokens.modes import TokenMode, combine, holders, total_size
+from .packing import Packed, places, runs, starts, take_rows
+
+Reduced = tuple[Packed, Tensor, Tensor | None]
+"""The shorter sequences, (B, N) where each token of the longer ones went, and means (T,) reduced with the tokens."""
+
+
+def reduce_tokens(
+    config: SupernetConfig,
+    module: nn.Module | None,
+    plan: GroupPlan,
+    packed: Packed,
+    scores: Tensor | None,
+    keys: Tensor | None,
+    means: Tensor | None,
+) -> Reduced:
+    """Reduces the tokens of every image as its plan says.
+
+    Args:
+        config: The supernet's.
+        module: The one that stands in the block, if the token mode has learned parameters.
+        plan: What the block's group computes; its mode runs for some image.
+        packed: Tokens after attention, their images in any order; their channels beyond a block's width are zero.
+        scores: (T,) class attention, None if the mode reads none.
+        keys: (T, head_dim) mean keys, None if nobody reads them.
+        means: (T,) numbers that are reduced as the tokens are; None: none.
+    """
+    assert plan.counts is not None
+    mode, prefix, counts = config.token_mode, config.num_prefix_tokens, plan.counts[packed.images]
+    if mode.module is None and not mode.soft:
+        return _reduce(mode, module, packed, counts, scores, keys, means, prefix)
+    # Weights are cut to one width, and shares leave no image as it is.
+    widths, reduces = plan.widths[packed.images, 0], plan.reduces[packed.images]
+    ends, parts = np.cumsum(packed.lengths), []
+    for a, b in runs(widths, reduces.astype(np.int64)):
+        rows = slice(int(ends[a] - packed.lengths[a]), int(ends[b - 1]))
+        size, score, key, mean = (None if t is None else t[rows] for t in (packed.size, scores, keys, means))
+        part = Packed(packed.x[rows, : widths[a]], packed.lengths[a:b], size, packed.images[a:b])
+        if reduces[a]:
+            parts.append(_reduce(mode, module, part, counts[a:b], score, key, mean, prefix))
+        else:
+            parts.append(_untouched(mode, part, mean))
+    return _joined(parts, packed.x.shape[1])
+
+
+def _reduce(
+    mode: TokenMode,
+    module: nn.Module | None,
+    packed: Packed,
+    counts: Ints,
+    scores: Tensor | None,
+    keys: Tensor | None,
+    means: Tensor | None,
+    prefix: int,
+) -> Reduced:
+    """Reduces all images, in one call of the mode; `counts` (B, stages) are in their order."""
+    lengths, device = packed.lengths, packed.x.device
+    valid, index = (torch.from_numpy(a).to(device) for a in places(starts(lengths), lengths, int(lengths.max())))
+
+    def padded(values: Tensor) -> Tensor:
+        return values.index_select(0, index.view(-1)).view(*index.shape, *values.shape[1:])
+
+    size = packed.size
+    if size is None:
+        size = torch.ones(len(packed.x), device=device)
+    metric = {None: None, "tokens": packed.x, "keys": keys}[mode.metric]
+    if metric is not None and not mode.soft and mode.module is None:
+        metric = metric.detach()
+    into, weight = mode.assignment(
+        module,
+        None if scores is None else padded(scores),
+        None if metric is None else padded(metric),
+        padded(size),
+        lengths,
+        counts,
+        prefix,
+    )
+    kept = counts[:, -1]
+    if into.ndim == 3:
+        rows, longest = _real_rows(kept), int(kept.max())
+
+        def mixed(values: Tensor) -> Tensor:
+            new = combine(padded(values), into, longest, weight, mode.normalise, prefix)
+            return take_rows(new.flatten(0, 1), rows)
+
+        means = None if means is None else mixed(means[:, None])[:, 0]
+        sizes = take_rows(total_size(padded(size), into, longest).flatten(), rows) if mode.sized else None
+        return Packed(mixed(packed.x), kept, sizes, packed.images), holders(into), means
+    first = torch.from_numpy(starts(kept)).to(device)[:, None]
+    flat = torch.where(into < 0, -1, into + first)[valid][None]
+    total = int(kept.sum())
+    shares = None if weight is None else weight[valid][None]
+    x = combine(packed.x[None], flat, total, shares, mode.normalise)[0]
+    if means is not None:
+        means = combine(means[None, :, None], flat, total, shares, mode.normalise)[0, :, 0]
+    sizes = total_size(size[None], flat, total)[0] if mode.sized else None
+    return Packed(x, kept, sizes, packed.images), into, means
+
+
+def _real_rows(lengths: Ints) -> Ints:
+    """Rows of a flattened batch, padded to the longest, that hold a token."""
+    longest = int(lengths.max())
+    return np.flatnonzero(np.arange(longest) < lengths[:, None])
+
+
+def _untouched(mode: TokenMode, packed: Packed, means: Tensor | None) -> Reduced:
+    """The images as they are, with what `_reduce` says of them."""
+    size, longest = packed.size, int(packed.lengths.max())
+    if mode.sized and size is None:
+        size = torch.ones(len(packed.x), device=packed.x.device)
+    place = np.arange(longest)
+    into = np.where(place < packed.lengths[:, None], place, -1)
+    same = Packed(packed.x, packed.lengths, size, packed.images)
+    return same, torch.from_numpy(into).to(packed.x.device), means
+
+
+def _joined(parts: list[Reduced], channels: int) -> Reduced:
+    """All images of the parts, in that order, in one buffer of so many channels."""
+    longest = max(into.shape[1] for _, into, _ in parts)
+    sizes = [part.size for part, _, _ in parts if part.size is not None]
+    means = [mean for _, _, mean in parts if mean is not None]
+    packed = Packed(
+        torch.cat([set_width(part.x, channels) for part, _, _ in parts]),
+        np.concatenate([part.lengths for part, _, _ in parts]),
+        torch.cat(sizes) if sizes else None,
+        np.concatenate([part.images for part, _, _ in parts]),
+    )
+    into = torch.cat([F.pad(into, (0, longest - into.shape[1]), value=-1) for _, into, _ in parts])
+    return packed, into, torch.cat(means) if means else None

@@ -1,0 +1,178 @@
+"""Random networks of every token mode, and one image at a time by sliced weights: an independent network.
+
+The authors' modes run under the authors' rules (`prance_embed_dim`), in networks with a class token as theirs are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from oracles import Token, evit, evit_fused, prune_then_merge, tome
+from torch import Tensor, nn
+
+from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig
+
+OURS = ["prune", "prune_fused", "merge", "prune_merge", "tome"]
+SIZED = ["merge", "prune_merge", "tome"]
+AUTHORS = ["prune", "merge", "prune_merge"]
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "class-token": {"lln": True},
+    "patches-only": {"class_token": False, "global_pool": "avg", "fc_norm": True, "lln": False},
+    "avg-of-clip": {"global_pool": "avg", "pre_norm": True, "act": "quick_gelu", "norm_eps": 1e-5, "lln": True},
+    "authors": {"prance_embed_dim": 32, "norm_eps": 1e-5, "lln": True},
+}
+BATCH = 10
+
+
+def make_config(mode: str, architecture: str, decide_first: bool) -> SupernetConfig:
+    space = SearchSpace(
+        (2, 2) if decide_first else (1, 2, 2),
+        embed_dims=(8, 16, 24),
+        mlp_ratios=(1.1, 2.0),
+        num_heads=(2,) if architecture == "authors" else (1, 2, 3),
+        min_keep_rate=0.05,
+        token_mode=mode,
+        decide_first_group=decide_first,
+    )
+    return SupernetConfig(space, 24, 4, 3, 5, head_dim=8, **ARCHITECTURES[architecture])
+
+
+CASES = {
+    f"{mode}-{architecture}-{'first' if first else 'later'}": (mode, architecture, first)
+    for architecture in ARCHITECTURES
+    for mode in (AUTHORS if architecture == "authors" else OURS)
+    for first in (False, True)
+}
+
+
+def images_for(net: Supernet, batch_size: int = BATCH, seed: int = 0) -> Tensor:
+    c = net.config
+    return torch.randn(batch_size, c.in_chans, c.img_size, c.img_size, generator=torch.Generator().manual_seed(seed))
+
+
+def subnets_for(net: Supernet, batch_size: int = BATCH, seed: int = 1) -> SubnetConfig:
+    """Random subnets; the first is full, the second the smallest, the third keeps all patches."""
+    drawn = SubnetConfig.random(net.space, batch_size, torch.Generator().manual_seed(seed))
+    for image, extreme in enumerate((SubnetConfig.full(net.space), SubnetConfig.min(net.space))):
+        for name in ("embed_dim", "mlp_ratio", "keep_rate"):
+            getattr(drawn, name)[image] = getattr(extreme, name)[0]
+    drawn.keep_rate[2:3] = 1
+    return drawn
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max().item() <= tolerance
+
+
+def naive_reduction(
+    mode: str, x: Tensor, scores: Tensor, keys: Tensor, sizes: list[float], rates: list[float], prefix: int, ours: bool
+) -> list[Token]:
+    """One image's tokens after a decision, by the formulas of `oracles`."""
+    patches = len(x) - prefix
+    kept = [patches]
+    for rate in rates:
+        # The authors count the class token, round down, and would leave no patch.
+        kept.append(max(1, math.ceil(rate * kept[-1] - 1e-6) if ours else math.floor(rate * (kept[-1] + 1)) - 1))
+    arrays = [t.detach().double().numpy() for t in (x, scores, keys)]
+    values, score, key, size = *arrays, np.array(sizes)
+    if not ours:
+        survive = {"prune": kept[-1], "merge": patches, "prune_merge": kept[1]}[mode]
+        return prune_then_merge(values, score, values, size, survive, kept[-1], prefix, weighted=False, ranked=True)
+    if mode == "prune":
+        return evit(values, score, size, kept[-1], prefix)
+    if mode == "prune_fused":
+        whole = kept[-1] + 1 >= patches
+        return (evit if whole else evit_fused)(values, score, size, patches if whole else kept[-1], prefix)
+    if mode == "tome":
+        return tome(values, key, size, kept[-1] + prefix, prefix)
+    survive = kept[1] if mode == "prune_merge" else patches
+    return prune_then_merge(values, score, values, size, survive, kept[-1], prefix)
+
+
+OwnReduction = Callable[[Tensor, list[float], list[float], Any], list[Token]]
+
+
+def naive(
+    net: Supernet, image: Tensor, subnet: SubnetConfig, own: OwnReduction | None = None
+) -> tuple[Tensor, list[int], list[float]]:
+    """One normalised image by sliced weights: logits, the token that holds each patch, and the sizes of the tokens.
+
+    Args:
+        net: The network.
+        image: One image.
+        subnet: Its sizes.
+        own: Reduces tokens (N, C) of given sizes at given rates in a block, for modes that `naive_reduction` has not.
+    """
+    c, space = net.config, net.space
+    prefix, full, ours = int(c.class_token), space.embed_dims[-1], c.prance_embed_dim is None
+    head_count = dict(zip(space.embed_dims, space.num_heads if len(space.num_heads) > 1 else [2] * 3, strict=True))
+
+    def norm(layer: Any, x: Tensor) -> Tensor:
+        w = x.shape[1]
+        scaled = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + c.norm_eps).sqrt()
+        return scaled * layer.weight[:w] * (1 if ours else math.sqrt(w / 32)) + layer.bias[:w]
+
+    def width(x: Tensor, w: int) -> Tensor:
+        return F.pad(x, (0, w - x.shape[1])) if x.shape[1] < w else x[:, :w]
+
+    def activation(x: Tensor) -> Tensor:
+        return x / (1 + (-1.702 * x).exp()) if c.act == "quick_gelu" else x * (1 + (x / math.sqrt(2)).erf()) / 2
+
+    x = nn.Sequential.forward(net.patch_embed, image[None])[0].flatten(1).T
+    if net.cls_token is not None:
+        x = torch.cat([net.cls_token[0], x])
+    x = x + net.pos_embed[0]
+    x = norm(net.norm_pre, x) if c.pre_norm else x
+    sizes, holder = [1.0] * len(x), list(range(prefix, len(x)))
+    index, decision = 0, 0
+    for group, blocks in enumerate(space.groups):
+        for i in range(blocks):
+            block: Any = net.blocks[index]
+            w = int(subnet.embed_dim[0, index])
+            heads, hidden = head_count[w], int(w * float(subnet.mlp_ratio[0, index]) + 1e-6)
+            x = width(x, w)
+            rows = heads * 3 * c.head_dim
+            qkv = norm(block.norm1, x) @ block.qkv.weight[:rows, :w].T + block.qkv.bias[:rows]
+            q, k, v = qkv.view(len(x), heads, 3, c.head_dim).unbind(2)
+            bias = torch.tensor(sizes).log()
+            attention = (torch.einsum("qhc,khc->hqk", q, k) / math.sqrt(c.head_dim) + bias).softmax(-1)
+            out = torch.einsum("hqk,khc->qhc", attention, v).flatten(1)
+            x = x + out @ block.proj.weight[:w, : out.shape[1]].T + block.proj.bias[:w]
+            if i == 0 and (group or space.decide_first_group):
+                query = q[0] if prefix else q.mean(0)
+                logits = torch.einsum("hc,khc->hk", query, k) / math.sqrt(c.head_dim) + bias
+                rates = subnet.keep_rate[0, decision].reshape(-1).tolist()
+                scores = logits.softmax(-1).mean(0)
+                if own is not None:
+                    tokens = own(x, sizes, rates, block)
+                else:
+                    tokens = naive_reduction(space.token_mode, x, scores, k.mean(1), sizes, rates, prefix, ours)
+                decision += 1
+                x = torch.from_numpy(np.stack([token.x for token in tokens])).to(x.dtype)
+                sizes = [token.size if own or space.token_mode in SIZED else 1.0 for token in tokens]
+                went = {old: new for new, token in enumerate(tokens) for old in token.members}
+                holder = [went.get(token, -1) for token in holder]
+            h = activation(norm(block.norm2, x) @ block.fc1.weight[:hidden, :w].T + block.fc1.bias[:hidden])
+            boundary = i == blocks - 1 and group < len(space.groups) - 1
+            given = full if boundary else w
+            if not ours and index + 1 < space.depth:
+                given = int(subnet.embed_dim[0, index + 1])
+            if boundary and c.lln:
+                x = x @ block.lln.weight[:given, :w].T + block.lln.bias[:given]
+            x = width(x, given) + h @ block.fc2.weight[:given, :hidden].T + block.fc2.bias[:given]
+            index += 1
+    weight = torch.tensor(sizes[prefix:])[:, None] / sum(sizes[prefix:])
+    if c.global_pool == "token":
+        features = norm(net.norm, x[:1])
+    elif c.fc_norm:
+        features = norm(net.norm, (x[prefix:] * weight).sum(0, keepdim=True))
+    else:
+        features = (norm(net.norm, x[prefix:]) * weight).sum(0, keepdim=True)
+    assert net.head is not None
+    return features[0] @ net.head.weight[:, : features.shape[1]].T + net.head.bias, holder, sizes
