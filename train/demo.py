@@ -18,7 +18,8 @@ from supernet import SubnetConfig
 from supernet.files import write_text
 
 from .evaluate.evaluation import evaluate
-from .policies.training import AgentTraining, train_agent
+from .policies.settings import AgentTraining
+from .policies.train_agent import train_agent
 from .report.plots import plot_by_difficulty, plot_episodes, plot_pareto, plot_scenes
 from .report.tables import markdown_table, results_table, write_json
 from .search.static import evolve_static_front
@@ -48,7 +49,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     timesteps, subnets, images = (
         (QUICK_TIMESTEPS, QUICK_SUBNETS, QUICK_SEARCH_IMAGES) if quick else (TIMESTEPS, SUBNETS, SEARCH_IMAGES)
     )
-    training = AgentTraining(env=ENV, total_timesteps=timesteps, seed=seed, device=device)
+    training = AgentTraining(env=ENV, total_timesteps=timesteps, seed=seed, environment={"device": device})
     console.rule("1/3  training: PPO chooses widths and patches for every image")
     shutil.rmtree(out / "agent", ignore_errors=True)  # of an earlier demo
     agent = train_agent(training, out / "agent")

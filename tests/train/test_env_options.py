@@ -12,8 +12,8 @@ import yaml
 
 from prance_env.engine import InferenceEngine
 from train.commands.main import main
-from train.commands.options import parse_dataset
 from train.evaluate.rows import read_rows
+from train.options import parse_dataset
 from train.timing.episodes import EnvBenchSettings, contenders, make_task
 from train.yardsticks import headroom
 
@@ -121,7 +121,7 @@ def test_headroom_searches_in_the_mode_and_precision_asked_for(monkeypatch: pyte
 
 
 def test_episodes_are_timed_in_the_mode_and_precision_asked_for(tmp_path: Path) -> None:
-    settings = EnvBenchSettings("digits", num_images=2, token_mode="tome", dtype="bfloat16")
+    settings = EnvBenchSettings("digits", num_images=2, environment={"token_mode": "tome", "dtype": "bfloat16"})
     task = make_task(settings, tmp_path)
     assert (task["token_mode"], task["dtype"]) == ("tome", "bfloat16")
     for run in contenders(settings, task).values():

@@ -184,7 +184,7 @@ KILLED_WHILE_CHECKING = """
 import os, signal, sys
 from pathlib import Path
 from supernet import SubnetConfig, from_pretrained
-from train import export
+from train.networks import export
 def die(folder):
     assert (folder / "model.safetensors").stat().st_size > 1000
     os.kill(os.getpid(), signal.SIGKILL)

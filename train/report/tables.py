@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from agents.sb3.hyperparams import ALGORITHMS
 from prance_env.images.config import TIMM_READERS
 from prance_env.images.loading import list_datasets
 from prance_env.spaces import OBSERVATIONS, action_space, observation_space
@@ -20,7 +19,7 @@ from supernet import TOKEN_MODES, SubnetConfig, SupernetConfig, list_supernets, 
 from supernet.files import write_text
 from supernet.macs import remaining_macs, stem_macs, subnet_params
 
-from ..policies.training import PRANCE_PPO
+from ..policies.algorithms import ALGORITHMS
 
 
 def results_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
@@ -111,7 +110,7 @@ def print_registered() -> None:
             f"{subnet_params(config, SubnetConfig.full(space)).item() / 1e6:.1f} M",
         )
     console.print(table)
-    algorithms = ", ".join([*ALGORITHMS, PRANCE_PPO])
+    algorithms = ", ".join(ALGORITHMS)
     modes = [f"{m} (two keep rates)" if TOKEN_MODES[m].num_rates == 2 else m for m in token_modes(SupernetConfig())]
     console.print(f"Observations (observation=): {', '.join(OBSERVATIONS)}")
     console.print(f"Token modes (token_mode=): {', '.join(modes)}")
