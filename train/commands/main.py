@@ -122,7 +122,7 @@ def parse(words: list[str]) -> Any:
 
 
 def _refusing(options: type[T]) -> type[T]:
-    """The same options, with what they refuse as the one line that ends the process: tyro would draw a box around it."""
+    """The same options, which end the process with one line about what they refuse: tyro would draw a box."""
 
     def __init__(self: Any, *args: Any, **named: Any) -> None:
         try:

@@ -1,0 +1,160 @@
+"""Options derive from settings and registries: what is added there is on the command line, and nothing is twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers import random_net
+
+from prance_env.settings import EnvSettings
+from supernet import TOKEN_MODES, SearchSpace, SupernetConfig, save_pretrained
+from train.commands import main as entry
+from train.commands.main import COMMANDS, Command, Group, main
+from train.options import OF_THE_COMMAND
+from train.policies import train_sb3
+from train.policies.load_agent import load_agent
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
+from train.runs.folder import changed_settings, write_command
+
+# What version 0.1 wrote.
+OLD_CONFIG = """env: Prance-Digits-v0
+algo: ppo
+preset: tuned
+checkpoint: null
+observation: cls
+total_timesteps: 96
+n_envs: 8
+macs_weight: 0.05
+seed: 0
+device: cpu
+conf_file: null
+dataset: null
+token_mode: null
+dtype: float32
+"""
+
+
+def commands() -> dict[str, Command]:
+    found: dict[str, Command] = {}
+    for name, command in COMMANDS.items():
+        inner = command.commands if isinstance(command, Group) else {"": command}
+        found |= {f"{name} {word}".strip(): c for word, c in inner.items()}
+    return found
+
+
+def options_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str) -> set[str]:
+    monkeypatch.setattr("sys.argv", ["prance", *command.split(), "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    words = capsys.readouterr().out.replace(",", " ").split()
+    return {word for word in words if word.startswith("--")}
+
+
+@pytest.mark.parametrize(
+    "command", ["train agent", "tune", "eval", "validate", "yardsticks", "benchmark", "headroom", "bench-training"]
+)
+def test_commands_that_make_environments_take_all_their_arguments(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {f.name for f in dataclasses.fields(EnvSettings)} - {*OF_THE_COMMAND}
+    assert {"dataset", "num_workers", "cache_dir", "cache_mb", "decide_first_group", "on_error"} < wanted
+    found = options_of(monkeypatch, capsys, command)
+    assert {f"--{name.replace('_', '-')}" for name in wanted} <= found
+    assert "--env" in found
+
+
+@pytest.mark.parametrize("command", ["bench", "train agent", "eval", "bench-env"])
+def test_a_token_mode_of_a_user_is_a_choice(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TOKEN_MODES, "of_a_user", TOKEN_MODES["prune"])
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr("sys.argv", ["prance", *command.split(), "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "of_a_user" in capsys.readouterr().out
+
+
+def test_an_agent_is_trained_and_evaluated_in_a_token_mode_of_a_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    monkeypatch.setitem(TOKEN_MODES, "of_a_user", TOKEN_MODES["prune"])
+    space = SearchSpace((2, 2), (8, 16), (1, 2), (2,), 0.1)
+    net = random_net(SupernetConfig(space, img_size=16, patch_size=4, in_chans=3, num_classes=3, head_dim=8))
+    save_pretrained(net, tmp_path / "net")
+    run, images = str(tmp_path / "run"), ("--checkpoint", str(tmp_path / "net"), "--dataset", str(folder))
+    training = ("--token-mode", "of_a_user", "--n-envs", "4", "--total-timesteps", "24", "--decide-first-group")
+    for words in (
+        ("train", "agent", "--out", run, *images, *training, "--cache-mb", "1", "--num-workers", "0"),
+        ("eval", "--agent", run, "--split", "val", "--out", f"{run}/eval"),
+        ("validate", f"{run}/eval/run.csv"),
+    ):
+        monkeypatch.setattr("sys.argv", ["prance", *words])
+        main()
+    noted = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())
+    assert (noted["token_mode"], noted["decide_first_group"], noted["cache_mb"]) == ("of_a_user", True, 1.0)
+    assert "environment" not in noted
+
+
+def test_options_that_no_command_knows_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["prance", "eval", "--agent", "full", "--token-mode", "nobody's"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "nobody's" in capsys.readouterr().err
+
+
+def test_help_reads_one_file_and_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom train.commands.main import parse\n"
+        "for words in (['--help'], ['train', '--help'], ['import', '--help']):\n"
+        "    try:\n        parse(words)\n    except SystemExit:\n        pass\n"
+        "loaded = {'torch', 'stable_baselines3', 'prance_env', 'gymnasium'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_is_found_by_name_and_told_by_its_docstring(name: str) -> None:
+    command = commands()[name]
+    kind = command.load()
+    assert callable(kind.run)
+    assert kind.__doc__ is not None
+    assert " ".join(command.summary().split()) == " ".join(kind.__doc__.split("\n\n")[0].split())
+    assert entry._found([*name.split(), "--x"]) == (command, name.split())
+
+
+def test_settings_of_version_0_1_are_compared_with_todays(tmp_path: Path) -> None:
+    settings = AgentTraining(n_envs=8, total_timesteps=96)
+    (tmp_path / "config.yml").write_text(OLD_CONFIG)
+    assert changed_settings(tmp_path, settings) == []
+    for change in ({"device": "meta"}, {"token_mode": "tome"}, {"cache_mb": 3.0}):
+        changed = AgentTraining(n_envs=8, total_timesteps=96, environment=change)  # type: ignore[arg-type]
+        assert changed_settings(tmp_path, changed) == list(change)
+    # A run that was begun with an argument of the environment differs from one without.
+    write_command(tmp_path, AgentTraining(environment={"token_mode": "tome"}))
+    assert changed_settings(tmp_path, AgentTraining()) == ["token_mode"]
+
+
+def test_a_run_of_version_0_1_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_sb3, "ROLLOUTS_PER_CHECKPOINT", 1)
+    settings = AgentTraining(n_envs=8, total_timesteps=96)
+    whole: Any = train_agent(settings, tmp_path, progress_bar=False)
+    (tmp_path / "config.yml").write_text(OLD_CONFIG)
+    (tmp_path / "model.zip").unlink()
+    again: Any = train_agent(settings, tmp_path, resume=True, progress_bar=False)
+    for name, value in whole.policy.state_dict().items():
+        assert torch.equal(value, again.policy.state_dict()[name])
+    assert load_agent(str(tmp_path), EnvSettings.from_id(split="val")) is not None
