@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import prance
 
 from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
-from train.commands.main import main
 from train.evaluate import evaluate
 from train.policies.algorithm import Algorithm, TrainingRun
 from train.policies.algorithms import ALGORITHMS, register_algorithm
@@ -105,10 +105,8 @@ def test_it_trains_and_is_evaluated_from_the_command_line(
 ) -> None:
     run = str(tmp_path / "run")
     options = ("--algo", "drift", "--observation", "constant", "--device", "cpu", "--threads", "0")
-    monkeypatch.setattr("sys.argv", ["prance", "train", "agent", "--out", run, *options])
-    main()
-    monkeypatch.setattr("sys.argv", ["prance", "eval", "--agent", run, "--split", "val", "--out", f"{run}/eval"])
-    main()
+    prance(monkeypatch, "train", "agent", "--out", run, *options)
+    prance(monkeypatch, "eval", "--agent", run, "--split", "val", "--out", f"{run}/eval")
     metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
     env = EnvSettings.from_id(split="val", observation="constant")
     expected = evaluate(load_agent(run, env), env).summary()

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_line import prance
 from helpers import random_net
 
 from prance_env.settings import EnvSettings
 from supernet import TOKEN_MODES, SearchSpace, SupernetConfig, save_pretrained
 from train.commands import main as entry
-from train.commands.main import COMMANDS, Command, Group, main
+from train.commands.main import COMMANDS, Command, Group
 from train.options import OF_THE_COMMAND
 from train.policies import train_sb3
 from train.policies.load_agent import load_agent
@@ -51,9 +52,8 @@ def commands() -> dict[str, Command]:
 
 
 def options_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str) -> set[str]:
-    monkeypatch.setattr("sys.argv", ["prance", *command.split(), "--help"])
     with pytest.raises(SystemExit):
-        main()
+        prance(monkeypatch, *command.split(), "--help")
     words = capsys.readouterr().out.replace(",", " ").split()
     return {word for word in words if word.startswith("--")}
 
@@ -77,9 +77,8 @@ def test_a_token_mode_of_a_user_is_a_choice(
 ) -> None:
     monkeypatch.setitem(TOKEN_MODES, "of_a_user", TOKEN_MODES["prune"])
     monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setattr("sys.argv", ["prance", *command.split(), "--help"])
     with pytest.raises(SystemExit):
-        main()
+        prance(monkeypatch, *command.split(), "--help")
     assert "of_a_user" in capsys.readouterr().out
 
 
@@ -97,8 +96,7 @@ def test_an_agent_is_trained_and_evaluated_in_a_token_mode_of_a_user(
         ("eval", "--agent", run, "--split", "val", "--out", f"{run}/eval"),
         ("validate", f"{run}/eval/run.csv"),
     ):
-        monkeypatch.setattr("sys.argv", ["prance", *words])
-        main()
+        prance(monkeypatch, *words)
     noted = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())
     assert (noted["token_mode"], noted["decide_first_group"], noted["cache_mb"]) == ("of_a_user", True, 1.0)
     assert "environment" not in noted
@@ -107,9 +105,8 @@ def test_an_agent_is_trained_and_evaluated_in_a_token_mode_of_a_user(
 def test_options_that_no_command_knows_are_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["prance", "eval", "--agent", "full", "--token-mode", "nobody's"])
     with pytest.raises(SystemExit) as stop:
-        main()
+        prance(monkeypatch, "eval", "--agent", "full", "--token-mode", "nobody's")
     assert stop.value.code == 2
     assert "nobody's" in capsys.readouterr().err
 

@@ -9,26 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_line import prance, refusal
 
 from prance_env.engine import InferenceEngine
-from train.commands.main import main
 from train.evaluate.rows import read_rows
 from train.options import parse_dataset
 from train.timing.episodes import EnvBenchSettings, contenders, make_task
 from train.yardsticks import headroom
-
-
-def prance(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr("sys.argv", ["prance", *map(str, arguments)])
-    main()
-
-
-def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
-    """The one line with which a command ends."""
-    with pytest.raises(SystemExit) as stop:
-        prance(monkeypatch, *arguments)
-    assert str(stop.value.code).startswith("prance: ")
-    return str(stop.value.code)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "prance_ppo"])

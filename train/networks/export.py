@@ -99,7 +99,7 @@ def export_subnet(
         out: Folder, created if missing. `static.json` describes the network.
         formats: Keys of `FILES`.
         uint8: Whether ONNX and torch files take uint8 images and normalise them, instead of normalised float32 ones.
-        seed: Of the random images that the comparison uses.
+        seed: Seed of the random images that the comparison uses.
 
     Returns:
         The files, `static.json` excepted.

@@ -80,7 +80,7 @@ class Algorithm(ABC):
     """How agents are trained and loaded; derive from it, and `register_algorithm` makes it known by a name.
 
     Attributes:
-        suffix: Of saved agents, such as ".zip"; empty for folders.
+        suffix: Suffix of the files of saved agents, such as ".zip"; empty for folders.
         presets: Names of settings that `preset` may have, the default first.
     """
 

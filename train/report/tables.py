@@ -53,7 +53,7 @@ def _interval(summary: dict[str, Any], key: str, digits: int) -> str:
 
 
 def markdown_table(rows: dict[str, dict[str, Any]], first: str = "") -> str:
-    """The same in Markdown."""
+    """A Markdown table with one line per summary; `first` heads the column of their names."""
     lines = [f"| {first} | accuracy | MACs / full | patches left | images |", "|---|---:|---:|---:|---:|"]
     lines += [
         f"| {name} | {s['accuracy']:.2%} | {s['macs_fraction']:.1%} | {s['patches_fraction']:.1%} | {s['n_images']} |"

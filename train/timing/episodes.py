@@ -99,7 +99,7 @@ class RandomActions(VecEnvWrapper):
         self._actions, self._next = actions, 0
 
     def reset(self) -> Any:
-        """As inside."""
+        """Resets the environments inside."""
         return self.venv.reset()
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -108,7 +108,7 @@ class RandomActions(VecEnvWrapper):
         self._next = (self._next + 1) % len(self._actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """As inside."""
+        """What the environments inside make of the random actions."""
         return self.venv.step_wait()
 
 
@@ -145,7 +145,7 @@ def contenders(settings: EnvBenchSettings, task: EnvArguments) -> dict[str, Call
     """What is timed: every call plays one episode on each of N images, or runs the full network over them.
 
     Args:
-        settings: N and the seed.
+        settings: The number of images, N, and the seed.
         task: From `make_task`.
     """
     n, index = settings.num_images, np.arange(settings.num_images)
@@ -205,7 +205,7 @@ def summarise(seconds: dict[str, list[float]], num_images: int) -> tuple[list[di
     """Rows and targets.
 
     Args:
-        seconds: Of every round, by contender.
+        seconds: Seconds of every round, by contender.
         num_images: N.
 
     Returns:
