@@ -51,16 +51,16 @@ class TuneSettings(TrainingTask):
     """Hyper-parameters to try, the preset's first."""
     total_timesteps: int = 100_000
     """Decisions in a trial, three an image."""
-    ranges: str | None = None
-    """YAML file with what to search, as `read_ranges` takes it; this package's if not given."""
     evaluations: int = 4
     """How often a trial is judged, the last time at its end; what is behind is given up halfway."""
     startup_trials: int = 10
     """Trials drawn at random, before the sampler learns from them."""
-    macs_weight: float = 0.05
-    """Price of all MACs of the full network, in accuracy."""
     conf_file: str | None = None
     """YAML file of hyper-parameters to begin with, in rl-zoo's format; this package's preset if not given."""
+    ranges: str | None = None
+    """YAML file with what to search, as `read_ranges` takes it; this package's if not given."""
+    macs_weight: float = 0.05
+    """Price of all MACs of the full network, in accuracy."""
     seed: int = 0
     """Fixes everything."""
 
