@@ -15,8 +15,8 @@ from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
 from train.evaluate import evaluate
 from train.policies.algorithm import Algorithm, TrainingRun
-from train.policies.algorithms import ALGORITHMS, register_algorithm
 from train.policies.load_agent import load_agent
+from train.policies.registry import ALGORITHMS, register_algorithm
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
 

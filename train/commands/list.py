@@ -16,7 +16,7 @@ from prance_env.supernets import BUNDLED, token_modes
 from supernet import TOKEN_MODES, SubnetConfig, SupernetConfig, list_supernets, supernet_config
 from supernet.macs import remaining_macs, stem_macs, subnet_params
 
-from ..policies.algorithms import ALGORITHMS
+from ..policies.registry import ALGORITHMS
 
 
 @dataclass(frozen=True)

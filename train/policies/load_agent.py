@@ -13,7 +13,7 @@ from prance_env.settings import EnvSettings
 
 from ..evaluate.evaluation import Agent
 from ..runs.folder import read_config
-from .algorithms import ALGORITHMS
+from .registry import ALGORITHMS
 
 
 def load_agent(name: str, settings: EnvSettings, seed: int = 0) -> Agent:

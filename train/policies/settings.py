@@ -9,7 +9,7 @@ from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvArguments
 
 from ..options import EnvironmentOptions, Observation, choice
-from .algorithms import ALGORITHMS, Algorithm
+from .registry import ALGORITHMS, Algorithm
 
 AlgorithmName = Annotated[str, choice(lambda: ALGORITHMS)]
 

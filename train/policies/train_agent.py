@@ -7,7 +7,7 @@ from pathlib import Path
 from ..evaluate.evaluation import Agent
 from ..runs.folder import open_run
 from .algorithm import TrainingRun
-from .algorithms import ALGORITHMS
+from .registry import ALGORITHMS
 from .settings import AgentTraining
 
 

@@ -6,9 +6,9 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
-import timm
 import torch
 from tqdm import tqdm
 
@@ -57,7 +57,7 @@ def machine(device: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
     }
 
 

@@ -26,7 +26,7 @@ from prance_env.settings import EnvSettings
 
 from ..evaluate.evaluation import Agent
 from ..options import Split
-from ..policies.algorithms import PRANCE_PPO
+from ..policies.registry import PRANCE_PPO
 from ..policies.settings import AgentTraining, AlgorithmName, TrainingTask
 from ..policies.train_agent import train_agent
 from ..report.tables import write_json
