@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from prance_env.settings import EnvSettings
 from supernet import TOKEN_MODES, SearchSpace, SupernetConfig, save_pretrained
 from train.commands import main as entry
 from train.commands.main import COMMANDS, Command, Group
+from train.evaluate.rows import read_rows
 from train.options import OF_THE_COMMAND
 from train.policies import train_sb3
 from train.policies.load_agent import load_agent
@@ -82,14 +84,41 @@ def test_a_token_mode_of_a_user_is_a_choice(
     assert "of_a_user" in capsys.readouterr().out
 
 
-def test_an_agent_is_trained_and_evaluated_in_a_token_mode_of_a_user(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
-) -> None:
-    monkeypatch.setitem(TOKEN_MODES, "of_a_user", TOKEN_MODES["prune"])
+@pytest.fixture
+def equal_groups(tmp_path: Path) -> str:
+    """Weights of a supernet whose first group can be decided, too."""
     space = SearchSpace((2, 2), (8, 16), (1, 2), (2,), 0.1)
     net = random_net(SupernetConfig(space, img_size=16, patch_size=4, in_chans=3, num_classes=3, head_dim=8))
     save_pretrained(net, tmp_path / "net")
-    run, images = str(tmp_path / "run"), ("--checkpoint", str(tmp_path / "net"), "--dataset", str(folder))
+    return str(tmp_path / "net")
+
+
+def test_what_the_id_of_an_environment_says_holds_in_an_evaluation_that_is_not_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, equal_groups: str
+) -> None:
+    spec = gym.spec("Prance-Digits-v0")
+    own = {"checkpoint": equal_groups, "dataset": str(folder), "decide_first_group": True}
+    gym.register(
+        "Prance-Own-v0", spec.entry_point, vector_entry_point=spec.vector_entry_point, kwargs={**spec.kwargs, **own}
+    )
+    out = tmp_path / "eval"
+    images = ("--checkpoint", equal_groups, "--dataset", folder, "--split", "val", "--env", "Prance-Own-v0")
+    try:
+        prance(monkeypatch, "eval", "--agent", "random", *images, "--out", out)
+        prance(monkeypatch, "validate", out / "random.csv")
+        assert "action_2_1" in read_rows(out / "random.csv")
+        prance(monkeypatch, "eval", "--agent", "random", *images, "--out", out, "--no-decide-first-group")
+        assert "action_2_1" not in read_rows(out / "random.csv")
+        prance(monkeypatch, "validate", out / "random.csv")
+    finally:
+        gym.registry.pop("Prance-Own-v0")
+
+
+def test_an_agent_is_trained_and_evaluated_in_a_token_mode_of_a_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, equal_groups: str
+) -> None:
+    monkeypatch.setitem(TOKEN_MODES, "of_a_user", TOKEN_MODES["prune"])
+    run, images = str(tmp_path / "run"), ("--checkpoint", equal_groups, "--dataset", str(folder))
     training = ("--token-mode", "of_a_user", "--n-envs", "4", "--total-timesteps", "24", "--decide-first-group")
     for words in (
         ("train", "agent", "--out", run, *images, *training, "--cache-mb", "1", "--num-workers", "0"),

@@ -31,9 +31,9 @@ DEFAULTS: dict[str, Any] = {
     "token_mode": None,
     "dtype": "float32",
     "decide_first_group": None,
-    "on_error": "raise",
+    "on_error": None,
 }
-# Noted only if they were chosen.
+# Noted only if they were chosen; what is not is as the environment's id says.
 SELDOM = ("decide_first_group", "on_error")
 
 
@@ -51,7 +51,7 @@ class ReplaySettings:
 
 def noted_settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """What `settings.json` says of an evaluation on the settings `chosen`, which have the keys of `DEFAULTS`."""
-    return {k: v for k, v in chosen.items() if k not in SELDOM or v != DEFAULTS[k]}
+    return {k: v for k, v in chosen.items() if k not in SELDOM or v is not None}
 
 
 def of_the_machine(environment: EnvArguments) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def run_validate(path: Path, given: ReplaySettings | None = None) -> None:
     given = given or ReplaySettings()
     rows = read_rows(path)
     asked = {k: v for k, v in plain(given).items() if v is not None}
-    chosen = {**DEFAULTS, **_noted(path.parent / SETTINGS), **asked}
+    chosen = noted_settings({**DEFAULTS, **_noted(path.parent / SETTINGS), **asked})
     settings = EnvSettings.from_id(chosen.pop("env"), **chosen)
     differences = validate_rows(rows, settings)
     total = len(rows["index"])

@@ -198,7 +198,7 @@ def env_of_run(run: Path, split: str) -> EnvSettings:
 
 def _env(name: str, noted: dict[str, Any], split: str, environment: EnvArguments | None = None) -> EnvSettings:
     """The environment as an agent saw it in training, on the images of `noted`, which has the keys of `DEFAULTS`."""
-    arguments = of_the_machine(environment or {}) | {k: noted[k] for k in DEFAULTS if k != "env"}
+    arguments = of_the_machine(environment or {}) | noted_settings({k: noted[k] for k in DEFAULTS if k != "env"})
     arguments |= {"split": split, "cost_conditioning": _price_range(name)}
     arguments["observation"] = trained_settings(name).get("observation", "cls")
     return EnvSettings.from_id(noted["env"], **arguments)
