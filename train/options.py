@@ -30,25 +30,24 @@ OF_THE_COMMAND = (
 )
 
 
-def choice(names: Callable[[], Iterable[str]], help: str | None = None) -> Any:
+def choice(names: Callable[[], Iterable[str]]) -> Any:
     """Marks a text as one of some names, which are looked up when a command line is read: plug-ins add to them.
 
     Args:
         names: What gives the names.
-        help: Text for the command line, instead of the docstring under the field.
     """
 
     def literal() -> Any:
         return Literal[tuple(names())]
 
-    return arg(help=help, constructor_factory=literal, help_behavior_hint=_default_of_choice)
+    return arg(constructor_factory=literal, help_behavior_hint=_default_of_choice)
 
 
 def _default_of_choice(label: str) -> str:
     """The end of a help text; tyro gives the default of such an option as a list."""
     if "MISSING" in label:
         return "(required)"
-    return "(unset by default)" if label == "None" else f"(default: {label.strip('[]').strip(chr(39))})"
+    return f"(default: {label.strip('[]').strip(chr(39))})"
 
 
 def _token_modes() -> list[str]:
