@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, overload
 
 from .config import SearchSpace, SupernetConfig
+from .extension import Registry
 
 Configuration = Callable[[], SupernetConfig]
 
-_REGISTRY: dict[str, Configuration] = {}
+SUPERNETS: Registry[Configuration] = Registry("supernet", "register_supernet", "supernet")
 
 
 @overload
@@ -38,15 +39,12 @@ def register_supernet(name: str, config: Configuration | None = None) -> Any:
     """
     if config is None:
         return lambda decorated: register_supernet(name, decorated)
-    if name in _REGISTRY and _REGISTRY[name]() != config():
-        raise ValueError(f"Supernet name {name!r} is taken; registered are {list_supernets()}.")
-    _REGISTRY[name] = config
-    return config
+    return SUPERNETS.add(name, config, lambda a, b: a() == b())
 
 
 def list_supernets() -> list[str]:
     """Names that `create_supernet` knows."""
-    return sorted(_REGISTRY)
+    return sorted(SUPERNETS.names())
 
 
 def supernet_config(name: str) -> SupernetConfig:
@@ -55,12 +53,12 @@ def supernet_config(name: str) -> SupernetConfig:
     Raises:
         ValueError: If the name is unknown.
     """
-    if name not in _REGISTRY:
+    if name not in SUPERNETS:
         raise ValueError(
             f"Unknown supernet {name!r}; registered are {list_supernets()}. "
             "Add yours with register_supernet(name, config)."
         )
-    return _REGISTRY[name]()
+    return SUPERNETS[name]()
 
 
 # The search spaces of PRANCE (arXiv 2407.05010, table of search spaces; configs of the public repository).

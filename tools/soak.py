@@ -30,7 +30,7 @@ from tqdm import tqdm
 from prance_env import PranceEnv, PranceVectorEnv, make_sb3_env
 from prance_env.settings import shared_engine
 from supernet.files import write_text
-from train.commands.options import set_threads
+from train.options import set_threads
 
 ENV_ID = "Prance-Digits-v0"
 LEAST_ROUNDS = 8  # four quarters of two

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 
@@ -17,8 +18,9 @@ from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
 from supernet.files import write_text
 
-from .evaluate.evaluation import evaluate
-from .policies.training import AgentTraining, train_agent
+from .evaluate.evaluation import Agent, Evaluation, evaluate
+from .policies.settings import AgentTraining
+from .policies.train_agent import train_agent
 from .report.plots import plot_by_difficulty, plot_episodes, plot_pareto, plot_scenes
 from .report.tables import markdown_table, results_table, write_json
 from .search.static import evolve_static_front
@@ -48,7 +50,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     timesteps, subnets, images = (
         (QUICK_TIMESTEPS, QUICK_SUBNETS, QUICK_SEARCH_IMAGES) if quick else (TIMESTEPS, SUBNETS, SEARCH_IMAGES)
     )
-    training = AgentTraining(env=ENV, total_timesteps=timesteps, seed=seed, device=device)
+    training = AgentTraining(env=ENV, total_timesteps=timesteps, seed=seed, environment={"device": device})
     console.rule("1/3  training: PPO chooses widths and patches for every image")
     shutil.rmtree(out / "agent", ignore_errors=True)  # of an earlier demo
     agent = train_agent(training, out / "agent")
@@ -62,29 +64,10 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
 
     console.rule("3/3  evaluation on test digits that nobody has seen")
     settings = EnvSettings.from_id(ENV, split="test", device=device)
-    config = settings.config()
-    results = {"full": evaluate(FullAgent(config), settings), "agent": evaluate(agent, settings)}
-    results["random"] = evaluate(RandomAgent(config, seed=seed), settings)
-    mean = SubnetConfig.from_actions(config.space, torch.from_numpy(results["agent"].mean_action()))
-    results["mean_action"] = evaluate(StaticAgent(mean, config), settings)
-    metrics: dict[str, Any] = {
-        name: {**result.summary(), "by_difficulty": result.by_difficulty()} for name, result in results.items()
-    }
-    metrics["static_front"] = []
-    for i in tqdm(front, desc="static front", unit="subnet"):
-        subnet = SubnetConfig.from_actions(config.space, torch.from_numpy(found.actions[i : i + 1]))
-        static = evaluate(StaticAgent(subnet, config), settings)
-        metrics["static_front"].append({**static.summary(), "actions": found.actions[i].round(4).tolist()})
+    results, metrics = _evaluated(agent, found.actions[front], settings, seed)
     metrics["seed"], metrics["quick"] = seed, quick
 
-    engine = settings.engine()
-    plot_pareto(metrics, out / "pareto.png")
-    strata = {name: results[name].by_difficulty() for name in ("full", "agent", "mean_action")}
-    plot_by_difficulty(strata, engine.dataset.difficulty_name, out / "difficulty.png")
-    difficulty = engine.dataset.difficulty.numpy()
-    plot_scenes(engine, np.arange(24), out / "scenes.png")
-    shown = np.concatenate([np.flatnonzero(difficulty == n)[:1] for n in (1, 3, 5, 8, 11)])
-    plot_episodes(agent, engine, settings, shown, out / "episodes.png")
+    _draw(agent, results, metrics, settings, out)
     metrics["seconds"] = round(time.perf_counter() - begun, 1)
     write_json(out / "metrics.json", metrics)
     summaries = {name: metrics[name] for name in results}
@@ -95,6 +78,40 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     console.print(results_table("test", {**summaries, **fronts}))
     console.print(f"{metrics['seconds']:.0f} s. Look at {out}/report.md, {out}/pareto.png and {out}/episodes.png")
     return metrics
+
+
+def _evaluated(
+    agent: Agent, static_actions: NDArray[np.float64], settings: EnvSettings, seed: int
+) -> tuple[dict[str, Evaluation], dict[str, Any]]:
+    """What the agent and its opponents reach, and the same as numbers, those of the static subnets included."""
+    config = settings.config()
+    results = {"full": evaluate(FullAgent(config), settings), "agent": evaluate(agent, settings)}
+    results["random"] = evaluate(RandomAgent(config, seed=seed), settings)
+    mean = SubnetConfig.from_actions(config.space, torch.from_numpy(results["agent"].mean_action()))
+    results["mean_action"] = evaluate(StaticAgent(mean, config), settings)
+    metrics: dict[str, Any] = {
+        name: {**result.summary(), "by_difficulty": result.by_difficulty()} for name, result in results.items()
+    }
+    metrics["static_front"] = []
+    for actions in tqdm(static_actions, desc="static front", unit="subnet"):
+        subnet = SubnetConfig.from_actions(config.space, torch.from_numpy(actions[None]))
+        static = evaluate(StaticAgent(subnet, config), settings)
+        metrics["static_front"].append({**static.summary(), "actions": actions.round(4).tolist()})
+    return results, metrics
+
+
+def _draw(
+    agent: Agent, results: dict[str, Evaluation], metrics: dict[str, Any], settings: EnvSettings, out: Path
+) -> None:
+    """The figures of the report."""
+    engine = settings.engine()
+    plot_pareto(metrics, out / "pareto.png")
+    strata = {name: results[name].by_difficulty() for name in ("full", "agent", "mean_action")}
+    plot_by_difficulty(strata, engine.dataset.difficulty_name, out / "difficulty.png")
+    difficulty = engine.dataset.difficulty.numpy()
+    plot_scenes(engine, np.arange(24), out / "scenes.png")
+    shown = np.concatenate([np.flatnonzero(difficulty == n)[:1] for n in (1, 3, 5, 8, 11)])
+    plot_episodes(agent, engine, settings, shown, out / "episodes.png")
 
 
 def _report(metrics: dict[str, Any], summaries: dict[str, Any]) -> str:

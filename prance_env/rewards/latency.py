@@ -170,7 +170,7 @@ def load_latency_table(path: str) -> LatencyTable:
 
 
 @torch.inference_mode()
-def measure_latency(
+def measure_latency_table(
     config: SupernetConfig,
     device: str = "cpu",
     batch_size: int = 256,

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arrays import Floats, Ints
+from ..extension import Registry
 
 Assignment = tuple[Tensor, Tensor | None]
 """Where tokens go, hard (B, N) int64 or soft (B, N, K); and (B, N) weights of the sum over what comes together."""
@@ -157,8 +158,8 @@ class TokenMode:
         return into, weight
 
 
-_OURS: dict[str, TokenMode] = {}
-_AUTHORS: dict[str, TokenMode] = {}
+_OURS: Registry[TokenMode] = Registry("token mode", "register_token_mode", "token_mode")
+_AUTHORS: Registry[TokenMode] = Registry("token mode", "register_token_mode", "token_mode")
 
 
 @overload
@@ -193,11 +194,7 @@ def register_token_mode(name: str, mode: TokenMode | None = None, *, authors: bo
     if mode is not None:
         if settings:
             raise TypeError(f"Settings {sorted(settings)} belong into the TokenMode that is passed.")
-        known = _AUTHORS if authors else _OURS
-        if known.get(name, mode) != mode:
-            raise ValueError(f"Token mode {name!r} is taken; registered are {list_token_modes(authors)}.")
-        known[name] = mode
-        return mode
+        return (_AUTHORS if authors else _OURS).add(name, mode)
 
     def register(where: Registered) -> Registered:
         learned = isinstance(where, type) and issubclass(where, nn.Module)
@@ -210,7 +207,7 @@ def register_token_mode(name: str, mode: TokenMode | None = None, *, authors: bo
 
 def list_token_modes(authors: bool = False) -> list[str]:
     """Names of the registered token modes; with `authors`, of those that supernets by the authors' rules can run."""
-    return sorted(_AUTHORS if authors else _OURS)
+    return sorted((_AUTHORS if authors else _OURS).names())
 
 
 def token_mode(name: str, authors: bool = False) -> TokenMode:

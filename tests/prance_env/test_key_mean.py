@@ -18,7 +18,7 @@ from prance_env.engine import InferenceEngine
 from prance_env.observations import KEY_MEAN_BOUND
 from supernet import GroupChoice, SearchSpace, Supernet, load_prance_checkpoint
 from train.evaluate import evaluate
-from train.policies.training import load_agent
+from train.policies.load_agent import load_agent
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 SPACE = SearchSpace((3, 3, 3, 3), (88, 104, 120, 132), (1, 2, 3), (2,))

@@ -15,7 +15,7 @@ import pytest
 from helpers import ENV_ID, INFO_KEYS
 
 from prance_env import LatencyTable, PranceVectorEnv
-from prance_env.rewards.latency import load_latency_table, measure_latency
+from prance_env.rewards.latency import load_latency_table, measure_latency_table
 from supernet import supernet_config
 from train.commands.main import main
 
@@ -138,4 +138,4 @@ def test_profile_writes_a_table_that_fits_and_in_which_less_takes_less(
 def test_nonsensical_measurements_are_refused() -> None:
     for name in ("batch_size", "num_token_counts", "repeats"):
         with pytest.raises(ValueError, match=f"{name}=0"):
-            measure_latency(CONFIG, **{name: 0})
+            measure_latency_table(CONFIG, **{name: 0})

@@ -21,7 +21,9 @@ from train.evaluate import side_by_side as runner
 from train.evaluate.budget import at_price, calibrate, front_prices
 from train.evaluate.rows import read_rows
 from train.evaluate.side_by_side import EvalSettings, run_eval
-from train.policies.training import AgentTraining, load_agent, train_agent
+from train.policies.load_agent import load_agent
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
 from train.report import plots
 from train.runs.folder import read_config, write_command
 

@@ -9,28 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_line import prance, refusal
 
 from prance_env.engine import InferenceEngine
-from train.commands.main import main
-from train.commands.options import parse_dataset
 from train.evaluate.rows import read_rows
+from train.options import parse_dataset
 from train.timing.episodes import EnvBenchSettings, contenders, make_task
 from train.yardsticks import headroom
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
-
-
-def prance(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr("sys.argv", ["prance", *map(str, arguments)])
-    main()
-
-
-def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
-    """The one line with which a command ends."""
-    with pytest.raises(SystemExit) as stop:
-        prance(monkeypatch, *arguments)
-    assert str(stop.value.code).startswith("prance: ")
-    return str(stop.value.code)
 
 
 @pytest.mark.parametrize(("algo", "n_envs"), [("ppo", 8), pytest.param("prance_ppo", 64, marks=pytest.mark.slow)])
@@ -124,7 +111,7 @@ def test_headroom_searches_in_the_mode_and_precision_asked_for(monkeypatch: pyte
 
 
 def test_episodes_are_timed_in_the_mode_and_precision_asked_for(tmp_path: Path) -> None:
-    settings = EnvBenchSettings("digits", num_images=2, token_mode="tome", dtype="bfloat16")
+    settings = EnvBenchSettings("digits", num_images=2, environment={"token_mode": "tome", "dtype": "bfloat16"})
     task = make_task(settings, tmp_path)
     assert (task["token_mode"], task["dtype"]) == ("tome", "bfloat16")
     for run in contenders(settings, task).values():

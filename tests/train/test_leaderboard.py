@@ -14,7 +14,7 @@ import torch
 
 from prance_env import ImageDataset, register_dataset
 from prance_env.images.loading import load_dataset
-from train.policies.training import AgentTraining
+from train.policies.settings import AgentTraining
 from train.report.leaderboard_page import benchmark_page, shuffling, wanted
 from train.yardsticks import compute as yardsticks
 from train.yardsticks import leaderboard as maker

@@ -17,8 +17,10 @@ from agents import make_sb3
 from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
 from agents.sb3.hyperparams import read_preset
 from prance_env.settings import EnvSettings
-from train.policies import training as stage
-from train.policies.training import AgentTraining, load_agent, train_agent
+from train.policies import train_sb3 as stage
+from train.policies.load_agent import load_agent
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -54,17 +56,17 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     settings = quick(algo)
     whole: Any = train_agent(settings, tmp_path / "whole", progress_bar=False)
     assert whole.num_timesteps == N * 60
-    on_step = stage._Checkpoints._on_step
+    on_step = stage.Checkpoints._on_step
 
-    def interrupt(self: stage._Checkpoints) -> bool:
+    def interrupt(self: stage.Checkpoints) -> bool:
         if self.num_timesteps > N * 43:
             raise KeyboardInterrupt
         return on_step(self)
 
-    monkeypatch.setattr(stage._Checkpoints, "_on_step", interrupt)
+    monkeypatch.setattr(stage.Checkpoints, "_on_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_agent(settings, tmp_path / "parts", progress_bar=False)
-    monkeypatch.setattr(stage._Checkpoints, "_on_step", on_step)
+    monkeypatch.setattr(stage.Checkpoints, "_on_step", on_step)
     resumed: Any = train_agent(settings, tmp_path / "parts", resume=True, progress_bar=False)
     for (name, x), y in zip(whole.policy.state_dict().items(), resumed.policy.state_dict().values(), strict=True):
         assert torch.equal(x, y), name

@@ -140,5 +140,5 @@ def test_trained_agents_bring_their_supernet_and_must_agree_on_it(
     assert asked == ["one"] * 3
     with pytest.raises(ValueError, match=r"different values of checkpoint.*--checkpoint"):
         run_eval([a, b], EvalSettings(resamples=5))
-    run_eval([a, b], EvalSettings(resamples=5, checkpoint="three"))
+    run_eval([a, b], EvalSettings(resamples=5, environment={"checkpoint": "three"}))
     assert asked[3:] == ["three"] * 2

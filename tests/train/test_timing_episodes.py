@@ -52,11 +52,11 @@ def test_rows_targets_machine_and_settings_are_written(
 
 def test_the_command_takes_a_checkpoint_and_any_supernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[EnvBenchSettings] = []
-    monkeypatch.setattr("train.timing.episodes.run_bench_env", lambda settings, out: seen.append(settings))
+    monkeypatch.setattr("train.commands.bench_env.run_bench_env", lambda settings, out: seen.append(settings))
     arguments = ["--supernet", "prance_vit_small", "--checkpoint", "a/folder", "--num-images", "64", "--threads", "1"]
     monkeypatch.setattr("sys.argv", ["prance", "bench-env", *arguments])
     main()
-    assert seen == [EnvBenchSettings("prance_vit_small", "a/folder", 64)]
+    assert seen == [EnvBenchSettings("prance_vit_small", 64, environment={"checkpoint": "a/folder"})]
 
 
 class Counted:
@@ -104,7 +104,7 @@ def test_random_tasks_need_no_weights_and_exist_for_any_registered_supernet(tmp_
     tiny = EnvBenchSettings("prance_vit_tiny", num_images=2)
     envs = PranceVectorEnv(2, **make_task(tiny, tmp_path / "weights"))
     assert envs.config.img_size == 224
-    given = EnvBenchSettings("digits", checkpoint, num_images=3)
+    given = EnvBenchSettings("digits", num_images=3, environment={"checkpoint": checkpoint})
     task = make_task(given, tmp_path)
     envs = PranceVectorEnv(3, **task)
     envs.reset(seed=0)

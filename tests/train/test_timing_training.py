@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from prance_env.settings import EnvSettings
 from supernet import Supernet
 from train.commands.main import main
 from train.evaluate import evaluate
-from train.policies.training import AgentTraining
+from train.policies.settings import AgentTraining, TrainingTask
 from train.timing import training as bench
 from train.timing.training import TrainingBenchSettings, play_split, run_bench_training, summarise_training
 
-SHORT = AgentTraining(n_envs=256, total_timesteps=192)
+SHORT: dict[str, Any] = {"n_envs": 256, "total_timesteps": 192}
 
 
 class Looking:
@@ -48,7 +47,7 @@ def test_every_image_of_a_split_is_played_once_whatever_the_batch_size(
     engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setattr(bench, "BATCH", batch)
-    found = play_split(Looking(), AgentTraining(macs_weight=0.3), "val")
+    found = play_split(Looking(), TrainingTask(macs_weight=0.3), "val")
     expected = evaluate(Looking(), settings_for(engine))
     assert 0.3 < found["macs_fraction"] < 0.95
     assert found["macs_fraction"] == pytest.approx(expected.macs_fraction.mean())
@@ -57,7 +56,7 @@ def test_every_image_of_a_split_is_played_once_whatever_the_batch_size(
 
 def test_returns_are_those_of_the_rewards_of_the_training(engine: InferenceEngine) -> None:
     for price in (0.1, 0.3):
-        full = play_split(FullAgent(engine.config), AgentTraining(macs_weight=price), "val")
+        full = play_split(FullAgent(engine.config), TrainingTask(macs_weight=price), "val")
         assert full["return"] == pytest.approx(1 - price)  # it agrees with itself, at the full price
     assert full["macs_fraction"] == 1
 
@@ -91,11 +90,11 @@ def test_every_algorithm_trains_with_every_seed_in_turns_and_the_figures_are_wri
 
     monkeypatch.setattr(bench, "train_agent", note)
     monkeypatch.setattr(bench, "play_split", lambda *a: {"return": 0.5, "accuracy": 0.9, "macs_fraction": 0.4})
-    result = run_bench_training(TrainingBenchSettings(SHORT, seeds=(0, 1)), tmp_path / "bench.json")
+    result = run_bench_training(TrainingBenchSettings(**SHORT, seeds=(0, 1)), tmp_path / "bench.json")
     assert trained == [("ppo", 0), ("prance_ppo", 0), ("prance_ppo", 1), ("ppo", 1)]
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     for row in result["rows"]:
-        assert row["decisions"] >= SHORT.total_timesteps
+        assert row["decisions"] >= SHORT["total_timesteps"]
         assert row["decisions_per_second"] == row["decisions"] / row["seconds"]
     out = capsys.readouterr().out
     assert "1.3 times its speed" in out
@@ -109,19 +108,19 @@ def test_every_algorithm_trains_with_every_seed_in_turns_and_the_figures_are_wri
         ({"algos": ("ppo", "ppo")}, "two or more"),
         ({"algos": ("ppo", "dqn")}, "algo='dqn'"),
         ({"seeds": ()}, "seeds="),
-        ({"training": replace(SHORT, macs_weight=(0.01, 0.3))}, "must be one price"),
+        ({"macs_weight": (0.01, 0.3)}, "must be one price"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainingBenchSettings(**{"training": SHORT, **changes})
+        TrainingBenchSettings(**{**SHORT, **changes})
 
 
 def test_the_command_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainingBenchSettings] = []
-    monkeypatch.setattr(bench, "run_bench_training", lambda settings, out: seen.append(settings))
+    monkeypatch.setattr("train.commands.bench_training.run_bench_training", lambda settings, out: seen.append(settings))
     arguments = "--algos prance_ppo ppo --seeds 4 5 --total-timesteps 7 --macs-weight 0.1 --n-envs 9 --split test"
     monkeypatch.setattr("sys.argv", ["prance", "bench-training", *arguments.split()])
     main()
-    training = AgentTraining(total_timesteps=7, macs_weight=0.1, n_envs=9)
-    assert seen == [TrainingBenchSettings(training, ("prance_ppo", "ppo"), (4, 5), "test")]
+    task: dict[str, Any] = {"total_timesteps": 7, "macs_weight": 0.1, "n_envs": 9}
+    assert seen == [TrainingBenchSettings(**task, algos=("prance_ppo", "ppo"), seeds=(4, 5), split="test")]

@@ -17,8 +17,12 @@ from agents import PrancePPO, PranceSelector, StaticAgent, load_prance_selector
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
 from train.evaluate import evaluate
-from train.policies import training as stage
-from train.policies.training import AgentTraining, load_agent, prance_ppo_config, train_agent
+from train.policies import train_prance_ppo, train_sb3
+from train.policies.load_agent import load_agent
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
+from train.policies.train_prance_ppo import fitted_config
+from train.policies.train_sb3 import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -28,7 +32,8 @@ TINY_PRANCE = AgentTraining(algo="prance_ppo", n_envs=64, total_timesteps=64 * 2
 
 @pytest.fixture(autouse=True)
 def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
+    for stage in (train_sb3, train_prance_ppo):
+        monkeypatch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of PrancePPO that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
+        patch.setattr(train_prance_ppo, "ROLLOUTS_PER_CHECKPOINT", 2)
         train_agent(TINY_PRANCE, folder, progress_bar=False)
     return folder
 
@@ -54,17 +59,17 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     again = train_agent(TINY, tmp_path / "again", progress_bar=False)
     assert_equal_policies(whole, again)
 
-    on_step = stage._Checkpoints._on_step
+    on_step = Checkpoints._on_step
 
-    def interrupt(self: stage._Checkpoints) -> bool:
+    def interrupt(self: Checkpoints) -> bool:
         if self.num_timesteps > 64 * 6 * 3:
             raise KeyboardInterrupt
         return on_step(self)
 
-    monkeypatch.setattr(stage._Checkpoints, "_on_step", interrupt)
+    monkeypatch.setattr(Checkpoints, "_on_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_agent(TINY, tmp_path / "parts", progress_bar=False)
-    monkeypatch.setattr(stage._Checkpoints, "_on_step", on_step)
+    monkeypatch.setattr(Checkpoints, "_on_step", on_step)
     resumed = train_agent(TINY, tmp_path / "parts", resume=True, progress_bar=False)
     assert resumed.num_timesteps == whole.num_timesteps
     assert_equal_policies(whole, resumed)
@@ -104,14 +109,14 @@ def test_an_interrupted_prance_ppo_goes_on_as_if_it_had_not_stopped(
 
 
 def test_rollouts_of_prance_ppo_are_whole_episodes_of_as_many_images_as_the_preset_has() -> None:
-    default = prance_ppo_config(AgentTraining(algo="prance_ppo"), 3)
+    default = fitted_config("tuned", None, 3)
     assert default.n_steps == 3
     for n_envs, decisions in ((64, 3), (100, 4), (10_000, 5)):
-        config = prance_ppo_config(AgentTraining(algo="prance_ppo", n_envs=n_envs), decisions)
+        config = fitted_config("tuned", n_envs, decisions)
         assert config.n_steps % decisions == 0
         size = default.n_envs * default.n_steps
         assert abs(n_envs * config.n_steps - size) <= max(n_envs * decisions / 2, n_envs * decisions - size)
-    paper = prance_ppo_config(AgentTraining(algo="prance_ppo", preset="paper"), 3)
+    paper = fitted_config("paper", None, 3)
     assert (paper.gamma, paper.hidden) == (0.9, (256, 256))
 
 

@@ -17,10 +17,11 @@ import torch
 from helpers import PATIENCE
 
 from supernet import SubnetConfig, create_supernet, from_pretrained, supernet_config
-from train.networks import loop as stage
-from train.networks.loop import PRESETS, SupernetTraining, min_subnet, random_subnet, train_supernet
+from train.networks.loop import train_supernet
+from train.networks.recipes.digits import PRESETS, DigitsRecipe
+from train.networks.sandwich import min_subnet, random_subnet
 
-TINY = SupernetTraining(steps=6, batch_size=8, full_only=0.3, checkpoint_every=2, val_scenes=32)
+TINY = DigitsRecipe(steps=6, batch_size=8, full_only=0.3, checkpoint_every=2, val_scenes=32)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -44,14 +45,14 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_supernet(TINY, tmp_path / "whole")
-    loss = stage.step_loss
+    loss = DigitsRecipe.step_loss
 
-    def interrupt(net, aux, cfg, step, device):  # type: ignore[no-untyped-def]
+    def interrupt(recipe, net, heads, step, device):  # type: ignore[no-untyped-def]
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return loss(net, aux, cfg, step, device)
+        return loss(recipe, net, heads, step, device)
 
-    monkeypatch.setattr(stage, "step_loss", interrupt)
+    monkeypatch.setattr(DigitsRecipe, "step_loss", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_supernet(TINY, tmp_path / "parts")
     monkeypatch.undo()
@@ -104,7 +105,8 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     code = (
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; from dataclasses import replace; from train.networks.loop import *\n"
-        "train_supernet(SupernetTraining(steps=400, batch_size=8, checkpoint_every=2, val_scenes=32), Path('run'))\n"
+        "from train.networks.recipes.digits import DigitsRecipe\n"
+        "train_supernet(DigitsRecipe(steps=400, batch_size=8, checkpoint_every=2, val_scenes=32), Path('run'))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""Arguments of `prance benchmark`."""
+"""`prance benchmark`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .options import Threads, set_threads
+from tyro.conf import Suppress
+
+from ..options import Threads, narrowed, set_threads
+from ..yardsticks.compute import YardstickSettings
+from ..yardsticks.leaderboard import BenchmarkSettings, run_benchmark
 
 
-@dataclass
-class Benchmark:
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(YardstickSettings):
     """Make the leaderboard: train agents of several seeds, compute the yardsticks, evaluate all on the same images.
 
     What --out holds already is not made again: an interrupted benchmark goes on with the same command.
@@ -29,23 +33,14 @@ class Benchmark:
     """One training of every agent each."""
     total_timesteps: int = 200_000
     """Decisions of one training, three an image."""
-    num_subnets: int = 600
-    """Static subnets to search."""
-    oracle_subnets: int = 128
-    """How many of them the per-image oracle chooses among."""
-    copies: int = 4
-    """Copies of every image with other noise, on which the oracle chooses."""
+    seed: int = 0
+    """Fixes the yardsticks."""
+    also_static: Suppress[tuple[str, ...]] = ()
+    """The benchmark's own learned static policies join the static front."""
     threads: Threads = 1
 
     def run(self) -> None:
-        from dataclasses import replace
-
-        from ..yardsticks.compute import YardstickSettings
-        from ..yardsticks.leaderboard import BenchmarkSettings, run_benchmark
-
+        """Runs the command."""
         set_threads(self.threads)
-        yardsticks = YardstickSettings(
-            num_subnets=self.num_subnets, oracle_subnets=self.oracle_subnets, copies=self.copies
-        )
-        settings = BenchmarkSettings.digits(self.seeds, self.total_timesteps)
-        run_benchmark(replace(settings, yardsticks=yardsticks), self.out)
+        yardsticks = narrowed(self, YardstickSettings)
+        run_benchmark(BenchmarkSettings.digits(self.seeds, self.total_timesteps, yardsticks), self.out)

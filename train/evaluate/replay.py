@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prance_env.lanes import Lanes
-from prance_env.settings import EnvSettings
+from prance_env.settings import EnvArguments, EnvSettings
 
+from ..options import EnvironmentOptions, Split
+from ..runs.folder import plain
 from .rows import Columns, action_column, read_rows
 
 SETTINGS = "settings.json"
 REPLAYED = ("label", "prediction", "macs")
 SHOWN = 10
 REQUIRED = ("env", "split", "checkpoint")
+# What an evaluation depends on, and its rows with it; the rest is a matter of the machine.
 DEFAULTS: dict[str, Any] = {
     "env": "Prance-Digits-v0",
     "split": "test",
@@ -28,7 +30,33 @@ DEFAULTS: dict[str, Any] = {
     "dataset": None,
     "token_mode": None,
     "dtype": "float32",
+    "decide_first_group": None,
+    "on_error": None,
 }
+# Noted only if they were chosen; what is not is as the environment's id says.
+SELDOM = ("decide_first_group", "on_error")
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """What rows are replayed on; what is not given is as `settings.json` beside them says."""
+
+    env: str | None = None
+    """Environment id; what settings.json beside the file says if not given, and so are the other options."""
+    split: Split | None = None
+    """Images."""
+    environment: EnvironmentOptions = field(default_factory=EnvArguments)
+    """What else the environment takes. The device should be that of the evaluation."""
+
+
+def noted_settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What `settings.json` says of an evaluation on the settings `chosen`, which have the keys of `DEFAULTS`."""
+    return {k: v for k, v in chosen.items() if k not in SELDOM or v is not None}
+
+
+def of_the_machine(environment: EnvArguments) -> dict[str, Any]:
+    """Those arguments of an environment that no result depends on: device, cache, workers."""
+    return {k: v for k, v in environment.items() if k not in DEFAULTS}
 
 
 @dataclass(frozen=True)
@@ -107,23 +135,22 @@ def _replay(settings: EnvSettings, index: NDArray[np.int64], actions: NDArray[np
     return lanes.infos()
 
 
-def run_validate(path: Path, given: Mapping[str, Any] = MappingProxyType({}), device: str = "cpu") -> None:
+def run_validate(path: Path, given: ReplaySettings | None = None) -> None:
     """Validates a file and says so.
 
     Args:
         path: Rows of `prance eval --out`.
-        given: What to replay them on, some of the keys of `DEFAULTS`; for those that are missing or None, what
-            `settings.json` beside the file says, else the default.
-        device: Torch device; that of the evaluation.
+        given: What to replay them on; what is missing is as `settings.json` beside the file says, else the default.
 
     Raises:
         ValueError: If rows differ, or cannot be played.
         FileNotFoundError: If there is no such file.
     """
+    given = given or ReplaySettings()
     rows = read_rows(path)
-    asked = {k: v for k, v in given.items() if v is not None}
-    chosen = {**DEFAULTS, **_noted(path.parent / SETTINGS), **asked}
-    settings = EnvSettings.from_id(chosen.pop("env"), device=device, **chosen)
+    asked = {k: v for k, v in plain(given).items() if v is not None}
+    chosen = noted_settings({**DEFAULTS, **_noted(path.parent / SETTINGS), **asked})
+    settings = EnvSettings.from_id(chosen.pop("env"), **chosen)
     differences = validate_rows(rows, settings)
     total = len(rows["index"])
     if differences:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
-from prance_env.settings import EnvSettings
+from prance_env.settings import EnvArguments, EnvSettings
 from prance_env.spaces import action_names
 from supernet import SubnetConfig
 
-from ..policies.training import load_agent
+from ..options import EnvironmentOptions, Split
+from ..policies.load_agent import load_agent
 from ..report.plots import plot_choices, plot_fronts, plot_learning_curves
 from ..report.tables import results_table, write_json
 from ..runs.curves import read_curves
-from ..runs.folder import read_config
+from ..runs.folder import plain, read_config
 from ..timing.agents import measure_latency
 from ..yardsticks.fronts import Yardsticks
 from ..yardsticks.standing import DEFAULT_PRICE, standing, standings_table
@@ -29,7 +30,7 @@ from .budget import at_price, calibrate, front_prices
 from .evaluation import Agent, Evaluation, evaluate
 from .intervals import RESAMPLES, describe
 from .pairs import compare
-from .replay import DEFAULTS, SETTINGS
+from .replay import DEFAULTS, SETTINGS, noted_settings, of_the_machine
 from .rows import check_format, rows_of, write_rows
 
 BLIND = (FullAgent, RandomAgent, StaticAgent)
@@ -39,43 +40,32 @@ BLIND = (FullAgent, RandomAgent, StaticAgent)
 class EvalSettings:
     """Settings of an evaluation.
 
-    Attributes:
-        env: Environment id; None: that of the trained agents, or Prance-Digits-v0.
-        split: Images.
-        checkpoint: Folder with the supernet; None: that of the trained agents, or the bundled one.
-        seed: Of the random agent, the bootstrap and the shuffled observations.
-        device: Torch device.
-        controls: Whether agents that look are also evaluated with shuffled observations and as their mean action.
-        rows: Format of the per-image rows, "csv" or "parquet".
-        resamples: Of the bootstrap.
-        yardsticks: Folder that `prance yardsticks` wrote, to compare every agent with.
-        dataset: Images, see `PranceEnv`; None: those of the trained agents, or of the environment id.
-        token_mode: How patches leave; None: as in the training of the agents, or as the checkpoint says.
-        dtype: Precision of the supernet; None: that of the trained agents, or float32.
-        macs_weight: Prices at which agents for a range of prices are evaluated; none: seven that span the range.
-        target_macs: Instead, a budget in MACs / MACs of the full network: the price that keeps to it on validation
-            images.
-        latency: Images at a time for measured milliseconds; None: not measured.
-
     Raises:
         ValueError: If both prices and a budget are given.
     """
 
     env: str | None = None
-    split: str = "test"
-    checkpoint: str | None = None
-    seed: int = 0
-    device: str = "cpu"
-    controls: bool = False
-    rows: str = "csv"
-    resamples: int = RESAMPLES
-    yardsticks: str | None = None
-    dataset: str | dict[str, Any] | None = None
-    token_mode: str | None = None
-    dtype: str | None = None
+    """Environment id; that of the trained agents, or Prance-Digits-v0, if not given."""
+    split: Split = "test"
+    """Images."""
     macs_weight: tuple[float, ...] = ()
+    """For agents that were trained with a range of prices: those to evaluate at; seven that span the range if none."""
     target_macs: float | None = None
+    """Instead of prices: a budget relative to the full network, whose price is looked for on validation images."""
+    rows: Literal["csv", "parquet"] = "csv"
+    """Format of the rows; parquet needs the extra prance-env[parquet]."""
     latency: int | None = None
+    """Images at a time for measured milliseconds, from pixels to logits with all looking and deciding."""
+    controls: bool = False
+    """Two more lines per agent that looks: with the observations of other images, and its mean action for all."""
+    yardsticks: str | None = None
+    """Folder that `prance yardsticks` wrote: what every agent saves, and what share of what there is to win."""
+    resamples: int = RESAMPLES
+    """Resamples of the bootstrap that gives the intervals."""
+    seed: int = 0
+    """Fixes the random agent, the intervals and the shuffling."""
+    environment: EnvironmentOptions = field(default_factory=EnvArguments)
+    """What else the environment takes; as in the training of the agents, or as its id says, if not given."""
 
     def __post_init__(self) -> None:
         if self.macs_weight and self.target_macs is not None:
@@ -88,7 +78,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     """Evaluates agents on the same images and prints tables.
 
     Args:
-        agents: Names and paths, see `train.policies.training.load_agent`.
+        agents: Names and paths, see `train.policies.load_agent.load_agent`.
         settings: What to evaluate on, and how.
         out: Folder for `metrics.json`, `comparisons.json`, `settings.json`, `pareto.png`, `choices.png` of
             agents that look, `learning.png` of those with a run folder, and one file of rows per agent and price.
@@ -106,7 +96,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
     console = Console()
     names = list(dict.fromkeys(agents))
-    noted = {key: getattr(settings, key) for key in DEFAULTS if getattr(settings, key) is not None}
+    noted = {k: v for k, v in plain(settings).items() if k in DEFAULTS and v is not None}
     noted = {**DEFAULTS, **_shared(names, [key for key in DEFAULTS if key not in noted]), **noted}
     ranges = {name: _price_range(name) for name in names}
     if (settings.macs_weight or settings.target_macs is not None) and not any(ranges.values()):
@@ -115,7 +105,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     fronts: dict[str, dict[str, float]] = {}
     players: dict[str, tuple[Agent, EnvSettings]] = {}
     for name in names:
-        env = _env(name, noted, settings.split, settings.device)
+        env = _env(name, noted, settings.split, settings.environment)
         with console.status(f"{name} on {settings.split} ..."):
             agent = load_agent(name, env, settings.seed)
             chosen = {name: env}
@@ -165,7 +155,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
             plot_choices(looking, action_names(env.config().space), source.difficulty_name, out / "choices.png")
         if curves := {n: found for n in names if trained_settings(n) and (found := read_curves(Path(n)))}:
             plot_learning_curves(curves, out / "learning.png")
-        write_json(out / SETTINGS, noted)
+        write_json(out / SETTINGS, noted_settings(noted))
         console.print(f"Written to {out}")
     return metrics
 
@@ -201,24 +191,17 @@ def trained_settings(name: str) -> dict[str, Any]:
     return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
 
 
-def env_of_run(run: Path, split: str, device: str = "cpu") -> EnvSettings:
-    """The environment that an agent in a run folder was trained in, on another split."""
-    return _env(str(run), {**DEFAULTS, **trained_settings(str(run))}, split, device)
+def env_of_run(run: Path, split: str) -> EnvSettings:
+    """The environment that an agent in a run folder was trained in, on another split and on the CPU."""
+    return _env(str(run), {**DEFAULTS, **trained_settings(str(run))}, split)
 
 
-def _env(name: str, noted: dict[str, Any], split: str, device: str) -> EnvSettings:
+def _env(name: str, noted: dict[str, Any], split: str, environment: EnvArguments | None = None) -> EnvSettings:
     """The environment as an agent saw it in training, on the images of `noted`, which has the keys of `DEFAULTS`."""
-    return EnvSettings.from_id(
-        noted["env"],
-        split=split,
-        checkpoint=noted["checkpoint"],
-        observation=trained_settings(name).get("observation", "cls"),
-        device=device,
-        cost_conditioning=_price_range(name),
-        token_mode=noted["token_mode"],
-        dtype=noted["dtype"],
-        dataset=noted["dataset"],
-    )
+    arguments = of_the_machine(environment or {}) | noted_settings({k: noted[k] for k in DEFAULTS if k != "env"})
+    arguments |= {"split": split, "cost_conditioning": _price_range(name)}
+    arguments["observation"] = trained_settings(name).get("observation", "cls")
+    return EnvSettings.from_id(noted["env"], **arguments)
 
 
 def _shared(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from tyro.conf import arg
 
 from supernet import StaticViT, SubnetConfig, Supernet
 from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
@@ -51,21 +52,38 @@ class ExportedFile:
     allowed: float
 
 
-def run_export(
-    out: Path,
-    formats: Sequence[str],
-    supernet: str,
-    subnet: str | None,
-    keep_rate: Sequence[float],
-    embed_dim: int | None,
-    mlp_ratio: float | None,
-    uint8: bool,
-    seed: int,
-) -> None:
-    """The command: see `choose_subnet` and `export_subnet` for arguments and errors."""
-    net = open_supernet(supernet)
-    chosen = choose_subnet(net.config, subnet, keep_rate, embed_dim, mlp_ratio)
-    files = export_subnet(net, chosen, out, formats, uint8, seed)
+@dataclass(frozen=True)
+class ExportSettings:
+    """What `prance export` writes."""
+
+    formats: Annotated[tuple[Literal["onnx", "torch", "safetensors"], ...], arg(name="format")] = ("onnx",)
+    """What to write; onnx needs the extra prance-env[export]. supernet.load_static loads safetensors."""
+    supernet: str = "digits"
+    """Registered name, or a folder written by save_pretrained; digits is the bundled one."""
+    subnet: str | None = None
+    """full, min, a JSON file or JSON text of one subnet (SubnetConfig.to_json), or a static agent's file."""
+    keep_rate: tuple[float, ...] = ()
+    """Instead of --subnet: keep rate of every decision, or one for each stage of the token mode; 1 if not given."""
+    embed_dim: int | None = None
+    """Instead of --subnet: width of every decided block; the full one if not given."""
+    mlp_ratio: float | None = None
+    """Instead of --subnet: hidden width of every decided MLP over its width; the full one if not given."""
+    uint8: bool = False
+    """ONNX and torch files take uint8 images and normalise them."""
+    seed: int = 0
+    """Fixes the random images."""
+
+
+def run_export(settings: ExportSettings, out: Path) -> None:
+    """Writes one subnet to `out` and says what was written.
+
+    Raises:
+        FileNotFoundError: If there is no such supernet, or no such file with a subnet.
+        ValueError: If what was asked for is not exactly one subnet, or cannot be written; see `export_subnet`.
+    """
+    net = open_supernet(settings.supernet)
+    chosen = choose_subnet(net.config, settings.subnet, settings.keep_rate, settings.embed_dim, settings.mlp_ratio)
+    files = export_subnet(net, chosen, out, settings.formats, settings.uint8, settings.seed)
     _print(net, chosen, files, Console())
 
 
@@ -80,7 +98,7 @@ def export_subnet(
         out: Folder, created if missing. `static.json` describes the network.
         formats: Keys of `FILES`.
         uint8: Whether ONNX and torch files take uint8 images and normalise them, instead of normalised float32 ones.
-        seed: Of the random images that the comparison uses.
+        seed: Seed of the random images that the comparison uses.
 
     Returns:
         The files, `static.json` excepted.

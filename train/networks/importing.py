@@ -6,6 +6,8 @@ from pathlib import Path
 
 from supernet import Supernet, from_timm, load_prance_checkpoint, save_pretrained
 
+from ..runs.folder import check_free
+
 
 def import_timm(model: str, out: Path, pretrained: bool = False) -> Supernet:
     """Makes a model of timm elastic and writes it to `out`.
@@ -45,8 +47,7 @@ def import_prance(checkpoint: Path, out: Path, token_mode: str = "prune") -> Sup
 
 
 def _check_free(out: Path) -> None:
-    if any((out / name).exists() for name in ("config.json", "model.safetensors")):
-        raise FileExistsError(f"{out} holds a network already; pass another --out.")
+    check_free(out, [out / "config.json", out / "model.safetensors"], "network")
 
 
 def _save(net: Supernet, out: Path, source: str) -> Supernet:

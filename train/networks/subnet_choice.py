@@ -45,7 +45,7 @@ def choose_subnet(
             None: as the other arguments say.
         keep_rate: Keep rate of every decision; one, or one for each stage of the token mode. Empty: 1.
         embed_dim: Width of every decided block; None is the full one.
-        mlp_ratio: Likewise.
+        mlp_ratio: Hidden width of every decided MLP over its width; None is the full one.
 
     Raises:
         FileNotFoundError: If `subnet` names a file that does not exist.

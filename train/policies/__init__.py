@@ -1,1 +1,7 @@
-"""Training agents, and searching hyper-parameters for them."""
+"""Training, tuning and loading agents, with algorithms that users can add to."""
+
+from .algorithm import Algorithm, TrainingRun
+from .registry import register_algorithm
+from .settings import AgentTraining
+
+__all__ = ["AgentTraining", "Algorithm", "TrainingRun", "register_algorithm"]

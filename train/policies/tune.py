@@ -6,9 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,70 +19,55 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
-from agents.sb3.hyperparams import PRESETS, algorithm_class, check_hyperparams, read_preset
+from agents.sb3.hyperparams import ALGORITHMS, PRESETS, algorithm_class, check_hyperparams, read_preset
 from agents.sb3.make import make_sb3
 from prance_env import PranceVectorEnv, make_sb3_env
+from prance_env.settings import EnvArguments
 from supernet.files import write_text
 
 from ..evaluate.evaluation import Agent
-from ..runs.folder import read_config, write_command
+from ..options import choice
+from ..runs.folder import open_run
+from .settings import TrainingTask
 
 if TYPE_CHECKING:
     import optuna
 
+OfSB3 = Annotated[str, choice(lambda: ALGORITHMS)]
 STUDY, BEST = "study.journal", "best.yml"
 
 
-@dataclass(frozen=True)
-class TuneSettings:
-    """Settings of a search.
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(TrainingTask):
+    """Settings of a search; all trials train with its seed.
 
-    Attributes:
-        algo: Key of `agents.sb3.hyperparams.ALGORITHMS`.
-        trials: Hyper-parameters to try; the first are those of the preset.
-        total_timesteps: Decisions in a trial.
-        evaluations: How often a trial is judged, the last time at its end.
-        startup_trials: Trials that are drawn at random before the sampler learns from them.
-        env: Environment id.
-        checkpoint: Folder with the supernet; None is the bundled one.
-        observation: Observation mode.
-        n_envs: Images at a time; None: the preset's.
-        macs_weight: Price of all MACs of the full network.
-        seed: Fixes everything; all trials train with it.
-        device: Torch device of the supernet.
-        conf_file: YAML file to begin with, in rl-zoo's format; None is this package's preset.
-        ranges: YAML file with what to search, see `read_ranges`; None is this package's.
+    Raises:
+        ValueError: If a number is below 1.
     """
 
-    algo: str
+    algo: OfSB3
+    """Algorithm; tqc and trpo need `pip install 'prance-env[contrib]'`."""
     trials: int = 40
+    """Hyper-parameters to try, the preset's first."""
     total_timesteps: int = 100_000
+    """Decisions in a trial, three an image."""
     evaluations: int = 4
+    """How often a trial is judged, the last time at its end; what is behind is given up halfway."""
     startup_trials: int = 10
-    env: str = "Prance-Digits-v0"
-    checkpoint: str | None = None
-    observation: str = "cls"
-    n_envs: int | None = None
-    macs_weight: float = 0.05
-    seed: int = 0
-    device: str = "cpu"
+    """Trials drawn at random, before the sampler learns from them."""
     conf_file: str | None = None
+    """YAML file of hyper-parameters to begin with, in rl-zoo's format; this package's preset if not given."""
     ranges: str | None = None
+    """YAML file with what to search, as `read_ranges` takes it; this package's if not given."""
+    macs_weight: float = 0.05
+    """Price of all MACs of the full network, in accuracy."""
+    seed: int = 0
+    """Fixes everything."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "total_timesteps", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-
-    @property
-    def env_arguments(self) -> dict[str, Any]:
-        """Arguments of the environments for training; its returns are those of the terminal reward."""
-        return {
-            "checkpoint": self.checkpoint,
-            "observation": self.observation,
-            "device": self.device,
-            "reward": {"mode": "potential", "accuracy": "mixed", "macs_weight": self.macs_weight},
-        }
 
 
 def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: bool = True) -> optuna.Study:
@@ -107,7 +92,7 @@ def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: 
     optuna = _optuna()
     preset = read_preset(settings.algo, settings.conf_file, settings.env)
     ranges = read_ranges(settings.algo, settings.ranges)
-    _open_folder(settings, out, resume)
+    open_run(out, settings, out / STUDY, resume, what="search", go_on="go on with it", may_change=("trials",))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / STUDY)))
     study = optuna.create_study(
@@ -174,14 +159,14 @@ def read_ranges(algo: str, path: str | Path | None = None) -> dict[str, Any]:
 
 
 def validation_return(
-    agent: Agent, env_id: str, env_arguments: dict[str, Any], batch_size: int = 1024
+    agent: Agent, env_id: str, env_arguments: EnvArguments, batch_size: int = 1024
 ) -> tuple[float, float, float]:
     """Plays every validation image once, without exploring.
 
     Args:
         agent: Whatever has SB3's `predict`.
         env_id: Environment id.
-        env_arguments: Of the environment, with the reward.
+        env_arguments: Arguments of the environment, the reward included.
         batch_size: Images at a time.
 
     Returns:
@@ -321,21 +306,6 @@ def _num_finished(study: optuna.Study) -> int:
 def _best_value(study: optuna.Study) -> float:
     complete = study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
     return max((t.value for t in complete if t.value is not None), default=float("nan"))
-
-
-def _open_folder(settings: TuneSettings, out: Path, resume: bool) -> None:
-    if not resume:
-        if (out / STUDY).exists():
-            raise FileExistsError(f"{out} holds a search already; pass --resume to go on with it, or another --out.")
-        write_command(out, settings)
-        return
-    if not (out / STUDY).exists():
-        raise FileNotFoundError(f"{out / STUDY} does not exist, so there is nothing to resume; drop --resume.")
-    before = read_config(out)
-    changed = sorted(k for k, v in asdict(settings).items() if k != "trials" and before.get(k) != v)
-    if changed:
-        raise ValueError(f"{out} holds a search with other values of {changed}; only --trials may change.")
-    write_command(out, settings)
 
 
 def _write_results(study: optuna.Study, settings: TuneSettings, out: Path) -> None:

@@ -138,7 +138,7 @@ def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], diffic
 
     Args:
         results: Evaluations by name.
-        names: Of the entries of an action, see `prance_env.spaces.action_names`.
+        names: Names of the entries of an action, as `prance_env.spaces.action_names` gives them.
         difficulty_name: Label of the axis.
         path: PNG file to write.
     """

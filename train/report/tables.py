@@ -1,4 +1,4 @@
-"""Tables and files of results, and `prance list`."""
+"""Tables and files of results."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from agents.sb3.hyperparams import ALGORITHMS
-from prance_env.images.config import TIMM_READERS
-from prance_env.images.loading import list_datasets
-from prance_env.observations import list_observations
-from prance_env.spaces import action_space, observation_space
-from prance_env.supernets import BUNDLED, token_modes
-from supernet import SubnetConfig, SupernetConfig, list_supernets, supernet_config, token_mode
 from supernet.files import write_text
-from supernet.macs import remaining_macs, stem_macs, subnet_params
-
-from ..policies.training import PRANCE_PPO
 
 
 def results_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
@@ -55,7 +42,7 @@ def _interval(summary: dict[str, Any], key: str, digits: int) -> str:
 
 
 def markdown_table(rows: dict[str, dict[str, Any]], first: str = "") -> str:
-    """The same in Markdown."""
+    """A Markdown table with one line per summary; `first` heads the column of their names."""
     lines = [f"| {first} | accuracy | MACs / full | patches left | images |", "|---|---:|---:|---:|---:|"]
     lines += [
         f"| {name} | {s['accuracy']:.2%} | {s['macs_fraction']:.1%} | {s['patches_fraction']:.1%} | {s['n_images']} |"
@@ -67,55 +54,3 @@ def markdown_table(rows: dict[str, dict[str, Any]], first: str = "") -> str:
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON atomically."""
     write_text(path, json.dumps(data, indent=2) + "\n")
-
-
-def print_registered() -> None:
-    """Prints what there is to use, with spaces and sizes."""
-    console = Console()
-    table = Table(title="Environments (gym.make, gym.make_vec, make_sb3_env)")
-    table.add_column("environment", no_wrap=True)
-    for column in ("observation", "action", "supernet", "needs"):
-        table.add_column(column)
-    for spec in gym.registry.values():
-        if spec.vector_entry_point == "prance_env.vector_env:PranceVectorEnv":
-            given = {"supernet": "digits", "dataset": "digits", **spec.kwargs}
-            config = supernet_config(given["supernet"])
-            action = action_space(config.space, given.get("normalize_actions", True))
-            observation = observation_space(config, given.get("observation", "cls"))
-            needs = [] if given["supernet"] in BUNDLED or given.get("checkpoint") else ["checkpoint="]
-            needs += [] if given["dataset"] else ["dataset="]
-            table.add_row(
-                spec.id,
-                f"Box{observation.shape}",
-                f"Box({action.low.min():g}, {action.high.max():g}, {action.shape})",
-                given["supernet"],
-                ", ".join(needs) or "nothing",
-            )
-    console.print(table)
-    table = Table(title="Supernets")
-    table.add_column("supernet", no_wrap=True)
-    for column in ("groups", "embed_dim", "mlp_ratio", "heads", "image", "MMACs", "params"):
-        table.add_column(column)
-    for name in list_supernets():
-        config = supernet_config(name)
-        space = config.space
-        tokens = np.array([config.num_tokens])
-        full_macs = stem_macs(config) + remaining_macs(config, 0, tokens).item()
-        table.add_row(
-            name,
-            "+".join(map(str, space.groups)),
-            " ".join(map(str, space.embed_dims)),
-            " ".join(f"{r:g}" for r in space.mlp_ratios),
-            " ".join(map(str, space.num_heads)),
-            f"{config.in_chans}x{config.img_size}x{config.img_size}",
-            f"{full_macs / 1e6:.1f}",
-            f"{subnet_params(config, SubnetConfig.full(space)).item() / 1e6:.1f} M",
-        )
-    console.print(table)
-    algorithms = ", ".join([*ALGORITHMS, PRANCE_PPO])
-    modes = [f"{m} (two keep rates)" if token_mode(m).num_rates == 2 else m for m in token_modes(SupernetConfig())]
-    console.print(f"Observations (observation=): {', '.join(list_observations())}")
-    console.print(f"Token modes (token_mode=): {', '.join(modes)}")
-    sources = [*list_datasets(), "a folder", *(f"{reader}/..." for reader in TIMM_READERS)]
-    console.print(f"Data sets (dataset=): {', '.join(sources)}")
-    console.print(f"Agents: full, random (prance eval); algorithms: {algorithms} (prance train agent)")

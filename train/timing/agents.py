@@ -18,7 +18,7 @@ from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice
 
 from ..evaluate.evaluation import Agent, ask
-from .networks import time_interleaved
+from .clock import time_interleaved
 
 FULL = "full network"
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,54 +23,52 @@ from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from tqdm import tqdm
+from tyro.conf import arg
 
 from agents import make_sb3
 from prance_env import ImageDataset, PranceVecEnv, PranceVectorEnv, register_dataset
 from prance_env.images.loading import DIGITS_SCENES, load_dataset
+from prance_env.settings import EnvArguments
 from prance_env.supernets import BUNDLED, checkpoint_folder
 from supernet import create_supernet, save_pretrained
 from supernet.checkpoint import load_config
 
+from ..options import SupernetName, environment_options
 from ..report.tables import write_json
-from .networks import machine, time_interleaved
+from ..runs.folder import plain
+from .clock import check_rounds, machine, machine_in_words, time_interleaved
 
 FULL, FIRST, UNCACHED = "full forward", "first visit", "prefix not cached"
 CACHED, SB3, AUTHORS = "prefix cached", "prefix cached, SB3", "as PRANCE's authors"
 POLICY, TRAINING = "SB3 + policy", "SB3 + training"
+# Arguments of an environment that concern image files or the cache, which is what is measured.
+OF_FILES = ("dataset", "num_workers", "on_error", "cache_mb", "cache_dir")
+WithoutFiles = Annotated[EnvArguments, arg(constructor_factory=lambda: environment_options(OF_FILES))]
 
 
 @dataclass(frozen=True)
 class EnvBenchSettings:
     """What `prance bench-env` measures.
 
-    Attributes:
-        supernet: Registered name. One without bundled weights gets random ones and random images.
-        checkpoint: Folder with weights (`save_pretrained`), with random images; None: see `supernet`.
-        num_images: Images at a time, N.
-        repeats: Timed rounds; the median counts.
-        warmup: Rounds before.
-        device: Torch device of the supernet; the policy is SB3's on the CPU.
-        token_mode: How patches leave; None: as the supernet's folder says.
-        dtype: Precision of the supernet.
-        seed: Of actions, images and weights.
-
     Raises:
         ValueError: If a number is out of range.
     """
 
-    supernet: str = "prance_vit_tiny"
-    checkpoint: str | None = None
+    supernet: SupernetName = "prance_vit_tiny"
+    """Registered supernet. Only digits has weights and images; others get random ones, which take as long."""
     num_images: int = 256
+    """Images at a time."""
     repeats: int = 3
+    """Timed rounds, of which the median counts."""
     warmup: int = 1
-    device: str = "cpu"
+    """Rounds before."""
     seed: int = 0
-    token_mode: str | None = None
-    dtype: str = "float32"
+    """Fixes actions, images and weights."""
+    environment: WithoutFiles = field(default_factory=EnvArguments)
+    """What else the environment takes; images are random with a checkpoint, too. The policy is SB3's on the CPU."""
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or self.warmup < 0:
-            raise ValueError(f"repeats={self.repeats} must be at least 1, and warmup={self.warmup} at least 0.")
+        check_rounds(self.repeats, self.warmup)
         most = DIGITS_SCENES["train"] if self.bundled else None
         if self.num_images < 2 or (most is not None and self.num_images > most):
             raise ValueError(
@@ -80,7 +78,12 @@ class EnvBenchSettings:
     @property
     def bundled(self) -> bool:
         """Whether weights and images are those of the package."""
-        return self.checkpoint is None and self.supernet in BUNDLED
+        return self.environment.get("checkpoint") is None and self.supernet in BUNDLED
+
+    @property
+    def device(self) -> str:
+        """Torch device of the supernet."""
+        return self.environment.get("device", "cpu")
 
 
 class RandomActions(VecEnvWrapper):
@@ -96,7 +99,7 @@ class RandomActions(VecEnvWrapper):
         self._actions, self._next = actions, 0
 
     def reset(self) -> Any:
-        """As inside."""
+        """Resets the environments inside."""
         return self.venv.reset()
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -105,11 +108,11 @@ class RandomActions(VecEnvWrapper):
         self._next = (self._next + 1) % len(self._actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """As inside."""
+        """What the environments inside make of the random actions."""
         return self.venv.step_wait()
 
 
-def make_task(settings: EnvBenchSettings, folder: Path) -> dict[str, Any]:
+def make_task(settings: EnvBenchSettings, folder: Path) -> EnvArguments:
     """Arguments of an environment over exactly N images: digits' own, or random ones.
 
     Args:
@@ -121,7 +124,7 @@ def make_task(settings: EnvBenchSettings, folder: Path) -> dict[str, Any]:
         FileNotFoundError: If the checkpoint is missing.
     """
     torch.manual_seed(settings.seed)
-    n, checkpoint = settings.num_images, settings.checkpoint
+    n, checkpoint = settings.num_images, settings.environment.get("checkpoint")
     if settings.bundled:
         digits, rows = load_dataset("digits", "train"), np.arange(n)
         images, labels = digits.fetch(rows), digits.labels[:n]
@@ -135,26 +138,20 @@ def make_task(settings: EnvBenchSettings, folder: Path) -> dict[str, Any]:
     name = f"bench-env-{folder.name}"
     dataset = ImageDataset.from_tensors(images, labels, name=name)
     register_dataset(name, lambda split: dataset)
-    return {
-        "supernet": settings.supernet,
-        "checkpoint": checkpoint,
-        "dataset": name,
-        "device": settings.device,
-        "token_mode": settings.token_mode,
-        "dtype": settings.dtype,
-    }
+    return {**settings.environment, "supernet": settings.supernet, "checkpoint": checkpoint, "dataset": name}
 
 
-def contenders(settings: EnvBenchSettings, task: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+def contenders(settings: EnvBenchSettings, task: EnvArguments) -> dict[str, Callable[[], Any]]:
     """What is timed: every call plays one episode on each of N images, or runs the full network over them.
 
     Args:
-        settings: N and the seed.
+        settings: The number of images, N, and the seed.
         task: From `make_task`.
     """
     n, index = settings.num_images, np.arange(settings.num_images)
     # Told which images, since those that are drawn twice would be computed once where the prefix is not cached.
-    fresh = PranceVectorEnv(n, AutoresetMode.DISABLED, cache_mb=0.0, **task)
+    uncached: EnvArguments = {**task, "cache_mb": 0.0}
+    fresh = PranceVectorEnv(n, AutoresetMode.DISABLED, **uncached)
     fresh.reset(seed=settings.seed, options={"index": index})
     engine, space = fresh.lanes.engine, fresh.config.space
     images = engine.dataset.fetch(index)
@@ -208,7 +205,7 @@ def summarise(seconds: dict[str, list[float]], num_images: int) -> tuple[list[di
     """Rows and targets.
 
     Args:
-        seconds: Of every round, by contender.
+        seconds: Seconds of every round, by contender.
         num_images: N.
 
     Returns:
@@ -263,7 +260,7 @@ def run_bench_env(settings: EnvBenchSettings, out: Path | None) -> dict[str, Any
         with tqdm(total=len(calls) * rounds, desc="bench-env", unit="call", mininterval=1) as bar:
             seconds = time_interleaved(calls, settings.device, settings.warmup, settings.repeats, bar)
     rows, targets = summarise(seconds, settings.num_images)
-    result = {"machine": machine(settings.device), "settings": asdict(settings), "rows": rows, "targets": targets}
+    result = {"machine": machine(settings.device), "settings": plain(settings), "rows": rows, "targets": targets}
     console = Console()
     _print(result, settings, console)
     if out is not None:
@@ -275,8 +272,8 @@ def run_bench_env(settings: EnvBenchSettings, out: Path | None) -> dict[str, Any
 def _print(result: dict[str, Any], settings: EnvBenchSettings, console: Console) -> None:
     info = result["machine"]
     console.print(
-        f"{info['device']}, {info['threads']} threads, torch {info['torch']}, {settings.supernet}, "
-        f"{settings.num_images} images at a time, uniformly random actions, median of {settings.repeats}"
+        f"{machine_in_words(info)}, {settings.supernet}, {settings.num_images} images at a time, uniformly random "
+        f"actions, median of {settings.repeats}"
     )
     table = Table(title="An episode, in full forwards (milliseconds)", box=None, pad_edge=False)
     for column in ("", "environment", "+ policy", "+ training", "episodes/s", "/ authors"):

@@ -6,14 +6,11 @@ All contenders of a model and batch size are timed in one interleaved run on the
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import timm
@@ -22,13 +19,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
+from tyro.conf import arg
 
+from prance_env.supernets import DTYPES
 from supernet import SearchSpace, SubnetConfig, Supernet, extract, freeze, from_timm
 
+from ..options import Device, DType, TokenMode
 from ..report.tables import write_json
+from .clock import check_rounds, machine, machine_in_words, time_interleaved
 from .peak_memory import peak_memory
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CANDIDATES = 4096
 
 
@@ -36,37 +36,36 @@ CANDIDATES = 4096
 class BenchSettings:
     """What `prance bench` measures.
 
-    Attributes:
-        models: timm models, with random weights; each becomes a supernet with `supernet.convert.timm.default_space`.
-        batch_sizes: Images at a time.
-        token_mode: How patches leave in the subnets.
-        macs_fraction: MACs of the subnets, relative to the full network.
-        repeats: Timed rounds; the median counts.
-        warmup: Rounds before.
-        device: Torch device.
-        dtype: Key of `DTYPES`.
-        memory: Whether to measure the peak memory of one forward pass, too.
-        seed: Of subnets and images.
+    Raises:
+        ValueError: If a setting is unknown or out of range.
     """
 
-    models: tuple[str, ...] = ("deit_tiny_patch16_224", "deit_small_patch16_224")
-    batch_sizes: tuple[int, ...] = (64, 256)
-    token_mode: str = "prune"
+    models: Annotated[tuple[str, ...], arg(name="model")] = ("deit_tiny_patch16_224", "deit_small_patch16_224")
+    """Models of timm, with random weights; each becomes a supernet."""
+    batch_sizes: Annotated[tuple[int, ...], arg(name="batch-size")] = (64, 256)
+    """Images at a time."""
+    token_mode: TokenMode = "prune"
+    """How patches leave in the subnets."""
     macs_fraction: float = 0.5
+    """MACs of the subnets, relative to the full network."""
     repeats: int = 5
+    """Timed rounds, of which the median counts."""
     warmup: int = 1
-    device: str = "cpu"
-    dtype: str = "float32"
+    """Rounds before."""
+    device: Device = "cpu"
+    dtype: DType = "float32"
+    """Precision of weights and images."""
     memory: bool = False
+    """Also measure the peak memory of a forward pass."""
     seed: int = 0
+    """Fixes subnets and images."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is unknown; choose one of {sorted(DTYPES)}.")
         if not 0 < self.macs_fraction <= 1:
             raise ValueError(f"macs_fraction={self.macs_fraction} must lie in (0, 1].")
-        if self.repeats < 1 or self.warmup < 0:
-            raise ValueError(f"repeats={self.repeats} must be at least 1, and warmup={self.warmup} at least 0.")
+        check_rounds(self.repeats, self.warmup)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes={self.batch_sizes} must hold positive numbers.")
 
@@ -145,32 +144,6 @@ def contenders(settings: BenchSettings, name: str, batch_size: int) -> list[Cont
     ]
 
 
-def time_interleaved(
-    calls: dict[str, Callable[[], Any]], device: str, warmup: int, repeats: int, bar: tqdm[Any]
-) -> dict[str, list[float]]:
-    """Seconds of every timed round, by call: all of them once, then all of them again, so that noise hits all alike.
-
-    Args:
-        calls: What to time, by name.
-        device: That they run on.
-        warmup: Rounds before.
-        repeats: Rounds that are timed.
-        bar: Progress, one update per call.
-    """
-    cuda = torch.device(device).type == "cuda"
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(warmup + repeats):
-        for name, call in calls.items():
-            begun = time.perf_counter()
-            call()
-            if cuda:
-                torch.cuda.synchronize()
-            if round_ >= warmup:
-                seconds[name].append(time.perf_counter() - begun)
-            bar.update()
-    return seconds
-
-
 def run_bench(settings: BenchSettings, out: Path | None) -> list[dict[str, Any]]:
     """Measures, prints a table per model and batch size, and writes `out` (JSON).
 
@@ -222,23 +195,10 @@ def _rows(
     ]
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What figures depend on: hardware, threads, torch."""
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.processor()
-    return {
-        "device": name or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
-
-
 def _print(rows: list[dict[str, Any]], settings: BenchSettings, console: Console) -> None:
     info = machine(settings.device)
     console.print(
-        f"{info['device']}, {info['threads']} threads, torch {info['torch']}, {settings.dtype}, "
-        f"token mode {settings.token_mode}, median of {settings.repeats}"
+        f"{machine_in_words(info)}, {settings.dtype}, token mode {settings.token_mode}, median of {settings.repeats}"
     )
     for model, batch_size in dict.fromkeys((r["model"], r["batch_size"]) for r in rows):
         table = Table(title=f"{model}, {batch_size} images")

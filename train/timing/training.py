@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +25,51 @@ from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
 
 from ..evaluate.evaluation import Agent
-from ..policies.training import PRANCE_PPO, AgentTraining, env_arguments, train_agent
+from ..options import Split
+from ..policies.registry import PRANCE_PPO
+from ..policies.settings import AgentTraining, AlgorithmName, TrainingTask
+from ..policies.train_agent import train_agent
 from ..report.tables import write_json
-from .networks import machine
+from ..runs.folder import plain
+from .clock import machine, machine_in_words
 
 BATCH = 512
 FASTER = 1.3
 SPEEDS = {"decisions_per_second": "seconds", "decisions_per_cpu_second": "cpu_seconds"}
 
 
-@dataclass(frozen=True)
-class TrainingBenchSettings:
+@dataclass(frozen=True, kw_only=True)
+class TrainingBenchSettings(TrainingTask):
     """What `prance bench-training` measures.
-
-    Attributes:
-        training: What the trainings have in common; its `algo` and `seed` are not used.
-        algos: See `AgentTraining.algo`; all are compared with the first.
-        seeds: One training each.
-        split: Images for the returns.
 
     Raises:
         ValueError: If there are fewer than two algorithms or no seed, an algorithm is unknown, or there is a range of
             prices.
     """
 
-    training: AgentTraining
-    algos: tuple[str, ...] = ("ppo", PRANCE_PPO)
+    algos: tuple[AlgorithmName, ...] = ("ppo", PRANCE_PPO)
+    """As in prance train agent; all are compared with the first."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    split: str = "val"
+    """One training each."""
+    total_timesteps: int | None = 200_000
+    """Decisions of one training."""
+    split: Split = "val"
+    """Images for the returns."""
 
     def __post_init__(self) -> None:
         if len(set(self.algos)) < 2 or len(set(self.algos)) < len(self.algos) or not self.seeds:
             raise ValueError(f"algos={self.algos} must be two or more different ones, and seeds={self.seeds} some.")
         for algo in self.algos:
-            replace(self.training, algo=algo)
-        if self.training.cost_conditioning is not None:
-            raise ValueError(f"macs_weight={self.training.macs_weight} must be one price, so that returns compare.")
+            self.training(algo, 0)
+        if self.cost_conditioning is not None:
+            raise ValueError(f"macs_weight={self.macs_weight} must be one price, so that returns compare.")
+
+    def training(self, algo: str, seed: int) -> AgentTraining:
+        """One of the trainings."""
+        return AgentTraining(**{f.name: getattr(self, f.name) for f in fields(TrainingTask)}, algo=algo, seed=seed)
 
 
-def play_split(agent: Agent, settings: AgentTraining, split: str) -> dict[str, float]:
+def play_split(agent: Agent, settings: TrainingTask, split: str) -> dict[str, float]:
     """Mean `return`, `accuracy` and `macs_fraction` of the deterministic policy, one episode an image."""
     envs = _environment(settings, split)
     total = len(envs.settings.engine().dataset)
@@ -82,14 +88,13 @@ def play_split(agent: Agent, settings: AgentTraining, split: str) -> dict[str, f
     return {name: float(np.concatenate(values).mean()) for name, values in columns.items()}
 
 
-def _environment(settings: AgentTraining, split: str) -> PranceVectorEnv:
-    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **env_arguments(settings), "split": split}
+def _environment(settings: TrainingTask, split: str) -> PranceVectorEnv:
+    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **settings.env_arguments, "split": split}
     return PranceVectorEnv(BATCH, AutoresetMode.DISABLED, **kwargs)
 
 
-def _compute_prefixes(settings: AgentTraining) -> None:
-    task = EnvSettings.from_id(settings.env, checkpoint=settings.checkpoint, device=settings.device)
-    engine = task.engine()
+def _compute_prefixes(settings: TrainingTask) -> None:
+    engine = EnvSettings.from_id(settings.env, **settings.environment).engine()
     for begin in range(0, len(engine.dataset), BATCH):
         engine.start(np.arange(begin, min(begin + BATCH, len(engine.dataset))))
 
@@ -103,10 +108,10 @@ def measure_training(settings: TrainingBenchSettings, folder: Path, console: Con
         console: For progress.
     """
     rows = []
-    _compute_prefixes(settings.training)
+    _compute_prefixes(settings)
     for turn, seed in enumerate(settings.seeds):
         for algo in settings.algos[:: -1 if turn % 2 else 1]:
-            training = replace(settings.training, algo=algo, seed=seed)
+            training = settings.training(algo, seed)
             with console.status(f"{algo}, seed {seed} ..."):
                 wall, cpu = time.perf_counter(), time.process_time()
                 agent: Any = train_agent(training, folder / f"{algo}-{seed}", progress_bar=False)
@@ -149,25 +154,33 @@ def run_bench_training(settings: TrainingBenchSettings, out: Path | None) -> dic
     with tempfile.TemporaryDirectory(prefix="prance-") as folder:
         rows = measure_training(settings, Path(folder), console)
     summary = summarise_training(rows, settings.algos)
-    info = machine(settings.training.device)
+    info = machine(settings.environment.get("device", "cpu"))
     console.print(
-        f"{info['device']}, {info['threads']} threads, torch {info['torch']}; {settings.training.env}, "
-        f"{settings.training.total_timesteps} decisions each, macs_weight {settings.training.macs_weight}, "
-        f"seeds {[*settings.seeds]}, returns on {settings.split}"
+        f"{machine_in_words(info)}; {settings.env}, {settings.total_timesteps} decisions each, macs_weight "
+        f"{settings.macs_weight}, seeds {[*settings.seeds]}, returns on {settings.split}"
     )
+    console.print(_table(summary))
+    if PRANCE_PPO in settings.algos[1:]:
+        found = summary[PRANCE_PPO]
+        for met, what in (
+            (found["return_gain"] >= 0, f"return of {PRANCE_PPO} not below {settings.algos[0]}'s"),
+            (found["decisions_per_second_ratio"] >= FASTER, f"{FASTER} times its speed"),
+        ):
+            console.print(f"{'met   ' if met else 'MISSED'}  {what}")
+    result = {"machine": info, "settings": plain(settings), "rows": rows, "summary": summary}
+    if out is not None:
+        write_json(out, result)
+        console.print(f"Written to {out}")
+    return result
+
+
+def _table(summary: dict[str, dict[str, float]]) -> Table:
+    """One line per algorithm."""
     table = Table(box=None, pad_edge=False)
-    for column in (
-        "",
-        "return",
-        "- first",
-        "accuracy",
-        "MACs / full",
-        "decisions/s",
-        "/ first",
-        "per CPU-s",
-        "/ first",
-    ):
-        table.add_column(column, justify="right" if column else "left")
+    columns = ("return", "- first", "accuracy", "MACs / full", "decisions/s", "/ first", "per CPU-s", "/ first")
+    table.add_column("", justify="left")
+    for column in columns:
+        table.add_column(column, justify="right")
     for algo, s in summary.items():
         table.add_row(
             algo,
@@ -180,16 +193,4 @@ def run_bench_training(settings: TrainingBenchSettings, out: Path | None) -> dic
             f"{s['decisions_per_cpu_second']:.0f}",
             f"{s['decisions_per_cpu_second_ratio']:.2f}",
         )
-    console.print(table)
-    if PRANCE_PPO in settings.algos[1:]:
-        found = summary[PRANCE_PPO]
-        for met, what in (
-            (found["return_gain"] >= 0, f"return of {PRANCE_PPO} not below {settings.algos[0]}'s"),
-            (found["decisions_per_second_ratio"] >= FASTER, f"{FASTER} times its speed"),
-        ):
-            console.print(f"{'met   ' if met else 'MISSED'}  {what}")
-    result = {"machine": info, "settings": asdict(settings), "rows": rows, "summary": summary}
-    if out is not None:
-        write_json(out, result)
-        console.print(f"Written to {out}")
-    return result
+    return table

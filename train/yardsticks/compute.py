@@ -6,7 +6,7 @@ What each one knows is said in docs/yardsticks.md.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from agents.baselines import StaticAgent
 from prance_env.engine import InferenceEngine
-from prance_env.settings import EnvSettings
+from prance_env.settings import EnvArguments, EnvSettings
 from supernet import SubnetConfig
 
 from ..evaluate.evaluation import Evaluation, evaluate, evaluate_actions
 from ..evaluate.side_by_side import trained_settings
-from ..policies.training import load_agent
+from ..options import EnvironmentOptions, Split
+from ..policies.load_agent import load_agent
+from ..runs.folder import plain
 from ..search.confidence import SWEEPS, Rules, static_rules, tune_confidence
 from ..search.noisy_copies import noisy_copy
 from ..search.oracle import (
@@ -50,30 +52,28 @@ NOISE_SEED = 1000
 class YardstickSettings:
     """What to compute.
 
-    Attributes:
-        env: Environment id.
-        choose_on: Split on which everything is chosen.
-        split: Split on which everything is judged.
-        checkpoint: Folder with the supernet; None: the bundled one.
-        num_subnets: Static subnets to search.
-        oracle_subnets: Of these, how many the oracle chooses among.
-        copies: Copies of every image with other noise, on which the oracle chooses.
-        seed: Fixes everything.
-        device: Torch device.
-        also_static: Agents that do not look, see `train.policies.training.load_agent`: learned ones, which join the
-            static front.
+    Raises:
+        ValueError: If a number is too small.
     """
 
     env: str = "Prance-Digits-v0"
-    choose_on: str = "val"
-    split: str = "test"
-    checkpoint: str | None = None
+    """Environment id."""
+    choose_on: Split = "val"
+    """Images on which everything is searched and tuned."""
+    split: Split = "test"
+    """Images on which everything is judged."""
     num_subnets: int = 600
+    """Static subnets to search."""
     oracle_subnets: int = 128
+    """How many of them the per-image oracle chooses among."""
     copies: int = 4
+    """Copies of every image with other noise, on which the oracle chooses."""
     seed: int = 0
-    device: str = "cpu"
+    """Fixes everything."""
     also_static: tuple[str, ...] = ()
+    """Agents that join the static front, such as those of `prance train agent --observation constant`."""
+    environment: EnvironmentOptions = field(default_factory=EnvArguments)
+    """What else the environment takes; as its id says if not given."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_subnets", 2), ("oracle_subnets", 1), ("copies", 1), ("seed", 0)):
@@ -81,10 +81,9 @@ class YardstickSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
     def settings(self, split: str, observation: str = "cls") -> EnvSettings:
-        """Of the environment on one of the splits."""
-        return EnvSettings.from_id(
-            self.env, split=split, checkpoint=self.checkpoint, observation=observation, device=self.device
-        )
+        """The settings of the environment on one of the splits."""
+        given: EnvArguments = {**self.environment, "split": split, "observation": observation}
+        return EnvSettings.from_id(self.env, **given)
 
 
 def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
@@ -117,7 +116,7 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
         **oracle_fronts(found, chosen_on, judged_on, settings),
     }
     notes: dict[str, Any] = {
-        **asdict(settings),
+        **plain(settings),
         "seconds": round(time.perf_counter() - begun, 1),
         "cpu_seconds": round(time.process_time() - begun_cpu, 1),
         "search": search_progress(found),

@@ -6,23 +6,27 @@ for all images; "per stratum" picks one for few, some and many digits, which is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from tyro.conf import arg
 
 from prance_env.engine import InferenceEngine
-from prance_env.settings import EnvSettings
+from prance_env.settings import EnvArguments, EnvSettings
 
+from ..options import environment_options
 from ..report.tables import write_json
 from ..search.static import SearchResult, correct_of_static, evolve_static_front
 
 STRATA_BOUNDS = (4, 8)  # few: 1..3 digits, some: 4..7, many: 8..11
 DROPS = (0.005, 0.01, 0.02)
+WithoutCheckpoint = Annotated[EnvArguments, arg(constructor_factory=lambda: environment_options(["checkpoint"]))]
 
 
 def choose_static(found: SearchResult, rows: NDArray[np.bool_], least: float) -> int:
@@ -98,27 +102,22 @@ def measure_headroom(engine: InferenceEngine, num_subnets: int, seed: int = 0) -
     }
 
 
-def run_headroom(
-    checkpoints: list[str | None],
-    env: str,
-    num_subnets: int,
-    out: Path | None,
-    device: str,
-    dataset: str | dict[str, Any] | None = None,
-    token_mode: str | None = None,
-    dtype: str = "float32",
-) -> None:
-    """`prance headroom`: measures every checkpoint and prints a table.
+@dataclass(frozen=True)
+class HeadroomSettings:
+    """What `prance headroom` measures."""
 
-    Args:
-        checkpoints: Folders with supernets; None is the bundled one.
-        env: Environment id.
-        num_subnets: Static subnets to search among.
-        out: Folder for `headroom.json`.
-        device: See `PranceEnv`, likewise the others.
-        dataset: See there; None takes that of the id.
-        token_mode: See there.
-        dtype: See there.
+    checkpoint: tuple[str, ...] = ()
+    """Folders with supernets; the bundled one if none is given."""
+    env: str = "Prance-Digits-v0"
+    """Environment id."""
+    num_subnets: int = 400
+    """Static subnets to search among."""
+    environment: WithoutCheckpoint = field(default_factory=EnvArguments)
+    """What else the environment takes; as its id says if not given."""
+
+
+def run_headroom(settings: HeadroomSettings, out: Path | None) -> None:
+    """Measures every checkpoint, prints a table, and writes `headroom.json` to the folder `out`.
 
     Raises:
         ValueError: If an argument is unknown.
@@ -129,12 +128,11 @@ def run_headroom(
         "supernet", "full", "min", "allowed drop", "static: MACs", "acc", "per stratum: MACs", "acc", "saving"
     )
     results = {}
-    for checkpoint in checkpoints:
+    for checkpoint in settings.checkpoint or (None,):
         name = Path(checkpoint).name if checkpoint else "bundled"
-        settings = EnvSettings.from_id(
-            env, split="val", checkpoint=checkpoint, device=device, token_mode=token_mode, dtype=dtype, dataset=dataset
-        )
-        result = results[checkpoint or "bundled"] = measure_headroom(settings.engine(), num_subnets)
+        given: EnvArguments = {**settings.environment, "split": "val", "checkpoint": checkpoint}
+        engine = EnvSettings.from_id(settings.env, **given).engine()
+        result = results[checkpoint or "bundled"] = measure_headroom(engine, settings.num_subnets)
         for row in result["rows"]:
             table.add_row(
                 name,

@@ -24,12 +24,14 @@ from ..evaluate.budget import at_price
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.intervals import LEVEL, RESAMPLES, difficulty_correlation
 from ..evaluate.side_by_side import env_of_run
-from ..policies.training import AgentTraining, load_agent, train_agent
+from ..policies.load_agent import load_agent
+from ..policies.settings import AgentTraining
+from ..policies.train_agent import train_agent
 from ..report.leaderboard_page import benchmark_page
 from ..report.plots import plot_fronts
 from ..report.tables import write_json
 from ..runs.folder import changed_settings
-from ..timing.networks import machine
+from ..timing.clock import machine
 from .compute import YardstickSettings, run_yardsticks
 from .fronts import FILE, Yardsticks
 from .standing import standing
@@ -66,16 +68,28 @@ class BenchmarkSettings:
             raise ValueError(f"seeds={self.seeds} must name at least one, and none twice.")
 
     @classmethod
-    def digits(cls, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), total_timesteps: int = 200_000) -> BenchmarkSettings:
-        """The leaderboard on Digits."""
-        ours = AgentTraining(algo="prance_ppo", macs_weight=PRICE, total_timesteps=total_timesteps)
+    def digits(
+        cls,
+        seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+        total_timesteps: int = 200_000,
+        yardsticks: YardstickSettings | None = None,
+    ) -> BenchmarkSettings:
+        """The leaderboard on Digits, or on another environment: that of the yardsticks."""
+        yardsticks = yardsticks or YardstickSettings()
+        ours = AgentTraining(
+            env=yardsticks.env,
+            algo="prance_ppo",
+            macs_weight=PRICE,
+            total_timesteps=total_timesteps,
+            environment=yardsticks.environment,
+        )
         entries = {
             ADAPTIVE: ours,
             "SB3 PPO": replace(ours, algo="ppo"),
             EVERY_BUDGET: replace(ours, macs_weight=PRICES),
             STATIC: replace(ours, observation="constant"),
         }
-        return cls(entries, YardstickSettings(), seeds)
+        return cls(entries, yardsticks, seeds)
 
 
 def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
@@ -195,13 +209,13 @@ def seeds_and_images_interval(
 
 
 def _train(training: AgentTraining, run: Path, console: Console) -> None:
-    if (run / f"model{training.file}").exists():
+    if (run / f"model{training.algorithm.suffix}").exists():
         if changed := changed_settings(run, training):
             raise ValueError(f"{run} was trained with other values of {changed}; choose another --out.")
         return
     console.print(f"Training {run.name}")
     begun = time.process_time()
-    train_agent(training, run, resume=(run / f"last{training.file}").exists())
+    train_agent(training, run, resume=(run / f"last{training.algorithm.suffix}").exists())
     write_json(run / "cpu_seconds.json", time.process_time() - begun)
 
 

@@ -1,0 +1,29 @@
+"""`prance bench-training`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..options import Threads, narrowed, set_threads
+from ..timing.training import TrainingBenchSettings, run_bench_training
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchTraining(TrainingBenchSettings):
+    """Train algorithms side by side: the return after equally many decisions, and decisions per second.
+
+    For example:
+
+        prance bench-training
+        prance bench-training --seeds 0 1 2 3 4 --total-timesteps 400000 --out bench-training.json
+    """
+
+    out: Path | None = None
+    """JSON file for the figures."""
+    threads: Threads = 1
+
+    def run(self) -> None:
+        """Runs the command."""
+        set_threads(self.threads)
+        run_bench_training(narrowed(self, TrainingBenchSettings), self.out)

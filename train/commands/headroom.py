@@ -1,0 +1,31 @@
+"""`prance headroom`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..options import Threads, narrowed, set_threads
+from ..yardsticks.headroom import HeadroomSettings, run_headroom
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headroom(HeadroomSettings):
+    """Measure on validation images what there is to win by looking: the best static subnet for all images against the
+    best one for few, some and many digits.
+
+    For example:
+
+        prance headroom
+        prance headroom --checkpoint runs/supernet-0 runs/supernet-1 --out runs/headroom
+        prance headroom --token-mode merge
+    """
+
+    out: Path | None = None
+    """Folder for headroom.json."""
+    threads: Threads = 0
+
+    def run(self) -> None:
+        """Runs the command."""
+        set_threads(self.threads)
+        run_headroom(narrowed(self, HeadroomSettings), self.out)

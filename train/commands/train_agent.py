@@ -1,0 +1,40 @@
+"""`prance train agent`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..options import Threads, narrowed, set_threads
+from ..policies.settings import AgentTraining
+from ..policies.train_agent import train_agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAgent(AgentTraining):
+    """Stage 2: train an agent on a frozen supernet.
+
+    For example:
+
+        prance train agent --out runs/agent
+        prance train agent --out runs/agent --algo prance_ppo
+        prance train agent --out runs/sac --algo sac
+        prance train agent --out runs/static --algo prance_ppo --observation constant
+        prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
+        prance train agent --out runs/any-budget --algo prance_ppo --macs-weight 0.01 0.3 --total-timesteps 800000
+        prance train agent --out runs/merge --token-mode merge
+        prance train agent --out runs/mine --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet
+        prance train agent --out runs/agent --resume
+    """
+
+    out: Path
+    """Run folder."""
+    resume: bool = False
+    """Continue an interrupted run from its last checkpoint."""
+    threads: Threads = 1
+
+    def run(self) -> None:
+        """Runs the command."""
+        set_threads(self.threads)
+        train_agent(narrowed(self, AgentTraining), self.out, self.resume)
+        print(f"Agent written to {self.out}; evaluate it with: prance eval --agent {self.out}")

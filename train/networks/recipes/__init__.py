@@ -1,0 +1,1 @@
+"""What supernets are trained on and for, one file per task."""

@@ -1,0 +1,152 @@
+"""What the options of commands have in common: choices out of the registries, and the arguments of an environment.
+
+Settings of commands are dataclasses whose fields are the options, and whose docstrings under the fields are the help.
+They live in the room whose work they describe, and are annotated with what is here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import fields
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from prance_env.images.loading import ON_ERROR
+from prance_env.observations import list_observations
+from prance_env.settings import EnvArguments, EnvSettings, field_docs
+from prance_env.supernets import DTYPES, token_modes
+from supernet import SupernetConfig, list_supernets
+
+S = TypeVar("S")
+
+# What commands choose themselves, or offer in their own words.
+OF_THE_COMMAND = (
+    *("supernet", "split", "reward", "observation"),
+    *("normalize_actions", "cost_conditioning", "render_mode"),
+)
+
+
+def choice(names: Callable[[], Iterable[str]]) -> Any:
+    """Marks a text as one of some names, which are looked up when a command line is read: plug-ins add to them.
+
+    Args:
+        names: What gives the names.
+    """
+
+    def literal() -> Any:
+        return Literal[tuple(names())]
+
+    return arg(constructor_factory=literal, help_behavior_hint=_default_of_choice)
+
+
+def _default_of_choice(label: str) -> str:
+    """The end of a help text; tyro gives the default of such an option as a list."""
+    if "MISSING" in label:
+        return "(required)"
+    return f"(default: {label.strip('[]').strip(chr(39))})"
+
+
+def _token_modes() -> list[str]:
+    return token_modes(SupernetConfig())
+
+
+Split = Literal["train", "val", "test"]
+Observation = Annotated[str, choice(list_observations)]
+TokenMode = Annotated[str, choice(_token_modes)]
+DType = Annotated[str, choice(lambda: DTYPES)]
+SupernetName = Annotated[str, choice(list_supernets)]
+Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
+Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
+
+
+def parse_dataset(text: str | None) -> str | dict[str, Any] | None:
+    """What `--dataset` says, as environments take it: a name, or the fields of `DatasetConfig`.
+
+    Raises:
+        ValueError: If the text begins like JSON and is none.
+    """
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        parsed: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(
+            f'--dataset {text} is not JSON ({e}); quote it for the shell: --dataset \'{{"name": "FOLDER", '
+            '"crop_pct": 0.9}\'.'
+        ) from e
+    return parsed
+
+
+def _dataset_of(words: list[str]) -> str | dict[str, Any] | None:
+    try:
+        return parse_dataset(words[0])
+    except ValueError as e:
+        sys.exit(f"prance: {e}")
+
+
+_DATASET = PrimitiveConstructorSpec[Any](
+    nargs=1,
+    metavar="NAME|FOLDER|JSON",
+    instance_from_str=_dataset_of,
+    is_instance=lambda value: isinstance(value, str | dict),
+    str_from_instance=lambda value: [value if isinstance(value, str) else json.dumps(value)],
+)
+# How the command line says it, where that differs from what the argument's own description says.
+_HELP = {
+    "checkpoint": "Folder with the supernet; the bundled one if not given.",
+    "dataset": "Images: digits, a folder in ImageNet's layout, a timm name such as hfds/..., or JSON such as "
+    '{"name": "wds/shards", "num_samples": 50000} (docs/images.md); those of the environment id if not given.',
+}
+
+
+def environment_options(without: Collection[str] = ()) -> type:
+    """What tyro makes the options of an environment from: those arguments of `EnvSettings` that a command line can say.
+
+    Args:
+        without: Arguments that a command offers in its own words.
+    """
+    hints, docs = get_type_hints(EnvSettings), field_docs(EnvSettings)
+    types: dict[str, Any] = {"token_mode": TokenMode, "dtype": DType, "on_error": Literal[tuple(ON_ERROR)]}
+    types["dataset"] = Annotated[Any, _DATASET]
+    options = {}
+    for f in fields(EnvSettings):
+        if f.name not in (*OF_THE_COMMAND, *without):
+            kind = types.get(f.name) or _without_none(hints[f.name])
+            usual = "" if f.default is None or f.name in _HELP else f"(usually {f.default})"
+            text = _HELP.get(f.name, docs[f.name])
+            options[f.name] = Annotated[kind, arg(help=text, help_behavior_hint=usual)]
+    # The functional form, since the names are only known now.
+    return TypedDict("EnvironmentOptions", options, total=False)  # type: ignore[operator]
+
+
+def _without_none(kind: Any) -> Any:
+    """`str | None` to `str`: on a command line, what is not given says None."""
+    kinds = [k for k in getattr(kind, "__args__", (kind,)) if k is not type(None)]
+    return kinds[0] if len(kinds) == 1 else kind
+
+
+EnvironmentOptions = Annotated[EnvArguments, arg(constructor_factory=environment_options)]
+"""The arguments of an environment that were given; what is missing is as the environment's id says."""
+
+
+def narrowed(command: Any, settings: type[S]) -> S:
+    """The settings within a command, whose class adds options such as `out` and `threads` to them."""
+    return settings(**{f.name: getattr(command, f.name) for f in fields(settings)})  # type: ignore[arg-type]
+
+
+def set_threads(threads: int) -> None:
+    """Gives torch so many threads.
+
+    Raises:
+        ValueError: If the number is negative.
+    """
+    import torch
+
+    if threads < 0:
+        raise ValueError(f"--threads {threads} must be 0 or more.")
+    if threads:
+        torch.set_num_threads(threads)

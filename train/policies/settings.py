@@ -1,0 +1,96 @@
+"""What `prance train agent` is told: the settings of the training of an agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from prance_env.rewards.prices import CostConditioning
+from prance_env.settings import EnvArguments
+
+from ..options import EnvironmentOptions, Observation, choice
+from .registry import ALGORITHMS, Algorithm
+
+AlgorithmName = Annotated[str, choice(lambda: ALGORITHMS)]
+
+
+def _presets() -> list[str]:
+    return list(dict.fromkeys(preset for name in ALGORITHMS for preset in ALGORITHMS[name].presets))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What an agent is to learn, whatever algorithm trains it."""
+
+    env: str = "Prance-Digits-v0"
+    """Environment id."""
+    observation: Observation = "cls"
+    """What the agent sees; constant: only which decision it is, which learns one static subnet."""
+    total_timesteps: int | None = None
+    """Decisions, three an image; what suits the algorithm if not given."""
+    n_envs: int | None = None
+    """Images at a time; what suits the algorithm if not given."""
+    macs_weight: float | tuple[float, float] = 0.05
+    """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent. Two: one
+    agent for all prices between them, which prance eval then chooses from."""
+    environment: EnvironmentOptions = field(default_factory=EnvArguments)
+    """What else the environment takes; as its id says if not given."""
+
+    @property
+    def cost_conditioning(self) -> tuple[float, float] | None:
+        """The range of prices, None if there is but one."""
+        return None if isinstance(self.macs_weight, int | float) else self.macs_weight
+
+    @property
+    def reward(self) -> dict[str, Any]:
+        """Potential-based Result-to-Go: dense, and with the same best policy as the terminal reward."""
+        price = {"macs_weight": self.macs_weight} if self.cost_conditioning is None else {}
+        return {"mode": "potential", "accuracy": "mixed", **price}
+
+    @property
+    def env_arguments(self) -> EnvArguments:
+        """Arguments of the environment that an agent is trained in."""
+        own: EnvArguments = {"observation": self.observation, "reward": self.reward}
+        return {**self.environment, **own, "cost_conditioning": self.cost_conditioning}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentTraining(TrainingTask):
+    """Settings of agent training.
+
+    Raises:
+        ValueError: If the algorithm or the preset is unknown, or the range of prices is not 0 < low < high.
+        FileNotFoundError: If there is no such file of hyper-parameters.
+        ModuleNotFoundError: If the algorithm needs sb3-contrib, and that is missing.
+    """
+
+    algo: AlgorithmName = "ppo"
+    """Stable-Baselines3's, or prance_ppo: PRANCE's, faster, and saved without pickles; tqc and trpo need
+    `pip install 'prance-env[contrib]'`."""
+    preset: Annotated[str, choice(_presets)] = "tuned"
+    """Settings of prance_ppo: what learns best here, or the paper's."""
+    conf_file: str | None = None
+    """Hyper-parameters of a Stable-Baselines3 algorithm, a YAML file in rl-zoo's format such as `prance tune` writes;
+    this package's preset if not given."""
+    seed: int = 0
+    """Fixes everything."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in self.algorithm.presets:
+            others = {name: sorted(p) for name in ALGORITHMS if len(p := ALGORITHMS[name].presets) > 1}
+            known = ", ".join(f"{name} has {presets}" for name, presets in others.items())
+            raise ValueError(f"preset={self.preset!r} is unknown to {self.algo}; {known}, others 'tuned'.")
+        CostConditioning.from_plain(self.cost_conditioning)
+        self.algorithm.check(self.algo, self.conf_file, self.env)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What `algo` names."""
+        return ALGORITHMS[self.algo]
+
+    @property
+    def timesteps(self) -> int:
+        """Decisions, also if none are given."""
+        if self.total_timesteps is not None:
+            return self.total_timesteps
+        return self.algorithm.timesteps(self.conf_file, self.env)
