@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .env import PranceEnv
     from .images.loading import register_dataset
     from .images.source import ImageDataset
+    from .observations import list_observations, register_observation
     from .rewards.config import RewardConfig
     from .rewards.latency import LatencyTable
     from .rewards.outcome import Outcome
@@ -34,7 +35,9 @@ _EXPORTS = {
     "RewardConfig": "rewards.config",
     "make_sb3_env": "sb3_env",
     "observation_layout": "spaces",
+    "list_observations": "observations",
     "register_dataset": "images.loading",
+    "register_observation": "observations",
 }
 
 __all__ = [
@@ -49,8 +52,10 @@ __all__ = [
     "RewardConfig",
     "make_sb3_env",
     "observation_layout",
+    "list_observations",
     "register_dataset",
     "register_envs",
+    "register_observation",
 ]
 
 register_envs()

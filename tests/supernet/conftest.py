@@ -29,4 +29,4 @@ def mode_net(request: pytest.FixtureRequest) -> Supernet:
 @pytest.fixture
 def own_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token modes that the test registers are forgotten after it."""
-    monkeypatch.setattr(modes, "_OURS", dict(modes._OURS))
+    monkeypatch.setattr(modes._OURS, "_things", dict(modes._OURS._things))

@@ -297,7 +297,7 @@ def test_a_configuration_survives_json(original: SupernetConfig) -> None:
 
 
 def test_a_registered_configuration_is_found_and_may_be_registered_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry.SUPERNETS, "_things", dict(registry.SUPERNETS._things))
     for _ in range(2):
         register_supernet("mine", lambda: SupernetConfig(SPACE))
     assert "mine" in list_supernets()
@@ -305,7 +305,7 @@ def test_a_registered_configuration_is_found_and_may_be_registered_again(monkeyp
 
 
 def test_a_configuration_is_registered_by_a_decorator_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry.SUPERNETS, "_things", dict(registry.SUPERNETS._things))
 
     @register_supernet("mine")
     def mine() -> SupernetConfig:

@@ -1,0 +1,78 @@
+"""Registries and plug-ins: names that packages installed beside this one add."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from supernet.extension import Registry
+
+MODULE = """
+from prance_env import EnvSettings, register_dataset, register_observation
+from supernet import register_supernet, register_token_mode, supernet_config, token_mode
+
+register_token_mode("their_mode", token_mode("prune"))
+register_observation("their_view", ("max_prob", "decision"))
+register_supernet("their_net", lambda: supernet_config("digits"))
+
+
+@register_dataset("their_images")
+def load(split):
+    raise ValueError("never opened")
+"""
+USE = """
+import prance_env, sys
+assert "their_package" not in sys.modules, "importing loads plug-ins"
+from supernet import list_supernets, list_token_modes
+assert "their_mode" in list_token_modes()
+assert "their_net" in list_supernets()
+settings = prance_env.EnvSettings(token_mode="their_mode", observation="their_view", dataset="their_images")
+assert settings.spaces()[0].shape == (4,)
+print("used")
+"""
+
+
+def installed(folder: Path, module: str) -> dict[str, str]:
+    """The environment of a process that has a package with one plug-in on its path."""
+    (folder / "their_package.py").write_text(module)
+    info = folder / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[prance_env.plugins]\ntheirs = their_package\n")
+    paths = [str(folder), str(Path(__file__).parent.parent.parent)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def test_an_installed_package_adds_names_that_everything_takes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", USE], env=installed(tmp_path, MODULE), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "used\n"), done.stderr
+
+
+def test_a_plug_in_that_fails_is_named_with_its_package(tmp_path: Path) -> None:
+    program = "from supernet import list_supernets\nlist_supernets()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=installed(tmp_path, "1 / 0"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert (
+        "plug-in 'theirs' (their_package) of the installed package 'their-package' failed (ZeroDivision" in done.stderr
+    )
+
+
+def test_a_registry_refuses_taken_and_empty_names_and_lists_what_there_is() -> None:
+    registry: Registry[int] = Registry("data set", "register_dataset", "dataset")
+    assert registry.add("one", 1) == registry.add("one", 1) == 1
+    with pytest.raises(ValueError, match=r"Data set name 'one' is taken; registered are \['one'\]"):
+        registry.add("one", 2)
+    with pytest.raises(ValueError, match="'' is no name for a data set"):
+        registry.add("", 2)
+    with pytest.raises(ValueError, match=r"dataset='two' is unknown; choose one of \['one'\].*register_dataset"):
+        registry["two"]
+    registry.remove("one")
+    assert "one" not in registry
