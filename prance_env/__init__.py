@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .observations import list_observations, register_observation
     from .rewards.config import RewardConfig
     from .rewards.latency import LatencyTable
-    from .rewards.outcome import Outcome
+    from .rewards.outcome import Outcome, register_reward
     from .sb3_env import PranceVecEnv, make_sb3_env
     from .settings import EnvSettings
     from .spaces import observation_layout
@@ -34,6 +34,7 @@ _EXPORTS = {
     "PranceVectorEnv": "vector_env",
     "RewardConfig": "rewards.config",
     "make_sb3_env": "sb3_env",
+    "register_reward": "rewards.outcome",
     "observation_layout": "spaces",
     "list_observations": "observations",
     "register_dataset": "images.loading",
@@ -56,6 +57,7 @@ __all__ = [
     "register_dataset",
     "register_envs",
     "register_observation",
+    "register_reward",
 ]
 
 register_envs()

@@ -21,7 +21,7 @@ from .cache import PrefixCache
 from .images.source import ImageSource, check_fits
 from .observations import OBSERVATIONS
 from .rewards.config import RewardConfig, accuracy_term, score
-from .rewards.latency import load_latency_table
+from .rewards.costs import MacsCost, latency_cost
 from .rewards.outcome import Outcome
 from .rewards.prices import CostConditioning
 from .spaces import observe
@@ -119,6 +119,7 @@ class InferenceEngine:
         self.net, self.dataset, self.key_mean = net, dataset, key_mean
         self.labels: Ints = dataset.labels.numpy()
         self.full_macs = int(net.macs().item())
+        self._macs = MacsCost(net, self.full_macs)
         self.cache = PrefixCache(net, dataset, cache_mb, cache_dir, key_mean)
         self._full_prediction, self._full_prob = self.cache.prediction, self.cache.prob
 
@@ -272,23 +273,17 @@ class InferenceEngine:
     def _latency(
         self, episodes: Episodes, choice: GroupChoice, state: InferenceState, reward: RewardConfig
     ) -> tuple[Floats | None, Floats | None, float | None]:
-        """Milliseconds after a decision: spent, finished at full size, and of the full network."""
+        """Milliseconds after a decision: spent, finished at full size, of the full network; None without a table."""
         if reward.latency_table is None:
             return None, None, None
-        table, space, group = load_latency_table(reward.latency_table), self.config.space, episodes.state.group
-        before = table.begin_ms(space) if episodes.latency_spent_ms is None else episodes.latency_spent_ms
-        spent = before + table.group(
-            group,
-            choice.embed_dim.numpy(),
-            choice.mlp_ratio.numpy(),
-            episodes.state.num_tokens,
-            state.num_tokens,
-        )
-        return spent, spent + table.rest(space, group + 1, state.num_tokens), table.full_ms(space)
+        cost = latency_cost(reward.latency_table, self.config.space)
+        before = cost.begin(len(episodes)) if episodes.latency_spent_ms is None else episodes.latency_spent_ms
+        spent = cost.spent(before, choice, episodes.state, state)
+        return spent, cost.finished(spent, state), cost.full
 
     def _to_go(self, state: InferenceState, label: Ints, predict: bool) -> tuple[Ints, Ints, Floats]:
         """MACs, prediction and probability of the label if the network is finished at full size."""
-        macs = self.net.macs_to_go(state)
+        macs = self._macs.finished(state.macs, state)
         if not predict:
             return macs, np.full(len(state), -1, dtype=np.int64), np.zeros(len(state))
         return macs, *_verdict(self.net.finish(state), label)

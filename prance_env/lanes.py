@@ -19,7 +19,7 @@ from torch import Tensor
 from supernet.arrays import Bools, Floats, Ints
 
 from .engine import Episodes
-from .rewards.latency import load_latency_table
+from .rewards.costs import latency_cost
 from .settings import EnvSettings
 from .spaces import decode_actions
 
@@ -43,7 +43,7 @@ class Lanes:
         self.generators: list[np.random.Generator | None] = [None] * num_lanes
         self.parts: list[tuple[Ints, Episodes]] = []
         path = settings.reward_config.latency_table
-        self._latency = None if path is None else load_latency_table(path)
+        self._latency = None if path is None else latency_cost(path, self.engine.config.space)
 
     @contextmanager
     def undone_on_error(self, drawing: Ints) -> Iterator[None]:
@@ -122,10 +122,8 @@ class Lanes:
         episodes = replace(episodes, macs_weight=macs_weight)
         if self._latency is None:
             return episodes
-        space = self.engine.config.space
-        spent, full = self._latency.begin_ms(space), self._latency.full_ms(space)
-        batch = len(episodes)
-        return replace(episodes, latency_spent_ms=np.full(batch, spent), latency_ms=np.full(batch, full))
+        spent = self._latency.begin(len(episodes))
+        return replace(episodes, latency_spent_ms=spent, latency_ms=np.full(len(episodes), self._latency.full))
 
     def step(self, actions: NDArray[np.floating]) -> None:
         """Takes one decision in every lane whose episode is not over; the actions (N, A) of the others are ignored.

@@ -10,17 +10,13 @@ says.
 from __future__ import annotations
 
 import json
-import platform
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from supernet import GroupChoice, SearchSpace, Supernet, SupernetConfig, freeze
+from supernet import GroupChoice, SearchSpace, SupernetConfig
 from supernet.arrays import Floats, Ints
 from supernet.files import write_text
 
@@ -167,89 +163,3 @@ def load_latency_table(path: str) -> LatencyTable:
         return LatencyTable(**data)
     except (TypeError, ValueError) as e:
         raise ValueError(f"{path} is not a latency table ({e}); write it again with `prance profile`.") from e
-
-
-@torch.inference_mode()
-def measure_latency_table(
-    config: SupernetConfig,
-    device: str = "cpu",
-    batch_size: int = 256,
-    num_token_counts: int = 6,
-    repeats: int = 5,
-    progress: Callable[[int, int], object] = lambda done, total: None,
-) -> LatencyTable:
-    """Measures a supernet; its weights do not matter, so random ones are used.
-
-    Args:
-        config: The supernet; with `decide_first_group` its first group gets times, too.
-        device: Torch device.
-        batch_size: Images per batch.
-        num_token_counts: Points of the token grid, from one patch to all; at most one per side of the patch grid.
-        repeats: Runs per point; the fastest counts, as other processes can only add to it.
-        progress: Called with the points done and their number.
-
-    Raises:
-        ValueError: If a number is below 1.
-    """
-    for name, value in (("batch_size", batch_size), ("num_token_counts", num_token_counts), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
-    space, target = config.space, torch.device(device)
-    grid_side = config.img_size // config.patch_size
-    sides = np.unique(np.linspace(grid_side, 1, num_token_counts).round().astype(int))
-    shape = (space.num_decisions, len(space.embed_dims), len(space.mlp_ratios), len(sides))
-    group_ms = np.zeros(shape)
-    done, total = 0, int(np.prod(shape))
-
-    def milliseconds(run: Callable[[], object]) -> float:
-        run()
-        times = []
-        for _ in range(repeats):
-            _synchronize(target)
-            start = time.perf_counter()
-            run()
-            _synchronize(target)
-            times.append(time.perf_counter() - start)
-        return 1000 * min(times) / batch_size
-
-    # A supernet for smaller images has fewer tokens and otherwise the same blocks.
-    for s, side in enumerate(sides):
-        small = replace(config, img_size=int(side) * config.patch_size)
-        net = freeze(Supernet(small)).to(target)
-        images = torch.rand(batch_size, small.in_chans, small.img_size, small.img_size, device=target)
-        prefix_ms = milliseconds(lambda net=net, images=images: net.begin(images))  # type: ignore[misc]
-        state = net.begin(images)
-        for group in range(space.first_decided, len(space.groups)):
-            full = GroupChoice.full(space, group, batch_size)
-            for w, width in enumerate(space.embed_dims):
-                for r, ratio in enumerate(space.mlp_ratios):
-                    choice = replace(
-                        full,
-                        embed_dim=torch.full_like(full.embed_dim, width),
-                        mlp_ratio=torch.full_like(full.mlp_ratio, ratio),
-                    )
-                    group_ms[group - space.first_decided, w, r, s] = milliseconds(
-                        lambda net=net, state=state, group=group, choice=choice: net.run_group(state, group, choice)  # type: ignore[misc]
-                    )
-                    done += 1
-                    progress(done, total)
-            state = net.run_group(state, group, full)
-        head_ms = milliseconds(lambda net=net, state=state: net.forward_head(state))  # type: ignore[misc]
-    return LatencyTable(
-        device=torch.cuda.get_device_name(target) if target.type == "cuda" else f"{target.type}, {platform.machine()}",
-        torch_version=torch.__version__,
-        threads=torch.get_num_threads(),
-        batch_size=batch_size,
-        groups=list(space.groups),
-        embed_dims=list(space.embed_dims),
-        mlp_ratios=list(space.mlp_ratios),
-        num_tokens=[int(side) ** 2 + 1 for side in sides],
-        prefix_ms=prefix_ms,
-        head_ms=head_ms,
-        group_ms=group_ms.tolist(),
-    )
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from supernet.arrays import Floats, Ints
+from supernet.extension import Registry
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,55 @@ class Outcome:
             object.__setattr__(self, f.name, view)
 
 
-def load_reward_function(path: str) -> Callable[[Outcome], Any]:
-    """The function at "package.module:name".
+Reward = Callable[[Outcome], Any]
+REWARDS: Registry[Reward] = Registry("reward", "register_reward", "reward function")
+
+
+def register_reward(name: str, function: Reward | None = None) -> Callable[[Reward], Reward]:
+    """Makes `reward={"function": name}` known. A decorator or a function.
+
+        @register_reward("frugal")
+        def frugal(outcome):
+            return outcome.accuracy - outcome.macs_weight * (outcome.macs / outcome.full_macs) ** 2
+
+    Processes that are spawned have to register it as well: do so in a module that they import, or in a plug-in
+    (`supernet.extension`); or name the function by its place, "package.module:name", which needs no registration.
+
+    Args:
+        name: Any text without a colon.
+        function: Takes an `Outcome` and gives R_t, (B,) finite numbers; None: what is returned is used as a decorator.
+
+    Returns:
+        A decorator that registers its function under the name.
+
+    Raises:
+        ValueError: If the name holds a colon or is taken by another function.
+    """
+    if ":" in name:
+        raise ValueError(f"name={name!r} must have no colon, which stands in the place of a function in a module.")
+
+    def register(registered: Reward) -> Reward:
+        return REWARDS.add(name, registered)
+
+    if function is not None:
+        register(function)
+    return register
+
+
+def load_reward_function(path: str) -> Reward:
+    """The function at "package.module:name", or the one registered under this name.
 
     Raises:
         ValueError: If the path is malformed, or there is no such module or function.
     """
     module, colon, name = path.partition(":") if isinstance(path, str) else ("", "", "")
+    if not colon and path in REWARDS:
+        return REWARDS[path]
     if not (module and colon and name):
-        raise ValueError(f"reward function={path!r} must have the form 'package.module:name'.")
+        raise ValueError(
+            f"reward function={path!r} must have the form 'package.module:name', or be a name given to "
+            f"register_reward (known are {REWARDS.names()})."
+        )
     try:
         function = getattr(import_module(module), name)
     except (ImportError, AttributeError) as e:

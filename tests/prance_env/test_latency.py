@@ -12,11 +12,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers import ENV_ID, INFO_KEYS
+import torch
+from helpers import ENV_ID, INFO_KEYS, random_net
 
 from prance_env import LatencyTable, PranceVectorEnv
-from prance_env.rewards.latency import load_latency_table, measure_latency_table
-from supernet import supernet_config
+from prance_env.rewards.costs import LatencyCost, MacsCost
+from prance_env.rewards.latency import load_latency_table
+from prance_env.rewards.measuring import measure_latency_table
+from supernet import GroupChoice, SearchSpace, SupernetConfig, supernet_config
 from train.commands.main import main
 
 CONFIG = supernet_config("digits")
@@ -123,7 +126,7 @@ def test_profile_writes_a_table_that_fits_and_in_which_less_takes_less(
     arguments = ["prance", "profile", "--out", str(out), "--batch-size", "32", "--token-counts", "2", "--repeats", "2"]
     monkeypatch.setattr("sys.argv", [*arguments, "--threads", "1"])
     # Other processes take time, but not time of this one.
-    monkeypatch.setattr("prance_env.rewards.latency.time", SimpleNamespace(perf_counter=time.process_time))
+    monkeypatch.setattr("prance_env.rewards.measuring.time", SimpleNamespace(perf_counter=time.process_time))
     main()
     table = load_latency_table(str(out))
     table.check(CONFIG)
@@ -139,3 +142,27 @@ def test_nonsensical_measurements_are_refused() -> None:
     for name in ("batch_size", "num_token_counts", "repeats"):
         with pytest.raises(ValueError, match=f"{name}=0"):
             measure_latency_table(CONFIG, **{name: 0})
+
+
+def test_a_network_without_class_token_gets_a_table_that_fits_it() -> None:
+    config = replace(CONFIG, class_token=False, global_pool="avg")
+    table = measure_latency_table(config, batch_size=2, num_token_counts=2, repeats=1)
+    assert table.num_tokens == [1, config.num_patches]
+    table.check(config)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_both_costs_begin_and_end_where_the_inference_does(first: bool) -> None:
+    space = SearchSpace((2, 2), (8, 16), (1, 2), (2,), 0.1, decide_first_group=first)
+    net = random_net(SupernetConfig(space, img_size=16, patch_size=4, in_chans=3, num_classes=3, head_dim=8))
+    table = measure_latency_table(net.config, batch_size=2, num_token_counts=2, repeats=1)
+    before = net.begin(torch.rand(2, 3, 16, 16))
+    for cost in (MacsCost(net, int(net.macs())), LatencyCost(table, space)):
+        spent, state = cost.begin(2), before
+        np.testing.assert_allclose(cost.finished(spent, state), cost.full, rtol=1e-9)
+        for group in range(space.first_decided, 2):
+            choice = GroupChoice.full(space, group, 2)
+            after = net.run_group(state, group, choice)
+            spent, state = cost.spent(spent, choice, state, after), after
+            np.testing.assert_allclose(cost.finished(spent, state), cost.full, rtol=1e-9)
+    assert (MacsCost(net, int(net.macs())).begin(2) == before.macs).all()

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from helpers import ENV_ID, make_engine, played, unit_actions
 
-from prance_env import Outcome, PranceVectorEnv, RewardConfig
+from prance_env import Outcome, PranceVectorEnv, RewardConfig, register_reward
+from prance_env.rewards.outcome import REWARDS
 from supernet import Supernet, freeze, supernet_config
 from supernet.macs import remaining_macs, stem_macs
 
@@ -53,6 +54,25 @@ def episode(envs: PranceVectorEnv) -> tuple[list[np.ndarray], list[dict[str, Any
         for _ in range(envs.config.space.num_decisions)
     ]
     return [r[1] for r in rows], [r[4] for r in rows]
+
+
+def test_a_registered_function_is_called_by_its_name() -> None:
+    @register_reward("of_a_user")
+    def frugal(outcome: Outcome) -> Any:
+        return 2 - outcome.macs / outcome.full_macs
+
+    try:
+        rewards, infos = episode(make_envs({"function": "of_a_user"}))
+        for reward, info in zip(rewards, infos, strict=True):
+            np.testing.assert_allclose(reward, 2 - info["macs_fraction"], rtol=1e-12)
+        with pytest.raises(ValueError, match=r"Reward name 'of_a_user' is taken; registered are \['of_a_user'\]"):
+            register_reward("of_a_user", lambda outcome: outcome.accuracy)
+        with pytest.raises(ValueError, match="'a:b' must have no colon"):
+            register_reward("a:b", frugal)
+    finally:
+        REWARDS.remove("of_a_user")
+    with pytest.raises(ValueError, match=r"'of_a_user' must have the form 'package.module:name', or be a name"):
+        RewardConfig(function="of_a_user")
 
 
 @pytest.mark.parametrize("mode", ["result_to_go", "potential", "terminal"])

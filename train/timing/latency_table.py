@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prance_env.rewards.latency import measure_latency_table
+from prance_env.rewards.measuring import measure_latency_table
 from supernet import supernet_config
 from supernet.checkpoint import load_config
 from supernet.config import with_space
