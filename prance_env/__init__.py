@@ -65,6 +65,10 @@ register_envs()
 
 def __getattr__(name: str) -> Any:
     """Imports public names when they are first used, which keeps `import prance_env` light."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("prance-env")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'prance_env' has no attribute {name!r}")
     from importlib import import_module

@@ -242,9 +242,20 @@ def _seeds(seed: Any, num_envs: int) -> list[int | None] | None:
     if seed is None:
         return None
     if isinstance(seed, int | np.integer):
-        return [int(seed) + i for i in range(num_envs)]
+        return _not_negative([int(seed) + i for i in range(num_envs)])
     if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
         raise ValueError(f"seed={seed!r} must be None, an integer or one per environment.")
     if len(seed) != num_envs:
         raise ValueError(f"{len(seed)} seeds were given for num_envs={num_envs}; pass one per environment.")
-    return [int(s) if isinstance(s, np.integer) else s for s in seed]
+    return _not_negative([int(s) if isinstance(s, np.integer) else s for s in seed])
+
+
+def _not_negative(seeds: list[int | None]) -> list[int | None]:
+    """The seeds, also those of lanes that are not reset now, which nobody else would look at.
+
+    Raises:
+        gymnasium.error.Error: If one is negative.
+    """
+    if negative := [seed for seed in seeds if isinstance(seed, int) and seed < 0]:
+        raise gym.error.Error(f"seed={negative[0]} must be greater or equal to zero, for every environment.")
+    return seeds

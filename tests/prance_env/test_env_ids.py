@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from noise_envs import noise_kwargs
 from small_nets import small_net
 
+import prance_env
 from prance_env import PranceEnv, PranceVectorEnv, make_sb3_env, register_envs
 from prance_env.registration import BRING_YOUR_OWN, ENV_IDS
 from prance_env.settings import EnvSettings
@@ -120,3 +122,7 @@ def test_list_shows_every_id_with_spaces_and_needs(
     ):
         assert word in text
     assert "prance_merge" not in text
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert prance_env.__version__ == version("prance-env")

@@ -120,7 +120,7 @@ class Driver:
             arguments["seed"] = number  # or the twins would begin at different places
         elif self.rng.random() < 0.4:
             good: list[Any] = [None, number] if self.mode is None else [None, number, [number, None, 7], (1, 2, number)]
-            bad: list[Any] = [-N, 1.5, "seed", [1] * (N + 1), {}, [-4] * N, [0.5] * N]
+            bad: list[Any] = [-1, 1.5, "seed", [1] * (N + 1), {}, [-4] * N, [0.5] * N]
             arguments["seed"] = pick(good, bad)
         if self.rng.random() < 0.4:
             index = self.rng.integers(0, self.total, self.shape)
