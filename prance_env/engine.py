@@ -213,30 +213,7 @@ class InferenceEngine:
             return replace(
                 following, reward=zeros, reward_accuracy=zeros, reward_macs=zeros, reward_tokens=zeros, value=zeros
             )
-        full_prediction, full_prob = self._full_prediction[episodes.index], self._full_prob[episodes.index]
-        unknown = np.full(batch, np.nan)
-        outcome = Outcome(
-            index=episodes.index,
-            label=episodes.label,
-            decision=np.full(batch, decision + 1),
-            prediction=prediction,
-            prob=prob,
-            full_prediction=full_prediction,
-            full_prob=full_prob,
-            accuracy=accuracy_term(
-                reward.accuracy, following.success, full_prediction == episodes.label, prob, full_prob
-            ),
-            macs=macs,
-            full_macs=np.full(batch, self.full_macs),
-            latency_ms=unknown if latency_ms is None else latency_ms,
-            full_latency_ms=unknown if full_latency_ms is None else np.full(batch, full_latency_ms),
-            embed_dim=embed_dim,
-            mlp_ratio=mlp_ratio,
-            keep_rate=keep_rate,
-            num_tokens=state.num_tokens,
-            macs_weight=zeros + reward.macs_weight if episodes.macs_weight is None else episodes.macs_weight,
-        )
-        terms = score(reward, outcome)
+        terms = score(reward, self._outcome(following, reward, full_latency_ms))
         return replace(
             following,
             reward=terms.value - episodes.value if reward.mode == "potential" else terms.value,
@@ -244,6 +221,35 @@ class InferenceEngine:
             reward_macs=terms.macs,
             reward_tokens=terms.tokens,
             value=terms.value,
+        )
+
+    def _outcome(self, episodes: Episodes, reward: RewardConfig, full_latency_ms: float | None) -> Outcome:
+        """What is known after a decision, as reward functions get it."""
+        batch = len(episodes)
+        full_prediction, full_prob = self._full_prediction[episodes.index], self._full_prob[episodes.index]
+        unknown = np.full(batch, np.nan)
+        return Outcome(
+            index=episodes.index,
+            label=episodes.label,
+            decision=np.full(batch, episodes.decision),
+            prediction=episodes.prediction,
+            prob=episodes.prob,
+            full_prediction=full_prediction,
+            full_prob=full_prob,
+            accuracy=accuracy_term(
+                reward.accuracy, episodes.success, full_prediction == episodes.label, episodes.prob, full_prob
+            ),
+            macs=episodes.macs,
+            full_macs=np.full(batch, self.full_macs),
+            latency_ms=unknown if episodes.latency_ms is None else episodes.latency_ms,
+            full_latency_ms=unknown if full_latency_ms is None else np.full(batch, full_latency_ms),
+            embed_dim=episodes.embed_dim,
+            mlp_ratio=episodes.mlp_ratio,
+            keep_rate=episodes.keep_rate,
+            num_tokens=episodes.state.num_tokens,
+            macs_weight=np.full(batch, float(reward.macs_weight))
+            if episodes.macs_weight is None
+            else episodes.macs_weight,
         )
 
     def observe(

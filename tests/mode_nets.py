@@ -98,6 +98,20 @@ def naive_reduction(
 OwnReduction = Callable[[Tensor, list[float], list[float], Any], list[Token]]
 
 
+def naive_head(net: Supernet, x: Tensor, sizes: list[float], norm: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """Logits of one image's last tokens (N, C), patches weighted by what they stand for."""
+    c, prefix = net.config, int(net.config.class_token)
+    weight = torch.tensor(sizes[prefix:])[:, None] / sum(sizes[prefix:])
+    if c.global_pool == "token":
+        features = norm(net.norm, x[:1])
+    elif c.fc_norm:
+        features = norm(net.norm, (x[prefix:] * weight).sum(0, keepdim=True))
+    else:
+        features = (norm(net.norm, x[prefix:]) * weight).sum(0, keepdim=True)
+    assert net.head is not None
+    return features[0] @ net.head.weight[:, : features.shape[1]].T + net.head.bias
+
+
 def naive(
     net: Supernet, image: Tensor, subnet: SubnetConfig, own: OwnReduction | None = None
 ) -> tuple[Tensor, list[int], list[float]]:
@@ -167,12 +181,4 @@ def naive(
                 x = x @ block.lln.weight[:given, :w].T + block.lln.bias[:given]
             x = width(x, given) + h @ block.fc2.weight[:given, :hidden].T + block.fc2.bias[:given]
             index += 1
-    weight = torch.tensor(sizes[prefix:])[:, None] / sum(sizes[prefix:])
-    if c.global_pool == "token":
-        features = norm(net.norm, x[:1])
-    elif c.fc_norm:
-        features = norm(net.norm, (x[prefix:] * weight).sum(0, keepdim=True))
-    else:
-        features = (norm(net.norm, x[prefix:]) * weight).sum(0, keepdim=True)
-    assert net.head is not None
-    return features[0] @ net.head.weight[:, : features.shape[1]].T + net.head.bias, holder, sizes
+    return naive_head(net, x, sizes, norm), holder, sizes

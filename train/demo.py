@@ -14,11 +14,12 @@ from rich.console import Console
 from tqdm import tqdm
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
+from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
 from supernet.files import write_text
 
-from .evaluate.evaluation import Agent, Evaluation, evaluate
+from .evaluate.evaluation import Evaluation, evaluate
 from .policies.settings import AgentTraining
 from .policies.train_agent import train_agent
 from .report.plots import plot_by_difficulty, plot_episodes, plot_pareto, plot_scenes

@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import configure_logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import files
 from .config import PrancePPOConfig
 from .policy import GaussianPolicy
 from .rollout import Rollout, advantages_of, collect
@@ -194,10 +195,8 @@ class PrancePPO:
         return self.policy.clip(actions).cpu().numpy().reshape(*shape[:-1], -1), state
 
     def save(self, path: str | Path) -> None:
-        """Writes a folder, see `agents.prance_ppo.files`."""
-        from .files import save
-
-        save(self, Path(path))
+        """Writes a folder with `config.json` and `model.safetensors`, see `agents.prance_ppo.files`."""
+        files.save(self, Path(path))
 
     @classmethod
     def load(
@@ -214,9 +213,16 @@ class PrancePPO:
             FileNotFoundError: If the folder or a file in it is missing.
             ValueError: If a file is damaged, or the environment has other spaces.
         """
-        from .files import load
-
-        return load(Path(path), env, device, tensorboard_log, verbose)
+        folder = Path(path)
+        saved = files.read(folder)
+        try:
+            agent = cls(None, saved.config, saved.seed, device, tensorboard_log, verbose, saved.spaces)
+        except (AssertionError, AttributeError, TypeError, ValueError) as e:
+            raise files.damaged(folder, e) from e
+        files.restore(agent, folder, saved.digest)
+        if env is not None:
+            agent.set_env(make_env(env, saved.config.n_envs) if isinstance(env, str) else env)
+        return agent
 
     def _env(self) -> VectorEnv[Any, Any, Any]:
         if self.env is None:

@@ -10,27 +10,48 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from safetensors.torch import save_file
 from torch import Tensor
 
 from supernet.files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
 
 from .config import PrancePPOConfig
-
-if TYPE_CHECKING:
-    from .algorithm import PrancePPO
+from .policy import GaussianPolicy
 
 CONFIG = "config.json"
 BOX_KEYS = ("low", "high")
 
 
-def save(agent: PrancePPO, folder: Path) -> None:
+class Trained(Protocol):
+    """What is saved of a `PrancePPO`."""
+
+    config: PrancePPOConfig
+    seed: int
+    device: torch.device
+    policy: GaussianPolicy
+    optimizer: torch.optim.Adam
+    generator: torch.Generator
+    num_timesteps: int
+    n_updates: int
+    observation_space: Any
+    action_space: Any
+
+
+class Saved(NamedTuple):
+    """What `config.json` says: settings, seed, observation and action space, and the file's digest."""
+
+    config: PrancePPOConfig
+    seed: int
+    spaces: tuple[gym.spaces.Box, gym.spaces.Box]
+    digest: str
+
+
+def save(agent: Trained, folder: Path) -> None:
     """Writes `agent` to `folder`, which is created if missing; either file is written whole or not at all."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; PrancePPO is saved as a folder, so pass another path.")
@@ -55,33 +76,31 @@ def save(agent: PrancePPO, folder: Path) -> None:
     write_atomically(folder / WEIGHTS, lambda name: save_file(tensors, name, {"PrancePPO": header}))
 
 
-def load(
-    folder: Path,
-    env: VectorEnv[Any, Any, Any] | str | None = None,
-    device: str = "cpu",
-    tensorboard_log: str | None = None,
-    verbose: int = 0,
-) -> PrancePPO:
-    """See `PrancePPO.load`."""
-    from .algorithm import PrancePPO, make_env
+def read(folder: Path) -> Saved:
+    """What a folder says about its agent, without the weights.
 
+    Raises:
+        FileNotFoundError: If the folder or a file in it is missing.
+        ValueError: If the configuration is damaged.
+    """
     text = _read_text(folder)
     try:
         data = json.loads(text)
         if data["agent"] != "PrancePPO":
             raise ValueError(f"agent={data['agent']!r} is not PrancePPO")
         config, seed = PrancePPOConfig.from_dict(data["config"]), data["seed"]
-        spaces = [
+        observation, action = (
             gym.spaces.Box(np.float32(data[name]["low"]), np.float32(data[name]["high"]), dtype=np.float32)
             for name in ("observation_space", "action_space")
-        ]
-        agent = PrancePPO(None, config, seed, device, tensorboard_log, verbose, (spaces[0], spaces[1]))
+        )
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{folder / CONFIG} is not a PrancePPO's configuration ({e!r}); save the agent again.") from e
-    _restore(agent, folder / WEIGHTS, _digest(text))
-    if env is not None:
-        agent.set_env(make_env(env, config.n_envs) if isinstance(env, str) else env)
-    return agent
+        raise damaged(folder, e) from e
+    return Saved(config, seed, (observation, action), _digest(text))
+
+
+def damaged(folder: Path, error: Exception) -> ValueError:
+    """What to raise about a configuration that no agent can be made of."""
+    return ValueError(f"{folder / CONFIG} is not a PrancePPO's configuration ({error!r}); save the agent again.")
 
 
 def _read_text(folder: Path) -> str:
@@ -103,7 +122,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _state(agent: PrancePPO) -> dict[str, Tensor]:
+def _state(agent: Trained) -> dict[str, Tensor]:
     """Everything that training changes, by name; the tensors are the agent's own where it has them as tensors."""
     tensors = {f"policy.{k}": v for k, v in agent.policy.state_dict().items()}
     names = {p: k for k, p in agent.policy.named_parameters()}
@@ -117,8 +136,13 @@ def _state(agent: PrancePPO) -> dict[str, Tensor]:
     return tensors
 
 
-def _restore(agent: PrancePPO, path: Path, digest: str) -> None:
-    """Reads the state into `agent`, completely or not at all."""
+def restore(agent: Trained, folder: Path, digest: str) -> None:
+    """Reads the state into `agent`, completely or not at all; `digest` is that of its configuration.
+
+    Raises:
+        ValueError: If the file is damaged, or belongs to another configuration.
+    """
+    path = folder / WEIGHTS
     kind = "a PrancePPO's safetensors file"
     found, texts = read_safetensors(path, kind=kind)
     try:

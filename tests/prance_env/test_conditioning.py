@@ -15,7 +15,8 @@ from helpers import ENV_ID, INFO_KEYS, transcript
 
 from agents.baselines import FullAgent
 from prance_env import EnvSettings, PranceVectorEnv, make_sb3_env, observation_layout
-from train.evaluate.evaluation import evaluate, play
+from train.evaluate import evaluate
+from train.play import play
 
 LOW, HIGH = 0.02, 0.5
 N = 5
@@ -180,7 +181,7 @@ def test_an_agent_is_evaluated_at_the_price_that_was_chosen() -> None:
             self.seen |= set(observation[:, -1].tolist())
             return np.ones((len(observation), config.space.action_size)), None
 
-    play(Spy(config, "cls", True), settings.engine(), settings, np.arange(8))
+    play(Spy(config, "cls", True), settings, np.arange(8))
     assert Spy.seen == {1.0}
     with pytest.raises(ValueError, match=r"one price.*fixed"):
         evaluate(Spy(config, "cls", True), EnvSettings.from_id(ENV_ID, split="val", cost_conditioning=(LOW, HIGH)))

@@ -15,17 +15,17 @@ from agents.baselines import BaselineAgent
 from prance_env import InferenceEngine
 from prance_env.settings import EnvSettings
 from supernet import Supernet
+from train import side_by_side as runner
 from train.commands.main import main
 from train.evaluate import evaluate
-from train.evaluate import side_by_side as runner
 from train.evaluate.budget import at_price, calibrate, front_prices
 from train.evaluate.rows import read_rows
-from train.evaluate.side_by_side import EvalSettings, run_eval
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
 from train.report import plots
 from train.runs.folder import read_config, write_command
+from train.side_by_side import EvalSettings, run_eval
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 

@@ -15,17 +15,17 @@ import yaml
 from helpers import FixedSettings, make_engine, settings_for
 from torch.utils.tensorboard import SummaryWriter
 
+from agents import AdaptiveViT
 from agents.baselines import BaselineAgent, FullAgent
 from prance_env import InferenceEngine
 from prance_env.spaces import observation_layout
 from supernet import SubnetConfig, Supernet
+from train import side_by_side as runner
 from train.evaluate import evaluate
-from train.evaluate import side_by_side as runner
 from train.evaluate.rows import read_rows
-from train.evaluate.side_by_side import EvalSettings, file_names, run_eval
 from train.report.plots import plot_learning_curves
 from train.runs.curves import read_curves
-from train.timing.agents import classify
+from train.side_by_side import EvalSettings, file_names, run_eval
 
 IMAGES = 48
 SHORT = EvalSettings(resamples=50, controls=True)
@@ -90,7 +90,8 @@ def test_latency_is_measured_from_pixels_to_the_same_prediction(
 ) -> None:
     agent, env = Confident(engine.config), settings_for(engine)
     images = engine.dataset.fetch(np.arange(IMAGES))
-    assert classify(agent, env, images).argmax(1).tolist() == evaluate(agent, env).prediction.tolist()
+    logits = AdaptiveViT.from_settings(env, agent)(images).logits
+    assert logits.argmax(1).tolist() == evaluate(agent, env).prediction.tolist()
     metrics = run_eval(["looking", "full"], replace(SHORT, latency=4))
     for name in ("looking", "full"):
         assert metrics[name]["latency_ms"] > 0

@@ -15,10 +15,10 @@ from helpers import make_engine, settings_for
 from agents import BaselineAgent, FullAgent, StaticAgent
 from prance_env import InferenceEngine
 from supernet import SubnetConfig, Supernet
+from train import side_by_side as runner
 from train.evaluate import evaluate
-from train.evaluate import side_by_side as runner
-from train.evaluate.side_by_side import EvalSettings, run_eval
 from train.search.noisy_copies import NoisyCopy
+from train.side_by_side import EvalSettings, run_eval
 from train.yardsticks import compute as maker
 from train.yardsticks.compute import YardstickSettings, run_yardsticks
 from train.yardsticks.fronts import FRONTS, Front, Point, Yardsticks, hull, macs_at

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluate.side_by_side import EvalSettings, run_eval
 from ..options import Threads, narrowed, set_threads
+from ..side_by_side import EvalSettings, run_eval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Judging agents: playing every image of a split once, intervals, paired tests, and playing it again."""
 
-from .evaluation import Agent, Evaluation, evaluate, evaluate_actions
+from agents.protocol import Agent
+
+from .evaluation import Evaluation, evaluate, evaluate_actions
 
 __all__ = ["Agent", "Evaluation", "evaluate", "evaluate_actions"]

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from agents.protocol import Agent
 from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvSettings
 
-from .evaluation import Agent, evaluate
+from .evaluation import evaluate
 
 FRONT_POINTS = 7
 TOLERANCE = 0.002

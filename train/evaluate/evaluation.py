@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prance_env.engine import Episodes, InferenceEngine
-from prance_env.rewards.config import RewardConfig
+from agents.protocol import Agent
+from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvSettings
-from prance_env.spaces import decode_actions, encode_actions
+from prance_env.spaces import encode_actions
 from supernet import SubnetConfig
 from supernet.macs import subnet_params
 
-
-class Agent(Protocol):
-    """Whatever has SB3's `predict`."""
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """Actions for a batch of observations."""
+from ..play import Played, batches, play, play_actions
 
 
 @dataclass(frozen=True)
@@ -82,51 +75,6 @@ class Evaluation:
         return self.actions.mean(axis=0, keepdims=True)
 
 
-def ask(agent: Agent, observation: NDArray[np.float32], memory: Any) -> tuple[NDArray[np.floating], Any]:
-    """Deterministic actions for a batch, and what the agent wants back at the next decision; None at the first."""
-    # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
-    remembered: dict[str, Any] = {} if memory is None else {"state": memory}
-    return agent.predict(observation, **remembered, deterministic=True)
-
-
-Recording = tuple[list[Episodes], NDArray[np.floating]]
-
-
-def play(agent: Agent, engine: InferenceEngine, settings: EnvSettings, index: NDArray[np.int64]) -> list[Episodes]:
-    """One episode on each of the images `index`, deterministic: the episodes before and after every decision.
-
-    Raises:
-        ValueError: If the environment is cost-conditioned and no price is fixed.
-    """
-    return _record(agent, engine, settings, index)[0]
-
-
-def _record(
-    agent: Agent,
-    engine: InferenceEngine,
-    settings: EnvSettings,
-    index: NDArray[np.int64],
-    donors: NDArray[np.int64] | None = None,
-) -> Recording:
-    """`play`, with the actions taken, (B, T, A); `donors` (B,) are the images that the agent looks at instead."""
-    conditioning = settings.conditioning
-    if conditioning is not None and conditioning.fixed is None:
-        raise ValueError("A cost-conditioned agent is evaluated at one price: cost_conditioning=(low, high, fixed).")
-    price = None if conditioning is None else np.full(len(index), conditioning.fixed)
-    episodes = [replace(engine.start(index), macs_weight=price)]
-    seen = episodes[0] if donors is None else replace(engine.start(donors), macs_weight=price)
-    taken: list[NDArray[np.floating]] = []
-    memory = None
-    for _ in range(engine.config.space.num_decisions):
-        observation = engine.observe(seen, settings.observation, conditioning).cpu().numpy()
-        actions, memory = ask(agent, observation, memory)
-        unit = decode_actions(actions, settings.normalize_actions)
-        episodes.append(engine.step(episodes[-1], unit, RewardConfig(mode="terminal")))
-        seen = episodes[-1] if donors is None else engine.step(seen, unit, RewardConfig(mode="terminal"))
-        taken.append(actions)
-    return episodes, np.stack(taken, axis=1)
-
-
 def evaluate(
     agent: Agent, settings: EnvSettings, batch_size: int = 512, shuffle_observations: bool = False, seed: int = 0
 ) -> Evaluation:
@@ -150,8 +98,8 @@ def evaluate(
     engine = settings.engine()
     donors = others(len(engine.dataset), seed) if shuffle_observations else None
 
-    def record(index: NDArray[np.int64]) -> Recording:
-        return _record(agent, engine, settings, index, None if donors is None else donors[index])
+    def record(index: NDArray[np.int64]) -> Played:
+        return play(agent, settings, index, None if donors is None else donors[index])
 
     return _evaluation(engine, record, batch_size)
 
@@ -172,12 +120,8 @@ def evaluate_actions(actions: NDArray[np.float64], settings: EnvSettings, batch_
         raise ValueError(f"There are {len(actions)} rows of actions for {len(engine.dataset)} images; pass one each.")
     taken = encode_actions(actions, settings.normalize_actions)
 
-    def record(index: NDArray[np.int64]) -> Recording:
-        episodes = [engine.start(index)]
-        for decision in range(taken.shape[1]):
-            unit = decode_actions(taken[index, decision], settings.normalize_actions)
-            episodes.append(engine.step(episodes[-1], unit, RewardConfig(mode="terminal")))
-        return episodes, taken[index]
+    def record(index: NDArray[np.int64]) -> Played:
+        return play_actions(taken[index], settings, index)
 
     return _evaluation(engine, record, batch_size)
 
@@ -196,14 +140,12 @@ def others(total: int, seed: int) -> NDArray[np.int64]:
     return donors
 
 
-def _evaluation(
-    engine: InferenceEngine, record: Callable[[NDArray[np.int64]], Recording], batch_size: int
-) -> Evaluation:
+def _evaluation(engine: InferenceEngine, record: Callable[[NDArray[np.int64]], Played], batch_size: int) -> Evaluation:
     total, config = len(engine.dataset), engine.config
     full_params = subnet_params(config, SubnetConfig.full(config.space)).item()
     parts: list[dict[str, NDArray[Any]]] = []
-    for begin in range(0, total, batch_size):
-        path, taken = record(np.arange(begin, min(begin + batch_size, total)))
+    for index in batches(total, batch_size):
+        path, taken = record(index)
         end = path[-1]
         patches = [(e.state.num_tokens - config.num_prefix_tokens) / config.num_patches for e in path[1:]]
         chosen = SubnetConfig(*(torch.from_numpy(v) for v in (end.embed_dim, end.mlp_ratio, end.keep_rate)))

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prance_env.lanes import Lanes
 from prance_env.settings import EnvArguments, EnvSettings
 
 from ..options import EnvironmentOptions, Split
+from ..play import play_actions
 from ..runs.folder import plain
+from ..runs.trained import DEFAULTS, REQUIRED, noted_settings
 from .rows import Columns, action_column, read_rows
 
 SETTINGS = "settings.json"
 REPLAYED = ("label", "prediction", "macs")
 SHOWN = 10
-REQUIRED = ("env", "split", "checkpoint")
-# What an evaluation depends on, and its rows with it; the rest is a matter of the machine.
-DEFAULTS: dict[str, Any] = {
-    "env": "Prance-Digits-v0",
-    "split": "test",
-    "checkpoint": None,
-    "dataset": None,
-    "token_mode": None,
-    "dtype": "float32",
-    "decide_first_group": None,
-    "on_error": None,
-}
-# Noted only if they were chosen; what is not is as the environment's id says.
-SELDOM = ("decide_first_group", "on_error")
 
 
 @dataclass(frozen=True)
@@ -47,16 +32,6 @@ class ReplaySettings:
     """Images."""
     environment: EnvironmentOptions = field(default_factory=EnvArguments)
     """What else the environment takes. The device should be that of the evaluation."""
-
-
-def noted_settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What `settings.json` says of an evaluation on the settings `chosen`, which have the keys of `DEFAULTS`."""
-    return {k: v for k, v in chosen.items() if k not in SELDOM or v is not None}
-
-
-def of_the_machine(environment: EnvArguments) -> dict[str, Any]:
-    """Those arguments of an environment that no result depends on: device, cache, workers."""
-    return {k: v for k, v in environment.items() if k not in DEFAULTS}
 
 
 @dataclass(frozen=True)
@@ -82,7 +57,7 @@ class Difference:
 
 
 def validate_rows(rows: Columns, settings: EnvSettings, batch_size: int = 512) -> list[Difference]:
-    """Plays recorded actions through the environment's lanes.
+    """Plays recorded actions again.
 
     Args:
         rows: What `read_rows` returns.
@@ -117,22 +92,15 @@ def validate_rows(rows: Columns, settings: EnvSettings, batch_size: int = 512) -
         raise ValueError(f"Row {row} holds actions that are no finite numbers; write the rows again.")
     differences = []
     for begin in range(0, len(index), batch_size):
-        end = _replay(settings, index[begin : begin + batch_size], actions[begin : begin + batch_size])
+        part = slice(begin, begin + batch_size)
+        end = play_actions(actions[part], settings, index[part])[0][-1]
         for column in REPLAYED:
             recorded = rows[column][begin : begin + batch_size]
-            for i in np.flatnonzero(recorded != end[column]).tolist():
+            for i in np.flatnonzero(recorded != getattr(end, column)).tolist():
                 differences.append(
-                    Difference(begin + i, int(index[begin + i]), column, int(recorded[i]), int(end[column][i]))
+                    Difference(begin + i, int(index[begin + i]), column, int(recorded[i]), int(getattr(end, column)[i]))
                 )
     return differences
-
-
-def _replay(settings: EnvSettings, index: NDArray[np.int64], actions: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-    lanes = Lanes(settings, len(index))
-    lanes.start(np.arange(len(index)), index)
-    for decision in range(actions.shape[1]):
-        lanes.step(actions[:, decision])
-    return lanes.infos()
 
 
 def run_validate(path: Path, given: ReplaySettings | None = None) -> None:

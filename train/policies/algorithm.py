@@ -10,10 +10,9 @@ from typing import Any
 
 import gymnasium as gym
 
+from agents.protocol import Agent
 from prance_env.settings import EnvArguments, EnvSettings
 from supernet.files import write_text
-
-from ..evaluate.evaluation import Agent
 
 ROLLOUTS_PER_CHECKPOINT = 10
 

@@ -9,9 +9,9 @@ from agents.authors_selector import WIDTHS_PER_ACTION, PranceSelector, load_pran
 from agents.baselines import BaselineAgent, FullAgent, RandomAgent
 from agents.prance_ppo.algorithm import PrancePPO
 from agents.prance_ppo.files import WEIGHTS
+from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 
-from ..evaluate.evaluation import Agent
 from ..runs.folder import read_config
 from .registry import ALGORITHMS
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..evaluate.evaluation import Agent
+from agents.protocol import Agent
+
 from ..runs.folder import open_run
 from .algorithm import TrainingRun
 from .registry import ALGORITHMS

@@ -9,9 +9,9 @@ from gymnasium.vector import AutoresetMode
 
 from agents.prance_ppo.algorithm import PrancePPO
 from agents.prance_ppo.config import PrancePPOConfig
+from agents.protocol import Agent
 from prance_env import PranceVectorEnv
 
-from ..evaluate.evaluation import Agent
 from ..runs.interrupt import deferred_interrupt
 from .algorithm import ROLLOUTS_PER_CHECKPOINT, Algorithm, TrainingRun
 

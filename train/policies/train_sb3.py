@@ -8,13 +8,13 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from agents.protocol import Agent
 from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
 from agents.sb3.hyperparams import algorithm_class, read_preset
 from agents.sb3.make import make_sb3
 from prance_env import make_sb3_env
 from supernet.files import write_atomically
 
-from ..evaluate.evaluation import Agent
 from .algorithm import ROLLOUTS_PER_CHECKPOINT, Algorithm, TrainingRun
 
 # Off-policy algorithms have no rollouts: this many steps of all environments, a multiple of whole episodes, stand in.

@@ -10,23 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 import yaml
-from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+from agents.protocol import Agent
 from agents.sb3.hyperparams import ALGORITHMS, PRESETS, algorithm_class, check_hyperparams, read_preset
 from agents.sb3.make import make_sb3
-from prance_env import PranceVectorEnv, make_sb3_env
-from prance_env.settings import EnvArguments
+from prance_env import make_sb3_env
+from prance_env.settings import EnvArguments, EnvSettings
 from supernet.files import write_text
 
-from ..evaluate.evaluation import Agent
 from ..options import choice
+from ..play import mean_return
 from ..runs.folder import open_run
 from .settings import TrainingTask
 
@@ -172,22 +171,8 @@ def validation_return(
     Returns:
         Mean return of an episode, accuracy, and MACs / MACs of the full network.
     """
-    kwargs = {**gym.spec(env_id.removeprefix("prance_env:")).kwargs, **env_arguments, "split": "val"}
-    total = len(PranceVectorEnv(1, AutoresetMode.DISABLED, **kwargs).settings.engine().dataset)
-    sums = np.zeros(3)
-    for begin in range(0, total, batch_size):
-        index = np.arange(begin, min(begin + batch_size, total))
-        envs = PranceVectorEnv(len(index), AutoresetMode.DISABLED, **kwargs)
-        observations, _ = envs.reset(seed=0, options={"index": index})
-        over = False
-        while not over:
-            actions, _ = agent.predict(observations, deterministic=True)
-            observations, rewards, terminated, _, info = envs.step(actions)
-            sums[0] += rewards.sum()
-            over = bool(terminated.all())
-        sums[1:] += info["is_success"].sum(), info["macs_fraction"].sum()
-    mean_return, accuracy, macs_fraction = (sums / total).tolist()
-    return mean_return, accuracy, macs_fraction
+    settings = EnvSettings.from_id(env_id, **{**env_arguments, "split": "val"})  # type: ignore[arg-type]
+    return mean_return(agent, settings, batch_size)
 
 
 class _Judge(BaseCallback):

@@ -13,12 +13,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.protocol import Agent
 from prance_env.engine import InferenceEngine
 from prance_env.rendering import draw_patches
 from prance_env.settings import EnvSettings
 from supernet.files import write_atomically
 
-from ..evaluate.evaluation import Agent, Evaluation, play
+from ..evaluate.evaluation import Evaluation
+from ..play import play
 from ..runs.curves import CURVES, Curve
 
 
@@ -192,7 +194,7 @@ def plot_episodes(
         index: Images to show.
         path: PNG file to write.
     """
-    steps = play(agent, engine, settings, index)
+    steps, _ = play(agent, settings, index)
     figure, grid = plt.subplots(len(index), len(steps), figsize=(2.1 * len(steps), 2.35 * len(index)), squeeze=False)
     images = engine.dataset.fetch(steps[0].index).numpy()
     for column, episodes in enumerate(steps):

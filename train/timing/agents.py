@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,41 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.adaptive import AdaptiveViT
+from agents.protocol import Agent
 from prance_env.settings import EnvSettings
-from prance_env.spaces import decode_actions, observe
-from supernet import GroupChoice
 
-from ..evaluate.evaluation import Agent, ask
 from .clock import time_interleaved
 
 FULL = "full network"
-
-
-@torch.inference_mode()
-def classify(agent: Agent, settings: EnvSettings, images: Tensor) -> Tensor:
-    """What a deployed agent does with a batch of new images, from pixels to logits; nothing is cached or looked up.
-
-    Args:
-        agent: Whatever has SB3's `predict`.
-        settings: Supernet and observation of the agent; if it is cost-conditioned, at a fixed price.
-        images: (B, in_chans, img_size, img_size), on the device of the supernet.
-
-    Returns:
-        (B, num_classes).
-    """
-    engine, conditioning = settings.engine(), settings.conditioning
-    net, space, price = engine.net, engine.config.space, None
-    if conditioning is not None:
-        assert conditioning.fixed is not None, "conditioned agents run at one price"
-        price = conditioning.observe(np.full(len(images), conditioning.fixed))
-    state = net.begin(images, key_mean=settings.observation == "key_mean")
-    memory: Any = None
-    for group in range(space.first_decided, len(space.groups)):
-        observation = observe(net, state, settings.observation, engine.full_macs, price).cpu().numpy()
-        actions, memory = ask(agent, observation, memory)
-        unit = torch.from_numpy(decode_actions(actions, settings.normalize_actions))
-        state = net.run_group(state, group, GroupChoice.from_actions(space, unit))
-    return net.finish(state)
 
 
 def measure_latency(
@@ -81,7 +52,10 @@ def measure_latency(
 
     calls: dict[str, Callable[[], Tensor]] = {
         FULL: full,
-        **{name: partial(classify, *player, images) for name, player in players.items()},
+        **{
+            name: partial(_logits, AdaptiveViT.from_settings(at, agent), images)
+            for name, (agent, at) in players.items()
+        },
     }
     with tqdm(total=len(calls) * (warmup + repeats), desc="latency", unit="batch", leave=False) as bar:
         seconds = time_interleaved(calls, settings.device, warmup, repeats, bar)
@@ -92,3 +66,7 @@ def measure_latency(
         }
         for name in players
     }
+
+
+def _logits(model: AdaptiveViT, images: Tensor) -> Tensor:
+    return model(images).logits

@@ -14,18 +14,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from prance_env import PranceVectorEnv
+from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 
-from ..evaluate.evaluation import Agent
 from ..options import Split
+from ..play import batches, mean_return
 from ..policies.registry import PRANCE_PPO
 from ..policies.settings import AgentTraining, AlgorithmName, TrainingTask
 from ..policies.train_agent import train_agent
@@ -71,32 +67,15 @@ class TrainingBenchSettings(TrainingTask):
 
 def play_split(agent: Agent, settings: TrainingTask, split: str) -> dict[str, float]:
     """Mean `return`, `accuracy` and `macs_fraction` of the deterministic policy, one episode an image."""
-    envs = _environment(settings, split)
-    total = len(envs.settings.engine().dataset)
-    columns: dict[str, list[NDArray[Any]]] = {"return": [], "accuracy": [], "macs_fraction": []}
-    for begin in range(0, total, BATCH):
-        index = np.arange(begin, min(begin + BATCH, total))
-        # The last batch is filled up with its own images, which are then not counted.
-        observations, _ = envs.reset(options={"index": np.resize(index, BATCH)})
-        returns = np.zeros(BATCH)
-        for _ in range(envs.config.space.num_decisions):
-            actions, _ = agent.predict(observations, deterministic=True)
-            observations, rewards, _, _, infos = envs.step(actions)
-            returns += rewards
-        for name, values in zip(columns, (returns, infos["is_success"], infos["macs_fraction"]), strict=True):
-            columns[name].append(values[: len(index)])
-    return {name: float(np.concatenate(values).mean()) for name, values in columns.items()}
-
-
-def _environment(settings: TrainingTask, split: str) -> PranceVectorEnv:
-    kwargs = {**gym.spec(settings.env.removeprefix("prance_env:")).kwargs, **settings.env_arguments, "split": split}
-    return PranceVectorEnv(BATCH, AutoresetMode.DISABLED, **kwargs)
+    task = EnvSettings.from_id(settings.env, **{**settings.env_arguments, "split": split})  # type: ignore[arg-type]
+    names = ("return", "accuracy", "macs_fraction")
+    return dict(zip(names, mean_return(agent, task, BATCH), strict=True))
 
 
 def _compute_prefixes(settings: TrainingTask) -> None:
     engine = EnvSettings.from_id(settings.env, **settings.environment).engine()
-    for begin in range(0, len(engine.dataset), BATCH):
-        engine.start(np.arange(begin, min(begin + BATCH, len(engine.dataset))))
+    for index in batches(len(engine.dataset), BATCH):
+        engine.start(index)
 
 
 def measure_training(settings: TrainingBenchSettings, folder: Path, console: Console) -> list[dict[str, Any]]:

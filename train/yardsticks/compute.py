@@ -23,10 +23,10 @@ from prance_env.settings import EnvArguments, EnvSettings
 from supernet import SubnetConfig
 
 from ..evaluate.evaluation import Evaluation, evaluate, evaluate_actions
-from ..evaluate.side_by_side import trained_settings
 from ..options import EnvironmentOptions, Split
 from ..policies.load_agent import load_agent
 from ..runs.folder import plain
+from ..runs.trained import trained_settings
 from ..search.confidence import SWEEPS, Rules, static_rules, tune_confidence
 from ..search.noisy_copies import noisy_copy
 from ..search.oracle import (

@@ -23,7 +23,6 @@ from supernet.files import write_text
 from ..evaluate.budget import at_price
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.intervals import LEVEL, RESAMPLES, difficulty_correlation
-from ..evaluate.side_by_side import env_of_run
 from ..policies.load_agent import load_agent
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
@@ -31,6 +30,7 @@ from ..report.leaderboard_page import benchmark_page
 from ..report.plots import plot_fronts
 from ..report.tables import write_json
 from ..runs.folder import changed_settings
+from ..runs.trained import env_of_run
 from ..timing.clock import machine
 from .compute import YardstickSettings, run_yardsticks
 from .fronts import FILE, Yardsticks

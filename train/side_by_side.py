@@ -13,25 +13,27 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
+from agents.protocol import Agent
 from prance_env.settings import EnvArguments, EnvSettings
 from prance_env.spaces import action_names
 from supernet import SubnetConfig
 
-from ..options import EnvironmentOptions, Split
-from ..policies.load_agent import load_agent
-from ..report.plots import plot_choices, plot_fronts, plot_learning_curves
-from ..report.tables import results_table, write_json
-from ..runs.curves import read_curves
-from ..runs.folder import plain, read_config
-from ..timing.agents import measure_latency
-from ..yardsticks.fronts import Yardsticks
-from ..yardsticks.standing import DEFAULT_PRICE, standing, standings_table
-from .budget import at_price, calibrate, front_prices
-from .evaluation import Agent, Evaluation, evaluate
-from .intervals import RESAMPLES, describe
-from .pairs import compare
-from .replay import DEFAULTS, SETTINGS, noted_settings, of_the_machine
-from .rows import check_format, rows_of, write_rows
+from .evaluate.budget import at_price, calibrate, front_prices
+from .evaluate.evaluation import Evaluation, evaluate
+from .evaluate.intervals import RESAMPLES, describe
+from .evaluate.pairs import compare
+from .evaluate.replay import SETTINGS
+from .evaluate.rows import check_format, rows_of, write_rows
+from .options import EnvironmentOptions, Split
+from .policies.load_agent import load_agent
+from .report.plots import plot_choices, plot_fronts, plot_learning_curves
+from .report.tables import results_table, write_json
+from .runs.curves import read_curves
+from .runs.folder import plain
+from .runs.trained import DEFAULTS, environment_of, noted_settings, price_range, shared_settings, trained_settings
+from .timing.agents import measure_latency
+from .yardsticks.fronts import Yardsticks
+from .yardsticks.standing import DEFAULT_PRICE, standing, standings_table
 
 BLIND = (FullAgent, RandomAgent, StaticAgent)
 
@@ -94,18 +96,71 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     """
     check_format(settings.rows)
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
-    console = Console()
-    names = list(dict.fromkeys(agents))
+    console, names = Console(), list(dict.fromkeys(agents))
     noted = {k: v for k, v in plain(settings).items() if k in DEFAULTS and v is not None}
-    noted = {**DEFAULTS, **_shared(names, [key for key in DEFAULTS if key not in noted]), **noted}
-    ranges = {name: _price_range(name) for name in names}
+    noted = {**DEFAULTS, **shared_settings(names, [key for key in DEFAULTS if key not in noted]), **noted}
+    played = _play(names, noted, settings, console)
+    metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in played.results.items()}
+    for label, price in (pair for front in played.fronts.values() for pair in front.items()):
+        metrics[label]["macs_weight"] = price
+    if settings.latency is not None:
+        for label, measured in measure_latency(played.players, settings.latency).items():
+            metrics[label] |= measured
+    source = played.env.engine().dataset
+    for name, data in metrics.items():
+        rho = data["macs_difficulty_spearman"]
+        title = f"{name}: {settings.split} by {source.difficulty_name}"
+        title += "" if rho is None else f" (rank correlation with MACs {rho:+.2f})"
+        console.print(results_table(title, data["by_difficulty"]))
+    console.print(results_table(f"{noted['env']}, {settings.split}", metrics))
+    comparisons = {
+        f"{a} - {b}": compare(played.results[a], played.results[b], settings.seed, settings.resamples)
+        for a, b in combinations(played.results, 2)
+        if not any(a in front and b in front for front in played.fronts.values())
+    }
+    if comparisons:
+        console.print(_comparisons_table(comparisons))
+    if yardsticks is not None:
+        yardsticks.check(played.env.engine())
+        for name, result in played.results.items():
+            price = metrics[name].get("macs_weight") or trained_settings(name).get("macs_weight") or DEFAULT_PRICE
+            metrics[name]["yardsticks"] = standing(result, yardsticks, price, settings.seed, settings.resamples)
+        console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
+    if out is not None:
+        _write(out, played, metrics, comparisons, settings)
+        write_json(out / SETTINGS, noted_settings(noted))
+        console.print(f"Written to {out}")
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Played:
+    """What came of all agents.
+
+    Attributes:
+        names: The agents.
+        results: Evaluations by name, those of controls and of every price of an agent included.
+        fronts: Price by label, for every agent that was trained for a range of prices.
+        players: Agents with their environments, by label.
+        env: Environment of the last agent; the images and the supernet are those of all.
+    """
+
+    names: Sequence[str]
+    results: dict[str, Evaluation]
+    fronts: dict[str, dict[str, float]]
+    players: dict[str, tuple[Agent, EnvSettings]]
+    env: EnvSettings
+
+
+def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, console: Console) -> _Played:
+    ranges = {name: price_range(name) for name in names}
     if (settings.macs_weight or settings.target_macs is not None) and not any(ranges.values()):
         raise ValueError(f"None of the agents {names} was trained for a range of prices, so none can be chosen.")
     results: dict[str, Evaluation] = {}
     fronts: dict[str, dict[str, float]] = {}
     players: dict[str, tuple[Agent, EnvSettings]] = {}
     for name in names:
-        env = _env(name, noted, settings.split, settings.environment)
+        env = environment_of(name, noted, settings.split, settings.environment)
         with console.status(f"{name} on {settings.split} ..."):
             agent = load_agent(name, env, settings.seed)
             chosen = {name: env}
@@ -118,46 +173,25 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
                 results[label] = evaluate(agent, at)
                 if settings.controls and not isinstance(agent, BLIND):
                     results |= controls(label, agent, results[label], at, settings.seed)
-    source = env.engine().dataset
-    metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in results.items()}
-    for label, price in (pair for front in fronts.values() for pair in front.items()):
-        metrics[label]["macs_weight"] = price
-    if settings.latency is not None:
-        for label, measured in measure_latency(players, settings.latency).items():
-            metrics[label] |= measured
-    for name, data in metrics.items():
-        rho = data["macs_difficulty_spearman"]
-        title = f"{name}: {settings.split} by {source.difficulty_name}"
-        title += "" if rho is None else f" (rank correlation with MACs {rho:+.2f})"
-        console.print(results_table(title, data["by_difficulty"]))
-    console.print(results_table(f"{noted['env']}, {settings.split}", metrics))
-    comparisons = {
-        f"{a} - {b}": compare(results[a], results[b], settings.seed, settings.resamples)
-        for a, b in combinations(results, 2)
-        if not any(a in front and b in front for front in fronts.values())
-    }
-    if comparisons:
-        console.print(_comparisons_table(comparisons))
-    if yardsticks is not None:
-        yardsticks.check(env.engine())
-        for name, result in results.items():
-            price = metrics[name].get("macs_weight") or trained_settings(name).get("macs_weight") or DEFAULT_PRICE
-            metrics[name]["yardsticks"] = standing(result, yardsticks, price, settings.seed, settings.resamples)
-        console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, label in file_names(list(results)).items():
-            write_rows(out / f"{label}.{settings.rows}", rows_of(results[name], source.difficulty_name))
-        write_json(out / "metrics.json", metrics)
-        write_json(out / "comparisons.json", comparisons)
-        plot_fronts(metrics, fronts, settings.split, out / "pareto.png")
-        if looking := {n: results[n] for n, (agent, _) in players.items() if not isinstance(agent, BLIND)}:
-            plot_choices(looking, action_names(env.config().space), source.difficulty_name, out / "choices.png")
-        if curves := {n: found for n in names if trained_settings(n) and (found := read_curves(Path(n)))}:
-            plot_learning_curves(curves, out / "learning.png")
-        write_json(out / SETTINGS, noted_settings(noted))
-        console.print(f"Written to {out}")
-    return metrics
+    return _Played(names, results, fronts, players, env)
+
+
+def _write(
+    out: Path, played: _Played, metrics: dict[str, Any], comparisons: dict[str, Any], settings: EvalSettings
+) -> None:
+    """The files of an evaluation, but for its settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    difficulty_name = played.env.engine().dataset.difficulty_name
+    for name, label in file_names(list(played.results)).items():
+        write_rows(out / f"{label}.{settings.rows}", rows_of(played.results[name], difficulty_name))
+    write_json(out / "metrics.json", metrics)
+    write_json(out / "comparisons.json", comparisons)
+    plot_fronts(metrics, played.fronts, settings.split, out / "pareto.png")
+    if looking := {n: played.results[n] for n, (agent, _) in played.players.items() if not isinstance(agent, BLIND)}:
+        names = action_names(played.env.config().space)
+        plot_choices(looking, names, difficulty_name, out / "choices.png")
+    if curves := {n: found for n in played.names if trained_settings(n) and (found := read_curves(Path(n)))}:
+        plot_learning_curves(curves, out / "learning.png")
 
 
 def controls(name: str, agent: Agent, seen: Evaluation, env: EnvSettings, seed: int) -> dict[str, Evaluation]:
@@ -184,52 +218,6 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
     short = [Path(name).name or name for name in names]
     plain = {n: s if short.count(s) == 1 else n.strip("./") for n, s in zip(names, short, strict=True)}
     return {n: s.replace("/", "_").replace(" (", "-").replace(" ", "-").replace(")", "") for n, s in plain.items()}
-
-
-def trained_settings(name: str) -> dict[str, Any]:
-    """The settings of a run folder of `prance train agent`; empty for other agents."""
-    return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
-
-
-def env_of_run(run: Path, split: str) -> EnvSettings:
-    """The environment that an agent in a run folder was trained in, on another split and on the CPU."""
-    return _env(str(run), {**DEFAULTS, **trained_settings(str(run))}, split)
-
-
-def _env(name: str, noted: dict[str, Any], split: str, environment: EnvArguments | None = None) -> EnvSettings:
-    """The environment as an agent saw it in training, on the images of `noted`, which has the keys of `DEFAULTS`."""
-    arguments = of_the_machine(environment or {}) | noted_settings({k: noted[k] for k in DEFAULTS if k != "env"})
-    arguments |= {"split": split, "cost_conditioning": _price_range(name)}
-    arguments["observation"] = trained_settings(name).get("observation", "cls")
-    return EnvSettings.from_id(noted["env"], **arguments)
-
-
-def _shared(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
-    """Those of the settings `keys` that the trained agents among `names` noted, in which they must agree.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    configs = {name: trained for name in names if (trained := trained_settings(name))}
-    shared: dict[str, Any] = {}
-    for key in keys:
-        found = {name: trained[key] for name, trained in configs.items() if trained.get(key) is not None}
-        if not found:
-            continue
-        values = {name: trained.get(key, DEFAULTS[key]) for name, trained in configs.items()}
-        shared[key] = next(iter(found.values()))
-        if any(value != shared[key] for value in values.values()):
-            flag = key.replace("_", "-")
-            raise ValueError(
-                f"The agents were trained with different values of {key}, {values}; name one with --{flag}."
-            )
-    return shared
-
-
-def _price_range(name: str) -> tuple[float, float] | None:
-    """The prices that an agent was trained for, None if for one only."""
-    price = trained_settings(name).get("macs_weight")
-    return (price[0], price[1]) if isinstance(price, list) else None
 
 
 def _prices(agent: Agent, env: EnvSettings, settings: EvalSettings) -> list[float]:

@@ -1,0 +1,112 @@
+"""The one episode loop: decisions of an agent, or given ones, on images of an environment's split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.protocol import Agent, ask
+from prance_env.engine import Episodes
+from prance_env.rewards.config import RewardConfig
+from prance_env.settings import EnvSettings
+from prance_env.spaces import decode_actions
+from supernet.arrays import Ints
+
+# Who only wants to know how an inference ends need not finish the network after every decision.
+AT_THE_END = RewardConfig(mode="terminal")
+Played = tuple[list[Episodes], NDArray[np.floating]]
+
+
+def batches(total: int, batch_size: int) -> Iterator[Ints]:
+    """The numbers 0 to total - 1 in order, at most `batch_size` at a time."""
+    for begin in range(0, total, batch_size):
+        yield np.arange(begin, min(begin + batch_size, total))
+
+
+def play(
+    agent: Agent,
+    settings: EnvSettings,
+    index: Ints,
+    donors: Ints | None = None,
+    reward: RewardConfig = AT_THE_END,
+) -> Played:
+    """One episode on each image, deterministic.
+
+    Args:
+        agent: Whatever has SB3's `predict`; what it returns as its state is handed back to it at the next decision.
+        settings: Of the environment; if it is cost-conditioned, at a fixed price.
+        index: (B,) images of the split.
+        donors: (B,) images that the agent looks at instead, in episodes of their own; None: the same ones.
+        reward: How decisions are scored.
+
+    Returns:
+        The episodes before and after every decision, and (B, num_decisions, A) the actions as the agent gave them.
+
+    Raises:
+        ValueError: If the environment is cost-conditioned and no price is fixed.
+    """
+    engine, conditioning = settings.engine(), settings.conditioning
+    if conditioning is not None and conditioning.fixed is None:
+        raise ValueError("A cost-conditioned agent is evaluated at one price: cost_conditioning=(low, high, fixed).")
+    price = None if conditioning is None else np.full(len(index), conditioning.fixed)
+    episodes = [replace(engine.start(index), macs_weight=price)]
+    seen = episodes[0] if donors is None else replace(engine.start(donors), macs_weight=price)
+    taken: list[NDArray[np.floating]] = []
+    memory = None
+    for _ in range(engine.config.space.num_decisions):
+        observation = engine.observe(seen, settings.observation, conditioning).cpu().numpy()
+        actions, memory = ask(agent, observation, memory)
+        unit = decode_actions(actions, settings.normalize_actions)
+        episodes.append(engine.step(episodes[-1], unit, reward))
+        seen = episodes[-1] if donors is None else engine.step(seen, unit, reward)
+        taken.append(actions)
+    return episodes, np.stack(taken, axis=1)
+
+
+def play_actions(
+    taken: NDArray[np.floating], settings: EnvSettings, index: Ints, reward: RewardConfig = AT_THE_END
+) -> Played:
+    """`play` with given actions.
+
+    Args:
+        taken: (B, num_decisions, A) actions of the environment's Box.
+        settings: Of the environment.
+        index: (B,) images of the split.
+        reward: How decisions are scored.
+
+    Returns:
+        The episodes before and after every decision, and `taken`.
+
+    Raises:
+        ValueError: If an action is NaN.
+    """
+    engine = settings.engine()
+    episodes = [engine.start(index)]
+    for decision in range(taken.shape[1]):
+        unit = decode_actions(taken[:, decision], settings.normalize_actions)
+        episodes.append(engine.step(episodes[-1], unit, reward))
+    return episodes, taken
+
+
+def mean_return(agent: Agent, settings: EnvSettings, batch_size: int = 1024) -> tuple[float, float, float]:
+    """Plays every image of the split once, without exploring, with the environment's own reward.
+
+    Args:
+        agent: Whatever has SB3's `predict`.
+        settings: Of the environment.
+        batch_size: Images at a time.
+
+    Returns:
+        Mean return of an episode, accuracy, and MACs / MACs of the full network.
+    """
+    engine = settings.engine()
+    total, sums = len(engine.dataset), np.zeros(3)
+    for index in batches(total, batch_size):
+        path, _ = play(agent, settings, index, reward=settings.reward_config)
+        sums[0] += sum(episodes.reward.sum() for episodes in path[1:])
+        sums[1:] += path[-1].success.sum(), (path[-1].macs / engine.full_macs).sum()
+    value, accuracy, macs_fraction = (sums / total).tolist()
+    return value, accuracy, macs_fraction

@@ -1,0 +1,84 @@
+"""What a run folder of `prance train agent` says about the environment that its agent is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prance_env.settings import EnvArguments, EnvSettings
+
+from .folder import read_config
+
+REQUIRED = ("env", "split", "checkpoint")
+# What an evaluation depends on, and its rows with it; the rest is a matter of the machine.
+DEFAULTS: dict[str, Any] = {
+    "env": "Prance-Digits-v0",
+    "split": "test",
+    "checkpoint": None,
+    "dataset": None,
+    "token_mode": None,
+    "dtype": "float32",
+    "decide_first_group": None,
+    "on_error": None,
+}
+# Noted only if they were chosen; what is not is as the environment's id says.
+SELDOM = ("decide_first_group", "on_error")
+
+
+def noted_settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What `settings.json` says of an evaluation on the settings `chosen`, which have the keys of `DEFAULTS`."""
+    return {k: v for k, v in chosen.items() if k not in SELDOM or v is not None}
+
+
+def of_the_machine(environment: EnvArguments) -> dict[str, Any]:
+    """Those arguments of an environment that no result depends on: device, cache, workers."""
+    return {k: v for k, v in environment.items() if k not in DEFAULTS}
+
+
+def trained_settings(name: str) -> dict[str, Any]:
+    """The settings of a run folder of `prance train agent`; empty for other agents."""
+    return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
+
+
+def env_of_run(run: Path, split: str) -> EnvSettings:
+    """The environment that an agent in a run folder was trained in, on another split and on the CPU."""
+    return environment_of(str(run), {**DEFAULTS, **trained_settings(str(run))}, split)
+
+
+def environment_of(
+    name: str, noted: dict[str, Any], split: str, environment: EnvArguments | None = None
+) -> EnvSettings:
+    """The environment as an agent saw it in training, on the images of `noted`, which has the keys of `DEFAULTS`."""
+    arguments = of_the_machine(environment or {}) | noted_settings({k: noted[k] for k in DEFAULTS if k != "env"})
+    arguments |= {"split": split, "cost_conditioning": price_range(name)}
+    arguments["observation"] = trained_settings(name).get("observation", "cls")
+    return EnvSettings.from_id(noted["env"], **arguments)
+
+
+def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
+    """Those of the settings `keys` that the trained agents among `names` noted, in which they must agree.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    configs = {name: trained for name in names if (trained := trained_settings(name))}
+    shared: dict[str, Any] = {}
+    for key in keys:
+        found = {name: trained[key] for name, trained in configs.items() if trained.get(key) is not None}
+        if not found:
+            continue
+        values = {name: trained.get(key, DEFAULTS[key]) for name, trained in configs.items()}
+        shared[key] = next(iter(found.values()))
+        if any(value != shared[key] for value in values.values()):
+            flag = key.replace("_", "-")
+            raise ValueError(
+                f"The agents were trained with different values of {key}, {values}; name one with --{flag}."
+            )
+    return shared
+
+
+def price_range(name: str) -> tuple[float, float] | None:
+    """The prices that an agent was trained for, None if for one only."""
+    price = trained_settings(name).get("macs_weight")
+    return (price[0], price[1]) if isinstance(price, list) else None
