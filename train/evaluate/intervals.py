@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,26 @@ def bootstrap_interval(
         raise ValueError("A bootstrap needs at least one row; values has none.")
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"resamples={resamples} must be at least 1, and level={level} lie in (0, 1).")
+    return ends(np.concatenate([values[drawn].mean(axis=1) for drawn in draws(len(values), seed, resamples)]), level)
+
+
+def draws(total: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """The bootstrap's draws with replacement: (n, total) row numbers at a time, `resamples` rows of them in all.
+
+    Args:
+        total: How many rows there are to draw from.
+        seed: Fixes the draws.
+        resamples: How many samples are drawn.
+    """
     rng = np.random.default_rng(seed)
-    at_once = max(1, DRAWN_AT_ONCE // len(values))
-    means = []
+    at_once = max(1, DRAWN_AT_ONCE // total)
     for begin in range(0, resamples, at_once):
-        drawn = rng.integers(len(values), size=(min(at_once, resamples - begin), len(values)))
-        means.append(values[drawn].mean(axis=1))
-    return np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        yield rng.integers(total, size=(min(at_once, resamples - begin), total))
+
+
+def ends(means: NDArray[np.float64], level: float = LEVEL) -> NDArray[np.float64]:
+    """(2, ...) lower and upper end of the percentile interval of resampled means (resamples, ...); NaN are left out."""
+    return np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def difficulty_correlation(evaluation: Evaluation) -> float | None:

@@ -22,7 +22,7 @@ from supernet.files import write_text
 
 from ..evaluate.budget import at_price
 from ..evaluate.evaluation import Evaluation, evaluate
-from ..evaluate.intervals import LEVEL, RESAMPLES, difficulty_correlation
+from ..evaluate.intervals import RESAMPLES, difficulty_correlation, ends
 from ..policies.load_agent import load_agent
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
@@ -205,7 +205,7 @@ def seeds_and_images_interval(
     for _ in range(resamples):
         drawn = values[rng.integers(seeds, size=seeds)].mean(axis=0)
         means.append(drawn[rng.integers(images, size=images)].mean())
-    return np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return ends(np.array(means))
 
 
 def _train(training: AgentTraining, run: Path, console: Console) -> None:

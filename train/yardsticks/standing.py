@@ -9,7 +9,7 @@ from rich.table import Table
 
 from supernet.arrays import Floats
 
-from ..evaluate.intervals import DRAWN_AT_ONCE, LEVEL, RESAMPLES
+from ..evaluate.intervals import RESAMPLES, draws, ends
 from ..evaluate.pairs import Outcomes, regret_to_oracle
 from .fronts import Front, Yardsticks, macs_at
 
@@ -59,8 +59,8 @@ def standing(
     }
     for key, value in found.items():
         values = [d[key] for d in drawn]
-        ends = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist() if not np.isnan(value) else None
-        result |= {key: None if np.isnan(value) else value, f"{key}_interval": ends}
+        known = not np.isnan(value)
+        result |= {key: value if known else None, f"{key}_interval": ends(np.array(values)).tolist() if known else None}
     weight, oracle = yardsticks.point("oracle", price)
     return result | {"macs_weight": weight, **regret_to_oracle(agent, oracle, weight, seed, resamples)}
 
@@ -90,14 +90,9 @@ def _measures(means: Floats, fronts: dict[str, Front]) -> dict[str, float]:
 
 def _resampled_means(rows: Floats, seed: int, resamples: int) -> Floats:
     """(resamples, C) means of columns over rows (N, C) drawn with replacement."""
-    rng, total = np.random.default_rng(seed), len(rows)
-    at_once = max(1, DRAWN_AT_ONCE // total)
-    means = []
-    for begin in range(0, resamples, at_once):
-        drawn = rng.integers(total, size=(min(at_once, resamples - begin), total))
-        counts = np.stack([np.bincount(d, minlength=total) for d in drawn])
-        means.append(counts @ rows / total)
-    return np.concatenate(means)
+    total = len(rows)
+    counts = (np.stack([np.bincount(d, minlength=total) for d in part]) for part in draws(total, seed, resamples))
+    return np.concatenate([count @ rows / total for count in counts])
 
 
 def standings_table(standings: dict[str, dict[str, Any]]) -> Table:
