@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from supernet.files import problems_of, read_safetensors, read_weights, write_atomically
 
 from .prance_ppo.policy import GaussianPolicy
+from .protocol import BatchAgent
 
 ACTOR, CRITIC = ("fc1", "fc2", "fc_mu"), ("fc1", "fc2", "fc3")
 WIDTHS_PER_ACTION = 6  # an mlp_ratio and an embed_dim for each of the three blocks of a group
@@ -32,7 +33,7 @@ def exploration_std(step: int, total_steps: int = 8000) -> float:
     return min(max(0.3 * (1 - step / total_steps), 0.05), 0.3)
 
 
-class PranceSelector:
+class PranceSelector(BatchAgent):
     """An agent with the authors' actor, and their critic if it is known.
 
     Args:
@@ -69,6 +70,7 @@ class PranceSelector:
                 f"These are not the weights of a selector with {num_rates} token rate(s): {'; '.join(problems)}."
             )
         self.num_rates, self.normalize_actions, self.std, self.seed = num_rates, normalize_actions, std, seed
+        self.observation_size = inputs
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (inputs,), np.float32)
         self.action_space = gym.spaces.Box(-1.0 if normalize_actions else 0.0, 1.0, (outputs,), np.float32)
         hidden = (actor["fc1.weight"].shape[0], actor["fc2.weight"].shape[0])
@@ -79,29 +81,9 @@ class PranceSelector:
             _fill(self.policy.critic, critic, CRITIC)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def predict(
-        self,
-        observation: NDArray[np.float32],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], Any]:
-        """SB3's signature: (B, O) or (O,) observations to actions of the environment's Box, and the state unchanged.
-
-        Raises:
-            ValueError: If the observations have another shape.
-        """
-        (size,) = self.observation_space.shape
-        shape = np.shape(observation)
-        if len(shape) not in (1, 2) or shape[-1] != size:
-            raise ValueError(
-                f"The observation has the shape {shape}; expected ({size},) or (B, {size}), the 'key_mean' of as many "
-                "tokens."
-            )
-        batch = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32)
-        with torch.no_grad():
-            actions = self.policy.mean(batch) if deterministic else self.policy.sample(batch, self._generator)
-        return self.policy.clip(actions).numpy().reshape(*shape[:-1], -1), state
+    def actions(self, observations: NDArray[np.float32], deterministic: bool) -> NDArray[np.float32]:
+        """Actions (B, A) of the environment's Box for observations (B, O), the "key_mean" of as many tokens."""
+        return self.policy.act(observations, None if deterministic else self._generator)
 
     def value(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B,) what the authors' critic expects.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prance_env.spaces import action_space, observation_layout
+from prance_env.spaces import action_space, encode_actions, observation_layout
 from supernet import SubnetConfig, SupernetConfig
 from supernet.files import write_text
 
+from .protocol import BatchAgent
 
-class BaselineAgent(ABC):
+
+class BaselineAgent(BatchAgent):
     """An agent with SB3's `predict` and a JSON file instead of weights.
 
     Args:
@@ -43,18 +45,9 @@ class BaselineAgent(ABC):
         """(B,) number of the coming decision, as observations (B, O) tell it."""
         return observation[:, self.layout["decision"]].argmax(1)
 
-    def predict(
-        self,
-        observation: NDArray[np.float32],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], Any]:
-        """SB3's signature: (B, O) or (O,) observations to actions of the environment's Box, and the state unchanged."""
-        actions = self.act(np.atleast_2d(observation))
-        if self.normalize_actions:
-            actions = 2 * actions - 1
-        return actions.astype(np.float32).reshape(*np.shape(observation)[:-1], -1), state
+    def actions(self, observations: NDArray[np.float32], deterministic: bool) -> NDArray[np.float32]:
+        """Actions (B, A) of the environment's Box for observations (B, O)."""
+        return encode_actions(self.act(observations), self.normalize_actions)
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file."""

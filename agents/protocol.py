@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,37 @@ class Agent(Protocol):
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
         """Actions for a batch of observations, and the state that is handed back at the next decision."""
+
+
+class BatchAgent(ABC):
+    """SB3's `predict` around a function that answers a batch of observations; for agents without memory.
+
+    Attributes:
+        observation_size: O, which observations must have; None: not checked.
+    """
+
+    observation_size: int | None = None
+
+    @abstractmethod
+    def actions(self, observations: NDArray[np.float32], deterministic: bool) -> NDArray[np.float32]:
+        """Actions (B, A) of the environment's Box for observations (B, O)."""
+
+    def predict(
+        self,
+        observation: NDArray[np.float32],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], Any]:
+        """SB3's signature: (B, O) or (O,) observations to actions of the environment's Box, and the state unchanged.
+
+        Raises:
+            ValueError: If the observations have another shape.
+        """
+        size, shape = self.observation_size, np.shape(observation)
+        if size is not None and (len(shape) not in (1, 2) or shape[-1] != size):
+            raise ValueError(f"The observation has the shape {shape}; expected ({size},) or (B, {size}).")
+        return self.actions(np.atleast_2d(observation), deterministic).reshape(*shape[:-1], -1), state
 
 
 def ask(agent: Agent, observation: NDArray[np.float32], memory: Any) -> tuple[NDArray[np.floating], Any]:

@@ -339,18 +339,7 @@ class Supernet(ImageStem):
         return torch.from_numpy(macs.subnet_params(self.config, subnet))
 
     def extract(self, subnet: SubnetConfig) -> StaticViT:
-        """Copies the weights that one subnet uses into a plain module of fixed sizes.
-
-        Args:
-            subnet: Exactly one subnet.
-
-        Returns:
-            A module in evaluation mode whose logits are `self(images, subnet)`.
-
-        Raises:
-            ValueError: If `subnet` holds more than one or is not in the search space.
-            TypeError: If it is no SubnetConfig.
-        """
+        """Exactly one subnet as a plain module of fixed sizes, in evaluation mode, with copies of its weights."""
         return extract(self, subnet)
 
     def _check_choice(self, state: InferenceState, group: int, choice: GroupChoice) -> None:

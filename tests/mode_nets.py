@@ -6,12 +6,15 @@ The authors' modes run under the authors' rules (`prance_embed_dim`), in network
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from helpers import PATIENCE
 from oracles import Token, evit, evit_fused, prune_then_merge, tome
 from torch import Tensor, nn
 
@@ -182,3 +185,43 @@ def naive(
             x = width(x, given) + h @ block.fc2.weight[:given, :hidden].T + block.fc2.bias[:given]
             index += 1
     return naive_head(net, x, sizes, norm), holder, sizes
+
+
+def assert_exports_with_a_free_batch_size(net: Supernet, subnet: SubnetConfig) -> None:
+    """The extracted network goes through torch.export, and the result takes batches of any size."""
+    free = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(net.extract(subnet), (images_for(net, 4),), dynamic_shapes=free).module()
+    for batch_size in (2, 7):
+        images = images_for(net, batch_size)
+        assert_close(exported(images), net(images, subnet))
+
+
+def computed_together(net: Supernet, images: Tensor, parts: Sequence[SubnetConfig], times: int) -> list[list[Tensor]]:
+    """What several threads that begin at once compute, each its subnets again and again."""
+    barrier = Barrier(len(parts))
+
+    def run(subnet: SubnetConfig) -> list[Tensor]:
+        barrier.wait(timeout=PATIENCE)
+        return [net(images, subnet) for _ in range(times)]
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(run, parts))
+
+
+def assert_gradients_are_sums_over_images(
+    net: Supernet, images: Tensor, subnet: SubnetConfig, tolerance: float
+) -> None:
+    """Every parameter's gradient of a mixed batch, and that of one image after the other."""
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(len(images), net.config.num_classes, generator=generator)
+    (net(images, subnet) * weights).sum().backward()
+    together = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    assert len(together) == len(list(net.parameters()))
+    net.zero_grad()
+    for i in range(len(images)):
+        (net(images[i : i + 1], subnet[i]) * weights[i]).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        scale = parameter.grad.abs().max()
+        assert scale > 0, name
+        assert (together[name] - parameter.grad).abs().max() <= tolerance * scale, name

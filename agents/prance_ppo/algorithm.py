@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import configure_logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..protocol import BatchAgent
 from . import files
 from .config import PrancePPOConfig
 from .policy import GaussianPolicy
@@ -26,7 +27,7 @@ LEAST_SEEN = 1024
 Callback = Callable[["PrancePPO"], bool | None]
 
 
-class PrancePPO:
+class PrancePPO(BatchAgent):
     """Proximal policy optimisation (arXiv 1707.06347) of the selector of PRANCE (arXiv 2407.05010).
 
     It differs from the authors' code where that is not PPO: advantages come from the action's own episode only, actions
@@ -70,6 +71,7 @@ class PrancePPO:
         if spaces is None:
             raise ValueError("PrancePPO needs an environment, an environment's id, or spaces=(observation, action).")
         self.observation_space, self.action_space = _check_spaces(*spaces)
+        (self.observation_size,) = self.observation_space.shape
         self.env: VectorEnv[Any, Any, Any] | None = None
         if env is not None:
             self.set_env(env)
@@ -173,26 +175,9 @@ class PrancePPO:
                     break
         return self
 
-    def predict(
-        self,
-        observation: NDArray[np.float32],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], Any]:
-        """SB3's signature: (B, O) or (O,) observations to actions in the Box, and the state unchanged.
-
-        Raises:
-            ValueError: If the observations have another shape.
-        """
-        (size,) = self.observation_space.shape
-        shape = np.shape(observation)
-        if len(shape) not in (1, 2) or shape[-1] != size:
-            raise ValueError(f"The observation has the shape {shape}; expected ({size},) or (B, {size}).")
-        batch = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=self.device)
-        with torch.no_grad():
-            actions = self.policy.mean(batch) if deterministic else self.policy.sample(batch, self._predict_generator)
-        return self.policy.clip(actions).cpu().numpy().reshape(*shape[:-1], -1), state
+    def actions(self, observations: NDArray[np.float32], deterministic: bool) -> NDArray[np.float32]:
+        """Actions (B, A) of the environment's Box for observations (B, O)."""
+        return self.policy.act(observations, None if deterministic else self._predict_generator)
 
     def save(self, path: str | Path) -> None:
         """Writes a folder with `config.json` and `model.safetensors`, see `agents.prance_ppo.files`."""

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import torch
 from gymnasium.spaces import Box
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -99,6 +101,12 @@ class GaussianPolicy(nn.Module):
         mean = self.mean(observations)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         return mean + self.log_std.exp() * noise
+
+    @torch.no_grad()
+    def act(self, observations: NDArray[np.float32], generator: torch.Generator | None) -> NDArray[np.float32]:
+        """(B, A) actions as the environment takes them, for (B, O) observations; the mean ones without a generator."""
+        batch = torch.as_tensor(observations, dtype=torch.float32, device=self.low.device)
+        return self.clip(self.mean(batch) if generator is None else self.sample(batch, generator)).cpu().numpy()
 
     def clip(self, actions: Tensor) -> Tensor:
         """(B, A) actions as the environment takes them."""

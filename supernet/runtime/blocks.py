@@ -116,11 +116,11 @@ def mlp_half(config: SupernetConfig, block: ElasticBlock, packed: Packed, plan: 
     """Residual MLP, and the map over a group boundary.
 
     Args:
-        config: The supernet's.
-        block: The block to run.
-        packed: Tokens, their images in any order.
-        plan: What the block's group computes.
-        i: Which block of the group it is.
+        config: Architecture of the supernet.
+        block: What holds the weights.
+        packed: Tokens after attention and reduction, their images in any order.
+        plan: Sizes of the group that the block is in.
+        i: Number of the block in that group, 0-based.
 
     Returns:
         Tokens in another order.

@@ -8,7 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import random_net
-from mode_nets import BATCH, OURS, assert_close, images_for, make_config, naive, subnets_for
+from mode_nets import (
+    BATCH,
+    OURS,
+    assert_close,
+    assert_exports_with_a_free_batch_size,
+    assert_gradients_are_sums_over_images,
+    images_for,
+    make_config,
+    naive,
+    subnets_for,
+)
 
 from supernet import GroupChoice, Supernet
 from supernet.tokens.modes import combine
@@ -41,19 +51,7 @@ def test_a_mixed_batch_equals_every_image_alone_in_any_order_and_its_extracted_n
 def test_gradients_of_a_mixed_batch_are_the_sum_of_those_of_its_images(net: Supernet) -> None:
     net = copy.deepcopy(net).double().requires_grad_(True)
     images, subnet = images_for(net).double(), subnets_for(net)
-    weights = torch.randn(BATCH, net.config.num_classes, generator=torch.Generator().manual_seed(3))
-
-    (net(images, subnet) * weights).sum().backward()
-    together = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
-    assert len(together) == len(list(net.parameters()))
-    net.zero_grad()
-    for i in range(BATCH):
-        (net(images[i : i + 1], subnet[i]) * weights[i]).sum().backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None
-        scale = parameter.grad.abs().max()
-        assert scale > 0, name
-        assert (together[name] - parameter.grad).abs().max() <= 1e-5 * scale, name
+    assert_gradients_are_sums_over_images(net, images, subnet, 1e-5)
 
 
 def test_gradients_are_those_of_the_extracted_network(mode_net: Supernet) -> None:
@@ -114,12 +112,7 @@ def test_a_state_from_its_tokens_is_the_state_that_began(net: Supernet) -> None:
 @pytest.mark.parametrize("mode", OURS)
 def test_extracted_networks_of_every_mode_export_with_a_free_batch_size(mode: str) -> None:
     net = random_net(make_config(mode, "class-token", True))
-    subnet = subnets_for(net)[4]
-    free = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(net.extract(subnet), (images_for(net, 4),), dynamic_shapes=free).module()
-    for batch_size in (2, 7):
-        images = images_for(net, batch_size)
-        assert_close(exported(images), net(images, subnet))
+    assert_exports_with_a_free_batch_size(net, subnets_for(net)[4])
 
 
 def test_combining_keeps_the_dtype_of_the_tokens() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import random_net
-from mode_nets import AUTHORS, BATCH, SIZED, assert_close, images_for, make_config, subnets_for
+from mode_nets import AUTHORS, BATCH, SIZED, assert_close, computed_together, images_for, make_config, subnets_for
 from torch import Tensor, nn
 
 from supernet import SubnetConfig, Supernet
@@ -222,14 +220,7 @@ def test_two_threads_with_different_subnets_do_not_disturb_each_other(mode_net: 
     images, subnets = images_for(net), subnets_for(net, 2 * BATCH)
     parts = [subnets[:BATCH], subnets[BATCH:]]
     alone = [net(images, subnet) for subnet in parts]
-    barrier = Barrier(2)
-
-    def run(subnet: SubnetConfig) -> list[Tensor]:
-        barrier.wait(timeout=30)
-        return [net(images, subnet) for _ in range(4)]
-
-    with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(run, parts))
+    together = computed_together(net, images, parts, 4)
     for expected, results in zip(alone, together, strict=True):
         for logits in results:
             assert_close(logits, expected)

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import random_net
-from mode_nets import BATCH, assert_close, images_for, make_config, naive, subnets_for
+from mode_nets import (
+    BATCH,
+    assert_close,
+    assert_exports_with_a_free_batch_size,
+    images_for,
+    make_config,
+    naive,
+    subnets_for,
+)
 from oracles import Token
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -292,9 +300,4 @@ def test_weights_without_its_parameters_do_not_run_by_it_and_weights_with_them_r
 
 @pytest.mark.slow
 def test_its_extracted_networks_export_with_a_free_batch_size(net: Supernet) -> None:
-    subnet = subnets_for(net)[4]
-    free = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(net.extract(subnet), (images_for(net, 4),), dynamic_shapes=free).module()
-    for batch_size in (2, 7):
-        images = images_for(net, batch_size)
-        assert_close(exported(images), net(images, subnet))
+    assert_exports_with_a_free_batch_size(net, subnets_for(net)[4])

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Barrier
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import PATIENCE
+from mode_nets import assert_gradients_are_sums_over_images, computed_together
 from torch import Tensor, nn
 
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, freeze
@@ -151,19 +149,7 @@ def test_gradients_of_a_mixed_batch_are_the_sum_of_those_of_its_images(
 ) -> None:
     net = copy.deepcopy(any_net).requires_grad_(True)
     images, subnet = random_images(net, 16), random_subnets(net, 16)
-    weights = torch.randn(16, net.config.num_classes, generator=torch.Generator().manual_seed(2))
-
-    (net(images, subnet) * weights).sum().backward()
-    together = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
-    assert len(together) == len(list(net.parameters()))
-    net.zero_grad()
-    for i in range(16):
-        (net(images[i : i + 1], subnet[i]) * weights[i]).sum().backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None
-        scale = parameter.grad.abs().max()
-        assert scale > 0, name
-        assert (together[name] - parameter.grad).abs().max() <= 1e-4 * scale, name
+    assert_gradients_are_sums_over_images(net, images, subnet, 1e-4)
 
 
 def test_steps_equal_forward_and_spend_the_counted_macs(any_net: Supernet, random_images: Images) -> None:
@@ -293,14 +279,7 @@ def test_threads_with_different_subnets_do_not_disturb_each_other(digits_net: Su
     images, subnets = random_images(digits_net, 16), random_subnets(digits_net, 32)
     parts = [subnets[:16], subnets[16:]]
     alone = [digits_net(images, subnet) for subnet in parts]
-    barrier = Barrier(2)
-
-    def run(subnet: SubnetConfig) -> list[Tensor]:
-        barrier.wait(timeout=PATIENCE)
-        return [digits_net(images, subnet) for _ in range(10)]
-
-    with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(run, parts))
+    together = computed_together(digits_net, images, parts, 10)
     for expected, results in zip(alone, together, strict=True):
         for logits in results:
             assert_close(logits, expected)

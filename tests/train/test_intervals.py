@@ -7,24 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_engine, settings_for
+from helpers import settings_for
 from numpy.typing import NDArray
 
 from agents import FullAgent, RandomAgent
 from prance_env import InferenceEngine
 from prance_env.spaces import observation_layout
-from supernet import Supernet
 from train.evaluate.evaluation import Evaluation, evaluate, evaluate_actions, others
 from train.evaluate.intervals import bootstrap_interval, describe, difficulty_correlation
 from train.evaluate.pairs import compare, mcnemar, regret_to_oracle, wilcoxon_p
 
 IMAGES = 60
-
-
-@pytest.fixture(scope="module")
-def engine(digits_net: Supernet) -> InferenceEngine:
-    """Noise before a random supernet."""
-    return make_engine(digits_net, IMAGES)
 
 
 @pytest.fixture(scope="module")

@@ -8,23 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_engine, settings_for
+from helpers import settings_for
 
 from agents import RandomAgent
 from prance_env import InferenceEngine
-from supernet import Supernet
 from train.commands.main import main
 from train.evaluate import Evaluation, evaluate
 from train.evaluate.replay import validate_rows
 from train.evaluate.rows import Columns, read_rows, rows_of, write_rows
 
-IMAGES = 40
-
-
-@pytest.fixture(scope="module")
-def engine(digits_net: Supernet) -> InferenceEngine:
-    """Noise before a random supernet."""
-    return make_engine(digits_net, IMAGES)
+IMAGES = 60
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +73,7 @@ def test_rows_that_cannot_be_played_are_refused(engine: InferenceEngine, rows: C
         validate_rows({k: v for k, v in rows.items() if k != "macs"}, settings)
     with pytest.raises(ValueError, match=r"\['action_4_1'\] too many.*3 decisions of 7"):
         validate_rows({**rows, "action_4_1": rows["macs"]}, settings)
-    with pytest.raises(ValueError, match=r"index=40 is not one of the 40 images.*--split"):
+    with pytest.raises(ValueError, match=r"index=60 is not one of the 60 images.*--split"):
         validate_rows({**rows, "index": rows["index"] + 1}, settings)
     with pytest.raises(ValueError, match="Row 2 holds actions"):
         validate_rows({**rows, "action_1_1": np.where(np.arange(IMAGES) == 2, np.nan, 0)}, settings)

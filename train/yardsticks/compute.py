@@ -27,16 +27,9 @@ from ..options import EnvironmentOptions, Split
 from ..policies.load_agent import load_agent
 from ..runs.folder import plain
 from ..runs.trained import trained_settings
+from ..search import oracle
 from ..search.confidence import SWEEPS, Rules, static_rules, tune_confidence
 from ..search.noisy_copies import noisy_copy
-from ..search.oracle import (
-    choose_crossfitted,
-    choose_lucky,
-    judge_subnets,
-    stratum_votes,
-    tune_prior_votes,
-    useful_subnets,
-)
 from ..search.static import SearchResult, evolve_static_front
 from .fronts import Front, Yardsticks
 
@@ -204,7 +197,7 @@ def oracle_fronts(
     """The per-image oracle, cross-fitted and lucky."""
     val, test = chosen_on.engine(), judged_on.engine()
     stratum, difficulty = val.dataset.difficulty.numpy(), test.dataset.difficulty.numpy()
-    subnets = useful_subnets(found, stratum, PRICES, settings.oracle_subnets)
+    subnets = oracle.useful_subnets(found, stratum, PRICES, settings.oracle_subnets)
     actions, macs = found.actions[subnets], found.macs_fraction[subnets]
     tuning = np.random.default_rng(settings.seed).permutation(len(stratum))[:TUNING_IMAGES]
     index = np.arange(len(difficulty))
@@ -215,20 +208,20 @@ def oracle_fronts(
             for copy in range(settings.copies):
                 source = noisy_copy(env, NOISE_SEED * (settings.seed + 1) + copy)
                 engine = InferenceEngine(env.engine().net, source)
-                total += judge_subnets(engine, images, actions, lambda done: bar.update(1))[1]
+                total += oracle.judge_subnets(engine, images, actions, lambda done: bar.update(1))[1]
             return total / settings.copies
 
         val_votes, test_votes = votes(chosen_on, tuning), votes(judged_on, index)
-        clean, _ = judge_subnets(test, index, actions, lambda done: bar.update(1))
-    val_prior = stratum_votes(val_votes, stratum[tuning], stratum[tuning])
-    prior = stratum_votes(val_votes, stratum[tuning], difficulty)
+        clean, _ = oracle.judge_subnets(test, index, actions, lambda done: bar.update(1))
+    val_prior = oracle.stratum_votes(val_votes, stratum[tuning], stratum[tuning])
+    prior = oracle.stratum_votes(val_votes, stratum[tuning], difficulty)
     correct = found.correct[subnets][:, tuning]
     fitted, lucky = [], []
     for price in PRICES.tolist():
-        weight = tune_prior_votes(val_votes, settings.copies, val_prior, correct, macs, price)
-        choice = choose_crossfitted(test_votes, settings.copies, prior, weight, macs, price)
+        weight = oracle.tune_prior_votes(val_votes, settings.copies, val_prior, correct, macs, price)
+        choice = oracle.choose_crossfitted(test_votes, settings.copies, prior, weight, macs, price)
         fitted.append(evaluate_actions(actions[choice], judged_on))
-        lucky.append(evaluate_actions(actions[choose_lucky(clean, macs, price)], judged_on))
+        lucky.append(evaluate_actions(actions[oracle.choose_lucky(clean, macs, price)], judged_on))
     return {"oracle": _front(PRICES, fitted), "oracle_lucky": _front(PRICES, lucky)}
 
 
