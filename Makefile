@@ -5,7 +5,7 @@ OUT ?= demo
 # One thread for each process, or the processes would get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-fast test-slow lint wheel clean help
+.PHONY: docs demo test test-fast test-slow lint wheel clean help
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -34,5 +34,9 @@ lint: $(VENV)/.installed  ## Style and types.
 wheel: $(VENV)/.installed  ## Builds a wheel and compares its contents with the packages.
 	$(BIN)/python -m tools.check_wheel
 
+docs: $(VENV)/.installed  ## The documentation's site in site/: a dead link or a missing docstring fails.
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:  ## Removes the environment and caches.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -109,10 +110,25 @@ def test_no_file_and_no_function_is_too_long_to_read() -> None:
     assert long == []
 
 
-@pytest.mark.parametrize("package", ["supernet", "prance_env", "agents", "train.evaluate"])
+@pytest.mark.parametrize("package", ["supernet", "prance_env", "agents", "train.evaluate", "train.policies"])
 def test_what_a_package_lists_is_there_and_documented(package: str) -> None:
     module = import_module(package)
     listed = module.__all__
     assert len(set(listed)) == len(listed)
-    missing = [name for name in listed if not (getattr(module, name).__doc__ or "").strip()]
+    missing = []
+    for name in listed:
+        thing = getattr(module, name)
+        named = {name: thing}
+        if inspect.isclass(thing) and thing.__module__.split(".")[0] in PACKAGES:
+            functions = {k: v.fget if isinstance(v, property) else v for k, v in vars(thing).items()}
+            named |= {f"{name}.{k}": v for k, v in functions.items() if inspect.isfunction(v) and not k.startswith("_")}
+        # An override without words of its own has those of the class it comes from.
+        missing += [k for k, v in named.items() if not (inspect.getdoc(v) or _inherited(thing, k)).strip()]
     assert missing == []
+
+
+def _inherited(thing: object, name: str) -> str:
+    """What the base classes say about a method."""
+    attribute = name.rpartition(".")[2]
+    bases = thing.__mro__[1:] if inspect.isclass(thing) else ()
+    return next((doc for base in bases if (doc := inspect.getdoc(getattr(base, attribute, None)))), "")
