@@ -38,11 +38,11 @@ class PranceSelector(BatchAgent):
 
     Args:
         actor: Tensors `fc1`, `fc2`, `fc_mu`, `.weight` and `.bias` each.
-        critic: Tensors `fc1`, `fc2`, `fc3` likewise; None: none.
+        critic: Tensors `fc1`, `fc2`, `fc3` of the critic; None: there is none.
         num_rates: Token rates that an action ends with: 1, or 2 for prune-then-merge.
         normalize_actions: Whether the environment's action space is Box(-1, 1) instead of the paper's Box(0, 1).
         std: Of actions that are not deterministic, as a fraction of the range; see `exploration_std`.
-        seed: Of those.
+        seed: Fixes the actions that are drawn.
 
     Raises:
         ValueError: If keys are missing or unknown, or shapes do not fit; all of them are listed.
@@ -153,10 +153,10 @@ def load_prance_selector(
     Args:
         source: The actor's state dict; `{"actor": ..., "critic": ...}`; or a file that `torch.save` or safetensors made
             of either. Only tensors are read from it: a file with other pickled objects is refused.
-        num_rates: See `PranceSelector`, likewise the others.
-        normalize_actions: See there.
-        std: See there.
-        seed: See there.
+        num_rates: Keep rates per decision of the supernet.
+        normalize_actions: Whether the environment's action space is Box(-1, 1).
+        std: Standard deviation of actions that are drawn.
+        seed: Fixes the actions that are drawn.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -98,10 +98,10 @@ class RandomAgent(BaselineAgent):
     """Uniform actions, from a generator of its own.
 
     Args:
-        config: See `BaselineAgent`, likewise the next two.
-        observation: See there.
-        normalize_actions: See there.
-        seed: Of the generator.
+        config: Configuration of the supernet.
+        observation: Observation of the environment.
+        normalize_actions: Whether the environment's action space is Box(-1, 1).
+        seed: Fixes the actions.
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class StaticAgent(BaselineAgent):
 
     Args:
         subnet: Exactly one subnet of the search space.
-        config: See `BaselineAgent`, likewise the next two.
-        observation: See there.
-        normalize_actions: See there.
+        config: Configuration of the supernet.
+        observation: Observation of the environment.
+        normalize_actions: Whether the environment's action space is Box(-1, 1).
 
     Raises:
         ValueError: If `subnet` holds more than one or is not in the search space, or the observation does not tell

@@ -54,9 +54,9 @@ class ConfidenceAgent(BaselineAgent):
 
     Args:
         rules: One for each decision.
-        config: See `BaselineAgent`, likewise the next two.
-        observation: See there; "cls" holds the confidence.
-        normalize_actions: See there.
+        config: Configuration of the supernet.
+        observation: Observation of the environment; "cls" holds the confidence.
+        normalize_actions: Whether the environment's action space is Box(-1, 1).
 
     Raises:
         ValueError: If the rules do not fit the decisions or their actions the supernet, or the observation does not

@@ -59,7 +59,7 @@ class PrefixCache:
 
     Args:
         net: Whose prefixes.
-        source: Of which images.
+        source: The images that the store is about.
         cache_mb: Budget for the prefixes in MiB, of memory on the device of the network or, with a folder, of disk.
         cache_dir: Folder for a cache that outlives the process; None keeps everything in memory.
         key_mean: Whether the mean key of every token is kept behind its channels.
@@ -122,7 +122,7 @@ class PrefixCache:
             index: (B,) images.
             tokens: (B, N + 1, C) their prefixes.
             prediction: (B,) see the attribute.
-            prob: (B,) likewise.
+            prob: (B,) probability that it gives the label.
         """
         self.prediction[index], self.prob[index] = prediction, prob
         self.known[index] = True
@@ -135,7 +135,7 @@ class MemoryStore:
     Args:
         capacity: How many prefixes.
         shape: (N + 1, C) of one.
-        dtype: Of their entries.
+        dtype: Type of the entries.
         device: Where they lie.
     """
 
@@ -170,7 +170,7 @@ class DiskStore:
         total: Number of images.
         capacity: How many prefixes; a file that has room for more keeps them.
         shape: (N + 1, C) of one.
-        dtype: Of their entries.
+        dtype: Type of the entries.
         device: Where `read` puts them.
 
     Raises:

@@ -19,9 +19,9 @@ def check_options(
     """The images and the prices that `reset(options=)` asks for, None where it does not.
 
     Args:
-        options: As given by the user.
-        settings: Of the environment.
-        shape: Of both.
+        options: What the user passed.
+        settings: What the environment was made with.
+        shape: Shape that images and prices must have.
         other: Further keys that are allowed.
 
     Raises:

@@ -41,8 +41,8 @@ class Episodes:
         state: The inference so far.
         decision: Decisions taken so far, which is the number of the coming one, 0-based.
         embed_dim: (B, depth) widths chosen so far, full where undecided.
-        mlp_ratio: (B, depth) likewise.
-        keep_rate: (B, num_decisions) likewise.
+        mlp_ratio: (B, depth) ratios chosen so far, the largest where undecided.
+        keep_rate: (B, num_decisions) keep rates chosen so far, 1 where undecided.
         macs: (B,) of the inference if finished at full size from here.
         prediction: (B,) class it then predicts; -1 where the reward did not need it.
         prob: (B,) probability it then gives the label; 0 where the reward did not need it.
@@ -98,8 +98,8 @@ class InferenceEngine:
     Args:
         net: The supernet, frozen.
         dataset: The images.
-        cache_mb: See `prance_env.cache.PrefixCache`.
-        cache_dir: See there.
+        cache_mb: MiB for what is kept of images; beyond it, it is computed anew.
+        cache_dir: Folder for what is kept, shared by processes; None keeps it in memory.
         key_mean: Whether the observation "key_mean" can be asked for; it is then kept with the prefixes.
 
     Raises:

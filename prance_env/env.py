@@ -36,9 +36,9 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     | entries | meaning |
     |---|---|
     | 0 .. n-1 | `mlp_ratio` of each block: choice number round(a (k - 1)) |
-    | n .. 2n-1 | `embed_dim` of each block, likewise |
+    | n .. 2n-1 | `embed_dim` of each block: choice number round(a (k - 1)) |
     | 2n | `keep_rate` = min_keep_rate + (1 - min_keep_rate) a: patches kept / patches present; at least one stays |
-    | 2n + 1 | only with `token_mode="prune_merge"`: likewise, patches left by merging / patches left by pruning |
+    | 2n + 1 | only with `token_mode="prune_merge"`: a second rate: patches left by merging / patches left by pruning |
 
     ## Observation Space
     Flat float32 `Box` with finite bounds. `observation="cls"`, for full width D, k widths and T decisions:

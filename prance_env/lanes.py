@@ -28,7 +28,7 @@ class Lanes:
     """State of N episodes. A call either succeeds or raises and changes nothing.
 
     Args:
-        settings: Of the environment.
+        settings: What the environment is made with.
         num_lanes: N.
 
     Attributes:

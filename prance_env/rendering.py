@@ -115,9 +115,9 @@ class _Panel:
     """Bars and words in a column of a frame.
 
     Args:
-        draw: Of the frame.
+        draw: What draws on the frame.
         left: Of the column, in pixels.
-        width: Of the column.
+        width: Width of the column in pixels.
     """
 
     def __init__(self, draw: ImageDraw.ImageDraw, left: int, width: int) -> None:

@@ -107,7 +107,7 @@ class _Actions:
     """How integers become actions.
 
     Args:
-        settings: Of the environment.
+        settings: What the environment was made with.
         tables: One array per entry of the action: row i is what the integer i stands for, in [0, 1].
     """
 
@@ -157,7 +157,7 @@ class VectorDiscreteActions(VectorActionWrapper):
 
     Args:
         env: A `PranceVectorEnv`.
-        presets: See `DiscreteActions`.
+        presets: (k, A) actions in [0, 1]; None: `preset_actions`, 12 of them.
 
     Raises:
         TypeError: If there is no `PranceVectorEnv` inside.
@@ -201,7 +201,7 @@ class VectorMultiDiscreteActions(VectorActionWrapper):
 
     Args:
         env: A `PranceVectorEnv`.
-        keep_levels: See `MultiDiscreteActions`.
+        keep_levels: Number of keep rates, evenly spaced from the smallest to 1; at least 2.
 
     Raises:
         TypeError: If there is no `PranceVectorEnv` inside.

@@ -157,7 +157,7 @@ def run_rounds(minutes: float, calls: int, num_envs: int, seed: int, progress_ba
         minutes: How long.
         calls: To every environment of a round.
         num_envs: Images at a time.
-        seed: Of the calls.
+        seed: Fixes the calls.
         progress_bar: Whether to show one.
 
     Returns:

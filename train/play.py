@@ -73,7 +73,7 @@ def play_actions(
 
     Args:
         taken: (B, num_decisions, A) actions of the environment's Box.
-        settings: Of the environment.
+        settings: What the environment is made with.
         index: (B,) images of the split.
         reward: How decisions are scored.
 
@@ -96,7 +96,7 @@ def mean_return(agent: Agent, settings: EnvSettings, batch_size: int = 1024) -> 
 
     Args:
         agent: Whatever has SB3's `predict`.
-        settings: Of the environment.
+        settings: What the environment is made with, its reward included.
         batch_size: Images at a time.
 
     Returns:

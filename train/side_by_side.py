@@ -202,7 +202,7 @@ def controls(name: str, agent: Agent, seen: Evaluation, env: EnvSettings, seed: 
         agent: The agent.
         seen: Its evaluation.
         env: What it was evaluated on.
-        seed: Of the shuffling.
+        seed: Fixes the shuffling.
     """
     config = env.config()
     mean = SubnetConfig.from_actions(config.space, torch.from_numpy(seen.mean_action()))

@@ -20,7 +20,7 @@ class PrancePPOConfig:
         n_epochs: Passes over a rollout.
         batch_size: Transitions in a mini-batch; None: the whole rollout.
         gamma: Discount.
-        gae_lambda: See `agents.prance_ppo.rollout.gae`.
+        gae_lambda: Decay of later steps in generalised advantage estimation, in [0, 1].
         clip_range: How far the probability ratio of an action may move.
         ent_coef: Weight of the entropy; without effect on a standard deviation that is not learned.
         actor_lr: Learning rate of the policy.

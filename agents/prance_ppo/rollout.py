@@ -54,7 +54,7 @@ def collect(
         policy: Samples actions; the environment gets them clipped to its box.
         observation: (N, O) where the environment stands; if it is a tensor, the environment gets tensors, too.
         n_steps: T.
-        generator: Of the actions.
+        generator: Draws the actions.
     """
     device = policy.log_std.device
     on_device = isinstance(observation, Tensor)

@@ -38,8 +38,8 @@ def make_sb3(
     Args:
         algorithm: "ppo", "a2c", "sac", "td3", or sb3-contrib's "tqc", "trpo".
         env: From `make_sb3_env`.
-        seed: Of the policy and of the environment.
-        device: Of the policy.
+        seed: Fixes policy and environment; None: drawn.
+        device: Torch device of the policy.
         preset: YAML file of hyper-parameters, see `read_preset`; None is the one of this package.
         overrides: Arguments of the SB3 class, or what a preset may hold instead, that replace those of the preset.
 

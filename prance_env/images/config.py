@@ -35,7 +35,7 @@ class DatasetConfig:
         class_map: Text file with one class name per line; line k is label k. None: alphabetical order of the folders,
             or the labels of the source.
         input_key: Column or file ending of the images, where a reader has a choice.
-        target_key: Column of the labels, likewise.
+        target_key: Column of the labels, where a reader has a choice.
         num_samples: Length of a stream that does not know its own.
         download: Whether timm may download the data set.
     """

@@ -87,10 +87,10 @@ def load_folder(
 
     Args:
         config: Its name is the folder.
-        split: See `split_folder`.
-        transform: See `DecodedSource`, likewise the others.
-        num_workers: See there.
-        on_error: See there.
+        split: Which split to take: "train", "val" or "test".
+        transform: Brings every picture to the size that the supernet takes.
+        num_workers: Processes that decode; 0 decodes in this one.
+        on_error: What to do about a broken image: "raise", or "skip" it for the next good one.
         num_classes: Of the supernet; another number of folders is worth a warning, because it usually means that labels
             and logits do not speak of the same classes.
 

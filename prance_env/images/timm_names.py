@@ -32,7 +32,7 @@ class Items:
     Attributes:
         items: A `timm.data.ImageDataset`, or a torchvision data set.
         config: What it was opened with.
-        split: Likewise.
+        split: Name of the split.
         fingerprint: What Hugging Face knows it by, or a digest of the labels.
     """
 

@@ -74,7 +74,7 @@ class ImageTransform:
         """(in_chans, img_size, img_size) uint8.
 
         Raises:
-            ValueError: See `upright`.
+            ValueError: If the picture is of a kind that cannot be shown.
             OSError: If the file is damaged.
         """
         pixels = np.asarray(self._resize(upright(image, self.in_chans)))

@@ -31,7 +31,7 @@ class Outcome:
         latency_ms: (B,) milliseconds by the latency table; NaN without one.
         full_latency_ms: (B,) those of the full network, all equal; NaN without a table.
         embed_dim: (B, depth) width of every block, full where undecided.
-        mlp_ratio: (B, depth) likewise.
+        mlp_ratio: (B, depth) MLP ratio of every block, the largest where undecided.
         keep_rate: (B, T) patches kept / patches present at every decision, 1 where undecided; (B, T, 2) where a
             decision has two rates.
         num_tokens: (B,) tokens left, class token included.

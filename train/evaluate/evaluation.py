@@ -89,7 +89,7 @@ def evaluate(
             but the connection between image and choice stays as it is: each image is the other of exactly one, and
             its observations are those of its own episode, so that the same choices are made, for other images. The
             MACs add up to exactly the same, and what accuracy is lost is what looking was worth.
-        seed: Of the pairs.
+        seed: Fixes the pairs.
 
     Raises:
         ValueError: If the environment is cost-conditioned and no price is fixed, or observations are to be shuffled

@@ -76,8 +76,8 @@ def describe(evaluation: Evaluation, seed: int = 0, resamples: int = RESAMPLES) 
 
     Args:
         evaluation: One row per image.
-        seed: Of the bootstrap.
-        resamples: See `bootstrap_interval`.
+        seed: Fixes the bootstrap.
+        resamples: Samples that the bootstrap draws.
 
     Returns:
         Plain data: `accuracy`, `macs_fraction`, `params_fraction`, `patches_fraction`, `n_images`; `patches_after` (one

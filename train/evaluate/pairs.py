@@ -89,8 +89,8 @@ def regret_to_oracle(
         agent: Evaluation of the agent.
         oracle: Evaluation of the oracle, on the same images.
         macs_weight: Price of the full network's MACs, >= 0.
-        seed: Of the bootstrap.
-        resamples: See `bootstrap_interval`.
+        seed: Fixes the bootstrap.
+        resamples: Samples that the bootstrap draws.
 
     Returns:
         `regret` with `regret_interval`, and its two parts: `accuracy_gap` (oracle - agent) and `macs_gap`

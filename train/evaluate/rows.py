@@ -59,7 +59,7 @@ def write_rows(path: Path, columns: Columns) -> None:
     """Writes rows atomically, as CSV or Parquet by the name's suffix.
 
     Raises:
-        ValueError: See `check_format`.
+        ValueError: If the format is unknown.
     """
     check_format(path.suffix.removeprefix("."))
     if path.suffix == ".parquet":

@@ -96,7 +96,7 @@ def tune_confidence(
         starts: Rules to begin with, such as `static_rules` of the best static subnet.
         pool: (K, num_decisions, A) good static subnets.
         price: Of the full network's MACs, in accuracy.
-        seed: Of the candidates.
+        seed: Fixes the candidates.
         progress: Called with the number of sweeps over the decisions so far, of `SWEEPS`.
 
     Returns:

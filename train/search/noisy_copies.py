@@ -87,7 +87,7 @@ def noisy_copy(settings: EnvSettings, seed: int) -> ImageSource:
     Other images get noise in addition to what they have, which makes them harder.
 
     Args:
-        settings: Of the environment.
+        settings: What the environment is made with.
         seed: Of the noise, not negative.
     """
     split = settings.split

@@ -128,7 +128,7 @@ def evolve_static_front(
         engine: Supernet and images.
         index: Images to judge by; a validation set.
         num_subnets: How many to evaluate.
-        seed: Of the search.
+        seed: Fixes the search.
         progress: Called with the number of subnets tried so far.
 
     Returns:

@@ -52,7 +52,7 @@ class BenchmarkSettings:
         entries: Trainings by name in the table; each is repeated for every seed.
         yardsticks: What agents are measured by; the static policies among the entries join their static front.
         seeds: One training of every entry each.
-        resamples: Of the bootstrap.
+        resamples: Samples that the bootstrap draws.
 
     Raises:
         ValueError: If there are no seeds, or one twice.
@@ -166,9 +166,9 @@ def standing_of(
 
     Args:
         seen: One evaluation per seed, on the same images.
-        full: Of the full network.
+        full: Evaluation of the full network.
         yardsticks: For these images.
-        resamples: Of the bootstrap.
+        resamples: Samples that the bootstrap draws.
 
     Returns:
         Per seed `accuracy`, `macs_fraction`, `patches_fraction`, `macs_difficulty_spearman` and, under "standing",

@@ -28,16 +28,16 @@ def standing(
         agent: One row per image, those of the yardsticks.
         yardsticks: The fronts.
         price: Of the full network's MACs, in accuracy, for the regret; the nearest one of the oracle's is taken.
-        seed: Of the bootstrap.
-        resamples: See `train.evaluate.intervals.bootstrap_interval`.
+        seed: Fixes the bootstrap.
+        resamples: Samples that the bootstrap draws.
 
     Returns:
         `macs_at_equal_accuracy` by name of the front; `saved` against the static front, as a fraction of its MACs;
-        `saved_against_confidence`; `headroom_won`, the share of the MACs between the static and the per-stratum front;
-        `way_to_oracle`, likewise to the cross-fitted oracle. All but the first have an `..._interval`. They are None
-        where there is nothing to win between two fronts, or the agent is less accurate than their cheapest points.
-        `beyond_static`: whether the agent is more accurate than every static subnet. `macs_weight`, and what
-        `regret_to_oracle` returns for it.
+        `saved_against_confidence`; `headroom_won`, the share of the MACs between the static and the per-stratum
+        front; `way_to_oracle`, the same share of the way to the cross-fitted oracle. All but the first have an
+        `..._interval`. They are None where there is nothing to win between two fronts, or the agent is less accurate
+        than their cheapest points. `beyond_static`: whether the agent is more accurate than every static subnet.
+        `macs_weight`, and what `regret_to_oracle` returns for it.
 
     Raises:
         ValueError: If the rows are not the same images.
