@@ -89,7 +89,8 @@ def _check_supported(model: nn.Module) -> None:
         "register tokens (reg_tokens)": model.reg_token is not None,
         "no position embedding": model.pos_embed is None,
         f"global_pool={model.global_pool!r} (only 'token' and 'avg')": model.global_pool not in ("token", "avg"),
-        "pooling that includes the class token": model.global_pool == "avg" and model.pool_include_prefix,
+        "pooling that includes the class token": model.global_pool == "avg"
+        and getattr(model, "pool_include_prefix", False),  # not before timm 1.0.16
         "no final norm": plain(model.norm) and plain(model.fc_norm),
         "a patch embedding that is not one convolution": type(embed) is not PatchEmbed or not plain(embed.norm),
     }
