@@ -156,8 +156,9 @@ class VectorDiscreteActions(VectorActionWrapper):
     """`DiscreteActions` for the native batch: (num_envs,) integers.
 
     Args:
-        env: A `PranceVectorEnv`.
-        presets: (k, A) actions in [0, 1]; None: `preset_actions`, 12 of them.
+        env: The batch.
+        presets: What the integers stand for, row by row: (k, A) actions in [0, 1], the same for every lane. None takes
+            the twelve of `preset_actions`.
 
     Raises:
         TypeError: If there is no `PranceVectorEnv` inside.

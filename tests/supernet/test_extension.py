@@ -12,12 +12,16 @@ import pytest
 from supernet.extension import Registry
 
 MODULE = """
-from prance_env import EnvSettings, register_dataset, register_observation
+from prance_env import register_dataset, register_observation, register_reward
 from supernet import register_supernet, register_token_mode, supernet_config, token_mode
+from train.policies import register_algorithm
+from train.policies.registry import ALGORITHMS
 
 register_token_mode("their_mode", token_mode("prune"))
 register_observation("their_view", ("max_prob", "decision"))
 register_supernet("their_net", lambda: supernet_config("digits"))
+register_reward("their_reward", lambda outcome: outcome.accuracy)
+register_algorithm("their_ppo", ALGORITHMS["ppo"])
 
 
 @register_dataset("their_images")
@@ -30,8 +34,12 @@ assert "their_package" not in sys.modules, "importing loads plug-ins"
 from supernet import list_supernets, list_token_modes
 assert "their_mode" in list_token_modes()
 assert "their_net" in list_supernets()
-settings = prance_env.EnvSettings(token_mode="their_mode", observation="their_view", dataset="their_images")
+settings = prance_env.EnvSettings(
+    token_mode="their_mode", observation="their_view", dataset="their_images", reward={"function": "their_reward"}
+)
 assert settings.spaces()[0].shape == (4,)
+from train.policies import AgentTraining
+assert AgentTraining(algo="their_ppo").timesteps == AgentTraining(algo="ppo").timesteps
 print("used")
 """
 
