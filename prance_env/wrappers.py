@@ -202,7 +202,8 @@ class VectorMultiDiscreteActions(VectorActionWrapper):
 
     Args:
         env: A `PranceVectorEnv`.
-        keep_levels: Number of keep rates, evenly spaced from the smallest to 1; at least 2.
+        keep_levels: Number of keep rates to choose among, evenly spaced from the smallest to 1, the same for every
+            lane; at least 2.
 
     Raises:
         TypeError: If there is no `PranceVectorEnv` inside.
