@@ -18,6 +18,12 @@ Result = TypeVar("Result")
 
 _work: Callable[[Any], Any]
 
+# A forked child inherits executors whose locks may have been held by a thread that it does not have. When one is
+# collected there, its callback waits for such a lock for ever; so the child keeps them.
+_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+_of_the_parent: list[ProcessPoolExecutor] = []
+os.register_at_fork(after_in_child=lambda: _of_the_parent.extend(_executors))
+
 
 class DecodingPool(Generic[Task, Result]):
     """Runs `work` elsewhere while this process goes on.
@@ -59,10 +65,12 @@ class DecodingPool(Generic[Task, Result]):
             if multiprocessing.current_process().daemon:
                 self._executor = ThreadPoolExecutor(self.num_workers)
             else:
-                self._executor = ProcessPoolExecutor(self.num_workers, initializer=_begin, initargs=(self.work,))
+                executor = ProcessPoolExecutor(self.num_workers, initializer=_begin, initargs=(self.work,))
+                self._executor = executor
+                _executors.add(executor)
                 # A process that multiprocessing has started waits for its children before it tells executors to end;
                 # this comes before that, and before the executor's queue is closed (which has priority 10).
-                Finalize(self._executor, _shut_down, (weakref.ref(self._executor),), exitpriority=100)
+                Finalize(executor, _shut_down, (weakref.ref(executor),), exitpriority=100)
         try:
             if isinstance(self._executor, ThreadPoolExecutor):
                 return self._executor.submit(self.work, task)

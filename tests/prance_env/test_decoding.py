@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 import warnings
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +24,7 @@ from prance_env import EnvSettings
 from prance_env.images.decoded import DecodedSource
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource
+from prance_env.images.workers import DecodingPool
 from prance_env.lanes import Lanes
 from prance_env.settings import shared_engine
 from supernet import Supernet
@@ -291,3 +293,26 @@ def test_a_full_cache_needs_no_prefetching(checkpoint: str, folder: Path) -> Non
     assert lanes.engine.lookahead > 0
     lanes.engine.start(np.arange(36))
     assert lanes.engine.lookahead == 0
+
+
+def _drop(pool: DecodingPool[int, int], done: Any) -> None:
+    pool._executor = None
+    gc.collect()
+    done.put("dropped")
+
+
+def test_a_child_that_was_forked_while_the_workers_lock_was_held_does_not_wait_for_it() -> None:
+    pool: DecodingPool[int, int] = DecodingPool(abs, 1)
+    assert pool.result(pool.submit(-3)) == 3
+    lock: Any = cast(Any, pool._executor)._shutdown_lock
+    context = multiprocessing.get_context("fork")
+    done = context.Queue()
+    with lock:  # as the thread that manages the workers does now and then
+        child = context.Process(target=_drop, args=(pool, done))
+        child.start()
+        try:
+            assert done.get(timeout=PATIENCE) == "dropped"
+        finally:
+            child.kill()
+            child.join()
+    assert pool.result(pool.submit(-4)) == 4
