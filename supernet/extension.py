@@ -13,38 +13,48 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 GROUP = "prance_env.plugins"
 T = TypeVar("T")
 _lock = threading.RLock()
-_loaded: set[str] = set()
+_asked = _done = False
 
 
 def load_plugins() -> None:
-    """Loads every plug-in that is installed, each once per process.
+    """Loads every plug-in that is installed, once per process.
 
     Raises:
         RuntimeError: If a plug-in raises; the message names it and its package.
     """
+    global _asked, _done
+    # Asking what is installed takes milliseconds, and names are looked up all the time.
+    if _done:
+        return
     with _lock:
-        for entry in entry_points(group=GROUP):
-            key = f"{entry.name}={entry.value}"
-            if key in _loaded:
-                continue
-            # Noted first: a plug-in may itself look names up.
-            _loaded.add(key)
-            package = entry.dist.name if entry.dist is not None else "?"
-            try:
-                loaded = entry.load()
-                if callable(loaded):
-                    loaded()
-            except Exception as e:
-                raise RuntimeError(
-                    f"The plug-in {entry.name!r} ({entry.value}) of the installed package {package!r} failed "
-                    f"({type(e).__name__}: {e}); mend or uninstall that package."
-                ) from e
+        # A plug-in may itself look names up, in this thread; others wait at the lock.
+        if _asked:
+            return
+        _asked = True
+        try:
+            for entry in entry_points(group=GROUP):
+                _load(entry)
+        finally:
+            _done = True
+
+
+def _load(entry: EntryPoint) -> None:
+    package = entry.dist.name if entry.dist is not None else "?"
+    try:
+        loaded = entry.load()
+        if callable(loaded):
+            loaded()
+    except Exception as e:
+        raise RuntimeError(
+            f"The plug-in {entry.name!r} ({entry.value}) of the installed package {package!r} failed "
+            f"({type(e).__name__}: {e}); mend or uninstall that package."
+        ) from e
 
 
 class Registry(Generic[T]):

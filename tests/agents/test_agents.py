@@ -189,6 +189,7 @@ def test_static_subnets_are_judged_like_the_network_itself(engine: InferenceEngi
     np.testing.assert_array_equal(macs_of_static(engine, actions), expected_macs)
 
 
+@pytest.mark.slow
 def test_the_search_tries_as_many_distinct_subnets_as_asked_and_is_reproducible(any_net: Supernet) -> None:
     engine, index = make_engine(any_net, 16), np.arange(16)
     tried: list[int] = []

@@ -102,6 +102,7 @@ def test_a_signal_that_tells_nothing_gives_one_level() -> None:
     assert (score, rule.thresholds, rule.actions) == (pytest.approx(2 / 3), (), ((0.0, 1.0),))
 
 
+@pytest.mark.slow
 def test_tuning_beats_where_it_began_and_says_what_an_evaluation_says(
     engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

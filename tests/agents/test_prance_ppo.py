@@ -102,6 +102,7 @@ def test_the_ratio_is_that_of_whole_actions_and_is_clipped() -> None:
     assert seen[3].item() == pytest.approx(float((shift.exp() - 1 - shift).mean()), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_the_best_action_of_every_state() -> None:
     env = Guess(64)
     agent = PrancePPO(env, PrancePPOConfig.tuned(n_steps=4, batch_size=128), seed=1).learn(16_000)

@@ -39,6 +39,7 @@ def test_an_untrained_policy_starts_near_the_full_network(algorithm: str, normal
         np.testing.assert_allclose(log_std.detach(), expected, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_preset_learns_and_a_saved_agent_predicts_the_same(algorithm: str, tmp_path: Path) -> None:
     venv = envs(16)

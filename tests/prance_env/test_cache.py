@@ -140,6 +140,7 @@ def cache_file(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_what_one_engine_has_computed_the_next_one_reads(
     digits_net: Supernet, images: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +345,7 @@ def play_and_send(net: Supernet, images: ImageDataset, folder: Path, seed: int, 
     queue.put((seed, played_through(engine, unit_actions(net.space, 20), rounds(seed, 6))))
 
 
+@pytest.mark.slow
 def test_processes_that_fill_one_cache_together_get_the_same_numbers(
     digits_net: Supernet, images: ImageDataset, tmp_path: Path
 ) -> None:

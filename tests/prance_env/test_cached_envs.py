@@ -50,6 +50,7 @@ def rollout(envs: PranceVectorEnv, steps: int) -> list[np.ndarray[Any, Any]]:
     return out
 
 
+@pytest.mark.slow
 def test_environments_over_files_do_not_notice_the_cache(weights: Path, tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "images", 8)
     plain = rollout(environment(folder, weights), 12)

@@ -68,6 +68,7 @@ def test_the_price_is_paid_and_shown_as_the_last_entry() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP"])
 def test_lanes_are_single_environments_with_seed_plus_lane(mode: str) -> None:
     envs = make_envs(mode)
@@ -155,6 +156,7 @@ def test_a_bad_range_is_refused(bad: Any) -> None:
         make_envs(cost_conditioning=bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observation", ["cls", "cls_only", "constant"])
 def test_gymnasiums_checker_has_nothing_to_say(observation: str) -> None:
     check_env(gym.make(ENV_ID, cost_conditioning=(LOW, HIGH), observation=observation).unwrapped)

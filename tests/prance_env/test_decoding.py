@@ -170,6 +170,7 @@ def test_a_worker_that_was_killed_is_reported_and_replaced(folder: Path) -> None
     torch.testing.assert_close(everything(source), expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(folder: Path) -> None:
     context = multiprocessing.get_context("fork")
     queue: Any = context.Queue()

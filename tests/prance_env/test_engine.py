@@ -113,6 +113,7 @@ def test_images_of_another_size_are_refused(engine: InferenceEngine) -> None:
         InferenceEngine(engine.net, small)
 
 
+@pytest.mark.slow
 def test_environments_with_the_same_arguments_share_one_engine() -> None:
     def settings(**changes: Any) -> EnvSettings:
         return EnvSettings(**{"split": "val", **changes})

@@ -34,6 +34,7 @@ def make_env(**kwargs: Any) -> PranceEnv:
     return env
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observation", list_observations())
 @pytest.mark.parametrize("normalize_actions", [True, False])
 def test_gymnasiums_checker_has_nothing_to_say(observation: str, normalize_actions: bool) -> None:
@@ -101,6 +102,7 @@ def test_registering_twice_changes_nothing() -> None:
     assert gym.spec(ENV_ID) is spec
 
 
+@pytest.mark.slow
 def test_importing_is_light_and_making_opens_nothing() -> None:
     program = """
 import sys

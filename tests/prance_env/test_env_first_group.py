@@ -108,6 +108,7 @@ def test_the_picture_starts_with_no_block_decided(decided: dict[str, Any]) -> No
     assert "decision 1/3" in text.render()
 
 
+@pytest.mark.slow
 def test_static_search_evaluation_and_plots_take_three_decisions(decided: dict[str, Any], tmp_path: Path) -> None:
     settings = PranceEnv(**decided).settings
     engine, index, space = settings.engine(), np.arange(IMAGES), settings.config().space

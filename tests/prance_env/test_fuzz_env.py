@@ -208,6 +208,7 @@ class Driver:
         assert 0 <= np.min(infos["index"]) <= np.max(infos["index"]) < self.total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [None, *AutoresetMode])
 def test_random_calls_are_refused_without_a_trace_or_do_what_they_should(
     mode: AutoresetMode | None, kwargs: dict[str, Any]
@@ -249,6 +250,7 @@ def environments(kwargs: dict[str, Any]) -> list[Any]:
     return [vector(AutoresetMode.NEXT_STEP, kwargs), PranceEnv(**kwargs)]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     values=st.lists(

@@ -46,6 +46,7 @@ def actor(num_rates: int = 1) -> dict[str, Tensor]:
     return tensors | {f"{k}.bias": torch.zeros(shape[0]) for k, shape in sizes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token_mode", ["prune", "merge", "prune_merge"])
 @torch.inference_mode()
 def test_the_authors_selector_drives_the_inference_as_by_hand(authors: dict[str, Any], token_mode: str) -> None:

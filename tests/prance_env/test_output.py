@@ -45,6 +45,7 @@ def assert_same(tensors: Any, arrays: Any, mask: np.ndarray | None = None) -> No
         np.testing.assert_array_equal(tensors.numpy(), arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_tensors_hold_what_the_arrays_hold(mode: AutoresetMode) -> None:
     torches, arrays = (

@@ -62,6 +62,7 @@ def through_a_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("steps", [0, 1, 4, 7])
 def test_a_restored_environment_goes_on_bit_for_bit(

@@ -147,6 +147,7 @@ def test_a_reset_can_choose_the_images(mode: AutoresetMode) -> None:
     np.testing.assert_array_equal(infos["_index"], chosen == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_gymnasiums_episode_statistics_count_every_decision_of_every_episode(mode: AutoresetMode) -> None:
     if mode == AutoresetMode.SAME_STEP and tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4):

@@ -41,6 +41,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", [single for single, _ in PAIRS])
 @pytest.mark.parametrize("kwargs", [{}, {"observation": "constant", "normalize_actions": False}])
 def test_gymnasiums_checker_has_nothing_to_say_but_that_there_is_a_wrapper(
@@ -59,6 +60,7 @@ def test_the_checker_of_stable_baselines3_has_nothing_to_say(wrapper: Wrapper) -
         check_env_sb3(wrapper(gym.make(ENV_ID)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("single", "vector"), PAIRS)
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("output", ["numpy", "torch"])
@@ -206,6 +208,7 @@ def test_the_spec_of_a_wrapped_environment_is_json_and_rebuilds_it(wrapper: Wrap
     assert again.action_space == env.action_space
 
 
+@pytest.mark.slow
 def test_dqn_learns_in_a_discrete_batch() -> None:
     venv = make_sb3_env(n_envs=N, seed=0, wrappers=[VectorDiscreteActions])
     model = DQN("MlpPolicy", venv, learning_starts=60, train_freq=1, gradient_steps=1, batch_size=16, seed=0)
@@ -217,6 +220,7 @@ def test_dqn_learns_in_a_discrete_batch() -> None:
     assert evaluate_policy(model, venv, n_eval_episodes=N)[0] > 0
 
 
+@pytest.mark.slow
 def test_ppo_learns_from_dicts_with_multi_discrete_actions() -> None:
     venv = make_sb3_env(n_envs=N, seed=0, wrappers=[VectorDictObservation, VectorMultiDiscreteActions])
     assert isinstance(venv.observation_space, gym.spaces.Dict)

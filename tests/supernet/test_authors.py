@@ -202,6 +202,7 @@ def tiny_weights(names: list[str], seed: int) -> dict[str, Tensor]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token_mode", ["prune", "merge"])
 def test_the_real_size_gives_the_authors_logits_and_states(token_mode: str) -> None:
     recorded = recording(f"tiny_{token_mode}_static")

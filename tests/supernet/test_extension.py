@@ -55,6 +55,7 @@ def installed(folder: Path, module: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+@pytest.mark.slow
 def test_an_installed_package_adds_names_that_everything_takes(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", USE], env=installed(tmp_path, MODULE), capture_output=True, text=True, check=False
@@ -62,6 +63,7 @@ def test_an_installed_package_adds_names_that_everything_takes(tmp_path: Path) -
     assert (done.returncode, done.stdout) == (0, "used\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_plug_in_that_fails_is_named_with_its_package(tmp_path: Path) -> None:
     program = "from supernet import list_supernets\nlist_supernets()"
     done = subprocess.run(

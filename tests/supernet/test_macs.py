@@ -33,6 +33,7 @@ def on_meta(config: SupernetConfig) -> Supernet:
         return Supernet(config)
 
 
+@pytest.mark.slow
 def test_macs_and_params_equal_pytorchs_counts_on_the_extracted_network(
     any_net: Supernet, random_images: Callable[[Supernet, int], torch.Tensor]
 ) -> None:

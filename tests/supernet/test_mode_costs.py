@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig
 
 
+@pytest.mark.slow
 def test_macs_equal_pytorchs_count_on_extracted_networks_of_every_mode(net: Supernet) -> None:
     """Seven for each of six networks a mode, twenty for the two of each of the authors' modes: about forty a mode."""
     number = 20 if net.config.prance_embed_dim else 7
@@ -50,6 +51,7 @@ def peak_memory(run: Callable[[], Any]) -> int:
     return int(np.cumsum([size for _, size in sorted(events, key=lambda event: event[0])]).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", OURS)
 def test_subnets_of_half_the_macs_need_less_memory_than_the_full_network(mode: str) -> None:
     space = SearchSpace((2, 2, 2), (32, 48, 64), (1.0, 2.0, 4.0), (4,), 0.1, mode, decide_first_group=True)

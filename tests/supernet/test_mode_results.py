@@ -35,6 +35,7 @@ def test_every_image_of_a_mixed_batch_equals_the_naive_oracle(net: Supernet) -> 
     assert [size.tolist() for size in sizes.split(state.num_tokens.tolist())] == [size for _, _, size in expected]
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_equals_every_image_alone_in_any_order_and_its_extracted_network(net: Supernet) -> None:
     images, subnet = images_for(net), subnets_for(net)
     logits = net(images, subnet)
@@ -48,6 +49,7 @@ def test_a_mixed_batch_equals_every_image_alone_in_any_order_and_its_extracted_n
     assert net.params(subnet).tolist() == [net.params(subnet[i]).item() for i in range(BATCH)]
 
 
+@pytest.mark.slow
 def test_gradients_of_a_mixed_batch_are_the_sum_of_those_of_its_images(net: Supernet) -> None:
     net = copy.deepcopy(net).double().requires_grad_(True)
     images, subnet = images_for(net).double(), subnets_for(net)

@@ -174,6 +174,7 @@ def test_no_input_is_changed_in_place(mode: str, data: st.DataObject) -> None:
 GARBAGE: list[float] = [math.nan, math.inf, -math.inf, 1e30, -1e30]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", OURS + AUTHORS)
 @given(st.data())
 def test_a_padded_batch_equals_its_images_one_by_one_whatever_the_padding_holds(mode: str, data: st.DataObject) -> None:

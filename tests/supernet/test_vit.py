@@ -129,6 +129,7 @@ def test_a_first_group_of_any_size_equals_the_naive_oracle_and_its_extracted_net
     assert torch.equal(torch.from_numpy(counted), any_net.macs(subnet))
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_equals_every_image_alone_and_its_extracted_network(
     any_net: Supernet, random_images: Images
 ) -> None:
@@ -144,6 +145,7 @@ def test_permuting_the_batch_permutes_the_logits(any_net: Supernet, random_image
     assert_close(any_net(images[order], subnet[order]), any_net(images, subnet)[order])
 
 
+@pytest.mark.slow
 def test_gradients_of_a_mixed_batch_are_the_sum_of_those_of_its_images(
     any_net: Supernet, random_images: Images
 ) -> None:

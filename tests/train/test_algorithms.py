@@ -100,6 +100,7 @@ def test_an_algorithm_of_a_user_trains_resumes_and_loads_like_ours(drift: Drift,
     assert loaded.action == whole.action
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_evaluated_from_the_command_line(
     drift: Drift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def spent(agent: Any, settings: EnvSettings, price: float) -> float:
     return evaluate(agent, at_price(settings, price)).summary()["macs_fraction"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.35, 0.5, 0.8, 0.95])
 def test_the_price_found_keeps_to_the_budget_and_a_lower_one_does_not(settings: EnvSettings, target: float) -> None:
     agent = Thrifty(settings.config())
@@ -66,6 +67,7 @@ def test_the_price_found_keeps_to_the_budget_and_a_lower_one_does_not(settings: 
     assert found.macs_fraction >= target - 0.002 or found.macs_weight / max(too_low) < 1.001
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_met_early_is_looked_for_no_further(settings: EnvSettings) -> None:
     agent = Thrifty(settings.config())
     rough, fine = (calibrate(agent, settings, 0.5, tolerance).tried for tolerance in (0.2, 0.0))
@@ -139,6 +141,7 @@ def split_settings(settings: EnvSettings, monkeypatch: pytest.MonkeyPatch, tmp_p
     return given
 
 
+@pytest.mark.slow
 def test_the_front_of_one_agent_is_evaluated_written_and_drawn(split_settings: SplitSettings, tmp_path: Path) -> None:
     name = str(tmp_path / "thrifty")
     metrics = run_eval([name, "full"], EvalSettings(resamples=5), tmp_path)
@@ -172,6 +175,7 @@ def test_the_picture_has_a_line_for_one_agent_and_points_for_others(
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_budget_is_calibrated_on_validation_images_and_then_evaluated(
     split_settings: SplitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +203,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_agents_for_a_range_of_prices_see_them_and_are_loaded_as_such(runs: Path) -> None:
     settings = EnvSettings.from_id("Prance-Digits-v0", split="val", cost_conditioning=(LOW, HIGH))
     for algo in ("ppo", "prance_ppo"):

@@ -95,6 +95,7 @@ def test_a_token_mode_of_a_user_is_a_choice(
     assert "of_a_user" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_agent_is_trained_and_evaluated_with_an_observation_of_a_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, equal_groups: str
 ) -> None:
@@ -116,6 +117,7 @@ def equal_groups(tmp_path: Path) -> str:
     return str(tmp_path / "net")
 
 
+@pytest.mark.slow
 def test_what_the_id_of_an_environment_says_holds_in_an_evaluation_that_is_not_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, equal_groups: str
 ) -> None:
@@ -137,6 +139,7 @@ def test_what_the_id_of_an_environment_says_holds_in_an_evaluation_that_is_not_t
         gym.registry.pop("Prance-Own-v0")
 
 
+@pytest.mark.slow
 def test_an_agent_is_trained_and_evaluated_in_a_token_mode_of_a_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, equal_groups: str
 ) -> None:

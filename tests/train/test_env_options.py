@@ -63,6 +63,7 @@ def test_agents_with_different_settings_ask_for_one_to_be_named(
     assert words.endswith("name one with --token-mode.")
 
 
+@pytest.mark.slow
 def test_an_environment_without_images_of_its_own_can_be_trained_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str, folder: Path
 ) -> None:

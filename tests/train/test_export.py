@@ -87,6 +87,7 @@ class Ranking(torch.nn.Module):
         return ranking(scores, np.array([scores.shape[1]]), 1)
 
 
+@pytest.mark.slow
 def test_of_equal_scores_the_earlier_token_wins_in_onnx_too(tmp_path: Path) -> None:
     scores = torch.randint(4, (6, 197), generator=torch.Generator().manual_seed(0)).float()
     program = torch.export.export(Ranking(), (scores[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -193,6 +194,7 @@ export.export_subnet(net, SubnetConfig.min(net.space), Path(sys.argv[2]), ["safe
 """
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_the_old_files(tmp_path: Path) -> None:
     net, out = small_net("prune"), tmp_path / "out"
     save_pretrained(net, tmp_path / "net")
@@ -248,6 +250,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

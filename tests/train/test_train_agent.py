@@ -133,6 +133,7 @@ def test_unknown_algorithms_and_presets_are_refused(settings: dict[str, Any], me
         AgentTraining(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", [TINY, TINY_PRANCE], ids=["ppo", "prance_ppo"])
 def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tmp_path: Path, tiny: AgentTraining) -> None:
     short = replace(tiny, total_timesteps=64 * (25 if tiny is TINY_PRANCE else 13))
@@ -146,6 +147,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tmp_path: 
         train_agent(short, tmp_path / "none", resume=True, progress_bar=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", [TINY, TINY_PRANCE], ids=["ppo", "prance_ppo"])
 def test_a_trained_agent_is_loaded_with_the_settings_it_was_trained_with_only(
     tmp_path: Path, tiny: AgentTraining
@@ -174,6 +176,7 @@ def test_agents_are_found_by_name_and_by_file_and_others_refused(tmp_path: Path)
         load_agent(str(tmp_path / "bad.json"), settings)
 
 
+@pytest.mark.slow
 def test_prance_ppo_is_loaded_from_a_run_or_a_saved_folder_and_runs_no_pickle(tmp_path: Path) -> None:
     settings = EnvSettings.from_id("Prance-Digits-v0", split="val")
     trained = train_agent(replace(TINY_PRANCE, total_timesteps=64 * 24), tmp_path / "run", progress_bar=False)

@@ -77,6 +77,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_stopped(
         tune(TINY, tmp_path / "none", resume=True, progress_bar=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_preset_is_tried_first_and_the_best_is_a_preset_again(tmp_path: Path) -> None:
     study = tune(TINY, tmp_path, progress_bar=False)

@@ -171,6 +171,7 @@ def run(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return made
 
 
+@pytest.mark.slow
 def test_all_yardsticks_are_agents_or_bounds_on_the_same_images(
     run: Callable[..., Yardsticks], engine: InferenceEngine, tmp_path: Path
 ) -> None:
@@ -209,6 +210,7 @@ def test_the_same_seed_gives_the_same_yardsticks(run: Callable[..., Yardsticks],
     assert (tmp_path / "a" / "confidence-0.3.json").read_text() == (tmp_path / "b" / "confidence-0.3.json").read_text()
 
 
+@pytest.mark.slow
 def test_learned_static_agents_join_and_others_do_not(
     run: Callable[..., Yardsticks], engine: InferenceEngine, tmp_path: Path
 ) -> None:
@@ -221,6 +223,7 @@ def test_learned_static_agents_join_and_others_do_not(
         run(tmp_path, also_static=("random",))
 
 
+@pytest.mark.slow
 def test_prance_eval_says_where_agents_stand(
     run: Callable[..., Yardsticks], engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
