@@ -115,6 +115,24 @@ def naive_head(net: Supernet, x: Tensor, sizes: list[float], norm: Callable[[Any
     return features[0] @ net.head.weight[:, : features.shape[1]].T + net.head.bias
 
 
+def naive_norm(layer: Any, x: Tensor, config: SupernetConfig) -> Tensor:
+    """Layer norm of the first channels; under the authors' rules with their zoom."""
+    w = x.shape[1]
+    scaled = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + config.norm_eps).sqrt()
+    zoom = 1 if config.prance_embed_dim is None else math.sqrt(w / config.prance_embed_dim)
+    return scaled * layer.weight[:w] * zoom + layer.bias[:w]
+
+
+def to_width(x: Tensor, w: int) -> Tensor:
+    """The first w channels, zeros where there are fewer."""
+    return F.pad(x, (0, w - x.shape[1])) if x.shape[1] < w else x[:, :w]
+
+
+def activation(x: Tensor, act: str) -> Tensor:
+    """GELU in one of two forms."""
+    return x / (1 + (-1.702 * x).exp()) if act == "quick_gelu" else x * (1 + (x / math.sqrt(2)).erf()) / 2
+
+
 def naive(
     net: Supernet, image: Tensor, subnet: SubnetConfig, own: OwnReduction | None = None
 ) -> tuple[Tensor, list[int], list[float]]:
@@ -131,15 +149,7 @@ def naive(
     head_count = dict(zip(space.embed_dims, space.num_heads if len(space.num_heads) > 1 else [2] * 3, strict=True))
 
     def norm(layer: Any, x: Tensor) -> Tensor:
-        w = x.shape[1]
-        scaled = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + c.norm_eps).sqrt()
-        return scaled * layer.weight[:w] * (1 if ours else math.sqrt(w / 32)) + layer.bias[:w]
-
-    def width(x: Tensor, w: int) -> Tensor:
-        return F.pad(x, (0, w - x.shape[1])) if x.shape[1] < w else x[:, :w]
-
-    def activation(x: Tensor) -> Tensor:
-        return x / (1 + (-1.702 * x).exp()) if c.act == "quick_gelu" else x * (1 + (x / math.sqrt(2)).erf()) / 2
+        return naive_norm(layer, x, c)
 
     x = nn.Sequential.forward(net.patch_embed, image[None])[0].flatten(1).T
     if net.cls_token is not None:
@@ -153,7 +163,7 @@ def naive(
             block: Any = net.blocks[index]
             w = int(subnet.embed_dim[0, index])
             heads, hidden = head_count[w], int(w * float(subnet.mlp_ratio[0, index]) + 1e-6)
-            x = width(x, w)
+            x = to_width(x, w)
             rows = heads * 3 * c.head_dim
             qkv = norm(block.norm1, x) @ block.qkv.weight[:rows, :w].T + block.qkv.bias[:rows]
             q, k, v = qkv.view(len(x), heads, 3, c.head_dim).unbind(2)
@@ -175,14 +185,14 @@ def naive(
                 sizes = [token.size if own or space.token_mode in SIZED else 1.0 for token in tokens]
                 went = {old: new for new, token in enumerate(tokens) for old in token.members}
                 holder = [went.get(token, -1) for token in holder]
-            h = activation(norm(block.norm2, x) @ block.fc1.weight[:hidden, :w].T + block.fc1.bias[:hidden])
+            h = activation(norm(block.norm2, x) @ block.fc1.weight[:hidden, :w].T + block.fc1.bias[:hidden], c.act)
             boundary = i == blocks - 1 and group < len(space.groups) - 1
             given = full if boundary else w
             if not ours and index + 1 < space.depth:
                 given = int(subnet.embed_dim[0, index + 1])
             if boundary and c.lln:
                 x = x @ block.lln.weight[:given, :w].T + block.lln.bias[:given]
-            x = width(x, given) + h @ block.fc2.weight[:given, :hidden].T + block.fc2.bias[:given]
+            x = to_width(x, given) + h @ block.fc2.weight[:given, :hidden].T + block.fc2.bias[:given]
             index += 1
     return naive_head(net, x, sizes, norm), holder, sizes
 

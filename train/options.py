@@ -103,17 +103,18 @@ _HELP = {
 }
 
 
-def environment_options(without: Collection[str] = ()) -> type:
+def environment_options(without: Collection[str] = (), settings: type[EnvSettings] = EnvSettings) -> type:
     """What tyro makes the options of an environment from: those arguments of `EnvSettings` that a command line can say.
 
     Args:
         without: Arguments that a command offers in its own words.
+        settings: The list of arguments.
     """
-    hints, docs = get_type_hints(EnvSettings), field_docs(EnvSettings)
+    hints, docs = get_type_hints(settings), field_docs(settings)
     types: dict[str, Any] = {"token_mode": TokenMode, "dtype": DType, "on_error": Literal[tuple(ON_ERROR)]}
     types["dataset"] = Annotated[Any, _DATASET]
     options = {}
-    for f in fields(EnvSettings):
+    for f in fields(settings):
         if f.name not in (*OF_THE_COMMAND, *without):
             kind = types.get(f.name) or _without_none(hints[f.name])
             usual = "" if f.default is None or f.name in _HELP else f"(usually {f.default})"

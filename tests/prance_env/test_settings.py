@@ -9,10 +9,12 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, get_type_hints
 
 import pytest
+import tyro
 
 from prance_env import EnvSettings, PranceEnv, PranceVectorEnv, make_sb3_env
 from prance_env.settings import EnvArguments, field_docs, takes_settings
 from tools.environment_page import split_docstring
+from train.options import environment_options
 
 FACES = [PranceEnv, PranceVectorEnv]
 
@@ -58,6 +60,12 @@ def test_a_new_argument_reaches_signature_docstring_pickle_page_and_engine_key()
     assert len({key, replace(key), replace(key, jpeg_quality=51)}) == 2  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"no argument 'jpeg_quality'.*It takes supernet, "):
         PranceEnv(jpeg_quality=50)  # type: ignore[call-arg]
+
+
+def test_a_new_argument_is_an_option_of_commands() -> None:
+    options = get_type_hints(environment_options(("split",), MoreSettings), include_extras=True)
+    assert set(options) - set(get_type_hints(environment_options())) == {"jpeg_quality"}
+    assert tyro.cli(environment_options((), MoreSettings), args=["--jpeg-quality", "70"]) == {"jpeg_quality": 70}
 
 
 @pytest.mark.parametrize("face", FACES)

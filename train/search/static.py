@@ -150,16 +150,7 @@ def evolve_static_front(
     seen: set[bytes] = set()
     queue = _structured_start(space, num_subnets // STRUCTURED_SHARE, rng)
     while (done := len(tried)) < num_subnets:
-        if queue:
-            actions = queue.pop(0)
-        else:
-            price = np.exp(rng.uniform(*np.log(PRICE_RANGE)))
-            score = accuracy[rng.integers(len(strata)), :done] - price * macs[:done]
-            parents = np.argsort(-score, kind="stable")[:NUM_PARENTS]
-            actions = tried[rng.choice(parents)]
-            if rng.random() < 0.5:
-                actions = np.where(rng.random(actions.shape) < 0.5, actions, tried[rng.choice(parents)])
-            actions = mutate(space, actions, rng)
+        actions = queue.pop(0) if queue else _child(space, tried, accuracy[:, :done], macs[:done], rng)
         key = np.round(actions, 6).tobytes()
         if key in seen:
             continue
@@ -174,6 +165,23 @@ def evolve_static_front(
         accuracy[:, done] = [correct[done, rows].mean() for rows in strata]
         progress(done + 1)
     return SearchResult(np.stack(tried), macs, correct)
+
+
+def _child(
+    space: SearchSpace,
+    tried: list[Actions],
+    accuracy: NDArray[np.float64],
+    macs: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> Actions:
+    """A descendant of one or two of the best few at a drawn price, for drawn images out of the (strata, tried)."""
+    price = np.exp(rng.uniform(*np.log(PRICE_RANGE)))
+    score = accuracy[rng.integers(len(accuracy))] - price * macs
+    parents = np.argsort(-score, kind="stable")[:NUM_PARENTS]
+    actions = tried[rng.choice(parents)]
+    if rng.random() < 0.5:
+        actions = np.where(rng.random(actions.shape) < 0.5, actions, tried[rng.choice(parents)])
+    return mutate(space, actions, rng)
 
 
 def _promising(macs: Floats, correct: NDArray[np.bool_], parts: list[Ints]) -> bool:

@@ -147,16 +147,21 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
     write_json(out / "benchmark.json", report)
     page = benchmark_page(report)
     write_text(out / "benchmark.md", page)
-    lines = {name: [label for label in points if label.startswith(f"{name} (")] for name in settings.entries}
-    drawn = {**points, "full network": full.summary()}
-    for name, front in yardsticks.fronts.items():
-        drawn |= {f"{name} {i}": row for i, row in enumerate(front.rows())}
-        lines[name] = [f"{name} {i}" for i in range(len(front.rows()))]
-    shown = {name: labels for name, labels in lines.items() if labels}
-    lowest = full.summary()["accuracy"] - SHOWN_LOSS
-    plot_fronts(drawn, shown, settings.yardsticks.split, out / "pareto.png", lowest)
+    _draw(report, out / "pareto.png")
     console.print(page)
     return report
+
+
+def _draw(report: Mapping[str, Any], path: Path) -> None:
+    """Accuracy against MACs of every agent, price and yardstick of a report."""
+    points, full = report["points"], report["full"]
+    lines = {name: [label for label in points if label.startswith(f"{name} (")] for name in report["agents"]}
+    drawn = {**points, "full network": full}
+    for name, rows in report["fronts"].items():
+        drawn |= {f"{name} {i}": row for i, row in enumerate(rows)}
+        lines[name] = [f"{name} {i}" for i in range(len(rows))]
+    shown = {name: labels for name, labels in lines.items() if labels}
+    plot_fronts(drawn, shown, report["split"], path, full["accuracy"] - SHOWN_LOSS)
 
 
 def standing_of(
