@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -115,7 +116,7 @@ def naive_head(net: Supernet, x: Tensor, sizes: list[float], norm: Callable[[Any
     return features[0] @ net.head.weight[:, : features.shape[1]].T + net.head.bias
 
 
-def naive_norm(layer: Any, x: Tensor, config: SupernetConfig) -> Tensor:
+def naive_norm(config: SupernetConfig, layer: Any, x: Tensor) -> Tensor:
     """Layer norm of the first channels; under the authors' rules with their zoom."""
     w = x.shape[1]
     scaled = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + config.norm_eps).sqrt()
@@ -147,10 +148,7 @@ def naive(
     c, space = net.config, net.space
     prefix, full, ours = int(c.class_token), space.embed_dims[-1], c.prance_embed_dim is None
     head_count = dict(zip(space.embed_dims, space.num_heads if len(space.num_heads) > 1 else [2] * 3, strict=True))
-
-    def norm(layer: Any, x: Tensor) -> Tensor:
-        return naive_norm(layer, x, c)
-
+    norm = partial(naive_norm, c)
     x = nn.Sequential.forward(net.patch_embed, image[None])[0].flatten(1).T
     if net.cls_token is not None:
         x = torch.cat([net.cls_token[0], x])
