@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,69 @@ from torch import Tensor
 WEIGHTS = "model.safetensors"
 """Name of the weights in a folder that this package writes."""
 
+TEMPORARY = ".tmp"
+"""Suffix of what is being written."""
+
 LISTED = 8
 """So many problems are listed in an error, the others counted."""
 
 
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:
-    """Calls `write(temporary name)` beside `path`, then renames: a killed process leaves the old or the new file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Calls `write(temporary name)` beside `path`, flushes that to the disk, and renames.
+
+    Whatever kills the process or the machine, and however full the disk is, `path` is the old file or the new one.
+
+    Args:
+        path: The file; its folder exists.
+        write: Writes what is wanted to the name that it is given.
+    """
+    temporary = temporary_name(path)
+    # What is made here has the permissions that the user's umask leaves, whoever opens it later.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        write(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        write(str(temporary))
+        flush(temporary)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    flush(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that tells which process it belongs to."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes were writing to a folder, as `temporary_name` calls it."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        writer = path.name.split(".")[-3]
+        if writer.isdigit() and not _is_alive(int(writer)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -105,8 +105,9 @@ def _shut_down(executor: weakref.ref[ProcessPoolExecutor]) -> None:
 def _begin(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    # Ctrl-C reaches the whole group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole group, and so does a cluster's SIGTERM; the parent decides what they mean.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, make_dataclass
@@ -16,6 +17,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar, Union
 
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
+
+from ..runs.interrupt import Terminated, sigterm_as_interrupt
 
 T = TypeVar("T")
 
@@ -157,11 +160,14 @@ def _overview(group: Group, commands: Mapping[str, Command | Group], complete: b
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend are one line, Ctrl-C is quiet."""
+    """Entry point: errors that a user can mend are one line, Ctrl-C and SIGTERM are quiet."""
     try:
-        parse(sys.argv[1:]).run()
+        with sigterm_as_interrupt():
+            parse(sys.argv[1:]).run()
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as e:
         sys.exit(f"prance: {e}")
 

@@ -186,7 +186,7 @@ def train_supernet(recipe: Recipe, out: Path, device: str = "cpu", resume: bool 
                 training.save(last)
                 bar.close()
                 print(f"Stopped after step {training.step} of {recipe.steps}; continue with --resume.")
-                raise KeyboardInterrupt
+                interrupted.heed()
     return training.ema.eval()
 
 

@@ -1,35 +1,82 @@
-"""Ctrl-C at a moment when a checkpoint is consistent."""
+"""Ctrl-C and SIGTERM at a moment when a checkpoint is consistent."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+NOTE = b"\nStopping as soon as it can be gone on from there; once more: at once.\n"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which clusters send before they end a process: as Ctrl-C, but for the exit status."""
+
+
+class Interruption:
+    """Whether somebody wants the process to stop, and how: ask between two steps."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether Ctrl-C has been pressed, or SIGTERM sent."""
+        return self._signal is not None
+
+    def heed(self) -> None:
+        """Raises what was asked for, if anything was.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C.
+            Terminated: After SIGTERM.
+        """
+        if self._signal is not None:
+            raise _error_of(self._signal)
+
+    def remember(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal: the first one is remembered, the second raises at once."""
+        if self._signal is not None:
+            raise _error_of(number)
+        self._signal = number
+        os.write(2, NOTE)  # print may have been interrupted in the middle of itself
+
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Remembers the first Ctrl-C instead of raising it; a second one raises at once.
+def deferred_interrupt() -> Iterator[Interruption]:
+    """Remembers the first Ctrl-C or SIGTERM instead of raising it; a second one raises at once.
 
     Yields:
-        Whether Ctrl-C has been pressed: ask between two steps. Outside the main thread, where signals cannot be caught,
-        always False.
+        Whether there was one. Outside the main thread, where signals cannot be caught, there never is.
     """
-    pressed = False
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield interruption
         return
-    previous = signal.signal(signal.SIGINT, remember)
+    previous = {number: signal.signal(number, interruption.remember) for number in SIGNALS}
     try:
-        yield lambda: pressed
+        yield interruption
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM raise `Terminated`, so that what is open is closed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _error_of(number)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _error_of(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()

@@ -1,0 +1,137 @@
+"""What training loops share: logs that follow checkpoints, one writer a folder, Ctrl-C and SIGTERM, saving in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from helpers import PATIENCE
+
+from supernet.staging import COMMIT
+from train.runs import lock, pace
+from train.runs.interrupt import Interruption, Terminated, deferred_interrupt, sigterm_as_interrupt
+from train.runs.lock import only_writer
+from train.runs.pace import Pace
+from train.runs.rows import RowLog
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from train.runs.lock import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_rows_after_a_checkpoint_and_unfinished_lines_are_dropped_and_the_others_stay_as_they_are(
+    tmp_path: Path,
+) -> None:
+    log = RowLog(tmp_path / "metrics.jsonl", "timesteps")
+    log.forget_after(0)
+    assert not log.path.exists()
+    for step in (3, 6, 9):
+        log.write({"timesteps": step, "loss": 0.1 * step, "nan": float("nan")})
+    whole = log.path.read_text()
+    with log.path.open("a") as f:
+        f.write('{"timesteps": 12, "lo')
+    with pytest.warns(UserWarning, match=r"1 unfinished line\(s\)"):
+        log.forget_after(6)
+    assert log.path.read_text() == "".join(whole.splitlines(keepends=True)[:2])
+    log.write(json.loads(whole.splitlines()[2]))
+    assert log.path.read_text() == whole
+    log.path.write_bytes(b"\xff\n[1]\n7\n{}\n" + whole.encode())
+    with pytest.warns(UserWarning, match=r"4 unfinished"):
+        log.forget_after(9)
+    assert log.path.read_text() == whole
+    with warnings.catch_warnings(action="error") if sys.version_info >= (3, 11) else warnings.catch_warnings():
+        log.forget_after(9)
+
+
+@pytest.mark.slow
+def test_a_folder_has_one_writer_and_a_killed_one_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(FileExistsError, match="Another process writes to"), only_writer(tmp_path):
+        pass
+    monkeypatch.undo()
+    process.kill()
+    with only_writer(tmp_path):
+        process.wait(PATIENCE)
+
+
+def test_a_folder_has_one_writer_in_a_process_too_and_is_free_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    with only_writer(tmp_path / "new" / "folder"):
+        with pytest.raises(FileExistsError), only_writer(tmp_path / "new" / "folder"):
+            pass
+        with only_writer(tmp_path / "other"):
+            pass
+    with only_writer(tmp_path / "new" / "folder"):
+        pass
+
+
+def test_a_writer_finishes_what_a_killed_one_had_decided_on(tmp_path: Path) -> None:
+    (tmp_path / COMMIT).mkdir()
+    (tmp_path / COMMIT / "a").write_text("new")
+    (tmp_path / "a").write_text("old")
+    with only_writer(tmp_path):
+        assert (tmp_path / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_the_first_signal_is_remembered_and_the_second_raises(number: int, error: type[BaseException]) -> None:
+    before = signal.getsignal(number)
+    with deferred_interrupt() as interrupted:
+        assert not interrupted()
+        interrupted.heed()
+        signal.raise_signal(number)
+        assert interrupted()
+        with pytest.raises(error) as raised:
+            interrupted.heed()
+        assert type(raised.value) is error
+        with pytest.raises(error):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_outside_the_main_thread_there_is_no_interruption() -> None:
+    found: list[Interruption] = []
+
+    def loop() -> None:
+        with deferred_interrupt() as interrupted:
+            found.append(interrupted)
+
+    thread = Thread(target=loop)
+    thread.start()
+    thread.join()
+    assert not found[0]()
+
+
+def test_sigterm_raises_what_commands_end_with() -> None:
+    with sigterm_as_interrupt(), pytest.raises(Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_checkpoint_is_due_after_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now)
+    clock, always = Pace(60), Pace(0)
+    seen = []
+    for now in (100.0, 159.0, 160.0, 161.0, 221.0):  # noqa: B007
+        seen.append(clock.due())
+        assert always.due()
+    assert seen == [False, False, True, False, True]
+    with pytest.raises(ValueError, match="save_freq=-1"):
+        Pace(-1)
