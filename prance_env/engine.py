@@ -21,7 +21,7 @@ from .cache import PrefixCache
 from .images.source import ImageSource, check_fits
 from .observations import OBSERVATIONS
 from .rewards.config import RewardConfig, accuracy_term, score
-from .rewards.costs import MacsCost, latency_cost
+from .rewards.costs import LatencyCost, MacsCost
 from .rewards.outcome import Outcome
 from .rewards.prices import CostConditioning
 from .spaces import observe
@@ -280,9 +280,9 @@ class InferenceEngine:
         self, episodes: Episodes, choice: GroupChoice, state: InferenceState, reward: RewardConfig
     ) -> tuple[Floats | None, Floats | None, float | None]:
         """Milliseconds after a decision: spent, finished at full size, of the full network; None without a table."""
-        if reward.latency_table is None:
+        if reward.table is None:
             return None, None, None
-        cost = latency_cost(reward.latency_table, self.config.space)
+        cost = LatencyCost(reward.table, self.config.space)
         before = cost.begin(len(episodes)) if episodes.latency_spent_ms is None else episodes.latency_spent_ms
         spent = cost.spent(before, choice, episodes.state, state)
         return spent, cost.finished(spent, state), cost.full

@@ -109,8 +109,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     settings_class: ClassVar[type[EnvSettings]] = EnvSettings
 
     def __init__(self, **arguments: Unpack[EnvArguments]) -> None:
-        EzPickle.__init__(self, **arguments)
         self.settings = self.settings_class.from_arguments(arguments)
+        EzPickle.__init__(self, **{name: getattr(self.settings, name) for name in arguments})
         observation_space, action_space = self.settings.spaces()
         self.observation_space, self.action_space = cast(Any, observation_space), cast(Any, action_space)
         self.render_mode = self.settings.render_mode

@@ -19,7 +19,7 @@ from torch import Tensor
 from supernet.arrays import Bools, Floats, Ints
 
 from .engine import Episodes
-from .rewards.costs import latency_cost
+from .rewards.costs import LatencyCost
 from .settings import EnvSettings
 from .spaces import decode_actions
 
@@ -33,6 +33,7 @@ class Lanes:
 
     Attributes:
         generators: The random generator of every lane; None until it is seeded or first drawn from.
+        reward: How decisions are scored.
         parts: The lanes that are equally far, and their episodes as one batch; together they are all lanes.
     """
 
@@ -42,8 +43,9 @@ class Lanes:
         self.num_lanes = num_lanes
         self.generators: list[np.random.Generator | None] = [None] * num_lanes
         self.parts: list[tuple[Ints, Episodes]] = []
-        path = settings.reward_config.latency_table
-        self._latency = None if path is None else latency_cost(path, self.engine.config.space)
+        self.reward = settings.reward_config
+        table = self.reward.table
+        self._latency = None if table is None else LatencyCost(table, self.engine.config.space)
 
     @contextmanager
     def undone_on_error(self, drawing: Ints) -> Iterator[None]:
@@ -132,9 +134,8 @@ class Lanes:
             ValueError: If an action holds NaN.
         """
         unit = decode_actions(np.where(self.terminated()[:, None], 0, actions), self.settings.normalize_actions)
-        reward = self.settings.reward_config
         self.parts = [
-            (members, episodes if self._over(episodes) else self.engine.step(episodes, unit[members], reward))
+            (members, episodes if self._over(episodes) else self.engine.step(episodes, unit[members], self.reward))
             for members, episodes in self.parts
         ]
 

@@ -22,12 +22,13 @@ import torch
 from typing_extensions import Unpack
 
 from supernet import SupernetConfig, freeze, from_pretrained
+from supernet.checkpoint import CONFIG
+from supernet.files import WEIGHTS, state_of
 
 from .engine import CACHE_MB, InferenceEngine
-from .images.config import DatasetConfig
-from .images.loading import ON_ERROR, check_dataset, load_dataset
+from .images.config import DatasetConfig, absolute_path
+from .images.loading import DATASETS, ON_ERROR, check_dataset, list_datasets, load_dataset
 from .rewards.config import RewardConfig
-from .rewards.latency import load_latency_table
 from .rewards.prices import CostConditioning
 from .spaces import action_space, observation_layout, observation_space
 from .supernets import check_complete, checked_dtype, checkpoint_folder, resolved_config
@@ -64,6 +65,10 @@ class EnvArguments(TypedDict, total=False):
 @dataclass(frozen=True, kw_only=True)
 class EnvSettings:
     """The arguments of an environment, plain data, checked; `PranceEnv` says what an environment is.
+
+    Paths are made absolute, so that they mean the same when the process has moved on to another folder. Weights and
+    images are those that the files hold when an environment is first reset, or an evaluation begins; a checkpoint whose
+    configuration has changed by then is an error.
 
     Raises:
         ValueError: If an argument is out of range, or weights or images have to be passed and are not.
@@ -115,8 +120,8 @@ class EnvSettings:
 
     def __post_init__(self) -> None:
         check_complete(self.supernet, self.checkpoint, self.dataset)
-        config = self.config()
-        _ = self.reward_config, self.conditioning  # which check what they are made of
+        self._make_paths_absolute()
+        config, reward, _ = self.config(), self.reward_config, self.conditioning  # which check what they are made of
         check_dataset(self.dataset_config, self.split)
         if not 0 <= self.cache_mb < float("inf"):
             raise ValueError(f"cache_mb={self.cache_mb!r} must be a number of MiB >= 0; 0 keeps verdicts only.")
@@ -125,8 +130,8 @@ class EnvSettings:
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error={self.on_error!r} is unknown; choose one of {ON_ERROR}.")
         checked_dtype(self.dtype)
-        if self.reward_config.latency_table is not None:
-            load_latency_table(self.reward_config.latency_table).check(config)
+        if reward.table is not None:
+            reward.table.check(config)
         try:
             torch.device(self.device)
         except RuntimeError as e:
@@ -134,6 +139,17 @@ class EnvSettings:
         if self.render_mode is not None and self.render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={self.render_mode!r} is unknown; choose None or one of {RENDER_MODES}.")
         self.layout()
+
+    def _make_paths_absolute(self) -> None:
+        changes: dict[str, Any] = {k: getattr(self, k) for k in ("checkpoint", "cache_dir")}
+        changes = {k: absolute_path(v) for k, v in changes.items() if v is not None}
+        dataset = self.dataset_config.absolute(list_datasets())
+        as_name = isinstance(self.dataset, str)
+        changes["dataset"] = dataset.name if as_name else {k: getattr(dataset, k) for k in self.dataset or ()}
+        if isinstance(self.reward, Mapping) and isinstance(table := self.reward.get("latency_table"), str):
+            changes["reward"] = {**self.reward, "latency_table": absolute_path(table)}
+        for name, value in changes.items():
+            object.__setattr__(self, name, value)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -178,9 +194,9 @@ class EnvSettings:
         given = {k: v for k, v in arguments.items() if not (k == "dataset" and v is None)}
         return cls.from_arguments({**kwargs, **given})
 
-    @cached_property
+    @property
     def reward_config(self) -> RewardConfig:
-        """What `reward` says."""
+        """What `reward` says; a latency table is read anew."""
         return RewardConfig.from_dict(self.reward, self.config())
 
     @cached_property
@@ -188,14 +204,18 @@ class EnvSettings:
         """What `cost_conditioning` says; None if there is one price for all episodes."""
         return CostConditioning.from_plain(self.cost_conditioning)
 
-    @cached_property
+    @property
     def dataset_config(self) -> DatasetConfig:
         """What `dataset` says."""
         assert self.dataset is not None, "check_complete has said so"
         return DatasetConfig.from_value(self.dataset)
 
     def config(self) -> SupernetConfig:
-        """Configuration of the supernet, with what these settings change of it."""
+        """Configuration of the supernet, with what these settings change of it; as it was when they were made."""
+        return self._config
+
+    @cached_property
+    def _config(self) -> SupernetConfig:
         return resolved_config(self.supernet, self.checkpoint, self.token_mode, self.decide_first_group)
 
     def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
@@ -211,11 +231,23 @@ class EnvSettings:
         return observation_layout(self.config(), self.observation, self.conditioning is not None)
 
     def engine(self) -> InferenceEngine:
-        """The engine, which all environments of a process share whose settings differ in nothing that it depends on."""
+        """The engine, which all environments of a process share whose settings differ in nothing that it depends on.
+
+        It is opened again if files of the checkpoint or of the data set have changed since.
+
+        Raises:
+            ValueError: If the checkpoint has got another configuration since these settings were made.
+        """
         if os.getpid() != IMPORTED_IN:
             # A forked child would wait for ever for the OpenMP threads that its parent had.
             torch.set_num_threads(1)
-        return shared_engine(self.engine_settings())
+        engine = shared_engine(self.engine_settings()).current()
+        if engine.config != self.config():
+            raise ValueError(
+                f"checkpoint={self.checkpoint!r} was written again with another configuration since this environment "
+                "was made, so that its spaces may be others; make the environment (or EnvSettings) again."
+            )
+        return engine
 
     def engine_settings(self) -> EnvSettings:
         """These settings with everything at its default that the engine does not depend on, and names resolved.
@@ -230,24 +262,52 @@ class EnvSettings:
         return replace(self, **same, dataset=asdict(self.dataset_config))
 
 
-@lru_cache(maxsize=8)
-def shared_engine(settings: EnvSettings) -> InferenceEngine:
-    """The engine for what `EnvSettings.engine_settings` gave; kept, with its weights and caches.
+class SharedEngine:
+    """One engine, with its weights and caches, for as long as the files that it was opened from stay as they are.
 
-    Raises:
-        ValueError: If a name is unknown or something does not fit.
-        ModuleNotFoundError: If a package that the data set needs is missing.
-        OSError: If the checkpoint is missing, or a folder cannot be read or written.
+    Args:
+        settings: What `EnvSettings.engine_settings` gave.
     """
-    config = settings.config()
-    net = freeze(from_pretrained(checkpoint_folder(settings.supernet, settings.checkpoint)))
-    net.run_by(config)
-    net = net.to(torch.device(settings.device), checked_dtype(settings.dtype))
-    source = load_dataset(
-        settings.dataset_config, settings.split, config, settings.num_workers, settings.on_error, settings.cache_dir
-    )
-    key_mean = settings.observation == "key_mean"
-    return InferenceEngine(net, source, settings.cache_mb, settings.cache_dir, key_mean)
+
+    def __init__(self, settings: EnvSettings) -> None:
+        self._settings = settings
+        self._opened: tuple[Any, InferenceEngine] | None = None
+
+    def current(self) -> InferenceEngine:
+        """The engine; opened now if it has not been, or files have changed.
+
+        Raises:
+            ValueError: If a name is unknown or something does not fit.
+            ModuleNotFoundError: If a package that the data set needs is missing.
+            OSError: If the checkpoint is missing, or a folder cannot be read or written.
+        """
+        state = self._state()
+        if self._opened is None or self._opened[0] != state:
+            self._opened = None  # before another one needs the memory
+            self._opened = state, self._open()
+        return self._opened[1]
+
+    def _state(self) -> Any:
+        """Differs whenever weights or images may differ."""
+        settings, registered = self._settings, list_datasets()
+        folder, dataset = checkpoint_folder(settings.supernet, settings.checkpoint), settings.dataset_config
+        loader = DATASETS[dataset.name] if dataset.name in registered else None
+        paths = [str(folder / CONFIG), str(folder / WEIGHTS), *dataset.paths(registered)]
+        return loader, [state_of(path) for path in paths]
+
+    def _open(self) -> InferenceEngine:
+        s = replace(self._settings)  # which reads the checkpoint's configuration again
+        net = freeze(from_pretrained(checkpoint_folder(s.supernet, s.checkpoint)))
+        net.run_by(s.config())
+        net = net.to(torch.device(s.device), checked_dtype(s.dtype))
+        source = load_dataset(s.dataset_config, s.split, s.config(), s.num_workers, s.on_error, s.cache_dir)
+        return InferenceEngine(net, source, s.cache_mb, s.cache_dir, key_mean=s.observation == "key_mean")
+
+
+@lru_cache(maxsize=8)
+def shared_engine(settings: EnvSettings) -> SharedEngine:
+    """The engine for what `EnvSettings.engine_settings` gave."""
+    return SharedEngine(settings)
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -20,6 +20,8 @@ from .engine import Episodes
 from .lanes import Lanes
 
 FORMAT = 1
+# Of a data set; they may change as the images move, and their labels tell other images.
+PATHS = ("name", "root", "class_map")
 
 
 def take_snapshot(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _episodes(lanes: Lanes, part: dict[str, Any]) -> Episodes:
 
 
 def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
-    """What the numbers of an environment depend on; the device and the folder of the weights may change."""
+    """What the numbers of an environment depend on; the device and folders may change."""
     settings, parameters = lanes.settings, list(lanes.engine.net.parameters())
     weights = sha256()
     for tensor in (parameters[0], parameters[-1]):  # any training moves the first and the last
@@ -90,10 +92,11 @@ def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
         "token_mode": lanes.engine.config.space.token_mode,
         "dtype": settings.dtype,
         "decide_first_group": lanes.engine.config.space.decide_first_group,
-        "dataset": asdict(settings.dataset_config),
+        "dataset": {k: v for k, v in asdict(settings.dataset_config).items() if k not in PATHS},
         "split": settings.split,
         "images": len(lanes.engine.dataset),
-        "reward": asdict(settings.reward_config),
+        "labels": sha256(lanes.engine.labels.data).hexdigest(),
+        "reward": asdict(lanes.reward),
         "observation": settings.observation,
         "normalize_actions": settings.normalize_actions,
         "cost_conditioning": None if conditioning is None else asdict(conditioning),

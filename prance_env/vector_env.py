@@ -59,7 +59,6 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         output: str = "numpy",
         **arguments: Unpack[EnvArguments],
     ) -> None:
-        EzPickle.__init__(self, num_envs, autoreset_mode, output, **arguments)
         if int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
         if output not in OUTPUTS:
@@ -67,6 +66,8 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": [*RENDER_MODES], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
         self.settings = self.settings_class.from_arguments(arguments)
+        given = {name: getattr(self.settings, name) for name in arguments}
+        EzPickle.__init__(self, num_envs, autoreset_mode, output, **given)
         self.output = output
         self.num_envs = int(num_envs)
         self.render_mode = self.settings.render_mode

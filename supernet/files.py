@@ -87,6 +87,34 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda name: Path(name).write_text(text))
 
 
+def state_of(path: str | Path) -> Any:
+    """Differs whenever a file, or anything in a folder, has been written again, added or removed since.
+
+    Files are told apart by size, times and inode, without being read; that takes about 2 microseconds each.
+
+    Args:
+        path: A file or a folder; what does not exist has a state as well.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            return tuple(
+                (e.name, state_of(e.path) if e.is_dir() else _stat(e)) for e in sorted(entries, key=lambda e: e.name)
+            )
+    return _stat(path)
+
+
+def _stat(entry: Path | os.DirEntry[str]) -> tuple[int, ...] | None:
+    try:
+        found = entry.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
 def read_safetensors(
     path: Path, what: str = "weights", kind: str = "a safetensors file"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.protocol import Agent, ask
-from prance_env.engine import Episodes
+from prance_env.engine import Episodes, InferenceEngine
 from prance_env.rewards.config import RewardConfig
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions
@@ -29,6 +29,7 @@ def batches(total: int, batch_size: int) -> Iterator[Ints]:
 def play(
     agent: Agent,
     settings: EnvSettings,
+    engine: InferenceEngine,
     index: Ints,
     donors: Ints | None = None,
     reward: RewardConfig = AT_THE_END,
@@ -38,6 +39,7 @@ def play(
     Args:
         agent: Whatever has SB3's `predict`; what it returns as its state is handed back to it at the next decision.
         settings: Of the environment; if it is cost-conditioned, at a fixed price.
+        engine: `settings.engine()`, asked for once, so that all images are played on the same files.
         index: (B,) images of the split.
         donors: (B,) images that the agent looks at instead, in episodes of their own; None: the same ones.
         reward: How decisions are scored.
@@ -48,7 +50,7 @@ def play(
     Raises:
         ValueError: If the environment is cost-conditioned and no price is fixed.
     """
-    engine, conditioning = settings.engine(), settings.conditioning
+    conditioning = settings.conditioning
     if conditioning is not None and conditioning.fixed is None:
         raise ValueError("A cost-conditioned agent is evaluated at one price: cost_conditioning=(low, high, fixed).")
     price = None if conditioning is None else np.full(len(index), conditioning.fixed)
@@ -67,13 +69,18 @@ def play(
 
 
 def play_actions(
-    taken: NDArray[np.floating], settings: EnvSettings, index: Ints, reward: RewardConfig = AT_THE_END
+    taken: NDArray[np.floating],
+    settings: EnvSettings,
+    engine: InferenceEngine,
+    index: Ints,
+    reward: RewardConfig = AT_THE_END,
 ) -> Played:
     """`play` with given actions.
 
     Args:
         taken: (B, num_decisions, A) actions of the environment's Box.
         settings: What the environment is made with.
+        engine: `settings.engine()`, asked for once.
         index: (B,) images of the split.
         reward: How decisions are scored.
 
@@ -83,7 +90,6 @@ def play_actions(
     Raises:
         ValueError: If an action is NaN.
     """
-    engine = settings.engine()
     episodes = [engine.start(index)]
     for decision in range(taken.shape[1]):
         unit = decode_actions(taken[:, decision], settings.normalize_actions)
@@ -102,10 +108,10 @@ def mean_return(agent: Agent, settings: EnvSettings, batch_size: int = 1024) -> 
     Returns:
         Mean return of an episode, accuracy, and MACs / MACs of the full network.
     """
-    engine = settings.engine()
+    engine, reward = settings.engine(), settings.reward_config
     total, sums = len(engine.dataset), np.zeros(3)
     for index in batches(total, batch_size):
-        path, _ = play(agent, settings, index, reward=settings.reward_config)
+        path, _ = play(agent, settings, engine, index, reward=reward)
         sums[0] += sum(episodes.reward.sum() for episodes in path[1:])
         sums[1:] += path[-1].success.sum(), (path[-1].macs / engine.full_macs).sum()
     value, accuracy, macs_fraction = (sums / total).tolist()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import os
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ TIMM_READERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "wds": ("webdataset", "'prance-env[wds]'", _READER),
 }
 FOLDER_FIELDS = (*_TRANSFORM, "class_map")
+
+
+def absolute_path(path: str) -> str:
+    """The path from the root of the file system, with "~" written out; addresses of the network as they are."""
+    if "://" in path or path.startswith("pipe:"):
+        return path
+    return os.path.abspath(os.path.expanduser(path))
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,35 @@ class DatasetConfig:
         """Which of timm's readers is meant, if any."""
         prefix, slash, _ = self.name.partition("/")
         return prefix.lower() if slash and prefix.lower() in TIMM_READERS else None
+
+    def absolute(self, registered: list[str]) -> DatasetConfig:
+        """The same with absolute paths, which mean the same wherever this process works.
+
+        Args:
+            registered: Names of registered data sets, which are no paths.
+        """
+        name, (prefix, slash, rest) = self.name, self.name.partition("/")
+        if self.prefix is None:
+            name = name if name in registered else absolute_path(name)
+        elif self.prefix != "torch" and os.path.exists(absolute_path(rest)):
+            name = f"{prefix}{slash}{absolute_path(rest)}"
+        root, class_map = (None if path is None else absolute_path(path) for path in (self.root, self.class_map))
+        return replace(self, name=name, root=root, class_map=class_map)
+
+    def paths(self, registered: list[str]) -> list[str]:
+        """Files and folders that the images and labels come from, as far as they are told; for `absolute` ones.
+
+        Args:
+            registered: Names of registered data sets, of which nothing is known.
+        """
+        rest = self.name.partition("/")[2]
+        if self.prefix is None:
+            found = [] if self.name in registered else [self.name]
+        elif self.prefix in ("torch", "tfds"):
+            found = [] if self.root is None else [self.root]
+        else:  # what Hugging Face's readers call root is their cache
+            found = [self.root if self.prefix == "wds" and self.root is not None else rest]
+        return [*found, *([] if self.class_map is None else [self.class_map])]
 
     def check(self, registered: list[str]) -> None:
         """Checks all that can be checked without opening the data set.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from supernet import SupernetConfig, supernet_config
 from supernet.arrays import Bools, Floats
 from supernet.macs import remaining_macs, stem_macs
 
-from .latency import load_latency_table
+from .latency import LatencyTable, load_latency_table
 from .outcome import Outcome, call_reward_function, load_reward_function
 
 MODES = ("result_to_go", "terminal", "potential")
@@ -47,7 +48,7 @@ class RewardConfig:
         token_weight: Price of keeping every patch; where a decision has two rates, of both together.
         cost: "macs" or "latency".
         latency_table: File that `prance profile` wrote, needed by cost="latency". With either cost it adds `latency_ms`
-            to the info. Read once per process.
+            to the info. Read when this object is made.
         function: "package.module:name" of a function of yours that takes an `Outcome` and returns R_t, (B,) finite
             numbers; `mode` applies to it as to the formula above, and the terms in the info stay those of the formula.
 
@@ -72,12 +73,15 @@ class RewardConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"reward {name}={value!r} must be a finite number >= 0.")
-        if self.latency_table is not None:
-            load_latency_table(self.latency_table)
-        elif self.cost == "latency":
+        if self.table is None and self.cost == "latency":
             raise ValueError("reward cost='latency' needs latency_table='FILE', which `prance profile` writes.")
         if self.function is not None:
             load_reward_function(self.function)
+
+    @cached_property
+    def table(self) -> LatencyTable | None:
+        """What the file `latency_table` holds, None if there is none."""
+        return None if self.latency_table is None else load_latency_table(self.latency_table)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any] | None, supernet: SupernetConfig | None = None) -> RewardConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ from supernet import GroupChoice, InferenceState, SearchSpace, Supernet
 from supernet.arrays import Floats, Ints
 from supernet.macs import remaining_macs
 
-from .latency import LatencyTable, load_latency_table
+from .latency import LatencyTable
 
 
 class Cost(Protocol):
@@ -102,14 +101,3 @@ class LatencyCost:
     def finished(self, spent: Ints | Floats, state: InferenceState) -> Floats:
         """(B,) milliseconds of the whole inference if it is finished at full size."""
         return spent + self.table.rest(self.space, state.group, state.num_tokens)
-
-
-@lru_cache(maxsize=8)
-def latency_cost(latency_table: str, space: SearchSpace) -> LatencyCost:
-    """The cost that the table in a file gives, read once per process.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged.
-    """
-    return LatencyCost(load_latency_table(latency_table), space)

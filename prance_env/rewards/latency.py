@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -145,9 +144,8 @@ class LatencyTable:
         return rows[image, right - 1] * (1 - t) + rows[image, right] * t
 
 
-@lru_cache(maxsize=8)
 def load_latency_table(path: str) -> LatencyTable:
-    """The table in a file that `LatencyTable.save` or `prance profile` wrote; read once per process.
+    """The table in a file that `LatencyTable.save` or `prance profile` wrote.
 
     Raises:
         FileNotFoundError: If there is none.

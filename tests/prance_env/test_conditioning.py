@@ -183,7 +183,7 @@ def test_an_agent_is_evaluated_at_the_price_that_was_chosen() -> None:
             self.seen |= set(observation[:, -1].tolist())
             return np.ones((len(observation), config.space.action_size)), None
 
-    play(Spy(config, "cls", True), settings, np.arange(8))
+    play(Spy(config, "cls", True), settings, settings.engine(), np.arange(8))
     assert Spy.seen == {1.0}
     with pytest.raises(ValueError, match=r"one price.*fixed"):
         evaluate(Spy(config, "cls", True), EnvSettings.from_id(ENV_ID, split="val", cost_conditioning=(LOW, HIGH)))

@@ -99,7 +99,7 @@ def evaluate(
     donors = others(len(engine.dataset), seed) if shuffle_observations else None
 
     def record(index: NDArray[np.int64]) -> Played:
-        return play(agent, settings, index, None if donors is None else donors[index])
+        return play(agent, settings, engine, index, None if donors is None else donors[index])
 
     return _evaluation(engine, record, batch_size)
 
@@ -121,7 +121,7 @@ def evaluate_actions(actions: NDArray[np.float64], settings: EnvSettings, batch_
     taken = encode_actions(actions, settings.normalize_actions)
 
     def record(index: NDArray[np.int64]) -> Played:
-        return play_actions(taken[index], settings, index)
+        return play_actions(taken[index], settings, engine, index)
 
     return _evaluation(engine, record, batch_size)
 

@@ -82,7 +82,8 @@ def validate_rows(rows: Columns, settings: EnvSettings, batch_size: int = 512) -
             f"{space.num_decisions} decisions of {space.action_size} entries; pass the --env and --checkpoint of the "
             "evaluation, and a file that `prance eval --out FOLDER` wrote."
         )
-    index, total = rows["index"], len(settings.engine().dataset)
+    engine, index = settings.engine(), rows["index"]
+    total = len(engine.dataset)
     bad = index[(index < 0) | (index >= total)]
     if len(bad):
         raise ValueError(f"index={bad[0]} is not one of the {total} images; pass the evaluation's --env and --split.")
@@ -93,7 +94,7 @@ def validate_rows(rows: Columns, settings: EnvSettings, batch_size: int = 512) -
     differences = []
     for begin in range(0, len(index), batch_size):
         part = slice(begin, begin + batch_size)
-        end = play_actions(actions[part], settings, index[part])[0][-1]
+        end = play_actions(actions[part], settings, engine, index[part])[0][-1]
         for column in REPLAYED:
             recorded = rows[column][begin : begin + batch_size]
             for i in np.flatnonzero(recorded != getattr(end, column)).tolist():

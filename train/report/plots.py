@@ -194,7 +194,7 @@ def plot_episodes(
         index: Images to show.
         path: PNG file to write.
     """
-    steps, _ = play(agent, settings, index)
+    steps, _ = play(agent, settings, engine, index)
     figure, grid = plt.subplots(len(index), len(steps), figsize=(2.1 * len(steps), 2.35 * len(index)), squeeze=False)
     images = engine.dataset.fetch(steps[0].index).numpy()
     for column, episodes in enumerate(steps):
