@@ -7,6 +7,7 @@ from .config import SearchSpace, SupernetConfig
 from .convert.authors import average_choice, load_prance_checkpoint
 from .convert.authors_reported import reported_macs, reported_params
 from .extract import extract, load_static, save_static
+from .ordering import UnitOrder, UnitScores, importance_order, reorder, reorder_by_importance
 from .registry import list_supernets, register_supernet, supernet_config
 from .state import InferenceState
 from .static_vit import StaticViT
@@ -26,12 +27,15 @@ __all__ = [
     "Supernet",
     "SupernetConfig",
     "TokenMode",
+    "UnitOrder",
+    "UnitScores",
     "average_choice",
     "create_supernet",
     "extract",
     "freeze",
     "from_pretrained",
     "from_timm",
+    "importance_order",
     "list_supernets",
     "list_token_modes",
     "load_prance_checkpoint",
@@ -39,6 +43,8 @@ __all__ = [
     "load_weights",
     "register_supernet",
     "register_token_mode",
+    "reorder",
+    "reorder_by_importance",
     "reported_macs",
     "reported_params",
     "save_pretrained",

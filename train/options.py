@@ -95,6 +95,7 @@ _DATASET = PrimitiveConstructorSpec[Any](
     is_instance=lambda value: isinstance(value, str | dict),
     str_from_instance=lambda value: [value if isinstance(value, str) else json.dumps(value)],
 )
+DatasetOption = Annotated[str | dict[str, Any], _DATASET]
 # How the command line says it, where that differs from what the argument's own description says.
 _HELP = {
     "checkpoint": "Folder with the supernet; the bundled one if not given.",

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..networks.importance import Score
 from ..networks.importing import import_prance, import_timm
+from ..options import DatasetOption
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class ImportTimm:
     For example:
 
         prance import timm deit_small_patch16_224 --pretrained --out runs/deit
+        prance import timm deit_small_patch16_224 --pretrained --order taylor --dataset pictures --out runs/deit
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
@@ -26,10 +29,14 @@ class ImportTimm:
     """Folder for the supernet; use it with --checkpoint."""
     pretrained: bool = False
     """Download timm's weights; otherwise they are random."""
+    order: Score | None = None
+    """Sort the units by importance, so that narrow subnets hold the best of them (prance order); needs --dataset."""
+    dataset: DatasetOption | None = None
+    """Images for --order: digits, a folder in ImageNet's layout, a timm name, or JSON (docs/images.md)."""
 
     def run(self) -> None:
         """Runs the command."""
-        import_timm(self.model, self.out, self.pretrained)
+        import_timm(self.model, self.out, self.pretrained, self.order, self.dataset)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ COMMANDS: dict[str, Command | Group] = {
         """,
         {"timm": Command("import_", "ImportTimm"), "prance": Command("import_", "ImportPrance")},
     ),
+    "order": Command("order", "Order"),
     "bench": Command("bench", "Bench"),
     "bench-env": Command("bench_env", "BenchEnv"),
     "bench-training": Command("bench_training", "BenchTraining"),

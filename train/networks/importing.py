@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from supernet import Supernet, from_timm, load_prance_checkpoint, save_pretrained
+from supernet import Supernet, from_timm, load_prance_checkpoint, reorder, save_pretrained
 
 from ..runs.folder import check_free
+from .importance import Score
+from .ordering import ORDER, OrderSettings, order_network, save_order
 
 
-def import_timm(model: str, out: Path, pretrained: bool = False) -> Supernet:
+def import_timm(
+    model: str,
+    out: Path,
+    pretrained: bool = False,
+    order: Score | None = None,
+    dataset: str | dict[str, Any] | None = None,
+) -> Supernet:
     """Makes a model of timm elastic and writes it to `out`.
 
     Args:
         model: Its name.
         out: Folder, created if missing.
         pretrained: Whether to download its weights.
+        order: Score by which to sort its units; None leaves them as they are.
+        dataset: Images to score them on.
 
     Raises:
         FileExistsError: If `out` holds a supernet.
-        ValueError: If the model is unknown, of an unsupported kind, or its weights cannot be had.
+        ValueError: If the model is unknown, of an unsupported kind, or its weights cannot be had; or an order is asked
+            for without images.
     """
     _check_free(out)
+    if order is not None and dataset is None:
+        raise ValueError(f"--order {order} needs images to score the units on; pass --dataset.")
     try:
         net = from_timm(model, pretrained=pretrained)
     except (RuntimeError, OSError) as e:
         raise ValueError(f"timm cannot make {model!r}: {' '.join(str(e).split())}") from e
+    if order is not None and dataset is not None:
+        units, _ = order_network(net, OrderSettings(dataset, score=order))
+        net = reorder(net, units)
+        out.mkdir(parents=True, exist_ok=True)
+        save_order(units, out / ORDER)
     return _save(net, out, f"timm's {model}")
 
 

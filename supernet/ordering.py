@@ -1,0 +1,200 @@
+"""Permuting the units of a supernet so that prefixes hold the important ones; the full network stays the same function.
+
+Subnets are prefixes: the first channels, the first heads, the first hidden units. A network that was trained elsewhere
+has its units in no order, so what is cut is arbitrary. Embedding channels are permuted once for the whole network,
+because the residual carries them through all blocks; heads and hidden units in every block by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import SupernetConfig
+from .plan import hidden_dims
+from .vit import Supernet
+
+BLOCK = re.compile(r"blocks\.(\d+)\.(\w+)\.")
+# What the first and the second axis of a weight count: embedding channels, channels of heads, hidden units, or neither.
+_IN_BLOCK = {
+    "norm1": ("embed_dim",),
+    "norm2": ("embed_dim",),
+    "qkv": ("qkv", "embed_dim"),
+    "proj": ("embed_dim", "heads"),
+    "fc1": ("hidden", "embed_dim"),
+    "fc2": ("embed_dim", "hidden"),
+    "lln": ("embed_dim", "embed_dim"),
+}
+_OUTSIDE = {
+    "cls_token": ("", "", "embed_dim"),
+    "pos_embed": ("", "", "embed_dim"),
+    "norm_pre": ("embed_dim",),
+    "norm": ("embed_dim",),
+    "head": ("", "embed_dim"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class UnitScores:
+    """How important every unit is; larger is more. What is None stays in its order.
+
+    Attributes:
+        embed_dim: (C,) embedding channels.
+        heads: (depth, H) attention heads.
+        hidden: (depth, M) hidden units of the MLPs.
+    """
+
+    embed_dim: Tensor | None = None
+    heads: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class UnitOrder:
+    """A permutation of all units: at place i stands the unit that was number `order[i]` before.
+
+    Attributes:
+        embed_dim: (C,) int64, embedding channels.
+        heads: (depth, H) int64.
+        hidden: (depth, M) int64.
+    """
+
+    embed_dim: Tensor
+    heads: Tensor
+    hidden: Tensor
+
+    def inverse(self) -> UnitOrder:
+        """The permutation that undoes this one."""
+        return UnitOrder(self.embed_dim.argsort(), self.heads.argsort(-1), self.hidden.argsort(-1))
+
+    def applied(self, scores: UnitScores) -> UnitScores:
+        """The scores of the units in their new places."""
+
+        def moved(values: Tensor | None, order: Tensor) -> Tensor | None:
+            return None if values is None else values.gather(-1, order)
+
+        return UnitScores(
+            moved(scores.embed_dim, self.embed_dim), moved(scores.heads, self.heads), moved(scores.hidden, self.hidden)
+        )
+
+
+def unit_levels(config: SupernetConfig) -> dict[str, Tensor]:
+    """For every unit how many of the sizes of subnets are too small to hold it, by kind, in the shapes of scores."""
+    space = config.space
+    dims = np.array(space.embed_dims)
+    hidden = hidden_dims(dims[:, None], np.array(space.mlp_ratios)[None]).ravel()
+
+    def levels(sizes: np.ndarray) -> Tensor:
+        sizes = np.unique(sizes)
+        return torch.from_numpy(np.searchsorted(sizes, np.arange(sizes[-1]), side="right"))
+
+    per_block = (space.depth, 1)
+    return {
+        "embed_dim": levels(dims),
+        "heads": levels(np.array(space.num_heads)).repeat(per_block),
+        "hidden": levels(hidden).repeat(per_block),
+    }
+
+
+def importance_order(config: SupernetConfig, scores: UnitScores, keep_levels: bool = False) -> UnitOrder:
+    """The permutation that puts the most important units first; of equal ones, the earlier.
+
+    Args:
+        config: The supernet's.
+        scores: Importances.
+        keep_levels: Whether units stay among those that the same subnets hold (Once-for-All's sorting inside slices):
+            then every subnet remains the same function, not only the full network.
+
+    Raises:
+        ValueError: If scores have the wrong shape or are not finite.
+    """
+    orders = {}
+    for name, level in unit_levels(config).items():
+        values = getattr(scores, name)
+        if values is None:
+            orders[name] = torch.arange(level.shape[-1]).expand(level.shape).contiguous()
+            continue
+        if tuple(values.shape) != tuple(level.shape) or not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"The scores of {name} have the shape {tuple(values.shape)} or are not finite; expected finite numbers "
+                f"of the shape {tuple(level.shape)}."
+            )
+        order = values.detach().cpu().double().argsort(dim=-1, descending=True, stable=True)
+        if keep_levels:
+            order = order.gather(-1, level.gather(-1, order).argsort(dim=-1, stable=True))
+        orders[name] = order
+    return UnitOrder(**orders)
+
+
+def reorder(net: Supernet, order: UnitOrder) -> Supernet:
+    """A copy of a supernet with permuted units: the same function at full size.
+
+    Args:
+        net: Unchanged.
+        order: Where every unit goes; `reorder(reorder(net, order), order.inverse())` is `net`, bit for bit.
+
+    Raises:
+        ValueError: If the supernet holds parameters whose channels are unknown, such as those of a learned token mode,
+            and embedding channels are to be moved.
+    """
+    config = net.config
+    moves = not torch.equal(order.embed_dim, torch.arange(config.embed_dim))
+    state = {}
+    for name, value in net.state_dict().items():
+        axes = _axes(name, config)
+        if axes is None and moves:
+            raise ValueError(
+                f"{name} has channels that reorder does not know (token mode {config.space.token_mode!r}); leave the "
+                "embedding channels where they are: UnitScores(embed_dim=None, ...)."
+            )
+        for axis, what in enumerate((axes or ())[: value.ndim]):
+            if what:
+                value = value.index_select(axis, _rows(what, name, order, config).to(value.device))
+        state[name] = value
+    moved = copy.deepcopy(net)
+    moved.load_state_dict(state)
+    return moved
+
+
+def reorder_by_importance(net: Supernet, scores: UnitScores, keep_levels: bool = False) -> Supernet:
+    """A copy of a supernet whose prefixes hold the most important units; the same function at full size.
+
+    Args:
+        net: Unchanged.
+        scores: Importances, such as those of `train.networks.importance`.
+        keep_levels: See `importance_order`; for a supernet whose subnets are trained already.
+
+    Raises:
+        ValueError: If the scores do not fit, or as `reorder`.
+    """
+    return reorder(net, importance_order(net.config, scores, keep_levels))
+
+
+def _axes(name: str, config: SupernetConfig) -> tuple[str, ...] | None:
+    """What the axes of a weight count; None if nobody knows."""
+    if found := BLOCK.match(name):
+        return _IN_BLOCK.get(found[2])
+    first, _, rest = name.partition(".")
+    if first == "patch_embed":
+        # Of a stem of several layers only the last convolution and its norm give embedding channels.
+        last = ("0",) if config.stem == "patch" else ("6", "7")
+        return ("embed_dim",) if rest.partition(".")[0] in last else ()
+    return _OUTSIDE.get(first)
+
+
+def _rows(what: str, name: str, order: UnitOrder, config: SupernetConfig) -> Tensor:
+    """Which old rows (or columns) stand where, along an axis that counts `what`."""
+    if what == "embed_dim":
+        return order.embed_dim
+    found = BLOCK.match(name)
+    assert found is not None
+    block = int(found[1])
+    if what == "hidden":
+        return order.hidden[block]
+    channels = config.head_dim * (3 if what == "qkv" else 1)
+    return (order.heads[block][:, None] * channels + torch.arange(channels)).flatten()

@@ -1,0 +1,61 @@
+"""`prance order` and `prance import timm --order`: sorted supernets in folders, with reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from command_line import prance, refusal
+
+from supernet import from_pretrained, reorder
+from train.networks.ordering import load_order
+
+
+def test_a_supernet_is_sorted_with_a_report_and_can_be_sorted_back(
+    checkpoint: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "ordered"
+    numbers = ["--images", "12", "--batch-size", "4", "--check-images", "9", "--ablate-images", "6"]
+    words = ["order", "--supernet", checkpoint, "--dataset", str(folder), "--out", str(out), *numbers]
+    prance(monkeypatch, *words)
+    before, after = from_pretrained(checkpoint), from_pretrained(out)
+    back = reorder(after, load_order(out / "order.safetensors").inverse())
+    assert all(torch.equal(v, back.state_dict()[k]) for k, v in before.state_dict().items())
+    assert not torch.equal(before.pos_embed, after.pos_embed)
+    report = json.loads((out / "importance.json").read_text())
+    assert report["accuracy"]["before"]["full"] == report["accuracy"]["after"]["full"]
+    assert set(report["rank_correlation"]) == {"taylor", "magnitude", "markov", "random"}
+    assert len(report["rank_correlation"]["taylor"]["heads"]) == before.space.depth
+    text = capsys.readouterr().out
+    assert "narrowest" in text
+    assert "Rank correlation" in text
+    assert "holds a network already" in refusal(monkeypatch, *words)
+
+
+def test_a_damaged_permutation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "order.safetensors").write_text("none")
+    with pytest.raises(ValueError, match="damaged"):
+        load_order(tmp_path / "order.safetensors")
+
+
+def test_a_model_of_timm_is_sorted_when_it_is_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    small = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=4, num_heads=2, num_classes=3)
+    monkeypatch.setattr("supernet.convert.timm.timm.create_model", lambda name, pretrained: small)
+    words = ["import", "timm", "vit_tiny_patch16_224", "--out", str(tmp_path / "net"), "--order", "taylor"]
+    assert "pass --dataset" in refusal(monkeypatch, *words)
+    assert not (tmp_path / "net").exists()
+    prance(monkeypatch, *words, "--dataset", str(folder))
+    prance(monkeypatch, *words[:4], str(tmp_path / "plain"))
+    plain, net = from_pretrained(tmp_path / "plain"), from_pretrained(tmp_path / "net")
+    order = load_order(tmp_path / "net" / "order.safetensors")
+    assert torch.equal(reorder(plain, order).pos_embed, net.pos_embed)

@@ -1,0 +1,192 @@
+"""`prance order`: a supernet whose prefixes hold its most important units, and how good the scores were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prance_env.images.loading import load_dataset
+from prance_env.images.source import ImageSource, check_fits
+from supernet import SearchSpace, SubnetConfig, Supernet, UnitOrder, importance_order, reorder, save_pretrained
+from supernet.files import read_safetensors, write_atomically, write_text
+
+from ..options import DatasetOption
+from ..runs.folder import check_free
+from .ablation import Ablation, ablate
+from .importance import Score, unit_scores
+from .subnet_choice import open_supernet
+
+ORDER, REPORT = "order.safetensors", "importance.json"
+ABLATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class OrderSettings:
+    """How the units of a supernet are scored and sorted."""
+
+    dataset: DatasetOption
+    """Images to score and compare on: digits, a folder in ImageNet's layout, a timm name, or JSON (docs/images.md)."""
+    supernet: str = "digits"
+    """Folder of a supernet, or a registered name."""
+    score: Score = "taylor"
+    """taylor: (sum of weight times gradient)²; magnitude: weights alone; markov: GOHSP's graph of heads; random."""
+    images: int = 1024
+    """Training images that the scores are computed on."""
+    batch_size: int = 32
+    """Images a batch; taylor squares once for every batch."""
+    keep_levels: bool = False
+    """Sort inside the sizes that subnets have: for a supernet whose subnets are trained, all of which stay the same."""
+    check_images: int = 1000
+    """Validation images for the table of accuracies before and after; 0: no table."""
+    ablate_images: int = 0
+    """Validation images on which units are taken out one by one, to see how well the scores foretell it; 0: not."""
+    seed: int = 0
+    """Fixes which images are drawn."""
+
+
+def run_order(settings: OrderSettings, out: Path) -> Supernet:
+    """Sorts the units of a supernet and writes it to `out`, with the permutation and a report.
+
+    Raises:
+        FileExistsError: If `out` holds a network.
+        FileNotFoundError: If there is no such supernet.
+        ValueError: If images and supernet do not fit.
+    """
+    check_free(out, [out / "config.json", out / "model.safetensors"], "network")
+    net = open_supernet(settings.supernet)
+    order, report = order_network(net, settings)
+    moved = reorder(net, order)
+    save_pretrained(moved, out)
+    save_order(order, out / ORDER)
+    if settings.check_images:
+        val = load_dataset(settings.dataset, "val", net.config)
+        check_fits(val, net.config)
+        batches = draw_batches(val, settings.check_images, ABLATION_BATCH, settings.seed)
+        report["accuracy"] = {"before": prefix_accuracies(net, batches), "after": prefix_accuracies(moved, batches)}
+    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+    _print(report, settings, out, Console())
+    return moved
+
+
+def order_network(net: Supernet, settings: OrderSettings) -> tuple[UnitOrder, dict[str, Any]]:
+    """The permutation by importance, and what `importance.json` says about the scores.
+
+    Raises:
+        ValueError: If the images do not fit the supernet.
+    """
+    train = load_dataset(settings.dataset, "train", net.config)
+    if net.head is not None:
+        check_fits(train, net.config)
+    batches = draw_batches(train, settings.images, settings.batch_size, settings.seed)
+    scores = unit_scores(net, settings.score, batches, settings.seed)
+    order = importance_order(net.config, scores, settings.keep_levels)
+    report: dict[str, Any] = {"score": settings.score, "images": settings.images}
+    if settings.ablate_images:
+        val = load_dataset(settings.dataset, "val", net.config)
+        drawn = draw_batches(val, settings.ablate_images, ABLATION_BATCH, settings.seed)
+        report["rank_correlation"] = _correlations(ablate(net, drawn, seed=settings.seed), net, batches)
+    return order, report
+
+
+def _correlations(ablation: Ablation, net: Supernet, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Of every score, kind and block, the rank correlation with what taking a unit out costs."""
+    found: dict[str, Any] = {}
+    for score in ("taylor", "magnitude", "markov", "random"):
+        rows = ablation.correlations(unit_scores(net, score, batches))
+        found[score] = {
+            kind: [None if np.isnan(v) else round(float(v), 3) for v in values] for kind, values in rows.items()
+        }
+    return found
+
+
+def draw_batches(source: ImageSource, count: int, batch_size: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Some images of a source, drawn without repetition, all if it has no more: uint8 images and labels in batches.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"{count} images in batches of {batch_size} cannot be drawn; both must be at least 1.")
+    drawn = np.random.default_rng(seed).permutation(len(source))[:count]
+    parts = np.split(drawn, range(batch_size, len(drawn), batch_size))
+    return [(source.fetch(part), source.labels[torch.from_numpy(part)]) for part in parts]
+
+
+def prefix_subnets(space: SearchSpace) -> dict[str, SubnetConfig]:
+    """The full network, the ones of smaller MLPs, the ones of smaller width, and the narrowest; all patches kept."""
+    full, first = SubnetConfig.full(space), space.blocks(space.first_decided).start
+
+    def cut(embed_dim: int, mlp_ratio: float) -> SubnetConfig:
+        dims, ratios = full.embed_dim.clone(), full.mlp_ratio.clone()
+        dims[:, first:], ratios[:, first:] = embed_dim, mlp_ratio
+        return SubnetConfig(dims, ratios, full.keep_rate)
+
+    width, ratio = space.embed_dims[-1], space.mlp_ratios[-1]
+    found = {"full": full}
+    found |= {f"mlp {r:g}": cut(width, r) for r in reversed(space.mlp_ratios[:-1])}
+    found |= {f"width {d}": cut(d, ratio) for d in reversed(space.embed_dims[:-1])}
+    return found | {"narrowest": cut(space.embed_dims[0], space.mlp_ratios[0])}
+
+
+@torch.inference_mode()
+def prefix_accuracies(net: Supernet, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Accuracies of `prefix_subnets`, in the supernet's own precision."""
+    found = {}
+    for name, subnet in prefix_subnets(net.space).items():
+        static = net.extract(subnet)
+        right = sum(int((static(images).argmax(1) == labels).sum()) for images, labels in batches)
+        found[name] = right / sum(len(labels) for _, labels in batches)
+    return found
+
+
+def save_order(order: UnitOrder, path: Path) -> None:
+    """Writes a permutation, so that it can be undone."""
+    tensors = {k: v.contiguous() for k, v in vars(order).items()}
+    write_atomically(path, lambda name: save_file(tensors, name))
+
+
+def load_order(path: Path) -> UnitOrder:
+    """Inverse of `save_order`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or holds something else.
+    """
+    tensors, _ = read_safetensors(path, "order")
+    if set(tensors) != {"embed_dim", "heads", "hidden"}:
+        raise ValueError(f"{path} holds {sorted(tensors)}, not a permutation; write it with prance order.")
+    return UnitOrder(**tensors)
+
+
+def _print(report: Mapping[str, Any], settings: OrderSettings, out: Path, console: Console) -> None:
+    console.print(f"Units sorted by {settings.score}, on {settings.images} images; the supernet is in {out}.")
+    if accuracy := report.get("accuracy"):
+        table = Table("subnet, all patches kept", "before", "after", title=f"Accuracy, {settings.check_images} images")
+        for name, before in accuracy["before"].items():
+            table.add_row(name, f"{before:.1%}", f"{accuracy['after'][name]:.1%}")
+        console.print(table)
+    if found := report.get("rank_correlation"):
+        table = Table(
+            "score", title="Rank correlation with the loss of taking a unit out: mean over blocks (least, most)"
+        )
+        kinds = list(next(iter(found.values())))
+        for kind in kinds:
+            table.add_column(kind)
+        for score, rows in found.items():
+            table.add_row(score, *(_range(rows[kind]) for kind in kinds))
+        console.print(table)
+
+
+def _range(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{np.mean(known):.2f} ({min(known):.2f}, {max(known):.2f})" if known else "-"
