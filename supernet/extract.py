@@ -42,7 +42,7 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
         A module in evaluation mode whose logits are `net(images, subnet)`.
 
     Raises:
-        ValueError: If `subnet` holds more than one or is not in the search space.
+        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds.
         TypeError: If it is no SubnetConfig.
     """
     static = StaticViT(net.config, subnet, "meta")

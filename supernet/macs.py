@@ -14,7 +14,7 @@ import torch
 
 from .arrays import Ints
 from .config import SupernetConfig
-from .plan import GroupPlan, plan_subnet
+from .plan import GroupPlan, check_counted, plan_subnet
 from .subnet import SubnetConfig
 from .tokens.modes import TokenMode
 
@@ -44,7 +44,11 @@ def group_macs(config: SupernetConfig, plan: GroupPlan) -> Ints:
     Args:
         config: The supernet.
         plan: What the group computes.
+
+    Raises:
+        ValueError: If thresholds decide how many tokens remain, and the group has not run.
     """
+    check_counted(config, plan)
     inner, left = plan.num_heads * config.head_dim, plan.num_left
     macs = np.zeros_like(left)
     if plan.counts is not None:
@@ -87,6 +91,9 @@ def remaining_macs(
 
     Returns:
         (B,) MACs.
+
+    Raises:
+        ValueError: If the subnet reduces tokens by thresholds.
     """
     subnet = SubnetConfig.full(config.space, len(num_tokens)) if subnet is None else subnet
     total = head_macs(config, subnet.embed_dim[:, -1].numpy())

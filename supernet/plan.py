@@ -18,11 +18,11 @@ linear map `lln`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arrays import Bools, Ints
+from .arrays import Bools, Floats, Ints
 from .config import SupernetConfig
 from .subnet import GroupChoice, SubnetConfig
 
@@ -41,9 +41,12 @@ class GroupPlan:
         num_tokens: (B,) int64, tokens before the group, class token included.
         counts: (B, stages) int64, tokens after every stage of the token mode, which runs in the first block between
             attention and MLP; an image that is not reduced has its `num_tokens` there. None if the mode runs for no
-            image.
+            image. With `thresholds` not known yet: the most that can be.
         reduces: (B,) bool, for which images the mode runs; the others keep their tokens as they are.
         carries: Whether the linear map `lln` carries the residual of the last block over the group's end.
+        thresholds: (B, num_rates) keep rates of a mode in which they are thresholds (`TokenMode.threshold`), so that
+            `counts` follow from the images; None of other modes, if the mode runs for no image, and once the counts are
+            known (`counted`).
     """
 
     group: int
@@ -56,6 +59,7 @@ class GroupPlan:
     counts: Ints | None
     reduces: Bools
     carries: bool
+    thresholds: Floats | None = None
 
     @property
     def num_left(self) -> Ints:
@@ -68,6 +72,10 @@ class GroupPlan:
         attended = np.repeat(self.num_left[:, None], self.widths.shape[1], axis=1)
         attended[:, 0] = self.num_tokens
         return attended
+
+    def counted(self, counts: Ints) -> GroupPlan:
+        """The plan with the counts (B, stages) that its thresholds led to."""
+        return replace(self, counts=counts, thresholds=None)
 
 
 def hidden_dims(embed_dim: Ints, mlp_ratio: Ints) -> Ints:
@@ -97,13 +105,17 @@ def plan_group(
     space = config.space
     widths: Ints = choice.embed_dim.numpy()
     reads, gives = _reads_and_gives(config, group, widths, token_dim, next_dim)
-    counts, reduces = None, np.zeros(len(widths), dtype=np.bool_)
+    counts, thresholds, reduces = None, None, np.zeros(len(widths), dtype=np.bool_)
     if group >= space.first_decided:
         mode = config.token_mode
-        counts = mode.counts(num_tokens, choice.rates, config.num_prefix_tokens)
-        reduces = (counts[:, -1] < num_tokens) | mode.always
+        if mode.threshold:
+            counts, thresholds, reduces = num_tokens[:, None], choice.rates, choice.rates.min(axis=1) < 1
+        else:
+            counts = mode.counts(num_tokens, choice.rates, config.num_prefix_tokens)
+            reduces = counts[:, -1] < num_tokens
+        reduces = reduces | mode.always
         if not reduces.any():
-            counts = None
+            counts, thresholds = None, None
     return GroupPlan(
         group=group,
         reads=reads,
@@ -115,6 +127,7 @@ def plan_group(
         counts=counts,
         reduces=reduces,
         carries=config.lln and group < len(space.groups) - 1,
+        thresholds=thresholds,
     )
 
 
@@ -126,6 +139,8 @@ def plan_subnet(
     token_dim: Ints | None = None,
 ) -> list[GroupPlan]:
     """Plans of all groups from `group` to the last, for subnets that are decided as a whole.
+
+    Where keep rates are thresholds, `thresholds` are set and the numbers of tokens are the most that can be.
 
     Args:
         config: The supernet.
@@ -142,6 +157,22 @@ def plan_subnet(
         plans.append(plan_group(config, g, subnet.group(config.space, g), num_tokens, token_dim, next_dim))
         num_tokens, token_dim = plans[-1].num_left, next_dim
     return plans
+
+
+def check_counted(config: SupernetConfig, plan: GroupPlan) -> None:
+    """Checks that it is known how many tokens a group leaves.
+
+    Raises:
+        ValueError: If thresholds decide it, image by image, and the group has not run.
+    """
+    if plan.thresholds is not None:
+        rate = plan.thresholds[plan.thresholds < 1][0]
+        raise ValueError(
+            f"keep_rate={rate} is a threshold of token_mode={config.space.token_mode!r}: how many tokens remain "
+            "follows from the image, so this subnet has no MACs without one and no static network. Run it and ask "
+            "net.macs_to_go(net.forward_features(images, subnet)), keep all (keep_rate=1), or take a token mode that "
+            "counts, such as 'prune'."
+        )
 
 
 def next_widths(config: SupernetConfig, group: int, subnet: SubnetConfig) -> Ints | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import SupernetConfig
 from .layers import activate, set_width
 from .macs import remaining_macs, stem_macs
-from .plan import plan_subnet
+from .plan import check_counted, plan_subnet
 from .runtime.devices import working_rows
 from .runtime.packing import class_scores
 from .stem import ImageStem
@@ -47,9 +47,14 @@ class BlockSizes:
 
 
 def block_sizes(config: SupernetConfig, subnet: SubnetConfig) -> list[BlockSizes]:
-    """Sizes of all blocks of one subnet, which must be in `config.space`."""
+    """Sizes of all blocks of one subnet, which must be in `config.space`.
+
+    Raises:
+        ValueError: If it reduces tokens by thresholds, so that its sizes follow from the image.
+    """
     sizes = []
     for plan in plan_subnet(config, subnet):
+        check_counted(config, plan)
         blocks = plan.widths.shape[1]
         for i in range(blocks):
             counts = plan.counts if i == 0 else None
@@ -116,7 +121,7 @@ class StaticBlock(nn.Module):
         metric = k.mean(1) if mode.metric == "keys" else x if mode.metric == "tokens" else None
         if size is None:
             size = torch.ones_like(x[..., 0], dtype=torch.float32)
-        into, weight = mode.assignment(self.reduce, scores, metric, size, self.tokens, self.counts, prefix)
+        into, weight, _ = mode.assignment(self.reduce, scores, metric, size, self.tokens, self.counts, prefix)
         x = combine(x, into, kept, weight, mode.normalise, prefix)
         return x, total_size(size, into, kept) if mode.sized else None
 
@@ -148,7 +153,7 @@ class StaticViT(ImageStem):
         device: Where the parameters are made, which are random; "meta" if others are going to be assigned.
 
     Raises:
-        ValueError: If `subnet` holds more than one or is not in the search space.
+        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds.
         TypeError: If it is no SubnetConfig.
     """
 

@@ -200,7 +200,7 @@ class Supernet(ImageStem):
         """
         self._check_choice(state, group, choice)
         plan = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
-        packed, patch_token, key_mean = run_blocks(
+        packed, patch_token, key_mean, plan = run_blocks(
             self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None
         )
         return InferenceState(
@@ -322,7 +322,12 @@ class Supernet(ImageStem):
     # ---- costs --------------------------------------------------------------------------------------------------
 
     def macs(self, subnet: SubnetConfig | None = None) -> Tensor:
-        """(B,) int64 multiply-accumulates per image ("FLOPs" in papers), exact; None is the full network."""
+        """(B,) int64 multiply-accumulates per image ("FLOPs" in papers), exact; None is the full network.
+
+        Raises:
+            ValueError: If the subnet is not in the search space, or reduces tokens by thresholds, so that its MACs
+                follow from the image: `macs_to_go` knows them.
+        """
         subnet = self._checked(subnet)
         tokens = np.full(len(subnet), self.config.num_tokens, dtype=np.int64)
         return torch.from_numpy(macs.stem_macs(self.config) + macs.remaining_macs(self.config, 0, tokens, subnet))

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from helpers import PATIENCE
-from oracles import Token, evit, evit_fused, prune_then_merge, tome
+from oracles import Token, evit, evit_fused, evit_mass, prune_then_merge, tome, tome_above
 from torch import Tensor, nn
 
 from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig
 
 OURS = ["prune", "prune_fused", "merge", "prune_merge", "tome"]
-SIZED = ["merge", "prune_merge", "tome"]
+THRESHOLD = ["prune_mass", "merge_above"]
+SIZED = ["merge", "prune_merge", "tome", "merge_above"]
 AUTHORS = ["prune", "merge", "prune_merge"]
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "class-token": {"lln": True},
@@ -85,6 +86,9 @@ def naive_reduction(
         kept.append(max(1, math.ceil(rate * kept[-1] - 1e-6) if ours else math.floor(rate * (kept[-1] + 1)) - 1))
     arrays = [t.detach().double().numpy() for t in (x, scores, keys)]
     values, score, key, size = *arrays, np.array(sizes)
+    if mode in THRESHOLD:
+        by_mass = mode == "prune_mass"
+        return (evit_mass if by_mass else tome_above)(values, score if by_mass else key, size, rates[0], prefix)
     if not ours:
         survive = {"prune": kept[-1], "merge": patches, "prune_merge": kept[1]}[mode]
         return prune_then_merge(values, score, values, size, survive, kept[-1], prefix, weighted=False, ranked=True)

@@ -58,6 +58,16 @@ def evit(x: Floats, scores: Floats, size: Floats, keep: int, prefix: int) -> lis
     return [alone(x, size, i) for i in [*range(prefix), *kept]]
 
 
+def evit_mass(x: Floats, scores: Floats, size: Floats, share: float, prefix: int) -> list[Token]:
+    """`evit` with the fewest patches, at least one, that have a share of the attention of all patches together."""
+    order = by_rank(scores, prefix)
+    total, keep, mass = sum(scores[i] for i in order), 0, 0.0
+    while keep < len(order) and (keep == 0 or share >= 1 or mass < share * total):
+        mass += scores[order[keep]]
+        keep += 1
+    return evit(x, scores, size, keep, prefix)
+
+
 def evit_fused(x: Floats, scores: Floats, size: Floats, keep: int, prefix: int) -> list[Token]:
     """EViT with its fused token: the sum of a_i * x_i over what is dropped; the weights are not normalised."""
     dropped = by_rank(scores, prefix)[keep:]
@@ -105,19 +115,37 @@ def tome(x: Floats, metric: Floats, size: Floats, num_out: int, prefix: int) -> 
     even ones comes first, then the odd ones. Features of merged tokens are averaged, too, weighted by size.
     """
     groups = [[i] for i in range(len(x))]
-    while len(groups) > num_out:
-        now = len(groups)
-        merge = min(now - num_out, (now - prefix) // 2)
-        feature = [mean_of(metric, size, members).x for members in groups]
-        edges = []
-        for even in range(2 * prefix, now, 2):
-            likeness = {odd: cosine(feature[even], feature[odd]) for odd in range(1, now, 2)}
-            best = max(likeness, key=lambda odd: likeness[odd])
-            edges.append((likeness[best], even, best))
-        edges.sort(key=lambda edge: (-edge[0], edge[1]))
-        merged = {even: best for _, even, best in edges[:merge]}
-        odd_groups = {odd: list(groups[odd]) for odd in range(1, now, 2)}
-        for even, best in merged.items():
-            odd_groups[best] += groups[even]
-        groups = [groups[even] for even in range(0, now, 2) if even not in merged] + list(odd_groups.values())
+    while (now := len(groups)) > num_out:
+        groups = joined(groups, edges_of(groups, metric, size, prefix)[: min(now - num_out, (now - prefix) // 2)])
     return [mean_of(x, size, members) for members in groups]
+
+
+def tome_above(x: Floats, metric: Floats, size: Floats, least: float, prefix: int) -> list[Token]:
+    """`tome` in which all pairs merge that are more alike than `least`, until a matching has none."""
+    groups, alike = [[i] for i in range(len(x))], True
+    while alike:
+        edges = edges_of(groups, metric, size, prefix)
+        alike = bool(edges) and least < 1 and edges[0][0] > least
+        if alike:
+            groups = joined(groups, [edge for edge in edges if edge[0] > least])
+    return [mean_of(x, size, members) for members in groups]
+
+
+def edges_of(groups: list[list[int]], metric: Floats, size: Floats, prefix: int) -> list[tuple[float, int, int]]:
+    """Every even position with the most alike odd one and how alike that is, the most alike first."""
+    now, edges = len(groups), []
+    feature = [mean_of(metric, size, members).x for members in groups]
+    for even in range(2 * prefix, now if now > 1 else 0, 2):
+        likeness = {odd: cosine(feature[even], feature[odd]) for odd in range(1, now, 2)}
+        best = max(likeness, key=lambda odd: likeness[odd])
+        edges.append((likeness[best], even, best))
+    return sorted(edges, key=lambda edge: (-edge[0], edge[1]))
+
+
+def joined(groups: list[list[int]], edges: list[tuple[float, int, int]]) -> list[list[int]]:
+    """The groups after the even ends of some edges went into the odd ends."""
+    now, merged = len(groups), {even: odd for _, even, odd in edges}
+    odd_groups = {odd: list(groups[odd]) for odd in range(1, now, 2)}
+    for even, odd in merged.items():
+        odd_groups[odd] += groups[even]
+    return [groups[even] for even in range(0, now, 2) if even not in merged] + list(odd_groups.values())

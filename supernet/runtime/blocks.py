@@ -31,7 +31,7 @@ def run_blocks(
     packed: Packed,
     patch_token: Tensor,
     with_key_mean: bool = False,
-) -> tuple[Packed, Tensor, Tensor | None]:
+) -> tuple[Packed, Tensor, Tensor | None, GroupPlan]:
     """Runs one group.
 
     Args:
@@ -43,8 +43,8 @@ def run_blocks(
         with_key_mean: Whether to compute the mean keys of the last block.
 
     Returns:
-        Tokens in the order of the plan, `patch_token` after the group, and (T,) keys of the last block, mean over
-        heads and channels, or None if not asked for.
+        Tokens in the order of the plan, `patch_token` after the group, (T,) keys of the last block, mean over heads and
+        channels, or None if not asked for; and the plan, with the counts that its thresholds led to, if it has any.
     """
     mode, key_mean = config.token_mode, None
     indices = config.space.blocks(plan.group)
@@ -58,13 +58,13 @@ def run_blocks(
         at = packed.images
         means = keys.mean(1) if carries_keys and keys is not None else None
         if i == 0 and plan.counts is not None:
-            packed, into, means = reduce_tokens(config, block.reduce, plan, packed, scores, keys, means)
+            packed, into, means, plan = reduce_tokens(config, block.reduce, plan, packed, scores, keys, means)
             moved = into[torch.from_numpy(np.argsort(at)).to(into.device)]
             patch_token = torch.where(patch_token < 0, -1, moved.gather(1, patch_token.clamp(min=0)))
         if means is not None:
             key_mean = take_rows(means, rows_of(np.argsort(at), packed.lengths)).float()
         packed = mlp_half(config, block, packed, plan, i)
-    return packed.sorted_by(_order(packed.images)), patch_token, key_mean
+    return packed.sorted_by(_order(packed.images)), patch_token, key_mean, plan
 
 
 def attention_half(

@@ -23,13 +23,22 @@ and answers in one of two ways. With K the largest of the last counts:
 A new token is the weighted mean of what goes into it (the weighted sum, if `normalise` is off); its size is the sum of
 sizes. Of a soft mode, the patch is said to be where most of it went.
 
+Where a keep rate is a threshold (`TokenMode.threshold`), how many tokens remain follows from the image. Such a mode is
+given
+
+    thresholds  (B, num_rates) or (1, num_rates) float64 in (0, 1], in the place of `counts`
+
+and answers (into, weight, counts): where tokens go, as above, and numpy int64 (B, stages), what remained after every
+stage. A threshold of 1 keeps all.
+
 A mode may have learned parameters (`TokenMode.module`): a module that is called as `assign` is. One stands in each
 block that a decision precedes, as `blocks.<i>.reduce.<name>` of the weights.
 
 Contract, for every mode: the class token stays first and bit for bit the same; exactly as many tokens remain as were
-asked for; nothing is changed in place; an image alone, in a batch and in its static network is reduced alike. For hard
-modes, keeping all is the identity, and merging conserves the sum of the sizes and of size times token, but for tokens
-that were pruned before. Soft ones are not run where all stay, and conserve the sizes if their rows sum to one.
+asked for (with thresholds, as the mode's counts say); nothing is changed in place; an image alone, in a batch and in
+its static network is reduced alike. For hard modes, keeping all is the identity, and merging conserves the sum of the
+sizes and of size times token, but for tokens that were pruned before. Soft ones are not run where all stay, and
+conserve the sizes if their rows sum to one.
 """
 
 from __future__ import annotations
@@ -48,8 +57,12 @@ from ..extension import Registry
 Assignment = tuple[Tensor, Tensor | None]
 """Where tokens go, hard (B, N) int64 or soft (B, N, K); and (B, N) weights of the sum over what comes together."""
 
-Assign = Callable[[Tensor | None, Tensor | None, Tensor, Ints, Ints, int], Assignment]
-"""A token mode's function, from (scores, metric, size, lengths, counts, prefix)."""
+Counted = tuple[Tensor, Tensor | None, Ints]
+"""An `Assignment`, and (B, stages) tokens that remain after every stage of it."""
+
+Assign = Callable[[Tensor | None, Tensor | None, Tensor, Ints, Any, int], Any]
+"""A token mode's function: (scores, metric, size, lengths, counts, prefix) to an `Assignment`, or with thresholds in
+the place of counts to `Counted`."""
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
@@ -100,6 +113,9 @@ class TokenMode:
         module: For learned parameters: (SupernetConfig, width) to a module that is called as `assign`, on tokens of one
             width at a time. The supernet has it at full width; for narrower tokens it must compute, from the first
             entries of its weights along every dimension, what the module of that width computes.
+        threshold: Whether keep rates are thresholds, see the head of this file; `counts` is not asked then. MACs are
+            known after a group has run, and subnets that reduce any tokens have no static networks. Backends that need
+            the counts before attention leave such modes to the packed runtime.
     """
 
     assign: Assign | None = None
@@ -113,6 +129,7 @@ class TokenMode:
     always: bool = False
     soft: bool = False
     module: Callable[[Any, int], nn.Module] | None = None
+    threshold: bool = False
 
     def __post_init__(self) -> None:
         if (self.assign is None) == (self.module is None):
@@ -130,10 +147,10 @@ class TokenMode:
         metric: Tensor | None,
         size: Tensor,
         lengths: Ints,
-        counts: Ints,
+        asked: Ints | Floats,
         prefix: int,
-    ) -> Assignment:
-        """Where tokens go; the arguments are those of `assign`, see the head of this file.
+    ) -> Counted:
+        """Where tokens go, and how many remain; the arguments are those of `assign`, see the head of this file.
 
         Args:
             module: The one that stands in the block, if this mode has learned parameters.
@@ -141,21 +158,27 @@ class TokenMode:
             metric: (B, N, M) what is compared.
             size: (B, N) patches per token.
             lengths: (B,) or (1,) tokens per image.
-            counts: (B, stages) or (1, stages) tokens to remain.
+            asked: (B, stages) or (1, stages) tokens to remain, or (B, num_rates) or (1, num_rates) thresholds.
             prefix: Number of class tokens.
 
         Raises:
-            ValueError: If the answer is of the other kind than `soft` says.
+            ValueError: If the answer is of another kind than `soft` and `threshold` say.
         """
         where = self.assign if self.module is None else module
         assert where is not None, "a block of a mode with parameters has its module"
-        into, weight = where(scores, metric, size, lengths, counts, prefix)
+        answer = where(scores, metric, size, lengths, asked, prefix)
+        if len(answer) != 2 + self.threshold:
+            raise ValueError(
+                f"{where!r} gave {len(answer)} things; with threshold={self.threshold} a token mode gives "
+                f"{'places, weights and counts' if self.threshold else 'places and weights'}."
+            )
+        into, weight, counts = answer if self.threshold else (*answer, asked)
         if (into.ndim == 3) != self.soft:
             raise ValueError(
                 f"{where!r} gave the shape {tuple(into.shape)}; with soft={self.soft} a token mode gives "
                 f"{'shares (B, N, K)' if self.soft else 'places (B, N)'}. Register it with soft={not self.soft}."
             )
-        return into, weight
+        return into, weight, counts
 
 
 _OURS: Registry[TokenMode] = Registry("token mode", "register_token_mode", "token_mode")
@@ -227,7 +250,7 @@ def token_mode(name: str, authors: bool = False) -> TokenMode:
     return known[name]
 
 
-def column(values: Ints, device: torch.device) -> Tensor:
+def column(values: Ints | Floats, device: torch.device) -> Tensor:
     """(B, 1) tensor of one number per image."""
     return torch.as_tensor(values, device=device)[:, None]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..arrays import Floats, Ints
-from .modes import Assignment, column, in_order, kept_tokens, ranking, ranks_of, register_token_mode
+from .modes import Assignment, Counted, column, in_order, kept_tokens, ranking, ranks_of, register_token_mode
 
 
 def _kept_and_fused(num_tokens: Ints, keep_rates: Floats, prefix: int) -> Ints:
@@ -57,3 +57,25 @@ def prune_fused(
     real = torch.arange(scores.shape[1], device=scores.device) < column(lengths, scores.device)
     into = torch.where(stays | ~real, in_order(stays), last)
     return into, torch.where(stays, 1.0, scores)
+
+
+@register_token_mode("prune_mass", threshold=True)
+def prune_mass(
+    scores: Tensor | None, metric: Tensor | None, size: Tensor, lengths: Ints, thresholds: Floats, prefix: int
+) -> Counted:
+    """Keeps the fewest patches that have so much of the class token's attention together; the others leave.
+
+    The keep rate is their share of the attention that all patches have, so that an image in which few patches matter
+    keeps few. At 1 all stay.
+    """
+    assert scores is not None
+    device, position = scores.device, torch.arange(scores.shape[1], device=scores.device)
+    order = ranking(scores, lengths, prefix)
+    patch = (position >= prefix) & (position < column(lengths, device))
+    mass = torch.where(patch, scores.detach().gather(1, order).double(), 0.0)
+    better = mass.cumsum(1) - mass
+    wanted = column(thresholds[:, 0], device)
+    enough = torch.where(wanted < 1, wanted * mass.sum(1, keepdim=True), float("inf"))
+    kept = patch & ((better < enough) | (position == prefix))
+    counts = prefix + kept.sum(1, keepdim=True)
+    return in_order(ranks_of(order) < counts), None, counts.cpu().numpy()

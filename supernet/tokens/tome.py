@@ -1,4 +1,4 @@
-"""Bipartite soft matching of tokens by their keys (ToMe)."""
+"""Bipartite soft matching of tokens by their keys (ToMe): down to a number of tokens, or while they are alike."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import Ints
-from .modes import Assignment, column, combine, ranks_of, register_token_mode, total_size
+from ..arrays import Floats, Ints
+from .modes import Assignment, Counted, column, combine, ranks_of, register_token_mode, total_size
 
 
 def _tome_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
@@ -36,37 +36,110 @@ def tome(
     token may pair other tokens.
     """
     assert metric is not None
-    kept, now = counts[:, -1], lengths
-    metric, weight = metric.detach(), size
-    position = torch.arange(size.shape[1], device=size.device)
-    into = torch.where(position < column(lengths, size.device), position, -1).expand_as(size)
-    while bool((now > kept).any()):
-        remove = np.minimum(now - kept, (now - prefix) // 2)
-        step = _match(metric, now, remove, prefix)
-        into = torch.where(into < 0, -1, step.gather(1, into.clamp(min=0)))
-        now = now - remove
-        longest = int(now.max())
-        metric, weight = combine(metric, step, longest, weight), total_size(weight, step, longest)
-    return into, size
+    groups, kept = _Groups(metric.detach(), size, lengths, prefix), counts[:, -1]
+    while bool((groups.now > kept).any()):
+        groups.merge(*groups.pairs(), np.minimum(groups.now - kept, (groups.now - prefix) // 2))
+    return groups.into, size
 
 
-def _match(metric: Tensor, now: Ints, remove: Ints, prefix: int) -> Tensor:
-    """One bipartite matching of (B, N, M): (B, N) new position of every token, -1 for padding."""
-    device, n = metric.device, metric.shape[1]
-    length, gone = column(now, device), column(remove, device)
-    unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    alike = unit[:, 2 * prefix :: 2] @ unit[:, 1::2].transpose(1, 2)
-    even, odd = torch.arange(2 * prefix, n, 2, device=device), torch.arange(1, n, 2, device=device)
-    value, partner = alike.masked_fill((odd >= length)[:, None], float("-inf")).max(dim=2)
-    order = value.masked_fill(even >= length, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    merged = ranks_of(order) < gone
-    odd_new = ((length + 1) // 2 - gone + odd // 2).expand(metric.shape[0], -1)
-    even_new = torch.where(merged, odd_new.gather(1, partner), prefix + (~merged).cumsum(1) - 1)
-    new = torch.cat([even_new, odd_new], dim=1)
-    place = torch.cat([even, odd]).argsort()
-    if prefix:
-        new = torch.cat([torch.zeros_like(new[:, :1]), new], dim=1)
-        place = torch.cat([place.new_zeros(1), place + 1])
-    new = new[:, place]
-    position = torch.arange(n, device=device)
-    return torch.where(position < length, torch.where(gone > 0, new, position), -1)
+def _merge_above_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
+    """(B,) similarities of every even position with every odd one, until a matching finds nothing alike; the first
+    stage of `counts` is before any."""
+    macs, now = np.zeros_like(num_tokens), num_tokens
+    searching = np.ones(len(num_tokens), dtype=np.bool_)
+    for left in counts.T[1:]:
+        macs = macs + np.where(searching, ((now + 1) // 2 - prefix) * (now // 2) * dims, 0)
+        now, searching = left, searching & (left < now)
+    return macs
+
+
+@register_token_mode(
+    "merge_above", metric="keys", uses_scores=False, sized=True, macs=_merge_above_macs, threshold=True
+)
+def merge_above(
+    scores: Tensor | None, metric: Tensor | None, size: Tensor, lengths: Ints, thresholds: Floats, prefix: int
+) -> Counted:
+    """ToMe's matching of even and odd positions, with a threshold instead of a number: what is alike merges.
+
+    The keep rate is the cosine of two tokens' keys above which they merge; at 1 all stay. Merged tokens are matched
+    again, by the means of their keys, until no even position is that much like an odd one. Two alike tokens that both
+    stand at even, or both at odd positions in the last matching stay apart, as in ToMe.
+    """
+    assert metric is not None
+    groups = _Groups(metric.detach(), size, lengths, prefix)
+    wanted = column(np.where(thresholds[:, 0] < 1, thresholds[:, 0], np.inf), size.device)
+    counts = [np.broadcast_to(lengths, len(size))]
+    while groups.now.max() > prefix + 1:
+        value, partner = groups.pairs()
+        remove = (value > wanted).sum(1).cpu().numpy()
+        counts.append(groups.now - remove)
+        if not remove.any():
+            break
+        groups.merge(value, partner, remove)
+    return groups.into, size, np.stack(counts, axis=1)
+
+
+class _Groups:
+    """Tokens that merge, matching after matching.
+
+    Args:
+        metric: (B, N, M) what is compared.
+        size: (B, N).
+        lengths: (B,) or (1,) tokens per image.
+        prefix: Number of class tokens, which merge with nothing.
+
+    Attributes:
+        now: (B,) or (1,) tokens that are left.
+        into: (B, N) which of them each of the first ones went into, -1 for padding.
+    """
+
+    def __init__(self, metric: Tensor, size: Tensor, lengths: Ints, prefix: int) -> None:
+        self.metric, self.weight, self.now, self.prefix = metric, size, lengths, prefix
+        position = torch.arange(size.shape[1], device=size.device)
+        self.into = torch.where(position < column(lengths, size.device), position, -1).expand_as(size)
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Cosine of every even position with the most alike odd one, (B, E), -inf for padding; and which that is."""
+        n, now = self.metric.shape[1], column(self.now, self.metric.device)
+        even, odd = self._sides(n)
+        unit = self.metric / self.metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        alike = unit[:, 2 * self.prefix :: 2] @ unit[:, 1::2].transpose(1, 2)
+        value, partner = alike.masked_fill((odd >= now)[:, None], float("-inf")).max(dim=2)
+        return value.masked_fill(even >= now, float("-inf")), partner
+
+    def merge(self, value: Tensor, partner: Tensor, remove: Ints) -> None:
+        """Merges the most alike pairs.
+
+        Args:
+            value: (B, E) how alike the even positions are to their partners.
+            partner: (B, E) number of the odd position.
+            remove: (B,) or (1,) how many pairs.
+        """
+        step = self._places(value, partner, remove)
+        self.into = torch.where(self.into < 0, -1, step.gather(1, self.into.clamp(min=0)))
+        self.now = self.now - remove
+        longest = int(self.now.max())
+        self.metric = combine(self.metric, step, longest, self.weight)
+        self.weight = total_size(self.weight, step, longest)
+
+    def _places(self, value: Tensor, partner: Tensor, remove: Ints) -> Tensor:
+        """(B, N) new position of every token, -1 for padding."""
+        device, n, prefix = value.device, self.metric.shape[1], self.prefix
+        length, gone = column(self.now, device), column(remove, device)
+        even, odd = self._sides(n)
+        merged = ranks_of(value.argsort(dim=1, descending=True, stable=True)) < gone
+        odd_new = ((length + 1) // 2 - gone + odd // 2).expand(value.shape[0], -1)
+        even_new = torch.where(merged, odd_new.gather(1, partner), prefix + (~merged).cumsum(1) - 1)
+        new = torch.cat([even_new, odd_new], dim=1)
+        place = torch.cat([even, odd]).argsort()
+        if prefix:
+            new = torch.cat([torch.zeros_like(new[:, :1]), new], dim=1)
+            place = torch.cat([place.new_zeros(1), place + 1])
+        new = new[:, place]
+        position = torch.arange(n, device=device)
+        return torch.where(position < length, torch.where(gone > 0, new, position), -1)
+
+    def _sides(self, n: int) -> tuple[Tensor, Tensor]:
+        """Even positions that may merge, and odd ones, of n tokens."""
+        device = self.metric.device
+        return torch.arange(2 * self.prefix, n, 2, device=device), torch.arange(1, n, 2, device=device)

@@ -22,7 +22,7 @@ from supernet.config import with_space
 from train.evaluate import evaluate
 from train.search.static import correct_of_static, evolve_static_front
 
-MODES = ["prune", "prune_fused", "merge", "prune_merge", "tome"]
+MODES = ["prune", "prune_fused", "merge", "prune_merge", "tome", "prune_mass", "merge_above"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_an_episode_is_the_inference_of_the_chosen_subnet_in_that_mode(small: di
         expected = net.forward_head(state).argmax(1)
     np.testing.assert_array_equal(infos["prediction"], expected)
     np.testing.assert_array_equal(infos["num_tokens"], state.num_tokens)
-    np.testing.assert_array_equal(infos["macs"], net.macs(subnets))
+    np.testing.assert_array_equal(infos["macs"], net.macs_to_go(state))
     assert envs.single_action_space.shape == (2 + (2 if mode == "prune_merge" else 1),)
     assert all(envs.single_observation_space.contains(row) for row in observations)
     for decision, step in enumerate(steps):

@@ -84,7 +84,7 @@ def test_a_decorator_registers_like_the_function_and_returns_what_it_decorates()
 
 def test_a_taken_name_is_refused_and_the_modes_stay_as_they_were() -> None:
     before = token_mode("prune")
-    with pytest.raises(ValueError, match=r"'prune' is taken; registered are \['merge', 'prune', "):
+    with pytest.raises(ValueError, match=r"'prune' is taken; registered are \['merge', 'merge_above', 'prune', "):
         register_token_mode("prune")(pool)
     assert token_mode("prune") is before
 

@@ -10,14 +10,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from token_cases import AUTHORS, MODES, OURS, SIZED, Case, cases, groups_of, ints, make_case, reduce
+from token_cases import (
+    AUTHORS,
+    MODES,
+    OURS,
+    SIZED,
+    THRESHOLD,
+    Case,
+    asked_for,
+    cases,
+    groups_of,
+    ints,
+    make_case,
+    reduce,
+)
 from torch import Tensor
 
 from supernet.runtime.packing import attention, packed_class_scores
 from supernet.tokens.modes import token_mode
 
 
-@pytest.mark.parametrize("mode", OURS + AUTHORS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 @given(st.data())
 def test_the_class_token_stays_first_and_bit_for_bit_the_same(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode).filter(lambda c: c.prefix == 1))
@@ -28,14 +41,15 @@ def test_the_class_token_stays_first_and_bit_for_bit_the_same(mode: str, data: s
     assert (reduced.into[:, 1:] != 0).all()
 
 
-@pytest.mark.parametrize("mode", OURS + AUTHORS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 @given(st.data())
-def test_exactly_as_many_tokens_remain_as_asked_for(mode: str, data: st.DataObject) -> None:
+def test_exactly_as_many_tokens_remain_as_asked_for_or_as_the_mode_says(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode))
-    into = reduce(mode, case).into
+    reduced = reduce(mode, case)
     for i, n in enumerate(case.lengths):
-        assert set(into[i, :n].tolist()) - {-1} == set(range(case.counts[i, -1]))
-        assert (into[i, n:] == -1).all()
+        assert set(reduced.into[i, :n].tolist()) - {-1} == set(range(reduced.kept[i]))
+        assert (reduced.into[i, n:] == -1).all()
+        assert mode in THRESHOLD or reduced.kept[i] == case.asked[i, -1]
 
 
 def test_exactly_as_many_patches_are_dropped_as_the_mode_prunes() -> None:
@@ -48,12 +62,12 @@ def test_exactly_as_many_patches_are_dropped_as_the_mode_prunes() -> None:
         assert sorted(lost) == sorted(worst.tolist()), mode
 
 
-@pytest.mark.parametrize("mode", OURS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD)
 @given(st.data())
 def test_keeping_all_is_the_identity_and_not_a_reordering(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode))
     whole = data.draw(st.integers(0, len(case.lengths) - 1))
-    case.counts[whole] = case.lengths[whole]
+    case.asked[whole] = 1 if mode in THRESHOLD else case.lengths[whole]
     n, reduced = int(case.lengths[whole]), reduce(mode, case)
     assert reduced.into[whole, :n].tolist() == list(range(n))
     assert torch.equal(reduced.x[whole, :n], case.x[whole, :n])
@@ -64,7 +78,7 @@ def test_keeping_all_is_the_identity_and_not_a_reordering(mode: str, data: st.Da
 @given(st.data())
 def test_keeping_all_sorts_by_score_with_the_authors_rules(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode))
-    case.counts[:] = case.lengths[:, None]
+    case.asked[:] = case.lengths[:, None]
     reduced = reduce(mode, case)
     for i, n in enumerate(case.lengths):
         order = [0, *(1 + case.scores[i, 1:n].argsort(descending=True)).tolist()]
@@ -79,18 +93,18 @@ def test_merging_conserves_the_sizes_of_what_was_not_pruned(mode: str, data: st.
     reduced = reduce(mode, case)
     for i, n in enumerate(case.lengths):
         stays = reduced.into[i, :n] >= 0
-        pruned = n - int(case.counts[i, 0]) if MODES[mode].num_rates == 2 else 0
+        pruned = n - int(case.asked[i, 0]) if MODES[mode].num_rates == 2 else 0
         assert int((~stays).sum()) == pruned
-        assert reduced.size[i, : case.counts[i, -1]].sum() == case.size[i, :n][stays].sum()
+        assert reduced.size[i, : reduced.kept[i]].sum() == case.size[i, :n][stays].sum()
 
 
-@pytest.mark.parametrize("mode", ["merge", "prune_merge", "tome"])
+@pytest.mark.parametrize("mode", ["merge", "prune_merge", "tome", "merge_above"])
 @given(st.data())
 def test_the_weighted_mean_conserves_the_sum_of_size_times_token(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode))
     reduced = reduce(mode, case)
     for i, n in enumerate(case.lengths):
-        kept = int(case.counts[i, -1])
+        kept = int(reduced.kept[i])
         stays = reduced.into[i, :n] >= 0
         before = (case.size[i, :n, None] * case.x[i, :n])[stays].sum(0)
         after = (reduced.size[i, :kept, None] * reduced.x[i, :kept]).sum(0)
@@ -114,7 +128,7 @@ def one_image_and_an_order(draw: st.DrawFn, mode: str) -> tuple[Case, Tensor]:
     return case, torch.tensor([*range(case.prefix), *patches])
 
 
-@pytest.mark.parametrize("mode", ["prune", "prune_fused", "merge", "prune_merge"])
+@pytest.mark.parametrize("mode", ["prune", "prune_fused", "prune_mass", "merge", "prune_merge"])
 @given(st.data())
 def test_permuting_the_patches_permutes_the_result(mode: str, data: st.DataObject) -> None:
     case, order = data.draw(one_image_and_an_order(mode))
@@ -155,7 +169,7 @@ def test_tome_depends_on_whether_positions_are_even_or_odd() -> None:
     assert old != new
 
 
-@pytest.mark.parametrize("mode", OURS + AUTHORS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 @given(st.data())
 def test_no_input_is_changed_in_place(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode))
@@ -175,7 +189,7 @@ GARBAGE: list[float] = [math.nan, math.inf, -math.inf, 1e30, -1e30]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", OURS + AUTHORS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 @given(st.data())
 def test_a_padded_batch_equals_its_images_one_by_one_whatever_the_padding_holds(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode).filter(lambda c: c.lengths.min() < c.lengths.max()))
@@ -184,26 +198,25 @@ def test_a_padded_batch_equals_its_images_one_by_one_whatever_the_padding_holds(
         for i, n in enumerate(case.lengths):
             getattr(case, name)[i, n:] = garbage
     together = reduce(mode, case)
-    for i, (n, kept) in enumerate(zip(case.lengths, case.counts[:, -1], strict=True)):
+    for i, (n, kept) in enumerate(zip(case.lengths, together.kept, strict=True)):
         alone = reduce(mode, case.alone(i))
         assert torch.equal(together.into[i, :n], alone.into[0])
         torch.testing.assert_close(together.x[i, :kept], alone.x[0], rtol=0, atol=1e-12)
         assert torch.equal(together.size[i, :kept], alone.size[0])
 
 
-@pytest.mark.parametrize("mode", OURS + AUTHORS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 def test_one_length_and_one_count_serve_every_image(mode: str) -> None:
-    counts = [[9, 4] if MODES[mode].num_rates == 2 else [4]]
-    case = make_case(mode, 1, [11] * 3, counts * 3, seed=6)
-    single = replace(case, lengths=case.lengths[:1], counts=case.counts[:1])
+    lengths = [11] * 3
+    case = make_case(mode, 1, lengths, asked_for(mode, lengths, 4), seed=6)
+    single = replace(case, lengths=case.lengths[:1], asked=case.asked[:1])
     assert torch.equal(reduce(mode, single).into, reduce(mode, case).into)
     assert torch.equal(reduce(mode, single).x, reduce(mode, case).x)
 
 
-@pytest.mark.parametrize("mode", OURS + AUTHORS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 def test_gradients_flow_to_the_tokens_by_the_weights_of_the_formula(mode: str) -> None:
-    counts = [9, 4] if MODES[mode].num_rates == 2 else [4]
-    case = make_case(mode, 1, [11], [counts], seed=7)
+    case = make_case(mode, 1, [11], asked_for(mode, [11], 4), seed=7)
     for name in ("x", "scores", "metric"):
         getattr(case, name).requires_grad_(True)
     reduced = reduce(mode, case)
@@ -274,12 +287,12 @@ def test_merging_equal_duplicates_changes_no_attention(mode: str) -> None:
     torch.testing.assert_close(actual, expected[first], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", OURS + AUTHORS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 def test_what_a_mode_says_it_does_not_read_makes_no_difference(mode: str) -> None:
     operator = MODES[mode]
-    case = make_case(mode, 1, [11], [[9, 4] if operator.num_rates == 2 else [4]], seed=10)
-    if mode in OURS:  # the authors' modes prune if they are given no features
-        into, _ = operator.assign(case.scores, case.metric, case.size, case.lengths, case.counts, 1)
+    case = make_case(mode, 1, [11], asked_for(mode, [11], 4), seed=10)
+    if mode not in AUTHORS:  # theirs prune if they are given no features
+        into, *_ = operator.assignment(None, case.scores, case.metric, case.size, case.lengths, case.asked, 1)
         assert torch.equal(reduce(mode, case).into, into)
     if not operator.sized:
         other = replace(case, size=case.size * 7)

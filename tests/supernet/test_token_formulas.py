@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from token_cases import AUTHORS, MODES, OURS, SIZED, cases, groups_of, ints, make_case, oracle, reduce
+from token_cases import AUTHORS, MODES, OURS, SIZED, THRESHOLD, cases, groups_of, ints, make_case, oracle, reduce
 from torch import Tensor
 
 from supernet import list_token_modes
@@ -18,19 +18,19 @@ from supernet.tokens.modes import kept_tokens
 
 
 def test_every_registered_mode_is_tested_here() -> None:
-    assert list_token_modes() == sorted(OURS)
+    assert list_token_modes() == sorted(OURS + THRESHOLD)
     assert [f"authors_{name}" for name in list_token_modes(authors=True)] == sorted(AUTHORS)
     assert sorted(name for name, mode in MODES.items() if mode.sized) == sorted(SIZED)
 
 
-@pytest.mark.parametrize("mode", OURS + AUTHORS)
+@pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 @given(st.data())
 def test_a_batch_equals_the_slow_oracle_of_its_images(mode: str, data: st.DataObject) -> None:
     case = data.draw(cases(mode))
     reduced = reduce(mode, case)
     for i, n in enumerate(case.lengths):
         tokens = oracle(mode, case, i)
-        assert len(tokens) == case.counts[i, -1]
+        assert len(tokens) == reduced.kept[i]
         assert groups_of(reduced.into[i], n) == [set(token.members) for token in tokens]
         np.testing.assert_allclose(reduced.x[i, : len(tokens)], [token.x for token in tokens], rtol=0, atol=1e-12)
         if mode in SIZED:
@@ -42,13 +42,13 @@ def test_a_batch_equals_the_slow_oracle_of_its_images(mode: str, data: st.DataOb
 def test_tome_matches_again_while_more_is_to_go_than_one_matching_removes(
     patches: int, kept: int, rounds: int, prefix: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, match = [], matchings._match
+    calls, pairs = [], matchings._Groups.pairs
 
-    def counted(*arguments: object) -> Tensor:
-        calls.append(arguments)
-        return match(*arguments)  # type: ignore[arg-type]
+    def counted(groups: matchings._Groups) -> tuple[Tensor, Tensor]:
+        calls.append(groups.now)
+        return pairs(groups)
 
-    monkeypatch.setattr(matchings, "_match", counted)
+    monkeypatch.setattr(matchings._Groups, "pairs", counted)
     case = make_case("tome", prefix, [patches + prefix], [[kept + prefix]], seed=kept)
     reduced, tokens = reduce("tome", case), oracle("tome", case, 0)
     assert len(calls) == rounds
@@ -64,7 +64,7 @@ def test_tome_orders_unmerged_even_positions_before_odd_ones() -> None:
     case = replace(make_case("tome", 1, [7], [[5]], seed=0), metric=metric)
     # Even positions left, then odd ones: 0, 6, {1, 4}, 3, {2, 5}.
     assert reduce("tome", case).into.tolist() == [[0, 2, 4, 3, 2, 4, 1]]
-    three = replace(case, counts=np.array([[6]]))
+    three = replace(case, asked=np.array([[6]]))
     assert reduce("tome", three).into.tolist() == [[0, 3, 1, 4, 3, 5, 2]]
 
 
