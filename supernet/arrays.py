@@ -1,9 +1,18 @@
-"""Names for the types of numpy arrays, one home for all packages."""
+"""Names for the types of numpy arrays, and arithmetic that runs on them and on tensors alike.
+
+Sizes of images (tokens, widths, costs) are numpy arrays where the CPU plans with them, and tensors where a GPU does and
+nobody may wait for it. What derives one size from another is written once, for both.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Ints = NDArray[np.int64]
 """Whole numbers: widths, counts, indices."""
@@ -13,3 +22,29 @@ Floats = NDArray[np.float64]
 
 Bools = NDArray[np.bool_]
 """Flags, one per image or place."""
+
+
+def namespace(array: Any) -> Any:
+    """The module, numpy or torch, whose functions take this array."""
+    return torch if isinstance(array, Tensor) else np
+
+
+def whole(values: Any) -> Any:
+    """Numbers cut to int64, in an array of the same kind."""
+    return values.long() if isinstance(values, Tensor) else values.astype(np.int64)
+
+
+def constant(values: tuple[float, ...], like: Any) -> Any:
+    """Numbers as an array of the kind of `like`, on its device; int64 if all are whole, else float64."""
+    return _on_device(values, like.device) if isinstance(like, Tensor) else np.array(values)
+
+
+@lru_cache(maxsize=256)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Kept, since a copy to the device would wait for it, and cannot be part of a CUDA graph.
+    return torch.from_numpy(np.array(values)).to(device)
+
+
+def most(values: Any, bound: int) -> int:
+    """The largest of some sizes; of those on a device, which nobody may wait for, the bound that is known of them."""
+    return bound if isinstance(values, Tensor) else int(values.max())

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .arrays import Ints
+from .arrays import Ints, namespace
 from .config import SupernetConfig
 from .plan import GroupPlan, check_counted, plan_subnet
 from .subnet import SubnetConfig
@@ -49,17 +49,17 @@ def group_macs(config: SupernetConfig, plan: GroupPlan) -> Ints:
         ValueError: If thresholds decide how many tokens remain, and the group has not run.
     """
     check_counted(config, plan)
-    inner, left = plan.num_heads * config.head_dim, plan.num_left
-    macs = np.zeros_like(left)
+    inner, left, arrays = plan.num_heads * config.head_dim, plan.num_left, namespace(plan.num_tokens)
+    macs = arrays.zeros_like(left)
     if plan.counts is not None:
         mode, prefix = config.token_mode, config.num_prefix_tokens
-        dims = plan.widths[:, 0] if mode.metric == "tokens" else np.full_like(left, config.head_dim)
+        dims = plan.widths[:, 0] if mode.metric == "tokens" else arrays.full_like(left, config.head_dim)
         macs = mode.macs(plan.num_tokens, plan.counts, dims, prefix)
         if mode.uses_scores:
             macs = macs + plan.num_tokens * inner[:, 0]
         if mode.soft:
             macs = macs + (plan.num_tokens - prefix) * (left - prefix) * plan.widths[:, 0]
-        macs = np.where(plan.reduces, macs, 0)
+        macs = arrays.where(plan.reduces, macs, 0)
     attended = plan.attended
     macs = macs + (attended * inner * (3 * plan.reads + plan.widths + 2 * attended)).sum(1)
     macs = macs + left * (plan.hidden * (plan.widths + plan.gives)).sum(1)

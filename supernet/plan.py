@@ -21,15 +21,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
-from .arrays import Bools, Floats, Ints
+from .arrays import Bools, Floats, Ints, constant, namespace, whole
 from .config import SupernetConfig
 from .subnet import GroupChoice, SubnetConfig
 
 
 @dataclass(frozen=True, eq=False)
 class GroupPlan:
-    """Sizes of one group of blocks for B images, everything derived. All arrays live on the CPU and are never mutated.
+    """Sizes of one group of blocks for B images, everything derived; never mutated.
+
+    They are numpy arrays, or tensors of a device if the sizes that they were derived from are: nothing is then asked of
+    their values, so that nobody waits for the device.
 
     Attributes:
         group: Index of the group.
@@ -69,8 +73,8 @@ class GroupPlan:
     @property
     def attended(self) -> Ints:
         """(B, blocks) int64, tokens that attention runs on: in the first block those before the reduction."""
-        attended = np.repeat(self.num_left[:, None], self.widths.shape[1], axis=1)
-        attended[:, 0] = self.num_tokens
+        left = [self.num_left] * (self.widths.shape[1] - 1)
+        attended: Ints = namespace(self.num_tokens).stack([self.num_tokens, *left], 1)
         return attended
 
     def counted(self, counts: Ints) -> GroupPlan:
@@ -80,7 +84,8 @@ class GroupPlan:
 
 def hidden_dims(embed_dim: Ints, mlp_ratio: Ints) -> Ints:
     """Hidden width of an MLP: int(embed_dim * mlp_ratio), with a slack against float noise."""
-    return (embed_dim * mlp_ratio + 1e-6).astype(np.int64)
+    hidden: Ints = whole(embed_dim * mlp_ratio + 1e-6)
+    return hidden
 
 
 def plan_group(
@@ -97,31 +102,32 @@ def plan_group(
         config: The supernet.
         group: Index of the group.
         choice: Its sizes, for B images; not checked here.
-        num_tokens: (B,) tokens before the group, class token included.
+        num_tokens: (B,) tokens before the group, class token included. Where this is a tensor, so are all sizes, on its
+            device.
         token_dim: (B,) channels that the group is handed; None: the width of its first block.
         next_dim: (B,) width of the next group's first block; None: not decided yet. Both matter for the authors' rules
             only.
     """
-    space = config.space
-    widths: Ints = choice.embed_dim.numpy()
+    space, on_device = config.space, isinstance(num_tokens, Tensor)
+    widths, ratios, rates = choice.tensors if on_device else choice.arrays
     reads, gives = _reads_and_gives(config, group, widths, token_dim, next_dim)
-    counts, thresholds, reduces = None, None, np.zeros(len(widths), dtype=np.bool_)
+    counts, thresholds, reduces = None, None, num_tokens < 0
     if group >= space.first_decided:
         mode = config.token_mode
         if mode.threshold:
-            counts, thresholds, reduces = num_tokens[:, None], choice.rates, choice.rates.min(axis=1) < 1
+            counts, thresholds, reduces = num_tokens[:, None], rates, rates.min(axis=1) < 1
         else:
-            counts = mode.counts(num_tokens, choice.rates, config.num_prefix_tokens)
+            counts = mode.counts(num_tokens, rates, config.num_prefix_tokens)
             reduces = counts[:, -1] < num_tokens
         reduces = reduces | mode.always
-        if not reduces.any():
+        if not on_device and not reduces.any():
             counts, thresholds = None, None
     return GroupPlan(
         group=group,
         reads=reads,
         widths=widths,
         num_heads=_num_heads(config, widths),
-        hidden=hidden_dims(widths, choice.mlp_ratio.numpy()),
+        hidden=hidden_dims(widths, ratios),
         gives=gives,
         num_tokens=num_tokens,
         counts=counts,
@@ -191,7 +197,9 @@ def _reads_and_gives(
     a block hands on the width of the next one, full while that is not decided, and a group's first block reads what it
     was handed.
     """
-    reads, gives = widths.copy(), widths.copy()
+    copies = namespace(widths)
+    reads, gives = copies.empty_like(widths), copies.empty_like(widths)
+    reads[:], gives[:] = widths, widths
     last = group == len(config.space.groups) - 1
     if config.prance_embed_dim is None:
         if not last:
@@ -207,8 +215,11 @@ def _reads_and_gives(
 
 def _num_heads(config: SupernetConfig, widths: Ints) -> Ints:
     """Heads of blocks of these widths, in the same shape."""
-    heads = np.array(config.space.num_heads)
-    if len(heads) == 1:
-        return np.full_like(widths, heads[0])
-    out: Ints = heads[np.searchsorted(config.space.embed_dims, widths)]
+    space = config.space
+    if len(space.num_heads) == 1:
+        out: Ints = namespace(widths).full_like(widths, space.num_heads[0])
+    else:
+        # A sum over all widths instead of a search, which tensors want contiguous.
+        place = sum(whole(widths > dim) for dim in space.embed_dims)
+        out = constant(space.num_heads, widths)[place]
     return out

@@ -85,8 +85,18 @@ class GroupChoice:
     @property
     def rates(self) -> NDArray[np.float64]:
         """(B, num_rates) keep rates, whether there is one or two."""
-        rates: NDArray[np.float64] = self.keep_rate.numpy()
-        return rates.reshape(len(rates), -1)
+        return self.arrays[2]
+
+    @property
+    def tensors(self) -> tuple[Any, Any, Any]:
+        """`embed_dim`, `mlp_ratio` and the keep rates (B, num_rates), as they are, for who plans on their device."""
+        return self.embed_dim, self.mlp_ratio, self.keep_rate.reshape(len(self.keep_rate), -1)
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any]:
+        """`tensors` as numpy arrays; the choice must be on the CPU."""
+        widths, ratios, rates = self.tensors
+        return widths.numpy(), ratios.numpy(), rates.numpy()
 
     def validate(self, space: SearchSpace) -> None:
         """Checks that every choice belongs to `space`.

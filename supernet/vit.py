@@ -15,11 +15,14 @@ from .extract import extract
 from .layers import ElasticBlock, layer_norm, linear, set_width
 from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
+from .runtime.choice import runs_tiles
 from .runtime.packing import by_width, mean_patches, rows_of, take_rows
+from .runtime.tile_head import class_logits, pooled_tokens
 from .state import InferenceState
 from .static_vit import StaticViT
 from .stem import ImageStem
 from .subnet import GroupChoice, SubnetConfig, check_subnet
+from .tiled_state import TiledState, on_device
 
 
 class Supernet(ImageStem):
@@ -199,6 +202,8 @@ class Supernet(ImageStem):
                 not in the search space.
         """
         self._check_choice(state, group, choice)
+        if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not _alike(state, choice):
+            return self._run_tiles(TiledState.of(state, self.config), choice, next_dim)
         plan = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
         packed, patch_token, key_mean, plan = run_blocks(
             self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None
@@ -214,6 +219,19 @@ class Supernet(ImageStem):
             macs=state.macs + macs.group_macs(self.config, plan),
             key_mean=key_mean,
         )
+
+    def _run_tiles(self, state: TiledState, choice: GroupChoice, next_dim: Ints | None) -> TiledState:
+        # Imported where it is used: Triton is not installed everywhere.
+        from .runtime.tiles import run_tiles
+
+        batch, device = state.batch, state.batch.x.device
+        sizes = GroupChoice(*(size.to(device, non_blocking=True) for size in vars(choice).values()))
+        following = next_dim if next_dim is None or isinstance(next_dim, Tensor) else on_device(next_dim, device)
+        plan = plan_group(self.config, state.group, sizes, batch.lengths, batch.have.long(), following)  # type: ignore[arg-type]
+        run = run_tiles(self.config, self.blocks, plan, batch, state.patch_token, state.row_means is not None)
+        after, patch_token, row_means = run
+        spent = macs.group_macs(self.config, plan)
+        return state.following(plan, after, patch_token, torch.as_tensor(spent), row_means)
 
     def finish(self, state: InferenceState, subnet: SubnetConfig | None = None) -> Tensor:
         """Runs the rest of the network and the head: Result-to-Go.
@@ -250,6 +268,8 @@ class Supernet(ImageStem):
         Returns:
             The tokens, and (B,) how many of their channels are active.
         """
+        if isinstance(state, TiledState):
+            return pooled_tokens(self.config, state.batch), state.batch.have  # type: ignore[return-value]
         if self.config.class_token and self.config.global_pool == "token":
             return state.class_token, state.token_dim
         return self._mean_patches(state, state.tokens), state.token_dim
@@ -260,6 +280,8 @@ class Supernet(ImageStem):
         At a boundary before the end this is an early exit: tokens there have full width. Without a classifier the
         normalised features, (B, embed_dim), zero beyond an image's width.
         """
+        if isinstance(state, TiledState):
+            return class_logits(self.config, self.norm, self.head, state.batch)
         if self.config.global_pool == "avg" and not self.config.fc_norm:
             lengths = state.num_tokens
             dims = np.repeat(state.token_dim, lengths)
@@ -373,6 +395,14 @@ class Supernet(ImageStem):
 
 def _packed(state: InferenceState) -> Packed:
     return Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
+
+
+def _alike(state: InferenceState, choice: GroupChoice) -> bool:
+    """Whether all images have the same sizes, as the host knows: these are dense, and run best by segments."""
+    if isinstance(state, TiledState) or not choice.embed_dim.is_cpu:
+        return False
+    sizes = (state.num_tokens, state.token_dim, *choice.arrays)
+    return all(bool((size == size[:1]).all()) for size in sizes)
 
 
 def freeze(net: Supernet) -> Supernet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,9 @@ from prance_env import settings
 from prance_env.images import loading
 from supernet import SearchSpace, Supernet, SupernetConfig, save_pretrained, supernet_config
 
+# Before Triton is first imported: its kernels then run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)
 hypothesis_settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis_settings.load_profile("reproducible")
@@ -36,6 +40,13 @@ CONFIGS = {
         SearchSpace((1, 3, 3), (16, 28, 36), (0.5, 2), (2,), 0.1), 32, 8, 3, 6, head_dim=12, stem="conv"
     ),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are skipped without one."""
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 def pytest_collection_finish() -> None:

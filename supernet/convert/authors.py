@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import Floats, Ints
+from ..arrays import Floats, Ints, namespace, whole
 from ..config import SearchSpace, SupernetConfig
 from ..files import check_tensors, read_weights
 from ..plan import hidden_dims
@@ -41,9 +41,11 @@ def _counts(num_tokens: Ints, keep_rates: Floats, prefix: int) -> Ints:
     stages = []
     for stage in range(keep_rates.shape[1]):
         # A patch must stay beside the class token; the authors' code fails there, or averages all into the class token.
-        num_tokens = np.minimum(np.maximum((keep_rates[:, stage] * num_tokens).astype(np.int64), 2), num_tokens)
+        kept = whole(keep_rates[:, stage] * num_tokens).clip(min=2)
+        num_tokens = namespace(num_tokens).minimum(kept, num_tokens)
         stages.append(num_tokens)
-    return np.stack(stages, axis=1)
+    out: Ints = namespace(num_tokens).stack(stages, 1)
+    return out
 
 
 def _assign(
@@ -59,8 +61,8 @@ def _assign(
     return merge_ranked(order, metric, into, counts, lengths, prefix), torch.ones_like(size)
 
 
-_MERGE = TokenMode(_assign, counts=_counts, metric="tokens", sized=True, macs=merge_macs, always=True)
-register_token_mode("prune", TokenMode(_assign, counts=_counts, always=True), authors=True)
+_MERGE = TokenMode(_assign, counts=_counts, metric="tokens", sized=True, macs=merge_macs, always=True, on_device=True)
+register_token_mode("prune", TokenMode(_assign, counts=_counts, always=True, on_device=True), authors=True)
 register_token_mode("merge", _MERGE, authors=True)
 register_token_mode("prune_merge", replace(_MERGE, num_rates=2), authors=True)
 

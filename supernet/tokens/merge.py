@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..arrays import Floats, Ints
+from ..arrays import Floats, Ints, most, namespace
 from .modes import Assignment, column, in_order, kept_tokens, ranking, ranks_of, register_token_mode
 
 
 def _kept_twice(num_tokens: Ints, keep_rates: Floats, prefix: int) -> Ints:
     """(B, 2) tokens left by pruning, and by merging after it."""
     pruned = kept_tokens(num_tokens, keep_rates[:, 0], prefix)
-    return np.stack([pruned, kept_tokens(pruned, keep_rates[:, 1], prefix)], axis=1)
+    out: Ints = namespace(num_tokens).stack([pruned, kept_tokens(pruned, keep_rates[:, 1], prefix)], 1)
+    return out
 
 
 def merge_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
@@ -42,7 +44,7 @@ def merge_ranked(
     device, n = order.device, order.shape[1]
     kept = counts[:, -1]
     stop = counts[:, 0] if counts.shape[1] > 1 else lengths
-    num_merged, num_kept = int((stop - kept).max()), int(kept.max())
+    num_merged, num_kept = most(stop - kept, n - prefix), most(kept, n)
     if num_merged == 0:
         return new_position
     slot = torch.arange(num_merged, device=device)
@@ -63,8 +65,11 @@ def merge_ranked(
     return spare.scatter(1, torch.where(real, merged, n), into)[:, :n]
 
 
-@register_token_mode("prune_merge", num_rates=2, counts=_kept_twice, metric="tokens", sized=True, macs=merge_macs)
-@register_token_mode("merge", metric="tokens", sized=True, macs=merge_macs)
+MERGES: dict[str, Any] = {"metric": "tokens", "sized": True, "macs": merge_macs, "on_device": True}
+
+
+@register_token_mode("prune_merge", num_rates=2, counts=_kept_twice, **MERGES)
+@register_token_mode("merge", **MERGES)
 def merge(
     scores: Tensor | None, metric: Tensor | None, size: Tensor, lengths: Ints, counts: Ints, prefix: int
 ) -> Assignment:

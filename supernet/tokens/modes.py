@@ -10,6 +10,7 @@ and pictures, follows from that. It takes a padded batch and is called as
     size     (B, N) float32, how many patches a token stands for
     lengths  (B,) or (1,) numpy int64, tokens per image; what is beyond is padding
     counts   (B, stages) or (1, stages) numpy int64, tokens to remain after every stage of the mode
+             (both tensors of the device instead, for modes that are registered with `on_device`)
     prefix   1 if the first token of every image is a class token, else 0
 
 and answers in one of two ways. With K the largest of the last counts:
@@ -47,11 +48,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import Floats, Ints
+from ..arrays import Floats, Ints, namespace, whole
 from ..extension import Registry
 
 Assignment = tuple[Tensor, Tensor | None]
@@ -75,9 +75,10 @@ def kept_tokens(num_tokens: Ints, keep_rate: Floats, prefix: int = 1) -> Ints:
 
     The ceiling is EViT's.
     """
-    patches = num_tokens - prefix
-    kept = np.ceil(keep_rate * patches - SLACK).astype(np.int64)
-    return np.clip(kept, np.minimum(1, patches), patches) + prefix
+    patches, arrays = num_tokens - prefix, namespace(num_tokens)
+    kept = whole(arrays.ceil(keep_rate * patches - SLACK))
+    out: Ints = arrays.minimum(arrays.maximum(kept, patches.clip(max=1)), patches) + prefix
+    return out
 
 
 def kept_once(num_tokens: Ints, keep_rates: Floats, prefix: int) -> Ints:
@@ -87,7 +88,7 @@ def kept_once(num_tokens: Ints, keep_rates: Floats, prefix: int) -> Ints:
 
 def no_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
     """(B,) zeros: what a mode costs that multiplies nothing."""
-    return np.zeros_like(num_tokens)
+    return num_tokens * 0
 
 
 METRICS = (None, "tokens", "keys")
@@ -109,6 +110,9 @@ class TokenMode:
         macs: (num_tokens (B,), counts (B, stages), metric dimension (B,), prefix) to multiply-accumulates (B,) of
             `assign`; the sum over what comes together is counted without it.
         always: Whether it also runs when nothing is to go.
+        on_device: Whether `counts`, `macs` and `assign` also take sizes that are tensors of a GPU, and ask nothing of
+            their values (`supernet.arrays` helps), so that the tiled runtime can run it; else the mode is run by
+            segments there, too.
         soft: Whether `assign` gives shares (B, N, K) instead of places (B, N).
         module: For learned parameters: (SupernetConfig, width) to a module that is called as `assign`, on tokens of one
             width at a time. The supernet has it at full width; for narrower tokens it must compute, from the first
@@ -127,6 +131,7 @@ class TokenMode:
     normalise: bool = True
     macs: Callable[[Ints, Ints, Ints, int], Ints] = no_macs
     always: bool = False
+    on_device: bool = False
     soft: bool = False
     module: Callable[[Any, int], nn.Module] | None = None
     threshold: bool = False
@@ -305,8 +310,7 @@ def combine(
     if normalise:
         # Shares first: those of a token that stays alone are exactly 1.
         weight = weight / total_size(weight, into, num_out).gather(1, into.clamp(min=0))
-    out = x.new_zeros(x.shape[0], num_out + 1, x.shape[2])
-    return out.scatter_add(1, target[..., None].expand_as(x), x * weight[..., None].to(x.dtype))[:, :num_out]
+    return _sum_into(x * weight[..., None].to(x.dtype), target, num_out + 1)[:, :num_out]
 
 
 def total_size(size: Tensor, into: Tensor, num_out: int) -> Tensor:
@@ -315,7 +319,18 @@ def total_size(size: Tensor, into: Tensor, num_out: int) -> Tensor:
         # Not a product of matrices, which would count as multiply-accumulates.
         return (into * size[..., None]).sum(1).to(size.dtype)
     target = torch.where(into < 0, num_out, into)
-    return size.new_zeros(size.shape[0], num_out + 1).scatter_add(1, target, size)[:, :num_out]
+    return _sum_into(size, target, num_out + 1)[:, :num_out]
+
+
+def _sum_into(values: Tensor, target: Tensor, num_out: int) -> Tensor:
+    """(B, num_out, ...) sums of the (B, N, ...) values that have one target (B, N)."""
+    out = values.new_zeros(values.shape[0], num_out, *values.shape[2:])
+    if values.is_cuda:
+        # scatter_add adds in any order there, and the last bits with it; this sorts first.
+        batch = torch.arange(len(values), device=values.device)[:, None]
+        return out.index_put((batch, target), values, accumulate=True)
+    where = target if values.ndim == 2 else target[..., None].expand_as(values)
+    return out.scatter_add(1, where, values)
 
 
 def holders(into: Tensor) -> Tensor:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import Floats, Ints
+from ..arrays import Floats, Ints, namespace, whole
 from .modes import Assignment, Counted, column, in_order, kept_tokens, ranking, ranks_of, register_token_mode
 
 
 def _kept_and_fused(num_tokens: Ints, keep_rates: Floats, prefix: int) -> Ints:
     """(B, 1) tokens left, the fused one among them."""
-    return np.minimum(kept_tokens(num_tokens, keep_rates[:, 0], prefix) + 1, num_tokens)[:, None]
+    kept = kept_tokens(num_tokens, keep_rates[:, 0], prefix)
+    out: Ints = namespace(num_tokens).minimum(kept + 1, num_tokens)[:, None]
+    return out
 
 
-@register_token_mode("prune")
+@register_token_mode("prune", on_device=True)
 def prune(
     scores: Tensor | None, metric: Tensor | None, size: Tensor, lengths: Ints, counts: Ints, prefix: int
 ) -> Assignment:
@@ -38,7 +39,7 @@ def prune(
     return in_order(ranks < column(counts[:, -1], scores.device)), None
 
 
-@register_token_mode("prune_fused", counts=_kept_and_fused, normalise=False)
+@register_token_mode("prune_fused", counts=_kept_and_fused, normalise=False, on_device=True)
 def prune_fused(
     scores: Tensor | None, metric: Tensor | None, size: Tensor, lengths: Ints, counts: Ints, prefix: int
 ) -> Assignment:
@@ -52,8 +53,8 @@ def prune_fused(
     assert scores is not None
     last = column(counts[:, -1], scores.device) - 1
     ranks = ranks_of(ranking(scores, lengths, prefix))
-    whole = column((counts[:, -1] == lengths).astype(np.int64), scores.device)
-    stays = ranks < last + whole
+    untouched = column(whole(counts[:, -1] == lengths), scores.device)
+    stays = ranks < last + untouched
     real = torch.arange(scores.shape[1], device=scores.device) < column(lengths, scores.device)
     into = torch.where(stays | ~real, in_order(stays), last)
     return into, torch.where(stays, 1.0, scores)

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from ..arrays import Floats, Ints
 from .modes import Assignment, Counted, column, combine, ranks_of, register_token_mode, total_size
+=======
+from ..arrays import Ints, most, namespace
+from .modes import Assignment, column, combine, ranks_of, register_token_mode, total_size
+>>>>>>> 9036732 (Tiles: images of any sizes on a GPU by one Triton launch a layer, sizes on the device)
+
+MATCHINGS = 16
+"""More than any image needs: each but the last halves the patches."""
 
 
 def _tome_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
     """(B,) similarities of every even position with every odd one, in every matching."""
-    macs, now = np.zeros_like(num_tokens), num_tokens
-    while bool((now > counts[:, -1]).any()):
-        remove = np.minimum(now - counts[:, -1], (now - prefix) // 2)
-        macs = macs + np.where(remove > 0, ((now + 1) // 2 - prefix) * (now // 2) * dims, 0)
-        now = now - remove
+    macs = num_tokens * 0
+    for now, remove in _matchings(num_tokens, counts[:, -1], prefix):
+        macs = macs + namespace(now).where(remove > 0, ((now + 1) // 2 - prefix) * (now // 2) * dims, 0)
     return macs
 
 
-@register_token_mode("tome", metric="keys", uses_scores=False, sized=True, macs=_tome_macs)
+def _matchings(num_tokens: Ints, kept: Ints, prefix: int, bound: int = MATCHINGS) -> Iterator[tuple[Ints, Ints]]:
+    """(B,) tokens before every matching, and how many it removes; at most half of the patches at a time."""
+    arrays, now = namespace(num_tokens), num_tokens
+    # On a device nobody knows when all are done: from there on nothing is removed.
+    for _ in range(bound):
+        if arrays is np and not (now > kept).any():
+            break
+        remove = arrays.minimum(now - kept, (now - prefix) // 2)
+        yield now, remove
+        now = now - remove
+
+
+@register_token_mode("tome", metric="keys", uses_scores=False, sized=True, macs=_tome_macs, on_device=True)
 def tome(
     scores: Tensor | None, metric: Tensor | None, size: Tensor, lengths: Ints, counts: Ints, prefix: int
 ) -> Assignment:
@@ -36,10 +56,23 @@ def tome(
     token may pair other tokens.
     """
     assert metric is not None
+<<<<<<< HEAD
     groups, kept = _Groups(metric.detach(), size, lengths, prefix), counts[:, -1]
     while bool((groups.now > kept).any()):
         groups.merge(*groups.pairs(), np.minimum(groups.now - kept, (groups.now - prefix) // 2))
     return groups.into, size
+=======
+    kept = counts[:, -1]
+    metric, weight = metric.detach(), size
+    position = torch.arange(size.shape[1], device=size.device)
+    into = torch.where(position < column(lengths, size.device), position, -1).expand_as(size)
+    for now, remove in _matchings(lengths, kept, prefix, size.shape[1].bit_length()):
+        step = _match(metric, now, remove, prefix)
+        into = torch.where(into < 0, -1, step.gather(1, into.clamp(min=0)))
+        longest = most(now - remove, metric.shape[1])
+        metric, weight = combine(metric, step, longest, weight), total_size(weight, step, longest)
+    return into, size
+>>>>>>> 9036732 (Tiles: images of any sizes on a GPU by one Triton launch a layer, sizes on the device)
 
 
 def _merge_above_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:

@@ -130,7 +130,7 @@ def test_an_unknown_output_is_refused_and_sb3_insists_on_numpy() -> None:
         PranceVecEnv(make_envs("torch"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_on_a_gpu_everything_stays_there() -> None:
     envs = make_envs("torch", device="cuda")
     envs.reset(seed=0)

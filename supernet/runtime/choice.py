@@ -1,0 +1,99 @@
+"""Which of the two ways runs a group of blocks: by segments, or by tiles on a GPU."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+
+from ..config import SupernetConfig
+
+WAYS = ("segments", "tiles")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_CAPABILITY = (7, 0)
+
+_USED: ContextVar[str | None] = ContextVar("supernet_runtime", default=None)
+
+
+@contextmanager
+def use(way: str) -> Iterator[None]:
+    """Within the block, groups of blocks run this way, whatever the device.
+
+        with supernet.runtime.use("segments"):
+            logits = net(images, subnets)
+
+    Args:
+        way: "segments" (`supernet.runtime.blocks`: products per distinct size, planned on the host; any device, has
+            gradients) or "tiles" (`supernet.runtime.tiles`: Triton kernels that read their sizes on the device; no
+            gradients). Left alone, tiles run on GPUs, segments elsewhere.
+
+    Raises:
+        ValueError: If there is no such way.
+        RuntimeError: In the network's call, if tiles cannot run there.
+    """
+    if way not in WAYS:
+        raise ValueError(f"runtime {way!r} is unknown; choose one of {WAYS}.")
+    token = _USED.set(way)
+    try:
+        yield
+    finally:
+        _USED.reset(token)
+
+
+def runs_tiles(config: SupernetConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether tiles run a group: on a GPU without gradients, where nothing hinders them.
+
+    Raises:
+        RuntimeError: If `use("tiles")` asks for them where they cannot run.
+    """
+    used = _USED.get()
+    if used == "segments" or (used is None and (device.type != "cuda" or torch.is_grad_enabled())):
+        return False
+    hindrance = hindrance_of_network(config, dtype) or hindrance_of_device(device)
+    if hindrance is None:
+        return True
+    if used == "tiles":
+        raise RuntimeError(f"supernet.runtime.use('tiles'): {hindrance}.")
+    _warn_once(hindrance)
+    return False
+
+
+def hindrance_of_network(config: SupernetConfig, dtype: torch.dtype) -> str | None:
+    """Why tiles cannot run this network; None if they can."""
+    mode = config.token_mode
+    if mode.soft or mode.module is not None or not mode.on_device:
+        return f"token_mode={config.space.token_mode!r} plans on the host (TokenMode.on_device is off)"
+    if dtype not in DTYPES:
+        return f"its kernels know no {dtype}, only {', '.join(str(d) for d in DTYPES)}"
+    return None
+
+
+@lru_cache
+def hindrance_of_device(device: torch.device) -> str | None:
+    """Why tiles cannot run on this device; None if they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda":
+        return f"Triton needs a GPU, or TRITON_INTERPRET=1 on a CPU; the network is on {device}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        least = ".".join(str(n) for n in LEAST_CAPABILITY)
+        name, own = torch.cuda.get_device_name(device), ".".join(str(n) for n in capability)
+        return f"{name} has compute capability {own}, below {least}"
+    return None
+
+
+@lru_cache
+def _warn_once(hindrance: str) -> None:
+    warnings.warn(
+        f"Groups of blocks run by segments, which is several times slower on a GPU than tiles: {hindrance}.",
+        stacklevel=4,
+    )

@@ -1,0 +1,235 @@
+"""Triton kernels of the tiled runtime: one launch per layer for a batch in which every image has sizes of its own.
+
+Sizes stand in device memory, so that the host neither waits for them nor launches anything per size. What is said of
+`supernet.runtime.tiles.TileBatch` holds here: tokens lie packed, image after image, in buffers of a fixed number of
+rows, of which the first `total` are in use; programs beyond these return at once. Channels beyond an image's own hold
+anything in buffers that these kernels write, but for those up to the next multiple of 16, which are zero: products
+then read whole vectors.
+
+They run on GPUs of compute capability 7.0 and later, and without one in Triton's interpreter (`TRITON_INTERPRET=1`).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def permutation_kernel(order, begins, cu, perm, num_images, capacity, MOST: tl.constexpr):
+    """perm[h, begins[h, i] + j] = cu[order[h, i]] + j: the rows of images in the h-th of several orders."""
+    i, h = tl.program_id(0), tl.program_id(1)
+    image = tl.load(order + h * num_images + i)
+    first, end = tl.load(cu + image), tl.load(cu + image + 1)
+    at = tl.load(begins + h * num_images + i)
+    j = tl.arange(0, MOST)
+    tl.store(perm + h * capacity + at + j, first + j, mask=j < end - first)
+
+
+@triton.jit
+def norm_kernel(
+    x, out, gain, shift, row_image, width, have, zoom, total, ldx, ldo, channels, eps,
+    ZOOM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Layer norm of each row over the `width` of its image; of its channels only the first `have` are there."""
+    t = tl.load(total)
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    if tl.program_id(0) * ROWS >= t:
+        return
+    used = r < t
+    image = tl.load(row_image + r, mask=used, other=0)
+    w = tl.load(width + image, mask=used, other=1)
+    there = tl.minimum(tl.load(have + image, mask=used, other=0), w)
+    c = tl.arange(0, BLOCK)
+    inside = (c[None, :] < w[:, None]) & used[:, None]
+    at = r[:, None].to(tl.int64) * ldx + c[None, :]
+    v = tl.load(x + at, mask=used[:, None] & (c[None, :] < there[:, None]), other=0.0).to(tl.float32)
+    mean = tl.sum(v, 1) / w
+    d = tl.where(inside, v - mean[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(d * d, 1) / w + eps)
+    g = tl.load(gain + c, mask=c < channels, other=0.0).to(tl.float32)
+    b = tl.load(shift + c, mask=c < channels, other=0.0).to(tl.float32)
+    if ZOOM:
+        scale = scale * tl.load(zoom + image, mask=used, other=1.0)
+    y = tl.where(inside, d * scale[:, None] * g[None, :] + b[None, :], 0.0)
+    end = (w + 15) // 16 * 16
+    to = r[:, None].to(tl.int64) * ldo + c[None, :]
+    tl.store(
+        out + to, y.to(out.dtype.element_ty), mask=used[:, None] & (c[None, :] < end[:, None]) & (c[None, :] < ldo)
+    )
+
+
+@triton.jit
+def product_kernel(
+    a, weight, bias, residual, out, perm, row_image, kdim, ndim, have, total, lda, ldw, ldr, ldo, out_features,
+    tiles_n,
+    ACT: tl.constexpr, RESIDUAL: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """out[r, n] = act(sum_k a[r, k] weight[n, k] + bias[n]) (+ residual[r, n]) for k < kdim, n < ndim of r's image.
+
+    Rows reach their tile through `perm`, which lists them by size, so that nearly every tile is of one size. A tile
+    runs k up to the largest size of its rows and leaves if its columns lie beyond the widest.
+    """
+    pid = tl.program_id(0)
+    per_group = GROUP * tiles_n
+    pid_m = (pid // per_group) * GROUP + (pid % per_group) % GROUP
+    pid_n = (pid % per_group) // GROUP
+    t = tl.load(total)
+    if pid_m * BM >= t:
+        return
+    rm = pid_m * BM + tl.arange(0, BM)
+    used = rm < t
+    rows = tl.load(perm + rm, mask=used, other=0)
+    image = tl.load(row_image + rows, mask=used, other=0)
+    n = tl.where(used, tl.load(ndim + image), 0)
+    if pid_n * BN >= tl.max(n, 0):
+        return
+    k_own = tl.where(used, tl.load(kdim + image), 0)
+    k_most = tl.max(k_own, 0)
+    # Up to the smallest size of the tile nothing is masked, and beyond it masks end at multiples of 16 where the
+    # weights do: a mask whose alignment the compiler cannot see makes every load scalar.
+    common = (tl.min(tl.where(used, k_own, k_most), 0) // BK) * BK
+    if PAD:
+        k_own = (k_own + 15) // 16 * 16
+        k_end = (k_most + 15) // 16 * 16
+    else:
+        k_end = k_most
+    rk = tl.arange(0, BK)
+    rn = pid_n * BN + tl.arange(0, BN)
+    pa = a + rows[:, None].to(tl.int64) * lda + rk[None, :]
+    pb = weight + tl.where(rn < out_features, rn, 0)[None, :] * ldw + rk[:, None]
+    acc = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, common, BK):
+        acc = tl.dot(tl.load(pa + k), tl.load(pb + k), acc, input_precision=PRECISION)
+    for k in range(common, k_most, BK):
+        va = tl.load(pa + k, mask=(k + rk)[None, :] < k_own[:, None], other=0.0)
+        vb = tl.load(pb + k, mask=(k + rk)[:, None] < k_end, other=0.0)
+        acc = tl.dot(va, vb, acc, input_precision=PRECISION)
+    acc += tl.load(bias + rn, mask=rn < out_features, other=0.0)[None, :].to(tl.float32)
+    acc = _activated(acc, ACT)
+    inside = rn[None, :] < n[:, None]
+    if RESIDUAL:
+        there = tl.load(have + image, mask=used, other=0)
+        at = rows[:, None].to(tl.int64) * ldr + rn[None, :]
+        acc += tl.load(residual + at, mask=inside & (rn[None, :] < there[:, None]), other=0.0).to(tl.float32)
+    acc = tl.where(inside, acc, 0.0)
+    end = (n + 15) // 16 * 16
+    to = rows[:, None].to(tl.int64) * ldo + rn[None, :]
+    tl.store(out + to, acc.to(out.dtype.element_ty), mask=(rn[None, :] < end[:, None]) & (rn[None, :] < ldo))
+
+
+@triton.jit
+def _activated(x, ACT: tl.constexpr):
+    """None, GELU, GELU by tanh, or x * sigmoid(1.702 x): `supernet.layers.ACTIVATIONS`."""
+    if ACT == 1:
+        x = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    if ACT == 2:
+        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    if ACT == 3:
+        x = x * tl.sigmoid(1.702 * x)
+    return x
+
+
+@triton.jit
+def attention_kernel(
+    qkv, out, scores, log_size, cu, heads, scale, ldq, ldo, capacity,
+    SIZED: tl.constexpr, SCORES: tl.constexpr, CLASS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Softmax attention of one head over one image, for a block of its queries, with the heads and tokens it has.
+
+    `scores` (heads, capacity) is what the class token (without CLASS: the mean query) attends to, zero for heads that
+    an image has not. `scale` holds log2(e), `log_size` is a natural logarithm.
+    """
+    pid, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first = tl.load(cu + b)
+    n = tl.load(cu + b + 1) - first
+    if pid * BM >= n:
+        return
+    c = tl.arange(0, BLOCK)
+    inner = c < HEAD
+    if h >= tl.load(heads + b):
+        if SCORES and pid == 0:
+            for k in range(0, n, BN):
+                rn = k + tl.arange(0, BN)
+                tl.store(scores + h * capacity + first + rn, tl.zeros((BN,), tl.float32), mask=rn < n)
+        return
+    rm = pid * BM + tl.arange(0, BM)
+    base = qkv + first.to(tl.int64) * ldq + h * 3 * HEAD
+    q = tl.load(base + rm[:, None] * ldq + c[None, :], mask=(rm[:, None] < n) & inner[None, :], other=0.0)
+    m = tl.full((BM,), float("-inf"), tl.float32)
+    l = tl.zeros((BM,), tl.float32)  # noqa: E741
+    acc = tl.zeros((BM, BLOCK), tl.float32)
+    for k in range(0, n, BN):
+        rn = k + tl.arange(0, BN)
+        there = rn < n
+        kt = tl.load(base + HEAD + rn[None, :] * ldq + c[:, None], mask=there[None, :] & inner[:, None], other=0.0)
+        s = tl.dot(q, kt, input_precision=PRECISION) * scale
+        if SIZED:
+            s += tl.load(log_size + first + rn, mask=there, other=0.0)[None, :] * 1.4426950408889634
+        s = tl.where(there[None, :], s, float("-inf"))
+        new = tl.maximum(m, tl.max(s, 1))
+        p = tl.exp2(s - new[:, None])
+        shrink = tl.exp2(m - new)
+        l = l * shrink + tl.sum(p, 1)  # noqa: E741
+        v = tl.load(base + 2 * HEAD + rn[:, None] * ldq + c[None, :], mask=there[:, None] & inner[None, :], other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        m = new
+    to = (first + rm)[:, None].to(tl.int64) * ldo + h * HEAD + c[None, :]
+    tl.store(out + to, (acc / l[:, None]).to(out.dtype.element_ty), mask=(rm[:, None] < n) & inner[None, :])
+    if SCORES and pid == 0:
+        to = scores + h * capacity + first
+        _class_scores(base, to, log_size + first, n, scale, ldq, inner, c, SIZED, CLASS, BN, HEAD, BLOCK)
+
+
+@triton.jit
+def _class_scores(
+    base, scores, log_size, n, scale, ldq, inner, c,
+    SIZED: tl.constexpr, CLASS: tl.constexpr, BN: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What the class token (without CLASS: the mean query) of one image attends to in one head."""
+    query = tl.load(base + c, mask=inner, other=0.0).to(tl.float32)
+    if not CLASS:
+        query = tl.zeros((BLOCK,), tl.float32)
+        for k in range(0, n, BN):
+            rn = k + tl.arange(0, BN)
+            at = base + rn[:, None] * ldq + c[None, :]
+            query += tl.sum(tl.load(at, mask=(rn[:, None] < n) & inner[None, :], other=0.0).to(tl.float32), 0)
+        query = query / n
+    top, total = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
+    for k in range(0, n, BN):
+        rn = k + tl.arange(0, BN)
+        s = _query_logits(base + HEAD, query, log_size, rn, n, scale, ldq, inner, c, SIZED)
+        new = tl.maximum(top, tl.max(s, 0))
+        total = total * tl.exp2(top - new) + tl.sum(tl.exp2(s - new), 0)
+        top = new
+    for k in range(0, n, BN):
+        rn = k + tl.arange(0, BN)
+        s = _query_logits(base + HEAD, query, log_size, rn, n, scale, ldq, inner, c, SIZED)
+        tl.store(scores + rn, tl.exp2(s - top) / total, mask=rn < n)
+
+
+@triton.jit
+def _query_logits(keys, query, log_size, rn, n, scale, ldq, inner, c, SIZED: tl.constexpr):
+    """Logits of one query row against the keys `rn`, to the base 2; -inf beyond the last."""
+    at = keys + rn[:, None] * ldq + c[None, :]
+    k = tl.load(at, mask=(rn[:, None] < n) & inner[None, :], other=0.0).to(tl.float32)
+    s = tl.sum(k * query[None, :], 1) * scale
+    if SIZED:
+        s += tl.load(log_size + rn, mask=rn < n, other=0.0) * 1.4426950408889634
+    return tl.where(rn < n, s, float("-inf"))
+
+
+@triton.jit
+def combine_kernel(x, out, source, begins, share, total, ldx, ldo, channels, BLOCK: tl.constexpr):
+    """out[r] = sum of share[s] * x[s] over s = source[begins[r] : begins[r + 1]], always in that order."""
+    r = tl.program_id(0)
+    if r >= tl.load(total):
+        return
+    c = tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for i in range(tl.load(begins + r), tl.load(begins + r + 1)):
+        row = tl.load(source + i).to(tl.int64)
+        acc += tl.load(share + row) * tl.load(x + row * ldx + c, mask=c < channels, other=0.0).to(tl.float32)
+    tl.store(out + r.to(tl.int64) * ldo + c, acc.to(out.dtype.element_ty), mask=c < channels)

@@ -1,0 +1,58 @@
+"""A batch of packed tokens whose sizes stand on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TileBatch:
+    """Tokens of B images, image after image, in buffers of a fixed number of rows, the capacity.
+
+    Attributes:
+        x: (capacity, C) tokens; rows beyond the last image's, and channels beyond an image's own, hold anything.
+        cu: (B + 1,) int32, first row of every image, and the number of rows in use.
+        image: (capacity,) int32, the image of every row in use.
+        have: (B,) int32, channels that an image's tokens have.
+        size: (capacity,) float32 patches that a token stands for; None: one each.
+        most: More tokens than that no image has.
+    """
+
+    x: Tensor
+    cu: Tensor
+    image: Tensor
+    have: Tensor
+    size: Tensor | None
+    most: int
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64 tokens per image."""
+        return (self.cu[1:] - self.cu[:-1]).long()
+
+    @property
+    def total(self) -> Tensor:
+        """(1,) int32 rows in use."""
+        return self.cu[-1:]
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """(B, most) bool, which places of padded sequences hold a token, and int64, the row that stands at each.
+
+        Padding repeats an image's last row.
+        """
+        lengths, position = self.lengths[:, None], torch.arange(self.most, device=self.cu.device)
+        return position < lengths, self.cu[:-1, None] + torch.minimum(position, lengths - 1)
+
+
+def offsets(lengths: Tensor) -> Tensor:
+    """(B + 1,) int32 first row of every image of these lengths (B,), and the number of rows."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def images_of_rows(cu: Tensor, capacity: int) -> Tensor:
+    """(capacity,) int32 image of every row, the last image's beyond the rows in use."""
+    row = torch.arange(capacity, device=cu.device, dtype=torch.int32)
+    return torch.searchsorted(cu[1:], row, right=True, out_int32=True).clamp(max=len(cu) - 2)

@@ -1,0 +1,266 @@
+"""Running one group of blocks on a GPU: one launch per layer for images of any sizes, and nothing to wait for.
+
+The other way than `supernet.runtime.blocks`, with the same results. Tokens lie packed, image after image, in a buffer
+with room for all that there could be; how many rows are in use, where images begin and how wide they are stands in
+device memory. Kernels (`supernet.runtime.kernels`) read their sizes there. The host knows none of them, so that it
+never waits, launches as much for one size as for a thousand, and can record all of it as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import triton
+from torch import Tensor, nn
+
+from ..config import SupernetConfig
+from ..layers import ElasticBlock
+from ..plan import GroupPlan
+from . import kernels
+from .devices import TileSizes, tile_sizes
+from .tile_reduction import mean_keys, reduce_tiles
+from .tiled import TileBatch
+
+ACTIVATION_CODES = {"gelu": 1, "gelu_tanh": 2, "quick_gelu": 3}
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, eq=False)
+class _Sizes:
+    """A plan as kernels read it: (blocks, B) int32 each, and (blocks, B) float32 factors of norms, None for ones."""
+
+    reads: Tensor
+    widths: Tensor
+    heads: Tensor
+    hidden: Tensor
+    gives: Tensor
+    zoom: Tensor | None
+
+    @classmethod
+    def of(cls, plan: GroupPlan, full: int | None) -> _Sizes:
+        sizes = torch.stack(
+            [torch.as_tensor(getattr(plan, n)) for n in ("reads", "widths", "num_heads", "hidden", "gives")]
+        )
+        reads, widths, heads, hidden, gives = sizes.transpose(1, 2).to(torch.int32).contiguous().unbind()
+        zoom = None if full is None else (widths.double() / full).sqrt().float()
+        return cls(reads, widths, heads, hidden, gives, zoom)
+
+    def orders(self) -> Tensor:
+        """(2 * blocks, B) images by size: of every block for its attention, then of every block for its MLP."""
+        attention = self.widths.long() * (1 << 20) + self.reads
+        mlp = self.hidden.long() * (1 << 20) + self.widths
+        return torch.cat([attention, mlp]).argsort(dim=1, stable=True)
+
+
+def run_tiles(
+    config: SupernetConfig,
+    blocks: nn.ModuleList,
+    plan: GroupPlan,
+    batch: TileBatch,
+    patch_token: Tensor,
+    with_key_mean: bool = False,
+) -> tuple[TileBatch, Tensor, Tensor | None]:
+    """Runs one group.
+
+    Args:
+        config: The supernet's.
+        blocks: All blocks of the supernet.
+        plan: What the group computes for every image; tensors of the device.
+        batch: Tokens before the group; unchanged.
+        patch_token: (B, num_patches) which token holds each patch, -1 none; unchanged.
+        with_key_mean: Whether to compute the mean keys of the last block.
+
+    Returns:
+        Tokens after the group, `patch_token` after it, and (capacity,) float32 keys of the last block, mean over heads
+        and channels, or None if not asked for.
+    """
+    mode, indices, key_mean = config.token_mode, config.space.blocks(plan.group), None
+    sizes, depth = _Sizes.of(plan, config.prance_embed_dim), len(indices)
+    orders = sizes.orders()
+    shapes = tile_sizes(batch.x.device.type, batch.x.dtype)
+    perms = permutations(batch, orders[:1] if plan.counts is not None else orders)
+    for i, index in enumerate(indices):
+        block = cast(ElasticBlock, blocks[index])
+        reducing, carries_keys = i == 0 and plan.counts is not None, with_key_mean and i == depth - 1
+        qkv, batch, scores = _attention_half(
+            config, block, batch, sizes, i, perms[i], reducing and mode.uses_scores, shapes
+        )
+        keys = None
+        if carries_keys or (reducing and mode.metric == "keys"):
+            keys = mean_keys(qkv, sizes.heads[i], batch, config.head_dim)
+        key_mean = keys.mean(1) if carries_keys and keys is not None else None
+        if reducing:
+            batch, patch_token, key_mean = reduce_tiles(config, plan, batch, scores, keys, key_mean, patch_token)
+            perms = permutations(batch, orders)
+        carries = plan.carries and i == depth - 1
+        batch = _mlp_half(config, block, batch, sizes, i, perms[depth + i], carries, shapes)
+    return batch, patch_token, key_mean
+
+
+def _attention_half(
+    config: SupernetConfig,
+    block: ElasticBlock,
+    batch: TileBatch,
+    sizes: _Sizes,
+    i: int,
+    perm: Tensor,
+    with_scores: bool,
+    shapes: TileSizes,
+) -> tuple[Tensor, TileBatch, Tensor | None]:
+    """Residual attention.
+
+    Returns:
+        (capacity, 3 * inner) queries, keys and values, the tokens, and (capacity,) class attention if asked for.
+    """
+    reads, widths, heads, head = sizes.reads[i], sizes.widths[i], sizes.heads[i], config.head_dim
+    padded = head % 16 == 0
+    y = norm(batch, block.norm1, reads, None if sizes.zoom is None else sizes.zoom[i], shapes.normed)
+    qkv = product(batch, y, block.qkv, perm, reads, heads * (3 * head), shapes)
+    out, scores = attention(batch, qkv, heads, head, config.space.max_heads, with_scores, config.class_token, shapes)
+    there = torch.minimum(batch.have, reads)
+    x = product(batch, out, block.proj, perm, heads * head, widths, shapes, residual=batch.x, have=there, padded=padded)
+    return qkv, replace(batch, x=x, have=widths), scores
+
+
+def _mlp_half(
+    config: SupernetConfig,
+    block: ElasticBlock,
+    batch: TileBatch,
+    sizes: _Sizes,
+    i: int,
+    perm: Tensor,
+    carries: bool,
+    shapes: TileSizes,
+) -> TileBatch:
+    """Residual MLP, and the map over a group boundary."""
+    widths, hidden, gives = sizes.widths[i], sizes.hidden[i], sizes.gives[i]
+    y = norm(batch, block.norm2, widths, None if sizes.zoom is None else sizes.zoom[i], shapes.normed)
+    h = product(batch, y, block.fc1, perm, widths, hidden, shapes, act=ACTIVATION_CODES[config.act])
+    residual, there = batch.x, widths
+    if carries and block.lln is not None:
+        residual, there = product(batch, residual, block.lln, perm, widths, gives, shapes), gives
+    x = product(batch, h, block.fc2, perm, hidden, gives, shapes, residual=residual, have=there)
+    return replace(batch, x=x, have=gives)
+
+
+def permutations(batch: TileBatch, orders: Tensor) -> Tensor:
+    """(orders, capacity) int32 rows of the batch, the images in several orders (orders, B)."""
+    capacity, lengths = len(batch.x), batch.lengths[orders]
+    begins = lengths.cumsum(1) - lengths
+    out = torch.zeros(len(orders), capacity, dtype=torch.int32, device=batch.x.device)
+    kernels.permutation_kernel[(orders.shape[1], len(orders))](
+        orders, begins, batch.cu, out, orders.shape[1], capacity, MOST=triton.next_power_of_2(batch.most)
+    )
+    return out
+
+
+def norm(batch: TileBatch, layer: nn.LayerNorm, width: Tensor, zoom: Tensor | None, rows: int) -> Tensor:
+    """Layer norm over the channels that each image has, in a new buffer.
+
+    Args:
+        batch: The tokens.
+        layer: Gain, shift and epsilon.
+        width: (B,) int32 channels.
+        zoom: (B,) float32 factors of the gain; None: ones.
+        rows: Tokens of a tile.
+    """
+    capacity, channels = batch.x.shape
+    out = torch.empty_like(batch.x)
+    kernels.norm_kernel[(triton.cdiv(capacity, rows),)](
+        batch.x, out, layer.weight, layer.bias, batch.image, width, batch.have, width if zoom is None else zoom,
+        batch.total, batch.x.stride(0), out.stride(0), channels, layer.eps,
+        ZOOM=zoom is not None, BLOCK=triton.next_power_of_2(channels), ROWS=rows, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def product(
+    batch: TileBatch,
+    a: Tensor,
+    layer: nn.Linear,
+    perm: Tensor,
+    kdim: Tensor,
+    ndim: Tensor,
+    shapes: TileSizes,
+    act: int = 0,
+    residual: Tensor | None = None,
+    have: Tensor | None = None,
+    padded: bool = True,
+) -> Tensor:
+    """A linear layer over the first `kdim` inputs and `ndim` outputs of each image.
+
+    Args:
+        batch: Which row belongs to which image.
+        a: (capacity, C) operand.
+        layer: Weights at full size, used in place.
+        perm: (capacity,) rows by size.
+        kdim: (B,) int32.
+        ndim: (B,) int32.
+        shapes: Of the tiles.
+        act: Code of an activation of the result, 0 for none.
+        residual: (capacity, C) is added after it; None: nothing.
+        have: (B,) int32 channels of the residual that are there.
+        padded: Whether `a` is zero up to the next multiple of 16 beyond an image's `kdim`.
+
+    Returns:
+        (capacity, out_features), zero up to the next multiple of 16 beyond an image's `ndim`.
+    """
+    capacity, features = len(a), layer.out_features
+    out = torch.empty(capacity, features, device=a.device, dtype=a.dtype)
+    other = out if residual is None else residual
+    tiles_m, tiles_n = triton.cdiv(capacity, shapes.rows), triton.cdiv(features, shapes.columns)
+    grid = (triton.cdiv(tiles_m, shapes.group) * shapes.group * tiles_n,)
+    kernels.product_kernel[grid](
+        a, layer.weight, layer.bias, other, out, perm, batch.image, kdim, ndim, kdim if have is None else have,
+        batch.total, a.stride(0), layer.weight.stride(0), other.stride(0), out.stride(0), features, tiles_n,
+        ACT=act, RESIDUAL=residual is not None, PAD=padded and layer.in_features % 16 == 0,
+        PRECISION=_precision(a.dtype), BM=shapes.rows, BN=shapes.columns, BK=shapes.depth, GROUP=shapes.group,
+        num_warps=shapes.warps, num_stages=shapes.stages,
+    )  # fmt: skip
+    return out
+
+
+def attention(
+    batch: TileBatch,
+    qkv: Tensor,
+    heads: Tensor,
+    head_dim: int,
+    max_heads: int,
+    with_scores: bool,
+    class_token: bool,
+    shapes: TileSizes,
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention within every image: (capacity, max_heads * head_dim), and (capacity,) class attention if asked.
+
+    Args:
+        batch: Which rows belong to which image, and the sizes of its tokens.
+        qkv: (capacity, 3 * max_heads * head_dim), ordered (head, q|k|v, channel).
+        heads: (B,) int32.
+        head_dim: Channels of a head.
+        max_heads: Most heads of an image.
+        with_scores: Whether to compute the class attention, mean over heads.
+        class_token: Whether there is a class token; else the mean query takes its place.
+        shapes: Of the tiles.
+    """
+    capacity = len(qkv)
+    out = torch.empty(capacity, max_heads * head_dim, device=qkv.device, dtype=qkv.dtype)
+    scores = torch.empty(max_heads, capacity, device=qkv.device) if with_scores else None
+    log_size = None if batch.size is None else batch.size.log()
+    grid = (triton.cdiv(batch.most, shapes.queries), max_heads, len(heads))
+    kernels.attention_kernel[grid](
+        qkv, out, qkv if scores is None else scores, qkv if log_size is None else log_size, batch.cu, heads,
+        head_dim**-0.5 * LOG2_E, qkv.stride(0), out.stride(0), capacity,
+        SIZED=log_size is not None, SCORES=with_scores, CLASS=class_token, PRECISION=_precision(qkv.dtype),
+        BM=shapes.queries, BN=shapes.keys, HEAD=head_dim, BLOCK=max(triton.next_power_of_2(head_dim), 16),
+        num_warps=4, num_stages=2,
+    )  # fmt: skip
+    if scores is None:
+        return out, None
+    return out, scores.sum(0) / heads[batch.image.long()]
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How float32 products are rounded: as torch's own on this device."""
+    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"

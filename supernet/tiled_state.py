@@ -1,0 +1,145 @@
+"""An inference whose sizes stand on the device: what `InferenceState` is for the tiled runtime."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arrays import Ints
+from .config import SupernetConfig
+from .layers import set_width
+from .plan import GroupPlan
+from .runtime.tiled import TileBatch, images_of_rows, offsets
+from .state import InferenceState
+
+
+class TiledState(InferenceState):
+    """B images between two groups; an `InferenceState` that fetches its fields from the device when they are asked for.
+
+    Asking waits for the device. What goes on there, `Supernet.run_group`, `finish` and the environment, asks for
+    nothing but what `batch`, `widths` and `spent` hold.
+
+    Args:
+        group: The group of blocks to run next.
+        batch: The tokens.
+        patch_token: (B, num_patches) int64, as in `InferenceState`.
+        widths: (B,) int64 width of the last block that ran.
+        spent: (B,) int64 multiply-accumulates so far.
+        row_means: (capacity,) float32, the field `key_mean` in rows of the batch; None: none is carried.
+    """
+
+    def __init__(
+        self,
+        group: int,
+        batch: TileBatch,
+        patch_token: Tensor,
+        widths: Tensor,
+        spent: Tensor,
+        row_means: Tensor | None = None,
+    ) -> None:
+        # Straight into the dictionary: the fields of the base class are frozen, and some are properties here.
+        vars(self).update(
+            group=group, batch=batch, patch_token=patch_token, widths=widths, spent=spent, row_means=row_means
+        )
+
+    batch: TileBatch
+    widths: Tensor
+    spent: Tensor
+    row_means: Tensor | None
+
+    @classmethod
+    def of(cls, state: InferenceState, config: SupernetConfig) -> TiledState:
+        """The same inference, its sizes on the device."""
+        if isinstance(state, TiledState):
+            return state
+        device = state.tokens.device
+        lengths = on_device(state.num_tokens, device)
+        cu, capacity = offsets(lengths), len(state.tokens)
+        batch = TileBatch(
+            x=set_width(state.tokens, config.embed_dim).contiguous(),
+            cu=cu,
+            image=images_of_rows(cu, capacity),
+            have=on_device(state.token_dim, device).to(torch.int32),
+            size=state.size,
+            most=config.num_tokens,
+        )
+        widths, spent = on_device(state.embed_dim, device), on_device(state.macs, device)
+        return cls(state.group, batch, state.patch_token, widths, spent, state.key_mean)
+
+    @cached_property
+    def host(self) -> InferenceState:
+        """The same inference as numpy arrays and tensors without spare rows."""
+        batch = self.batch
+        numbers = torch.stack([batch.lengths, self.widths, batch.have.long(), self.spent]).cpu().numpy()
+        rows = int(numbers[0].sum())
+        own = torch.arange(batch.x.shape[1], device=batch.x.device) < batch.have[batch.image[:rows].long()][:, None]
+        return InferenceState(
+            group=self.group,
+            tokens=torch.where(own, batch.x[:rows], 0),
+            num_tokens=numbers[0],
+            size=None if batch.size is None else batch.size[:rows],
+            patch_token=self.patch_token,
+            embed_dim=numbers[1],
+            token_dim=numbers[2],
+            macs=numbers[3],
+            key_mean=None if self.row_means is None else self.row_means[:rows],
+        )
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    def detach(self) -> InferenceState:
+        """The same: the tiled runtime has no gradients."""
+        return self
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(T, C), see `InferenceState`."""
+        return self.host.tokens
+
+    @cached_property
+    def num_tokens(self) -> Ints:
+        """(B,), see `InferenceState`."""
+        return self.host.num_tokens
+
+    @cached_property
+    def size(self) -> Tensor | None:
+        """(T,), see `InferenceState`."""
+        return self.host.size
+
+    @cached_property
+    def embed_dim(self) -> Ints:
+        """(B,), see `InferenceState`."""
+        return self.host.embed_dim
+
+    @cached_property
+    def token_dim(self) -> Ints:
+        """(B,), see `InferenceState`."""
+        return self.host.token_dim
+
+    @cached_property
+    def macs(self) -> Ints:
+        """(B,), see `InferenceState`."""
+        return self.host.macs
+
+    @cached_property
+    def key_mean(self) -> Tensor | None:
+        """(T,), see `InferenceState`."""
+        return self.host.key_mean
+
+    def following(
+        self, plan: GroupPlan, batch: TileBatch, patch_token: Tensor, macs: Tensor, row_means: Tensor | None
+    ) -> TiledState:
+        """The state after the group that `plan` describes, which cost `macs` (B,)."""
+        widths = torch.as_tensor(plan.widths)[:, -1]
+        return TiledState(self.group + 1, batch, patch_token, widths, self.spent + macs, row_means)
+
+
+def on_device(values: Ints, device: torch.device) -> Tensor:
+    """(B,) numbers as a tensor there; equal ones are made there, so that nothing is copied."""
+    if len(values) and (values == values[0]).all():
+        return torch.full((len(values),), int(values[0]), dtype=torch.int64, device=device)
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)

@@ -1,0 +1,180 @@
+"""The tiled runtime beside the one by segments: in Triton's interpreter, or on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_net
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mode_nets import CASES, assert_close, images_for, make_config, naive, subnets_for
+
+from supernet import InferenceState, SubnetConfig, Supernet, TokenMode, register_token_mode, runtime
+from supernet.config import with_space
+from supernet.layers import patches_by_product
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+FAST = ["prune-class-token-later", "prune_merge-patches-only-first", "tome-avg-of-clip-later", "merge-authors-later"]
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    pytest.importorskip("triton")
+    with torch.inference_mode():
+        yield
+
+
+def both(net: Supernet, images: torch.Tensor, subnet: SubnetConfig) -> tuple[InferenceState, InferenceState]:
+    """The inference by segments, and by tiles."""
+    net, images = net.to(DEVICE), images.to(DEVICE)
+    with runtime.use("segments"):
+        segments = net.forward_features(images, subnet)
+    with runtime.use("tiles"):
+        return segments, net.forward_features(images, subnet)
+
+
+def assert_same(net: Supernet, segments: InferenceState, tiles: InferenceState, tolerance: float = 1e-5) -> None:
+    for name in ("num_tokens", "embed_dim", "token_dim", "macs"):
+        np.testing.assert_array_equal(getattr(tiles, name), getattr(segments, name))
+    assert torch.equal(tiles.patch_token, segments.patch_token)
+    scale = 1 + float(segments.tokens.abs().max())
+    assert_close(tiles.tokens[:, : segments.tokens.shape[1]], segments.tokens, tolerance * scale)
+    assert (tiles.size is None) == (segments.size is None)
+    if tiles.size is not None and segments.size is not None:
+        assert torch.equal(tiles.size, segments.size)
+    logits = net.forward_head(segments)
+    assert_close(net.forward_head(tiles), logits, tolerance * (1 + float(logits.abs().max())))
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in CASES])
+def test_every_image_of_a_mixed_batch_is_as_by_segments_and_alone(case: str) -> None:
+    mode, architecture, first = CASES[case]
+    net = random_net(make_config(mode, architecture, first))
+    images, subnet = images_for(net, 6), subnets_for(net, 6)
+    segments, tiles = both(net, images, subnet)
+    assert_same(net, segments, tiles)
+    logits = net.forward_head(tiles).cpu()
+    net.cpu()
+    assert_close(logits, torch.stack([naive(net, images[i], subnet[i])[0] for i in range(6)]), 1e-4)
+
+
+@settings(max_examples=6)
+@given(
+    widths=st.lists(st.integers(1, 70), min_size=2, max_size=3, unique=True).map(sorted),
+    ratios=st.lists(st.sampled_from([0.3, 0.9, 1.7, 3.0]), min_size=1, max_size=2, unique=True).map(sorted),
+    heads=st.integers(1, 3),
+    head_dim=st.sampled_from([4, 8, 17, 32]),
+    patches=st.integers(1, 6),
+    batch=st.integers(1, 4),
+    act=st.sampled_from(["gelu", "gelu_tanh", "quick_gelu"]),
+    mode=st.sampled_from(["prune", "prune_fused", "merge", "prune_merge", "tome"]),
+)
+@pytest.mark.slow
+def test_any_sizes(
+    widths: list[int], ratios: list[float], heads: int, head_dim: int, patches: int, batch: int, act: str, mode: str
+) -> None:
+    config = make_config(mode, "class-token", False)
+    space = replace(config.space, embed_dims=widths, mlp_ratios=ratios, num_heads=(heads,), groups=(1, 1, 1))
+    net = random_net(replace(config, space=space, head_dim=head_dim, img_size=4 * patches, act=act))
+    subnet = SubnetConfig.random(net.space, batch, torch.Generator().manual_seed(batch))
+    assert_same(net, *both(net, images_for(net, batch), subnet))
+
+
+# Triton's interpreter multiplies bfloat16 as if its bits were whole numbers (findings/triton_interpreter_bfloat16.sh).
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.cuda)])
+def test_half_precision_is_near_single(dtype: torch.dtype) -> None:
+    net = random_net(with_space(make_config("prune", "class-token", False), min_keep_rate=1.0))
+    images, subnet = images_for(net, 3).to(DEVICE), subnets_for(net, 3)
+    with runtime.use("tiles"):
+        exact = net.to(DEVICE)(images, subnet)
+        half = net.to(dtype)(images, subnet)
+    assert half.dtype == dtype
+    bound = {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    assert float((half.float() - exact).norm() / exact.norm()) < bound
+
+
+def test_the_same_batch_gives_the_same_bits_and_a_permuted_one_the_permuted_result() -> None:
+    net = random_net(make_config("merge", "class-token", False)).to(DEVICE)
+    images, subnet = images_for(net, 5).to(DEVICE), subnets_for(net, 5)
+    order = [3, 0, 4, 2, 1]
+    with runtime.use("tiles"):
+        once, again, moved = net(images, subnet), net(images, subnet), net(images[order], subnet[order])
+    assert torch.equal(once, again)
+    assert torch.equal(moved, once[order])
+
+
+def test_a_state_goes_on_either_way_and_is_indexed() -> None:
+    net = random_net(make_config("prune_merge", "class-token", False)).to(DEVICE)
+    images, subnet = images_for(net, 4).to(DEVICE), subnets_for(net, 4)
+    with runtime.use("segments"):
+        expected = net(images, subnet)
+        begun = net.begin(images)
+        segments = net.run_group(begun, 1, subnet.group(net.space, 1))
+    with runtime.use("tiles"):
+        tiles = net.run_group(begun, 1, subnet.group(net.space, 1))
+        assert_close(net.finish(segments, subnet), expected)
+        assert_close(net.finish(tiles[[2, 0]], subnet[[2, 0]]), expected[[2, 0]])
+        full = net.finish(tiles)
+    assert net.macs_to_go(tiles).tolist() == net.macs_to_go(segments).tolist()
+    with runtime.use("segments"):
+        assert_close(net.finish(tiles, subnet), expected)
+        assert_close(net.finish(segments), full)
+
+
+def test_the_observed_keys_are_reduced_with_the_tokens() -> None:
+    net = random_net(make_config("merge", "class-token", False)).to(DEVICE)
+    images, subnet = images_for(net, 4).to(DEVICE), subnets_for(net, 4)
+    with runtime.use("segments"):
+        begun = net.begin(images, key_mean=True)
+        expected = net.run_group(begun, 1, subnet.group(net.space, 1)).padded_key_mean(net.config.num_tokens)
+    with runtime.use("tiles"):
+        found = net.run_group(begun, 1, subnet.group(net.space, 1)).padded_key_mean(net.config.num_tokens)
+    assert_close(found, expected)
+
+
+def test_alike_images_take_the_dense_way_and_gradients_the_one_by_segments() -> None:
+    net = random_net(make_config("prune", "class-token", False)).to(DEVICE)
+    images = images_for(net, 3).to(DEVICE)
+    with runtime.use("tiles"):
+        assert type(net.forward_features(images)) is InferenceState
+        assert type(net.forward_features(images, subnets_for(net, 3))) is not InferenceState
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = net.requires_grad_()(images.clone(), subnets_for(net, 3))
+        logits.sum().backward()
+    assert net.blocks[0].fc1.weight.grad is not None
+
+
+def test_what_tiles_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, own_modes: Any) -> None:
+    with pytest.raises(ValueError, match=r"runtime 'tile' is unknown; choose one of"), runtime.use("tile"):
+        pass
+    known = make_config("prune", "class-token", False)
+    images = images_for(random_net(known), 2).to(DEVICE)
+    register_token_mode("hosted", TokenMode(known.token_mode.assign))
+    hosted = random_net(with_space(known, token_mode="hosted")).to(DEVICE)
+    with runtime.use("tiles"), pytest.raises(RuntimeError, match=r"token_mode='hosted' plans on the host"):
+        hosted(images, subnets_for(hosted, 2))
+    double = random_net(known).to(DEVICE).double()
+    with (
+        runtime.use("tiles"),
+        pytest.raises(RuntimeError, match=r"its kernels know no torch.float64, only torch.f"),
+    ):
+        double(images.double(), subnets_for(double, 2))
+    if not CUDA:
+        monkeypatch.delenv("TRITON_INTERPRET")
+        runtime.choice.hindrance_of_device.cache_clear()
+        net = random_net(known)
+        with runtime.use("tiles"), pytest.raises(RuntimeError, match=r"Triton needs a GPU, or TRITON_INTERPRET=1"):
+            net(images, subnets_for(net, 2))
+        runtime.choice.hindrance_of_device.cache_clear()
+
+
+def test_patches_by_one_product_are_those_of_the_convolution() -> None:
+    conv = torch.nn.Conv2d(3, 24, 4, 4).to(DEVICE)
+    images = torch.randn(5, 3, 24, 24, device=DEVICE)
+    assert_close(patches_by_product(conv, images), conv(images).flatten(2).transpose(1, 2))
