@@ -14,6 +14,7 @@ from .layers import set_width
 from .plan import GroupPlan
 from .runtime.tiled import TileBatch, images_of_rows, offsets
 from .state import InferenceState
+from .subnet import GroupChoice
 
 
 class TiledState(InferenceState):
@@ -143,3 +144,11 @@ def on_device(values: Ints, device: torch.device) -> Tensor:
     if len(values) and (values == values[0]).all():
         return torch.full((len(values),), int(values[0]), dtype=torch.int64, device=device)
     return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+
+
+def alike(state: InferenceState, choice: GroupChoice) -> bool:
+    """Whether all images have the same sizes, as the host knows: these are dense, and run best by segments."""
+    if isinstance(state, TiledState) or not choice.embed_dim.is_cpu:
+        return False
+    sizes = (state.num_tokens, state.token_dim, *choice.arrays)
+    return all(bool((size == size[:1]).all()) for size in sizes)

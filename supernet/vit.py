@@ -22,7 +22,7 @@ from .state import InferenceState
 from .static_vit import StaticViT
 from .stem import ImageStem
 from .subnet import GroupChoice, SubnetConfig, check_subnet
-from .tiled_state import TiledState, on_device
+from .tiled_state import TiledState, alike, on_device
 
 
 class Supernet(ImageStem):
@@ -202,7 +202,7 @@ class Supernet(ImageStem):
                 not in the search space.
         """
         self._check_choice(state, group, choice)
-        if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not _alike(state, choice):
+        if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not alike(state, choice):
             return self._run_tiles(TiledState.of(state, self.config), choice, next_dim)
         plan = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
         packed, patch_token, key_mean, plan = run_blocks(
@@ -395,14 +395,6 @@ class Supernet(ImageStem):
 
 def _packed(state: InferenceState) -> Packed:
     return Packed(state.tokens, state.num_tokens, state.size, np.arange(len(state)))
-
-
-def _alike(state: InferenceState, choice: GroupChoice) -> bool:
-    """Whether all images have the same sizes, as the host knows: these are dense, and run best by segments."""
-    if isinstance(state, TiledState) or not choice.embed_dim.is_cpu:
-        return False
-    sizes = (state.num_tokens, state.token_dim, *choice.arrays)
-    return all(bool((size == size[:1]).all()) for size in sizes)
 
 
 def freeze(net: Supernet) -> Supernet:

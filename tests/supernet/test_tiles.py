@@ -168,7 +168,7 @@ def test_what_tiles_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, own_mode
     if not CUDA:
         monkeypatch.delenv("TRITON_INTERPRET")
         runtime.choice.hindrance_of_device.cache_clear()
-        net = random_net(known)
+        net = random_net(known).float()
         with runtime.use("tiles"), pytest.raises(RuntimeError, match=r"Triton needs a GPU, or TRITON_INTERPRET=1"):
             net(images, subnets_for(net, 2))
         runtime.choice.hindrance_of_device.cache_clear()
