@@ -8,13 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from ..arrays import Floats, Ints
+from ..arrays import Floats, Ints, most, namespace
 from .modes import Assignment, Counted, column, combine, ranks_of, register_token_mode, total_size
-=======
-from ..arrays import Ints, most, namespace
-from .modes import Assignment, column, combine, ranks_of, register_token_mode, total_size
->>>>>>> 9036732 (Tiles: images of any sizes on a GPU by one Triton launch a layer, sizes on the device)
 
 MATCHINGS = 16
 """More than any image needs: each but the last halves the patches."""
@@ -56,23 +51,10 @@ def tome(
     token may pair other tokens.
     """
     assert metric is not None
-<<<<<<< HEAD
-    groups, kept = _Groups(metric.detach(), size, lengths, prefix), counts[:, -1]
-    while bool((groups.now > kept).any()):
-        groups.merge(*groups.pairs(), np.minimum(groups.now - kept, (groups.now - prefix) // 2))
+    groups = _Groups(metric.detach(), size, lengths, prefix)
+    for _, remove in _matchings(lengths, counts[:, -1], prefix, size.shape[1].bit_length()):
+        groups.merge(*groups.pairs(), remove)
     return groups.into, size
-=======
-    kept = counts[:, -1]
-    metric, weight = metric.detach(), size
-    position = torch.arange(size.shape[1], device=size.device)
-    into = torch.where(position < column(lengths, size.device), position, -1).expand_as(size)
-    for now, remove in _matchings(lengths, kept, prefix, size.shape[1].bit_length()):
-        step = _match(metric, now, remove, prefix)
-        into = torch.where(into < 0, -1, step.gather(1, into.clamp(min=0)))
-        longest = most(now - remove, metric.shape[1])
-        metric, weight = combine(metric, step, longest, weight), total_size(weight, step, longest)
-    return into, size
->>>>>>> 9036732 (Tiles: images of any sizes on a GPU by one Triton launch a layer, sizes on the device)
 
 
 def _merge_above_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
@@ -151,7 +133,7 @@ class _Groups:
         step = self._places(value, partner, remove)
         self.into = torch.where(self.into < 0, -1, step.gather(1, self.into.clamp(min=0)))
         self.now = self.now - remove
-        longest = int(self.now.max())
+        longest = most(self.now, self.metric.shape[1])
         self.metric = combine(self.metric, step, longest, self.weight)
         self.weight = total_size(self.weight, step, longest)
 
