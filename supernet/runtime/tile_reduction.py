@@ -52,7 +52,7 @@ def reduce_tiles(
     if mode.metric == "tokens":
         own = torch.arange(batch.x.shape[1], device=rows.device) < batch.have[:, None]
         metric = torch.where(own[:, None], batch.x[rows], 0)
-    into, weight = mode.assignment(
+    into, weight, _ = mode.assignment(
         None,
         None if scores is None else scores[rows],
         metric,

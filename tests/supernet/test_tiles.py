@@ -26,7 +26,7 @@ FAST = ["prune-class-token-later", "prune_merge-patches-only-first", "tome-avg-o
 @pytest.fixture(autouse=True)
 def _without_gradients() -> Iterator[None]:
     pytest.importorskip("triton")
-    with torch.inference_mode():
+    with torch.no_grad():
         yield
 
 
@@ -67,7 +67,7 @@ def test_every_image_of_a_mixed_batch_is_as_by_segments_and_alone(case: str) -> 
 @settings(max_examples=6)
 @given(
     widths=st.lists(st.integers(1, 70), min_size=2, max_size=3, unique=True).map(sorted),
-    ratios=st.lists(st.sampled_from([0.3, 0.9, 1.7, 3.0]), min_size=1, max_size=2, unique=True).map(sorted),
+    ratios=st.lists(st.sampled_from([1.0, 1.3, 1.7, 3.0]), min_size=1, max_size=2, unique=True).map(sorted),
     heads=st.integers(1, 3),
     head_dim=st.sampled_from([4, 8, 17, 32]),
     patches=st.integers(1, 6),
@@ -144,7 +144,7 @@ def test_alike_images_take_the_dense_way_and_gradients_the_one_by_segments() -> 
     with runtime.use("tiles"):
         assert type(net.forward_features(images)) is InferenceState
         assert type(net.forward_features(images, subnets_for(net, 3))) is not InferenceState
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         logits = net.requires_grad_()(images.clone(), subnets_for(net, 3))
         logits.sum().backward()
     assert net.blocks[0].fc1.weight.grad is not None
