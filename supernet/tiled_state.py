@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .arrays import Ints
 from .config import SupernetConfig
 from .layers import set_width
-from .plan import GroupPlan
+from .macs import group_macs
+from .plan import plan_group
 from .runtime.tiled import TileBatch, images_of_rows, offsets
 from .state import InferenceState
 from .subnet import GroupChoice
@@ -131,12 +133,36 @@ class TiledState(InferenceState):
         """(T,), see `InferenceState`."""
         return self.host.key_mean
 
-    def following(
-        self, plan: GroupPlan, batch: TileBatch, patch_token: Tensor, macs: Tensor, row_means: Tensor | None
-    ) -> TiledState:
-        """The state after the group that `plan` describes, which cost `macs` (B,)."""
-        widths = torch.as_tensor(plan.widths)[:, -1]
-        return TiledState(self.group + 1, batch, patch_token, widths, self.spent + macs, row_means)
+
+def run_tiled_group(
+    config: SupernetConfig,
+    blocks: nn.ModuleList,
+    state: TiledState,
+    choice: GroupChoice,
+    next_dim: Ints | Tensor | None = None,
+) -> TiledState:
+    """Runs the next group of blocks by tiles.
+
+    Args:
+        config: The supernet's.
+        blocks: All blocks of the supernet.
+        state: Where the images are; unchanged.
+        choice: Sizes for every image, on any device.
+        next_dim: (B,) width of the first block of the next group if it is known already.
+    """
+    # Imported where it is used: Triton is not installed everywhere.
+    from .runtime.tiles import run_tiles
+
+    batch, device = state.batch, state.batch.x.device
+    sizes = GroupChoice(*(size.to(device, non_blocking=True) for size in vars(choice).values()))
+    following = on_device(next_dim, device) if isinstance(next_dim, np.ndarray) else next_dim
+    widths: Any = (batch.lengths, batch.have.long(), following)
+    plan = plan_group(config, state.group, sizes, *widths)
+    carries_means = state.row_means is not None
+    after, patch_token, row_means = run_tiles(config, blocks, plan, batch, state.patch_token, carries_means)
+    spent = state.spent + torch.as_tensor(group_macs(config, plan))
+    last = torch.as_tensor(plan.widths)[:, -1]
+    return TiledState(state.group + 1, after, patch_token, last, spent, row_means)
 
 
 def on_device(values: Ints, device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ from .state import InferenceState
 from .static_vit import StaticViT
 from .stem import ImageStem
 from .subnet import GroupChoice, SubnetConfig, check_subnet
-from .tiled_state import TiledState, alike, on_device
+from .tiled_state import TiledState, alike, run_tiled_group
 
 
 class Supernet(ImageStem):
@@ -203,7 +203,7 @@ class Supernet(ImageStem):
         """
         self._check_choice(state, group, choice)
         if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not alike(state, choice):
-            return self._run_tiles(TiledState.of(state, self.config), choice, next_dim)
+            return run_tiled_group(self.config, self.blocks, TiledState.of(state, self.config), choice, next_dim)
         plan = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
         packed, patch_token, key_mean, plan = run_blocks(
             self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None
@@ -219,19 +219,6 @@ class Supernet(ImageStem):
             macs=state.macs + macs.group_macs(self.config, plan),
             key_mean=key_mean,
         )
-
-    def _run_tiles(self, state: TiledState, choice: GroupChoice, next_dim: Ints | None) -> TiledState:
-        # Imported where it is used: Triton is not installed everywhere.
-        from .runtime.tiles import run_tiles
-
-        batch, device = state.batch, state.batch.x.device
-        sizes = GroupChoice(*(size.to(device, non_blocking=True) for size in vars(choice).values()))
-        following = next_dim if next_dim is None or isinstance(next_dim, Tensor) else on_device(next_dim, device)
-        plan = plan_group(self.config, state.group, sizes, batch.lengths, batch.have.long(), following)  # type: ignore[arg-type]
-        run = run_tiles(self.config, self.blocks, plan, batch, state.patch_token, state.row_means is not None)
-        after, patch_token, row_means = run
-        spent = macs.group_macs(self.config, plan)
-        return state.following(plan, after, patch_token, torch.as_tensor(spent), row_means)
 
     def finish(self, state: InferenceState, subnet: SubnetConfig | None = None) -> Tensor:
         """Runs the rest of the network and the head: Result-to-Go.
