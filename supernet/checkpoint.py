@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from .config import SupernetConfig
 from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from .plain import check_names
 from .registry import supernet_config
 from .vit import Supernet
 
@@ -24,7 +25,13 @@ def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torc
         net: The supernet.
         folder: Created if missing.
         dtype: Of floating-point weights in the file; loading always gives float32.
+
+    Raises:
+        ValueError: If layers were replaced or parametrised, so that the folder could not be loaded.
     """
+    with torch.device("meta"):
+        plain = Supernet(net.config)
+    check_names(net.state_dict(), plain.state_dict(), "This supernet")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {

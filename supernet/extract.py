@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import SupernetConfig
 from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from .plain import check_blocks, check_names, check_plain
 from .static_vit import StaticViT
 from .subnet import SubnetConfig
 
@@ -42,7 +43,8 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
         A module in evaluation mode whose logits are `net(images, subnet)`.
 
     Raises:
-        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds.
+        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds, or layers
+            of the supernet have hooks, parametrisations or other classes, which would be lost.
         TypeError: If it is no SubnetConfig.
     """
     static = StaticViT(net.config, subnet, "meta")
@@ -50,7 +52,13 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
     zooms = {"norm.weight": net.config.zoom(widths[-1])}
     for i, width in enumerate(widths):
         zooms |= {f"blocks.{i}.norm{n}.weight": net.config.zoom(width) for n in (1, 2)}
+    if isinstance(net, nn.Module):
+        children = dict(net.named_children())
+        check_plain({name: children.get(name) for name in ("norm", "head")})
+        if isinstance(blocks := children.get("blocks"), nn.ModuleList):
+            check_blocks(blocks, range(len(blocks)))
     weights = net.state_dict()
+    check_names(weights.keys() & static.state_dict(), static.state_dict(), "This supernet")
     cut = {
         name: weights[name][tuple(slice(n) for n in target.shape)].clone(memory_format=torch.contiguous_format)
         for name, target in static.state_dict().items()
@@ -68,7 +76,12 @@ def save_static(static: StaticViT, folder: str | Path) -> None:
     Args:
         static: The network.
         folder: Created if missing.
+
+    Raises:
+        ValueError: If layers were replaced or parametrised, so that the folder could not be loaded.
     """
+    plain = StaticViT(static.config, static.subnet, "meta")
+    check_names(static.state_dict(), plain.state_dict(), "This static network")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, lambda name: write_weights(static, name))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .config import SupernetConfig
 from .layers import activate, set_width
 from .macs import remaining_macs, stem_macs
+from .plain import plain_weights
 from .plan import check_counted, plan_subnet
 from .runtime.devices import working_rows
 from .runtime.packing import class_scores
@@ -128,13 +129,15 @@ class StaticBlock(nn.Module):
 
 def _add_linear(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
     """x + layer(y)."""
-    # Users may put something else in a layer's place, such as a quantised one, and autocast wants the layer itself.
-    if type(layer) is not nn.Linear or torch.is_autocast_enabled(x.device.type):
+    # Autocast wants the layer itself, and so does what users put in its place or hang on it.
+    own = plain_weights(layer)
+    if own is None or torch.is_autocast_enabled(x.device.type):
         return x + layer(y)
-    total = (x + layer.bias).flatten(0, 1)
+    weight, bias = own
+    total = (x + bias).flatten(0, 1)
     # In place it is a pass over the tokens less.
     place = total if _only_computes() else None
-    return torch.addmm(total, y.flatten(0, 1), layer.weight.t(), out=place).view(*y.shape[:2], -1)
+    return torch.addmm(total, y.flatten(0, 1), weight.t(), out=place).view(*y.shape[:2], -1)
 
 
 def _only_computes() -> bool:

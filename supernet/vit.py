@@ -13,6 +13,7 @@ from .arrays import Ints
 from .config import SearchSpace, SupernetConfig
 from .extract import extract
 from .layers import ElasticBlock, layer_norm, linear, set_width
+from .plain import check_blocks, check_plain
 from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
 from .runtime.choice import runs_tiles
@@ -199,9 +200,10 @@ class Supernet(ImageStem):
 
         Raises:
             ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is
-                not in the search space.
+                not in the search space; or if layers have hooks, or are not those that the network was made with.
         """
         self._check_choice(state, group, choice)
+        check_blocks(self.blocks, self.space.blocks(group))
         if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not alike(state, choice):
             return run_tiled_group(self.config, self.blocks, TiledState.of(state, self.config), choice, next_dim)
         plan = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
@@ -267,6 +269,7 @@ class Supernet(ImageStem):
         At a boundary before the end this is an early exit: tokens there have full width. Without a classifier the
         normalised features, (B, embed_dim), zero beyond an image's width.
         """
+        check_plain({"norm": self.norm, "head": self.head})
         if isinstance(state, TiledState):
             return class_logits(self.config, self.norm, self.head, state.batch)
         if self.config.global_pool == "avg" and not self.config.fc_norm:
