@@ -43,8 +43,8 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
         A module in evaluation mode whose logits are `net(images, subnet)`.
 
     Raises:
-        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds, or layers
-            of the supernet have hooks, parametrisations or other classes, which would be lost.
+        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds; or if
+            layers of the supernet have hooks, parametrisations or other classes, which would be lost.
         TypeError: If it is no SubnetConfig.
     """
     static = StaticViT(net.config, subnet, "meta")
