@@ -29,8 +29,35 @@ def as_array(value: Any) -> NDArray[Any]:
 
 
 def to_host(tree: Any) -> Any:
-    """A nest of dicts and tuples with its tensors as numpy arrays."""
-    return _mapped(tree, lambda leaf: leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) else leaf)
+    """A nest of dicts and tuples with its tensors as numpy arrays, fetched from a device in a single copy."""
+    tensors: list[Tensor] = []
+
+    def note(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            tensors.append(leaf.detach())
+        return leaf
+
+    _mapped(tree, note)
+    if not any(t.device.type != "cpu" for t in tensors):
+        return _mapped(tree, lambda leaf: leaf.detach().numpy() if isinstance(leaf, Tensor) else leaf)
+    offsets = _offsets([t.nbytes for t in tensors])
+    packed = torch.empty(offsets[-1], dtype=torch.uint8, device=tensors[0].device)
+    for tensor, offset in zip(tensors, offsets, strict=False):
+        packed[offset : offset + tensor.nbytes].view(tensor.dtype).copy_(tensor.reshape(-1), non_blocking=True)
+    fetched = packed.cpu()
+    arrays = iter(
+        [
+            fetched[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape).numpy()
+            for tensor, offset in zip(tensors, offsets, strict=False)
+        ]
+    )
+    return _mapped(tree, lambda leaf: next(arrays) if isinstance(leaf, Tensor) else leaf)
+
+
+def _offsets(sizes: list[int]) -> list[int]:
+    """Where buffers of so many bytes begin in a common one, and where that ends."""
+    out: list[int] = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]).tolist()
+    return out
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
@@ -46,18 +73,24 @@ def to_device(tree: Any, device: torch.device) -> Any:
         return leaf
 
     _mapped(tree, note)
-    offsets = np.cumsum([0, *(-(-a.nbytes // _ALIGNMENT) * _ALIGNMENT for a in arrays)]).tolist()
+    offsets = _offsets([a.nbytes for a in arrays])
     packed = np.empty(offsets[-1], dtype=np.uint8)
     for array, offset in zip(arrays, offsets, strict=False):
         packed[offset : offset + array.nbytes].view(array.dtype)[:] = array.ravel()
-    sent = torch.from_numpy(packed).to(device)
+    sent = torch.from_numpy(packed).to(device, non_blocking=True)
     tensors = iter(
         [
             sent[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
             for array, offset in zip(arrays, offsets, strict=False)
         ]
     )
-    return _mapped(tree, lambda leaf: next(tensors) if isinstance(leaf, np.ndarray) else leaf)
+
+    def converted(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray):
+            return next(tensors)
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return _mapped(tree, converted)
 
 
 def _mapped(tree: Any, convert: Callable[[Any], Any]) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from supernet.arrays import Floats, Ints
 
@@ -55,6 +57,19 @@ def check_index(index: Any, shape: tuple[int, ...]) -> Ints:
             f"expected whole numbers of shape {shape}."
         )
     return array.astype(np.int64)
+
+
+def check_actions_of(action: Any, shape: tuple[int, ...], device: torch.device) -> NDArray[np.floating] | Tensor:
+    """`check_action_shape`, but that a tensor which lies on the device stays there.
+
+    Raises:
+        ValueError: If its shape is not `shape` or it holds no real numbers.
+    """
+    if not isinstance(action, Tensor) or action.device.type == "cpu" or action.device.type != device.type:
+        return check_action_shape(action, shape)
+    if tuple(action.shape) != shape or action.is_complex() or action.dtype == torch.bool:
+        raise ValueError(f"The action is {action.dtype} of shape {tuple(action.shape)}; expected numbers of {shape}.")
+    return action
 
 
 def check_action_shape(action: Any, shape: tuple[int, ...]) -> NDArray[np.floating]:

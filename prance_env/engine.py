@@ -6,18 +6,20 @@ Stable-Baselines3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, SupernetConfig
-from supernet.arrays import Bools, Floats, Ints
+from supernet.arrays import Floats, Ints
+from supernet.runtime.choice import runs_tiles
 
 from .cache import PrefixCache
+from .device_episodes import DeviceEpisodes, begun_on_device, decide_on_device
+from .episodes import Episodes
 from .images.source import ImageSource, check_fits
 from .observations import OBSERVATIONS
 from .rewards.config import RewardConfig, accuracy_term, score
@@ -29,64 +31,6 @@ from .spaces import observe
 CACHE_BATCH = 256
 CACHE_MB = 1024.0
 STEADY_ROWS = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Episodes:
-    """B episodes that are equally far, as a value; index it by lane with `episodes[lanes]`.
-
-    Attributes:
-        index: (B,) image of the data set.
-        label: (B,) its class.
-        state: The inference so far.
-        decision: Decisions taken so far, which is the number of the coming one, 0-based.
-        embed_dim: (B, depth) widths chosen so far, full where undecided.
-        mlp_ratio: (B, depth) ratios chosen so far, the largest where undecided.
-        keep_rate: (B, num_decisions) keep rates chosen so far, 1 where undecided.
-        macs: (B,) of the inference if finished at full size from here.
-        prediction: (B,) class it then predicts; -1 where the reward did not need it.
-        prob: (B,) probability it then gives the label; 0 where the reward did not need it.
-        reward: (B,) of the last decision, 0 at the start.
-        reward_accuracy: (B,) its accuracy term.
-        reward_macs: (B,) its MACs term, negative.
-        reward_tokens: (B,) its token term, negative.
-        value: (B,) R_t of the last decision, 0 at the start.
-        macs_weight: (B,) price of the full network in each episode; None: the reward's.
-        latency_spent_ms: (B,) milliseconds so far by the latency table; None without one.
-        latency_ms: (B,) those of the inference if finished at full size from here; None without a table.
-    """
-
-    index: Ints
-    label: Ints
-    state: InferenceState
-    decision: int
-    embed_dim: Ints
-    mlp_ratio: Floats
-    keep_rate: Floats
-    macs: Ints
-    prediction: Ints
-    prob: Floats
-    reward: Floats
-    reward_accuracy: Floats
-    reward_macs: Floats
-    reward_tokens: Floats
-    value: Floats
-    macs_weight: Floats | None = None
-    latency_spent_ms: Floats | None = None
-    latency_ms: Floats | None = None
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, lanes: Ints) -> Episodes:
-        shared = (int, type(None))
-        picked: dict[str, Any] = {k: v if isinstance(v, shared) else v[lanes] for k, v in vars(self).items()}
-        return Episodes(**picked)
-
-    @property
-    def success(self) -> Bools:
-        """(B,) whether the prediction is the label."""
-        return self.prediction == self.label
 
 
 class InferenceEngine:
@@ -167,17 +111,26 @@ class InferenceEngine:
         )
 
     @torch.inference_mode()
-    def step(self, episodes: Episodes, actions: Floats, reward: RewardConfig) -> Episodes:
+    def step(self, episodes: Episodes, actions: Floats | Tensor, reward: RewardConfig) -> Episodes:
         """Takes one decision in every episode.
+
+        On a GPU, where groups run by tiles and rewards are made of MACs, nothing waits for the device until one of the
+        numbers is asked for. There, an action that holds NaN gives a reward of NaN.
 
         Args:
             episodes: Unchanged.
-            actions: (B, A) in [0, 1].
+            actions: (B, A) in [0, 1], an array or a tensor.
             reward: How to score it.
 
         Returns:
             The episodes one group later.
         """
+        if self._on_device(reward):
+            return self._step_on_device(episodes, actions, reward)
+        values = actions.double().cpu().numpy() if isinstance(actions, Tensor) else actions
+        return self._step_on_host(episodes.host, values, reward)
+
+    def _step_on_host(self, episodes: Episodes, actions: Floats, reward: RewardConfig) -> Episodes:
         space, decision, batch = self.config.space, episodes.decision, len(episodes)
         group = episodes.state.group
         choice = GroupChoice.from_actions(space, torch.from_numpy(actions))
@@ -222,6 +175,22 @@ class InferenceEngine:
             reward_tokens=terms.tokens,
             value=terms.value,
         )
+
+    def _on_device(self, reward: RewardConfig) -> bool:
+        """Whether steps are computed on the device as a whole."""
+        weights = self.net.pos_embed
+        plain = reward.function is None and reward.latency_table is None
+        return plain and runs_tiles(self.config, weights.device, weights.dtype)
+
+    def _step_on_device(self, episodes: Episodes, actions: Floats | Tensor, reward: RewardConfig) -> Episodes:
+        if not isinstance(episodes, DeviceEpisodes):
+            index = episodes.index
+            episodes = begun_on_device(
+                episodes, self.config, self._full_prediction[index], self._full_prob[index], reward.macs_weight
+            )
+        unit = actions if isinstance(actions, Tensor) else torch.from_numpy(actions)
+        unit = unit.to(self.net.pos_embed.device, torch.float64, non_blocking=True)
+        return decide_on_device(self.net, self.full_macs, episodes, unit, reward)
 
     def _outcome(self, episodes: Episodes, reward: RewardConfig, full_latency_ms: float | None) -> Outcome:
         """What is known after a decision, as reward functions get it."""

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet.arrays import Bools, Floats, Ints
+from supernet.tiled_state import TiledState
 
-from .engine import Episodes
+from .device_episodes import DeviceEpisodes
+from .episodes import Episodes
 from .rewards.costs import LatencyCost
 from .settings import EnvSettings
 from .spaces import decode_actions
@@ -127,37 +129,54 @@ class Lanes:
         spent = self._latency.begin(len(episodes))
         return replace(episodes, latency_spent_ms=spent, latency_ms=np.full(len(episodes), self._latency.full))
 
-    def step(self, actions: NDArray[np.floating]) -> None:
+    def step(self, actions: NDArray[np.floating] | Tensor) -> None:
         """Takes one decision in every lane whose episode is not over; the actions (N, A) of the others are ignored.
 
         Raises:
-            ValueError: If an action holds NaN.
+            ValueError: If an action holds NaN; not of a tensor on a GPU, see `InferenceEngine.step`.
         """
-        unit = decode_actions(np.where(self.terminated()[:, None], 0, actions), self.settings.normalize_actions)
+        unit = self._unit(actions)
         self.parts = [
             (members, episodes if self._over(episodes) else self.engine.step(episodes, unit[members], self.reward))
             for members, episodes in self.parts
         ]
 
+    def _unit(self, actions: NDArray[np.floating] | Tensor) -> Floats | Tensor:
+        """Actions (N, A) in [0, 1], where they lie."""
+        if isinstance(actions, Tensor) and len(self.parts) == 1 and self._in_order():
+            return decode_actions(actions, self.settings.normalize_actions)
+        array = actions.double().cpu().numpy() if isinstance(actions, Tensor) else actions
+        return decode_actions(np.where(self.terminated()[:, None], 0, array), self.settings.normalize_actions)
+
+    def _in_order(self) -> bool:
+        """Whether all lanes are equally far, as one batch in their order."""
+        return len(self.parts) == 1 and np.array_equal(self.parts[0][0], np.arange(self.num_lanes))
+
     def observations(self) -> Tensor:
         """(N, O) float32 on the device of the supernet, a fresh tensor that autograd can save."""
         settings = self.settings
         values = [self.engine.observe(e, settings.observation, settings.conditioning) for _, e in self.parts]
-        if len(values) == 1 and np.array_equal(self.parts[0][0], np.arange(self.num_lanes)):
+        if self._in_order():
             return values[0].clone()
         order = np.argsort(np.concatenate([members for members, _ in self.parts]))
         return torch.cat(values)[torch.from_numpy(order).to(values[0].device)]
 
-    def rewards(self) -> Floats:
-        """(N,) rewards of the last decisions."""
+    def rewards(self) -> Floats | Tensor:
+        """(N,) rewards of the last decisions; a tensor if that is where they are."""
+        _, first = self.parts[0]
+        if isinstance(first, DeviceEpisodes) and self._in_order():
+            return first.numbers["reward"]
         return self._gather([e.reward for _, e in self.parts])
 
     def terminated(self) -> Bools:
         """(N,) whether every decision of the episode has been taken."""
         return self._gather([np.full(len(e), self._over(e)) for _, e in self.parts])
 
-    def infos(self) -> dict[str, NDArray[Any]]:
-        """One array with N rows per key; always the same keys, shapes and types."""
+    def infos(self) -> dict[str, Any]:
+        """One array with N rows per key, or a tensor if that is where it is; always the same keys, shapes and types."""
+        _, first = self.parts[0]
+        if isinstance(first, DeviceEpisodes) and self._in_order():
+            return _info(first, self.engine.full_macs)
         rows = [_info(e, self.engine.full_macs) for _, e in self.parts]
         return {key: self._gather([r[key] for r in rows]) for key in rows[0]}
 
@@ -178,21 +197,27 @@ class Lanes:
         return out
 
 
-def _info(episodes: Episodes, full_macs: int) -> dict[str, NDArray[Any]]:
+def _info(episodes: Episodes, full_macs: int) -> dict[str, Any]:
+    numbers: dict[str, Any] = episodes.numbers if isinstance(episodes, DeviceEpisodes) else vars(episodes)
+    state = episodes.state
     info = {
         "index": episodes.index,
         "label": episodes.label,
         "decision": np.full(len(episodes), episodes.decision),
-        "embed_dim": episodes.embed_dim,
-        "mlp_ratio": episodes.mlp_ratio,
-        "num_tokens": episodes.state.num_tokens,
-        "macs": episodes.macs,
-        "macs_fraction": episodes.macs / full_macs,
-        "reward_accuracy": episodes.reward_accuracy,
-        "reward_macs": episodes.reward_macs,
-        "reward_tokens": episodes.reward_tokens,
-        "prediction": episodes.prediction,
-        "is_success": episodes.success,
+        "embed_dim": numbers["embed_dim"],
+        "mlp_ratio": numbers["mlp_ratio"],
+        "num_tokens": state.batch.lengths if isinstance(state, TiledState) else state.num_tokens,
+        "macs": numbers["macs"],
+        "macs_fraction": numbers["macs"] / full_macs,
+        "reward_accuracy": numbers["reward_accuracy"],
+        "reward_macs": numbers["reward_macs"],
+        "reward_tokens": numbers["reward_tokens"],
+        "prediction": numbers["prediction"],
+        "is_success": numbers["prediction"] == numbers["label"],
     }
     optional = {"macs_weight": episodes.macs_weight, "latency_ms": episodes.latency_ms}
     return info | {key: value for key, value in optional.items() if value is not None}
+
+
+def _chosen(unit: Floats | Tensor, members: Ints) -> Floats | Tensor:
+    return unit if isinstance(unit, Tensor) else unit[members]

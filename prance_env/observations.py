@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import InferenceState, Supernet, SupernetConfig
+from supernet.arrays import constant
 from supernet.extension import Registry
 from supernet.runtime.packing import runs, take_rows
+from supernet.runtime.tile_head import masked_norm
+from supernet.tiled_state import TiledState
 
 LOG_NORM_BOUND = 5.0
 # Far beyond what trained networks give; it is there so that the Box is finite.
@@ -29,11 +32,11 @@ class Seen:
         net: The supernet.
         state: The inferences so far.
         full_macs: MACs of the full network.
-        price: (B,) price of computation in [0, 1]; None: not conditioned.
+        price: (B,) price of computation in [0, 1], an array or a tensor on the state's device; None: not conditioned.
     """
 
     def __init__(
-        self, net: Supernet, state: InferenceState, full_macs: int, price: NDArray[np.float64] | None = None
+        self, net: Supernet, state: InferenceState, full_macs: int, price: NDArray[np.float64] | Tensor | None = None
     ) -> None:
         self.net, self.state, self.full_macs, self.price = net, state, full_macs, price
 
@@ -47,6 +50,8 @@ class Seen:
         config, space, state = self.net.config, self.net.space, self.state
         batch, widths = len(state), len(space.embed_dims)
         decision = state.group - space.first_decided
+        if isinstance(state, TiledState):
+            return self._numbers_on_device(state, decision)
         numbers = np.zeros((batch, 3 + widths + space.num_decisions), dtype=np.float32)
         numbers[:, 0] = (state.num_tokens - config.num_prefix_tokens) / config.num_patches
         numbers[:, 1] = state.macs / self.full_macs
@@ -57,12 +62,30 @@ class Seen:
         parts = torch.from_numpy(numbers).to(state.tokens.device).split([1, 1, 1, widths, space.num_decisions], dim=1)
         return dict(zip(("patches_left", "macs_spent", "macs_weight", "embed_dim", "decision"), parts, strict=True))
 
+    def _numbers_on_device(self, state: TiledState, decision: int) -> dict[str, Tensor]:
+        config, space, device = self.net.config, self.net.space, state.patch_token.device
+        left = (state.batch.lengths - config.num_prefix_tokens) / config.num_patches
+        price = torch.zeros(len(state), device=device) if self.price is None else torch.as_tensor(self.price)
+        coming = torch.zeros(len(state), space.num_decisions, device=device)
+        coming[:, decision : decision + 1] = 1
+        return {
+            "patches_left": left[:, None].float(),
+            "macs_spent": (state.spent.double() / self.full_macs)[:, None].float(),
+            "macs_weight": price[:, None].to(device, torch.float32, non_blocking=True),
+            "embed_dim": (state.widths[:, None] == constant(space.embed_dims, state.widths)).float(),
+            "decision": coming,
+        }
+
     @cached_property
     def class_token(self) -> tuple[Tensor, Tensor]:
         """(B, D) class token, layer-normed over its active width and zero-padded, and (B, 1) clipped logarithm of its
         root mean square."""
         token, width = self.net.pooled(self.state)
         token = token.float()
+        if isinstance(width, Tensor):
+            mean_square = token.square().sum(1, keepdim=True) / width[:, None]
+            log_norm = mean_square.clamp_min(1e-12).sqrt().log()
+            return masked_norm(None, token, width), log_norm.clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
         normed = torch.zeros(len(self.state), self.net.config.embed_dim, device=token.device)
         log_norm = torch.zeros(len(self.state), 1, device=token.device)
         order = np.argsort(width, kind="stable")
@@ -86,6 +109,8 @@ class Seen:
     @cached_property
     def key_mean(self) -> Tensor:
         """(B, num_tokens) mean key of every token in the last block, clipped and zero-padded."""
+        if isinstance(self.state, TiledState):
+            return self.state.padded_means().clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
         return self.state.padded_key_mean(self.net.config.num_tokens).clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
 
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .engine import Episodes, InferenceEngine
+from .engine import InferenceEngine
+from .episodes import Episodes
 
 IMAGE_SIDE = 256
 PANEL_WIDTH = 256

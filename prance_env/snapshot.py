@@ -16,7 +16,7 @@ from torch import Tensor
 
 from supernet import InferenceState
 
-from .engine import Episodes
+from .episodes import Episodes
 from .lanes import Lanes
 
 FORMAT = 1
@@ -33,8 +33,8 @@ def take_snapshot(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
     """
     parts = []
     for members, episodes in lanes.parts:
-        fields = _packed({k: v for k, v in vars(episodes).items() if k != "state"})
-        state = _packed(vars(episodes.state)) if episodes.decision else None
+        fields = _packed({k: v for k, v in vars(episodes.host).items() if k != "state"})
+        state = _packed(vars(episodes.state.host)) if episodes.decision else None
         parts.append({"lanes": torch.from_numpy(members.copy()), "episodes": fields, "state": state})
     return {
         "format": FORMAT,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -25,12 +27,25 @@ def action_names(space: SearchSpace) -> list[str]:
     return [*(f"mlp_ratio {i}" for i in blocks), *(f"embed_dim {i}" for i in blocks), *rates]
 
 
-def decode_actions(actions: NDArray[np.floating], normalize_actions: bool) -> NDArray[np.float64]:
+@overload
+def decode_actions(actions: NDArray[np.floating], normalize_actions: bool) -> NDArray[np.float64]: ...
+
+
+@overload
+def decode_actions(actions: Tensor, normalize_actions: bool) -> Tensor: ...
+
+
+def decode_actions(actions: Any, normalize_actions: bool) -> Any:
     """Actions (B, A) of the Box to [0, 1]; what lies outside is clipped.
 
+    Of a tensor nothing is asked, since it may lie on a GPU: NaN stays NaN there.
+
     Raises:
-        ValueError: If an entry is NaN.
+        ValueError: If an entry of an array is NaN.
     """
+    if isinstance(actions, Tensor):
+        values = actions.detach().double()
+        return ((values + 1) / 2 if normalize_actions else values).clamp(0, 1)
     unit = np.asarray(actions, dtype=np.float64)
     if np.isnan(unit).any():
         lane = int(np.flatnonzero(np.isnan(unit).any(axis=1))[0])
@@ -76,7 +91,7 @@ def observe(
     state: InferenceState,
     observation: str,
     full_macs: int,
-    price: NDArray[np.float64] | None = None,
+    price: NDArray[np.float64] | Tensor | None = None,
 ) -> Tensor:
     """Observations (B, O) float32 on the state's device; `prance_env.observations` says what the parts are.
 

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from supernet.arrays import Bools
 
 from .arrays import to_device, to_host
-from .checks import check_action_shape, check_options
+from .checks import check_actions_of, check_options
 from .lanes import Lanes
 from .rendering import render_ansi, render_episode
 from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
@@ -133,7 +133,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
                 finite numbers. All episodes are then as before.
         """
         lanes = self.lanes
-        actions = check_action_shape(actions, self.action_space.shape or ())
+        actions = check_actions_of(actions, self.action_space.shape or (), torch.device(self.settings.device))
         ended = np.flatnonzero(lanes.terminated())
         if self.autoreset_mode == AutoresetMode.DISABLED and len(ended):
             raise ResetNeeded(

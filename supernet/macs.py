@@ -95,8 +95,8 @@ def remaining_macs(
     Raises:
         ValueError: If the subnet reduces tokens by thresholds.
     """
-    subnet = SubnetConfig.full(config.space, len(num_tokens)) if subnet is None else subnet
-    total = head_macs(config, subnet.embed_dim[:, -1].numpy())
+    last = num_tokens * 0 + config.embed_dim if subnet is None else subnet.embed_dim[:, -1].numpy()
+    total = head_macs(config, last)
     for plan in plan_subnet(config, subnet, group, num_tokens, token_dim):
         total = total + group_macs(config, plan)
     return total

@@ -139,7 +139,7 @@ def plan_group(
 
 def plan_subnet(
     config: SupernetConfig,
-    subnet: SubnetConfig,
+    subnet: SubnetConfig | None,
     group: int = 0,
     num_tokens: Ints | None = None,
     token_dim: Ints | None = None,
@@ -150,17 +150,22 @@ def plan_subnet(
 
     Args:
         config: The supernet.
-        subnet: Sizes for B images, in `config.space`.
+        subnet: Sizes for B images, in `config.space`; None: full size.
         group: The first group to plan.
-        num_tokens: (B,) tokens before it, class token included; None: all of them.
+        num_tokens: (B,) tokens before it, class token included; None: all of them. A tensor is planned for on its
+            device, at full size only.
         token_dim: (B,) channels that it is handed; None: the width of its first block.
     """
     if num_tokens is None:
-        num_tokens = np.full(len(subnet), config.num_tokens, dtype=np.int64)
+        num_tokens = np.full(1 if subnet is None else len(subnet), config.num_tokens, dtype=np.int64)
+    device = num_tokens.device if isinstance(num_tokens, Tensor) else None
     plans = []
     for g in range(group, len(config.space.groups)):
-        next_dim = next_widths(config, g, subnet)
-        plans.append(plan_group(config, g, subnet.group(config.space, g), num_tokens, token_dim, next_dim))
+        if subnet is None:
+            choice, next_dim = GroupChoice.full(config.space, g, len(num_tokens), device), None
+        else:
+            choice, next_dim = subnet.group(config.space, g), next_widths(config, g, subnet)
+        plans.append(plan_group(config, g, choice, num_tokens, token_dim, next_dim))
         num_tokens, token_dim = plans[-1].num_left, next_dim
     return plans
 

@@ -44,6 +44,11 @@ class InferenceState:
     def __len__(self) -> int:
         return len(self.num_tokens)
 
+    @property
+    def host(self) -> InferenceState:
+        """The same inference with its sizes on the host: this."""
+        return self
+
     def __getitem__(self, index: Sequence[int] | Ints | Tensor | slice) -> InferenceState:
         """The images `index`, in that order; an int gives a batch of one.
 

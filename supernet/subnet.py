@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .arrays import constant
 from .config import SearchSpace
 
 # A keep rate of 0 would be an error; the smallest action of a space with min_keep_rate 0 keeps one patch.
@@ -94,9 +95,9 @@ class GroupChoice:
 
     @property
     def arrays(self) -> tuple[Any, Any, Any]:
-        """`tensors` as numpy arrays; the choice must be on the CPU."""
-        widths, ratios, rates = self.tensors
-        return widths.numpy(), ratios.numpy(), rates.numpy()
+        """`tensors` as numpy arrays."""
+        widths, ratios, rates = (size.cpu().numpy() for size in self.tensors)
+        return widths, ratios, rates
 
     def validate(self, space: SearchSpace) -> None:
         """Checks that every choice belongs to `space`.
@@ -115,13 +116,13 @@ class GroupChoice:
         _check_keep_rate(self.keep_rate)
 
     @classmethod
-    def full(cls, space: SearchSpace, group: int, batch_size: int) -> GroupChoice:
-        """Everything at its maximum."""
+    def full(cls, space: SearchSpace, group: int, batch_size: int, device: torch.device | None = None) -> GroupChoice:
+        """Everything at its maximum; on the CPU, or on a device that is to plan for itself."""
         shape = (batch_size, space.groups[group])
         return cls(
-            torch.full(shape, space.embed_dims[-1]),
-            torch.full(shape, space.mlp_ratios[-1], dtype=torch.float64),
-            torch.ones(batch_size, *_rates_shape(space), dtype=torch.float64),
+            torch.full(shape, space.embed_dims[-1], device=device),
+            torch.full(shape, space.mlp_ratios[-1], dtype=torch.float64, device=device),
+            torch.ones(batch_size, *_rates_shape(space), dtype=torch.float64, device=device),
         )
 
     @classmethod
@@ -138,7 +139,6 @@ class GroupChoice:
         Raises:
             ValueError: If the shape is wrong or an entry lies outside [0, 1].
         """
-        n = space.blocks_per_decision
         actions = torch.as_tensor(actions).cpu().double()
         if actions.ndim != 2 or actions.shape[1] != space.action_size:
             raise ValueError(f"actions have the shape {tuple(actions.shape)}; expected (B, {space.action_size}).")
@@ -147,8 +147,13 @@ class GroupChoice:
             raise ValueError(
                 f"actions hold {actions[bad].tolist()[:4]}; every entry must lie in [0, 1]: clip them first."
             )
-        ratios = torch.tensor(space.mlp_ratios, dtype=torch.float64)
-        dims = torch.tensor(space.embed_dims)
+        return cls.decoded(space, actions)
+
+    @classmethod
+    def decoded(cls, space: SearchSpace, actions: Tensor) -> GroupChoice:
+        """`from_actions` for (B, A) float64 in [0, 1] that nobody checks, on their device."""
+        n = space.blocks_per_decision
+        ratios, dims = constant(space.mlp_ratios, actions), constant(space.embed_dims, actions)
         return cls(
             dims[round_half_even(actions[:, n : 2 * n] * (len(dims) - 1))],
             ratios[round_half_even(actions[:, :n] * (len(ratios) - 1))],

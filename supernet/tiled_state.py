@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .arrays import Ints
 from .config import SupernetConfig
 from .layers import set_width
-from .macs import group_macs
+from .macs import group_macs, head_macs, remaining_macs
 from .plan import plan_group
 from .runtime.tiled import TileBatch, images_of_rows, offsets
 from .state import InferenceState
@@ -94,6 +94,17 @@ class TiledState(InferenceState):
     def __len__(self) -> int:
         return len(self.widths)
 
+    def padded_means(self) -> Tensor:
+        """(B, num_tokens) `key_mean`, zero-padded on the right, on the device.
+
+        Raises:
+            ValueError: If the state carries none.
+        """
+        if self.row_means is None:
+            raise ValueError("This state carries no key_mean; begin the inference with begin(images, key_mean=True).")
+        there, rows = self.batch.padded()
+        return torch.where(there, self.row_means[rows], 0)
+
     def detach(self) -> InferenceState:
         """The same: the tiled runtime has no gradients."""
         return self
@@ -163,6 +174,15 @@ def run_tiled_group(
     spent = state.spent + torch.as_tensor(group_macs(config, plan))
     last = torch.as_tensor(plan.widths)[:, -1]
     return TiledState(state.group + 1, after, patch_token, last, spent, row_means)
+
+
+def macs_on_device(config: SupernetConfig, state: TiledState) -> Tensor:
+    """(B,) int64 multiply-accumulates of the whole inference if it is finished at full size."""
+    have: Any = state.batch.have.long()
+    if state.group == len(config.space.groups):
+        return state.spent + torch.as_tensor(head_macs(config, have))
+    lengths: Any = state.batch.lengths
+    return state.spent + torch.as_tensor(remaining_macs(config, state.group, lengths, None, have))
 
 
 def on_device(values: Ints, device: torch.device) -> Tensor:

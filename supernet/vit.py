@@ -23,7 +23,7 @@ from .state import InferenceState
 from .static_vit import StaticViT
 from .stem import ImageStem
 from .subnet import GroupChoice, SubnetConfig, check_subnet
-from .tiled_state import TiledState, alike, run_tiled_group
+from .tiled_state import TiledState, alike, macs_on_device, run_tiled_group
 
 
 class Supernet(ImageStem):
@@ -203,6 +203,11 @@ class Supernet(ImageStem):
                 not in the search space; or if layers have hooks, or are not those that the network was made with.
         """
         self._check_choice(state, group, choice)
+        return self._run(state, choice, next_dim)
+
+    def _run(self, state: InferenceState, choice: GroupChoice, next_dim: Ints | None = None) -> InferenceState:
+        """`run_group` for what is checked already."""
+        group = state.group
         check_blocks(self.blocks, self.space.blocks(group))
         if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not alike(state, choice):
             return run_tiled_group(self.config, self.blocks, TiledState.of(state, self.config), choice, next_dim)
@@ -245,7 +250,8 @@ class Supernet(ImageStem):
         space = self.config.space
         for group in range(state.group, len(space.groups)):
             if subnet is None:
-                state = self.run_group(state, group, GroupChoice.full(space, group, len(state)))
+                device = state.patch_token.device if isinstance(state, TiledState) else None
+                state = self._run(state, GroupChoice.full(space, group, len(state), device))
             else:
                 next_dim = next_widths(self.config, group, subnet)
                 state = self.run_group(state, group, subnet.group(space, group), next_dim)
@@ -346,6 +352,8 @@ class Supernet(ImageStem):
 
     def macs_to_go(self, state: InferenceState) -> Ints:
         """(B,) MACs of the whole inference if `state` is finished at full size."""
+        if isinstance(state, TiledState):
+            return macs_on_device(self.config, state).cpu().numpy()
         if state.group == len(self.space.groups):
             return state.macs + macs.head_macs(self.config, state.token_dim)
         return state.macs + macs.remaining_macs(self.config, state.group, state.num_tokens, token_dim=state.token_dim)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prance_env import InferenceEngine, RewardConfig
-from prance_env.engine import Episodes
+from prance_env.episodes import Episodes
 from prance_env.images.source import ImageDataset
 from prance_env.settings import EnvSettings
 from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, freeze

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.protocol import Agent, ask
-from prance_env.engine import Episodes, InferenceEngine
+from prance_env.engine import InferenceEngine
+from prance_env.episodes import Episodes
 from prance_env.rewards.config import RewardConfig
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions

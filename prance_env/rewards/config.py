@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from supernet import SupernetConfig, supernet_config
-from supernet.arrays import Bools, Floats
+from supernet.arrays import Bools, Floats, Ints, namespace
 from supernet.macs import remaining_macs, stem_macs
 
 from .latency import LatencyTable, load_latency_table
@@ -138,15 +138,40 @@ def score(reward: RewardConfig, outcome: Outcome) -> Terms:
     Raises:
         ValueError: If a reward function returns something else than (B,) finite numbers.
     """
-    kept = outcome.keep_rate.reshape(*outcome.keep_rate.shape[:2], -1).sum(-1)
-    kept = kept[:, outcome.decision[0] - 1] if reward.mode == "result_to_go" else kept.mean(1)
     cost, full = (
         (outcome.latency_ms, outcome.full_latency_ms) if reward.cost == "latency" else (outcome.macs, outcome.full_macs)
     )
-    accuracy, tokens = outcome.accuracy, -reward.token_weight * kept
-    macs = -outcome.macs_weight * cost / full
-    value = accuracy + macs + tokens if reward.function is None else call_reward_function(reward.function, outcome)
-    return Terms(value, accuracy, macs, tokens)
+    decision, price = int(outcome.decision[0]), outcome.macs_weight
+    found = terms(reward, outcome.accuracy, outcome.keep_rate, decision, cost, full, price)
+    if reward.function is None:
+        return found
+    return found._replace(value=call_reward_function(reward.function, outcome))
+
+
+def terms(
+    reward: RewardConfig,
+    accuracy: Floats,
+    keep_rate: Floats,
+    decision: int,
+    cost: Floats | Ints,
+    full: Floats | Ints | int,
+    macs_weight: Floats,
+) -> Terms:
+    """R_t and its terms, of arrays or of tensors.
+
+    Args:
+        reward: How to score; a function of the user's is not asked.
+        accuracy: (B,) accuracy term.
+        keep_rate: (B, T) or (B, T, 2).
+        decision: Decisions taken, at least 1.
+        cost: (B,) what the inference costs.
+        full: What the full network costs.
+        macs_weight: (B,) price of the full network.
+    """
+    kept = keep_rate.reshape(*keep_rate.shape[:2], -1).sum(-1)
+    kept = kept[:, decision - 1] if reward.mode == "result_to_go" else kept.mean(1)
+    tokens, macs = -reward.token_weight * kept, -macs_weight * cost / full
+    return Terms(accuracy + macs + tokens, accuracy, macs, tokens)
 
 
 def accuracy_term(kind: str, correct: Bools, full_correct: Bools, prob: Floats, full_prob: Floats) -> Floats:
@@ -159,11 +184,14 @@ def accuracy_term(kind: str, correct: Bools, full_correct: Bools, prob: Floats, 
         prob: Probability that the subnet gives the label.
         full_prob: Probability that the full network gives it.
     """
+    arrays: Any = namespace(prob)
+    ones, zeros = arrays.ones_like(prob), arrays.zeros_like(prob)
     if kind == "top1":
-        return correct.astype(np.float64)
+        top1: Floats = arrays.where(correct, ones, zeros)
+        return top1
     if kind == "prob":
-        return np.asarray(prob, dtype=np.float64)
-    agreement = np.where(full_correct & ~correct, 0.0, 1.0)
+        return prob
+    agreement: Floats = arrays.where(full_correct & ~correct, zeros, ones)
     if kind == "agreement":
         return agreement
-    return np.asarray(0.5 * (agreement + np.minimum(1.0, 1.0 + prob - full_prob)), dtype=np.float64)
+    return 0.5 * (agreement + (1.0 + prob - full_prob).clip(max=1.0))

@@ -13,7 +13,7 @@ import torch
 from helpers import ENV_ID, make_engine, played, unit_actions
 
 from prance_env import InferenceEngine, RewardConfig
-from prance_env.engine import Episodes
+from prance_env.episodes import Episodes
 from prance_env.images.loading import DIGITS_SCENES, load_dataset
 from prance_env.settings import EnvSettings
 from prance_env.supernets import checkpoint_folder

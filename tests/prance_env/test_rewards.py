@@ -8,7 +8,7 @@ import torch
 from helpers import make_engine, partial_subnet, played, unit_actions
 
 from prance_env import InferenceEngine, RewardConfig
-from prance_env.engine import Episodes
+from prance_env.episodes import Episodes
 from prance_env.rewards.config import ACCURACIES, MODES, accuracy_term
 from supernet import Supernet
 

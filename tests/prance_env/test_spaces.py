@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import make_engine, partial_subnet, played, unit_actions
 
 from prance_env import InferenceEngine, RewardConfig, observation_layout
-from prance_env.engine import Episodes
+from prance_env.episodes import Episodes
 from prance_env.observations import LOG_NORM_BOUND, list_observations
 from prance_env.spaces import action_space, observation_space
 from supernet import Supernet, SupernetConfig, list_supernets, supernet_config

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_asks import nothing_asked_of_the_device
 from helpers import random_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from mode_nets import CASES, assert_close, images_for, make_config, naive, subne
 from supernet import InferenceState, SubnetConfig, Supernet, TokenMode, register_token_mode, runtime
 from supernet.config import with_space
 from supernet.layers import patches_by_product
+from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -178,3 +180,27 @@ def test_patches_by_one_product_are_those_of_the_convolution() -> None:
     conv = torch.nn.Conv2d(3, 24, 4, 4).to(DEVICE)
     images = torch.randn(5, 3, 24, 24, device=DEVICE)
     assert_close(patches_by_product(conv, images), conv(images).flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("mode", ["prune", pytest.param("prune_merge", marks=pytest.mark.slow), "tome"])
+@pytest.mark.skipif(CUDA, reason="tried there with CUDA's own check of synchronisations")
+def test_an_inference_asks_nothing_of_the_device(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = random_net(make_config(mode, "class-token", False))
+    images, subnet = images_for(net, 3), subnets_for(net, 3)
+    choices = [subnet.group(net.space, group) for group in (1, 2)]
+    state: InferenceState = TiledState.of(net.begin(images), net.config)
+    with runtime.use("tiles"), nothing_asked_of_the_device(monkeypatch):
+        for choice in choices:
+            state = run_tiled_group(net.config, net.blocks, TiledState.of(state, net.config), choice)
+            logits = net.finish(state)
+            to_go = macs_on_device(net.config, TiledState.of(state, net.config))
+    assert_close(logits, net(images, subnet))
+    assert to_go.tolist() == net.macs(subnet).tolist()
+
+
+@pytest.mark.skipif(CUDA, reason="there CUDA's own check finds it")
+def test_what_asks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = random_net(make_config("prune", "class-token", False))
+    state = TiledState.of(net.begin(images_for(net, 2)), net.config)
+    with nothing_asked_of_the_device(monkeypatch), pytest.raises(AssertionError, match=r"Tensor.cpu waits"):
+        _ = state.macs

@@ -1,0 +1,139 @@
+"""Episodes on a GPU: decisions, rewards and what infos hold as tensors, for who need not see them on the host."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supernet import GroupChoice, Supernet, SupernetConfig
+from supernet.arrays import Floats, Ints
+from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
+
+from .arrays import to_host
+from .episodes import Episodes
+from .rewards.config import RewardConfig, accuracy_term, terms
+
+NUMBERS = (
+    *("embed_dim", "mlp_ratio", "keep_rate", "macs", "prediction", "prob"),
+    *("reward", "reward_accuracy", "reward_macs", "reward_tokens", "value"),
+)
+"""Fields of `Episodes` that a decision changes."""
+
+GIVEN = ("label", "full_prediction", "full_prob", "weight")
+"""What decisions are scored by: class, what the full network says, and the price."""
+
+
+class DeviceEpisodes(Episodes):
+    """B episodes that are equally far, as tensors; fetched in one copy when one of the fields is asked for.
+
+    Args:
+        index: (B,) image of the data set.
+        label: (B,) its class.
+        state: The inference so far.
+        decision: Decisions taken so far.
+        numbers: The fields `NUMBERS`, and what `GIVEN` names, on the device.
+        macs_weight: (B,) price of the full network in each episode; None: the reward's.
+    """
+
+    numbers: dict[str, Tensor]
+
+    def __init__(
+        self,
+        index: Ints,
+        label: Ints,
+        state: TiledState,
+        decision: int,
+        numbers: dict[str, Tensor],
+        macs_weight: Floats | None,
+    ) -> None:
+        # Straight into the dictionary: the fields of the base class are frozen, and some are properties here.
+        vars(self).update(
+            index=index, label=label, state=state, decision=decision, numbers=numbers, macs_weight=macs_weight
+        )
+
+    @cached_property
+    def host(self) -> Episodes:
+        """The same episodes, their numbers on the host."""
+        fetched = to_host({name: self.numbers[name] for name in NUMBERS})
+        return Episodes(
+            index=self.index,
+            label=self.label,
+            state=self.state,
+            decision=self.decision,
+            macs_weight=self.macs_weight,
+            **fetched,
+        )
+
+    def __getitem__(self, lanes: Ints) -> Episodes:
+        return self.host[lanes]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in NUMBERS:
+            return getattr(self.host, name)
+        raise AttributeError(name)
+
+
+def begun_on_device(
+    episodes: Episodes, config: SupernetConfig, full_prediction: Ints, full_prob: Floats, macs_weight: float
+) -> DeviceEpisodes:
+    """Episodes with their numbers on the device, and what decisions there are scored by.
+
+    Args:
+        episodes: The episodes.
+        config: The supernet's.
+        full_prediction: (B,) class that the full network predicts.
+        full_prob: (B,) probability that it gives the label.
+        macs_weight: Price where the episodes have none of their own.
+    """
+    state = TiledState.of(episodes.state, config)
+    device = state.patch_token.device
+    weight = np.full(len(episodes), macs_weight) if episodes.macs_weight is None else episodes.macs_weight
+    given = dict(zip(GIVEN, (episodes.label, full_prediction, full_prob, weight), strict=True))
+    numbers = {name: np.asarray(getattr(episodes, name)) for name in NUMBERS} | given
+    sent = {k: torch.from_numpy(np.ascontiguousarray(v)).to(device, non_blocking=True) for k, v in numbers.items()}
+    return DeviceEpisodes(episodes.index, episodes.label, state, episodes.decision, sent, episodes.macs_weight)
+
+
+def decide_on_device(
+    net: Supernet, full_macs: int, episodes: DeviceEpisodes, unit: Tensor, reward: RewardConfig
+) -> DeviceEpisodes:
+    """One decision in every episode.
+
+    Args:
+        net: The supernet.
+        full_macs: MACs of the full network.
+        episodes: Unchanged.
+        unit: (B, A) float64 actions in [0, 1]; one that holds NaN gives a reward of NaN.
+        reward: How to score it; not by a function or a table of latencies.
+    """
+    space, decision, before = net.space, episodes.decision, episodes.numbers
+    state: Any = episodes.state
+    choice = GroupChoice.decoded(space, unit.nan_to_num(0.0))
+    after = run_tiled_group(net.config, net.blocks, state, choice)
+    numbers = {name: before[name].clone() for name in ("embed_dim", "mlp_ratio", "keep_rate")}
+    blocks = slice(space.blocks(state.group).start, space.blocks(state.group).stop)
+    numbers["embed_dim"][:, blocks], numbers["mlp_ratio"][:, blocks] = choice.embed_dim, choice.mlp_ratio
+    numbers["keep_rate"][:, decision] = choice.keep_rate
+    macs = numbers["macs"] = macs_on_device(net.config, after)
+    label, given = before["label"], {name: before[name] for name in GIVEN}
+    zeros = torch.zeros_like(before["value"])
+    if reward.mode == "terminal" and decision < space.num_decisions - 1:
+        unpaid = dict.fromkeys(("prob", "reward", "reward_accuracy", "reward_macs", "reward_tokens", "value"), zeros)
+        numbers |= unpaid | {"prediction": torch.full_like(label, -1)}
+    else:
+        probs = net.finish(after).float().softmax(-1)
+        prediction, prob = probs.argmax(-1), probs.gather(1, label[:, None])[:, 0].double()
+        full_correct = before["full_prediction"] == label
+        compared: Any = (prediction == label, full_correct, prob, before["full_prob"])
+        accuracy, weight = accuracy_term(reward.accuracy, *compared), before["weight"]
+        scored: Any = (accuracy, numbers["keep_rate"], decision + 1, macs, full_macs, weight)
+        value, *parts = (torch.as_tensor(term) for term in terms(reward, *scored))
+        value = torch.where(unit.isnan().any(1), float("nan"), value)
+        numbers |= dict(zip(("reward_accuracy", "reward_macs", "reward_tokens"), parts, strict=True))
+        numbers |= {"prediction": prediction, "prob": prob, "value": value}
+        numbers["reward"] = value - before["value"] if reward.mode == "potential" else value
+    return DeviceEpisodes(episodes.index, episodes.label, after, decision + 1, given | numbers, episodes.macs_weight)

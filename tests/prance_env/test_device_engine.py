@@ -1,0 +1,135 @@
+"""The engine where groups run by tiles: the same episodes as by segments, and nothing waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from device_asks import nothing_asked_of_the_device
+from helpers import FixedSettings, make_engine, random_net, unit_actions
+from mode_nets import make_config
+
+from prance_env import InferenceEngine, RewardConfig
+from prance_env.device_episodes import NUMBERS, DeviceEpisodes
+from prance_env.lanes import Lanes
+from prance_env.spaces import decode_actions
+from supernet import runtime
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+BATCH = 4
+REWARDS = {
+    "result_to_go": RewardConfig(token_weight=0.1),
+    "terminal": RewardConfig(mode="terminal", accuracy="top1"),
+    "potential": RewardConfig(mode="potential", accuracy="mixed"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    pytest.importorskip("triton")
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def engine() -> InferenceEngine:
+    return make_engine(random_net(make_config("prune_merge", "class-token", False)).to(DEVICE), 12, key_mean=True)
+
+
+def path_of(engine: InferenceEngine, reward: RewardConfig, way: str) -> list[Any]:
+    actions = unit_actions(engine.config.space, BATCH)
+    with runtime.use(way):
+        path = [engine.start(np.arange(BATCH))]
+        for decision in range(actions.shape[1]):
+            path.append(engine.step(path[-1], actions[:, decision], reward))
+    return path
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_episodes_are_those_by_segments(name: str, engine: InferenceEngine) -> None:
+    segments, tiles = (path_of(engine, REWARDS[name], way) for way in ("segments", "tiles"))
+    for expected, found in zip(segments[1:], tiles[1:], strict=True):
+        assert type(found) is DeviceEpisodes
+        for field in NUMBERS:
+            actual, wanted = getattr(found, field), getattr(expected, field)
+            assert actual.dtype == wanted.dtype
+            np.testing.assert_allclose(actual, wanted, atol=1e-5)
+        np.testing.assert_array_equal(found.macs, expected.macs)
+        np.testing.assert_array_equal(found.state.num_tokens, expected.state.num_tokens)
+        for observation in ("cls", "key_mean"):
+            np.testing.assert_allclose(
+                engine.observe(found, observation).cpu(), engine.observe(expected, observation).cpu(), atol=1e-4
+            )
+    lanes = np.array([2, 0])
+    assert found[lanes].reward.tolist() == found.reward[lanes].tolist()
+
+
+def lanes_on(engine: InferenceEngine, **settings: Any) -> Lanes:
+    return Lanes(FixedSettings(split="val", fixed=engine, device=DEVICE, **settings), BATCH)
+
+
+def test_lanes_hand_out_tensors_and_what_they_hold_is_that_of_segments(engine: InferenceEngine) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, BATCH, engine.config.space.action_size))
+    tiles, segments = (lanes_on(engine, cost_conditioning=(0.1, 0.5)) for _ in range(2))
+    everything = np.arange(BATCH)
+    for lanes in (tiles, segments):
+        lanes.start(everything, seeds=list(range(BATCH)))
+    for taken in actions:
+        with runtime.use("segments"):
+            segments.step(taken)
+        with runtime.use("tiles"):
+            tiles.step(torch.from_numpy(taken).to(DEVICE))
+        assert isinstance(tiles.rewards(), torch.Tensor)
+        np.testing.assert_allclose(torch.as_tensor(tiles.rewards()).cpu(), segments.rewards(), atol=1e-5)
+        for key, value in segments.infos().items():
+            np.testing.assert_allclose(torch.as_tensor(tiles.infos()[key]).cpu(), value, atol=1e-5)
+        with runtime.use("tiles"):
+            np.testing.assert_allclose(tiles.observations().cpu(), segments.observations().cpu(), atol=1e-4)
+    half = np.array([1, 3])
+    for lanes in (tiles, segments):
+        lanes.start(half)
+    with runtime.use("tiles"):
+        tiles.step(actions[0])
+    with runtime.use("segments"):
+        segments.step(actions[0])
+    np.testing.assert_allclose(torch.as_tensor(tiles.rewards()).cpu(), segments.rewards(), atol=1e-5)
+
+
+def test_an_action_of_nan_on_the_device_is_a_reward_of_nan(engine: InferenceEngine) -> None:
+    unit = torch.from_numpy(unit_actions(engine.config.space, BATCH)[:, 0]).to(DEVICE)
+    unit[1, 0] = float("nan")
+    with runtime.use("tiles"):
+        reward = engine.step(engine.start(np.arange(BATCH)), decode_actions(unit, False), RewardConfig()).reward
+    assert np.isnan(reward).tolist() == [False, True, False, False]
+
+
+@pytest.mark.skipif(CUDA, reason="tried there with CUDA's own check of synchronisations")
+def test_a_step_asks_nothing_of_the_device(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes = lanes_on(engine)
+    lanes.start(np.arange(BATCH), seeds=[0] * BATCH)
+    actions = torch.rand(BATCH, engine.config.space.action_size)
+    with runtime.use("tiles"), nothing_asked_of_the_device(monkeypatch):
+        for _ in range(engine.config.space.num_decisions):
+            lanes.step(actions)
+            rewards, infos, observations = lanes.rewards(), lanes.infos(), lanes.observations()
+    assert all(len(v) == BATCH for v in (rewards, observations, *infos.values()))
+
+
+@pytest.mark.cuda
+def test_an_episode_waits_for_nothing_on_a_gpu(engine: InferenceEngine) -> None:
+    lanes = lanes_on(engine)
+    actions = torch.rand(BATCH, engine.config.space.action_size, device=DEVICE)
+    for tried in range(2):  # the first time kernels are compiled
+        lanes.start(np.arange(BATCH), seeds=[0] * BATCH)
+        torch.cuda.set_sync_debug_mode("error" if tried else "default")
+        try:
+            for _ in range(engine.config.space.num_decisions):
+                lanes.step(actions)
+                rewards = torch.as_tensor(lanes.rewards()), lanes.observations()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(bool(r.isfinite().all()) for r in rewards)
