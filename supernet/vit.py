@@ -207,16 +207,15 @@ class Supernet(ImageStem):
 
     def _run(self, state: InferenceState, choice: GroupChoice, next_dim: Ints | None = None) -> InferenceState:
         """`run_group` for what is checked already."""
-        group = state.group
-        check_blocks(self.blocks, self.space.blocks(group))
+        check_blocks(self.blocks, self.space.blocks(state.group))
         if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not alike(state, choice):
             return run_tiled_group(self.config, self.blocks, TiledState.of(state, self.config), choice, next_dim)
-        plan = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim)
+        plan = plan_group(self.config, state.group, choice, state.num_tokens, state.token_dim, next_dim)
         packed, patch_token, key_mean, plan = run_blocks(
             self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None
         )
         return InferenceState(
-            group=group + 1,
+            group=state.group + 1,
             tokens=packed.x,
             num_tokens=packed.lengths,
             size=packed.size,
@@ -249,9 +248,10 @@ class Supernet(ImageStem):
         """`finish` without the head."""
         space = self.config.space
         for group in range(state.group, len(space.groups)):
-            if subnet is None:
-                device = state.patch_token.device if isinstance(state, TiledState) else None
-                state = self._run(state, GroupChoice.full(space, group, len(state), device))
+            if subnet is None and isinstance(state, TiledState):
+                state = self._run(state, GroupChoice.full(space, group, len(state), state.patch_token.device))
+            elif subnet is None:
+                state = self.run_group(state, group, GroupChoice.full(space, group, len(state)))
             else:
                 next_dim = next_widths(self.config, group, subnet)
                 state = self.run_group(state, group, subnet.group(space, group), next_dim)
