@@ -35,14 +35,17 @@ def whole(values: Any) -> Any:
 
 
 def constant(values: tuple[float, ...], like: Any) -> Any:
-    """Numbers as an array of the kind of `like`, on its device; int64 if all are whole, else float64."""
-    return _on_device(values, like.device) if isinstance(like, Tensor) else np.array(values)
+    """Numbers as an array of the kind of `like`, on its device; int64 if all are of type int, else float64."""
+    if not isinstance(like, Tensor):
+        return np.array(values)
+    return _on_device(values, all(isinstance(v, int) for v in values), like.device)
 
 
 @lru_cache(maxsize=256)
-def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # Kept, since a copy to the device would wait for it, and cannot be part of a CUDA graph.
-    return torch.from_numpy(np.array(values)).to(device)
+def _on_device(values: tuple[float, ...], integers: bool, device: torch.device) -> Tensor:
+    # Kept, since a copy to the device would wait for it, and cannot be part of a CUDA graph. Whether they are integers
+    # is part of the key, since 8 and 8.0 are one to a dictionary.
+    return torch.tensor(values, dtype=torch.int64 if integers else torch.float64, device=device)
 
 
 def most(values: Any, bound: int) -> int:

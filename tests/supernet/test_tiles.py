@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mode_nets import CASES, assert_close, images_for, make_config, naive, subnets_for
 
 from supernet import InferenceState, SubnetConfig, Supernet, TokenMode, register_token_mode, runtime
+from supernet.arrays import constant
 from supernet.config import with_space
 from supernet.layers import patches_by_product
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
@@ -204,3 +205,12 @@ def test_what_asks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     state = TiledState.of(net.begin(images_for(net, 2)), net.config)
     with nothing_asked_of_the_device(monkeypatch), pytest.raises(AssertionError, match=r"Tensor.cpu waits"):
         _ = state.macs
+
+
+def test_constants_of_equal_value_keep_their_type() -> None:
+    like = torch.zeros(1, device=DEVICE)
+    assert [constant(values, like).dtype for values in ((8.0,), (8,), (8.0,))] == [
+        torch.float64,
+        torch.int64,
+        torch.float64,
+    ]
