@@ -11,6 +11,8 @@ from torch import Tensor
 
 from supernet import GroupChoice, Supernet, SupernetConfig
 from supernet.arrays import Floats, Ints
+from supernet.runtime.choice import precision, records_graphs
+from supernet.runtime.graphs import Recorder
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 
 from .arrays import to_host
@@ -99,7 +101,7 @@ def begun_on_device(
 
 
 def decide_on_device(
-    net: Supernet, full_macs: int, episodes: DeviceEpisodes, unit: Tensor, reward: RewardConfig
+    net: Supernet, full_macs: int, episodes: DeviceEpisodes, unit: Tensor, reward: RewardConfig, recorder: Recorder
 ) -> DeviceEpisodes:
     """One decision in every episode.
 
@@ -109,9 +111,34 @@ def decide_on_device(
         episodes: Unchanged.
         unit: (B, A) float64 actions in [0, 1]; one that holds NaN gives a reward of NaN.
         reward: How to score it; not by a function or a table of latencies.
+        recorder: Of the steps as CUDA graphs.
     """
-    space, decision, before = net.space, episodes.decision, episodes.numbers
     state: Any = episodes.state
+    group, most = state.group, state.batch.most
+
+    def step(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        before = TiledState.of_tensors(group, most, inputs)
+        after, numbers = _decided(net, full_macs, before, episodes.decision, inputs, reward)
+        return after.tensors() | numbers
+
+    inputs = state.tensors() | episodes.numbers | {"unit": unit}
+    name = (episodes.decision, reward, precision())
+    out = recorder.run(name, step, inputs) if records_graphs(unit.device) else step(inputs)
+    numbers = {k: episodes.numbers[k] for k in GIVEN} | {k: out[k] for k in NUMBERS}
+    after = TiledState.of_tensors(group + 1, most, out)
+    return DeviceEpisodes(episodes.index, episodes.label, after, episodes.decision + 1, numbers, episodes.macs_weight)
+
+
+def _decided(
+    net: Supernet,
+    full_macs: int,
+    state: TiledState,
+    decision: int,
+    before: dict[str, Tensor],
+    reward: RewardConfig,
+) -> tuple[TiledState, dict[str, Tensor]]:
+    """The inferences after a decision, and what `NUMBERS` names."""
+    space, unit, label = net.space, before["unit"], before["label"]
     choice = GroupChoice.decoded(space, unit.nan_to_num(0.0))
     after = run_tiled_group(net.config, net.blocks, state, choice)
     numbers = {name: before[name].clone() for name in ("embed_dim", "mlp_ratio", "keep_rate")}
@@ -119,21 +146,18 @@ def decide_on_device(
     numbers["embed_dim"][:, blocks], numbers["mlp_ratio"][:, blocks] = choice.embed_dim, choice.mlp_ratio
     numbers["keep_rate"][:, decision] = choice.keep_rate
     macs = numbers["macs"] = macs_on_device(net.config, after)
-    label, given = before["label"], {name: before[name] for name in GIVEN}
-    zeros = torch.zeros_like(before["value"])
     if reward.mode == "terminal" and decision < space.num_decisions - 1:
-        unpaid = dict.fromkeys(("prob", "reward", "reward_accuracy", "reward_macs", "reward_tokens", "value"), zeros)
-        numbers |= unpaid | {"prediction": torch.full_like(label, -1)}
-    else:
-        probs = net.finish(after).float().softmax(-1)
-        prediction, prob = probs.argmax(-1), probs.gather(1, label[:, None])[:, 0].double()
-        full_correct = before["full_prediction"] == label
-        compared: Any = (prediction == label, full_correct, prob, before["full_prob"])
-        accuracy, weight = accuracy_term(reward.accuracy, *compared), before["weight"]
-        scored: Any = (accuracy, numbers["keep_rate"], decision + 1, macs, full_macs, weight)
-        value, *parts = (torch.as_tensor(term) for term in terms(reward, *scored))
-        value = torch.where(unit.isnan().any(1), float("nan"), value)
-        numbers |= dict(zip(("reward_accuracy", "reward_macs", "reward_tokens"), parts, strict=True))
-        numbers |= {"prediction": prediction, "prob": prob, "value": value}
-        numbers["reward"] = value - before["value"] if reward.mode == "potential" else value
-    return DeviceEpisodes(episodes.index, episodes.label, after, decision + 1, given | numbers, episodes.macs_weight)
+        nothing = torch.zeros_like(before["value"])
+        names = ("prob", "reward", "reward_accuracy", "reward_macs", "reward_tokens", "value")
+        return after, numbers | dict.fromkeys(names, nothing) | {"prediction": torch.full_like(label, -1)}
+    probs = net.finish(after).float().softmax(-1)
+    prediction, prob = probs.argmax(-1), probs.gather(1, label[:, None])[:, 0].double()
+    compared: Any = (prediction == label, before["full_prediction"] == label, prob, before["full_prob"])
+    accuracy = accuracy_term(reward.accuracy, *compared)
+    scored: Any = (accuracy, numbers["keep_rate"], decision + 1, macs, full_macs, before["weight"])
+    value, *parts = (torch.as_tensor(term) for term in terms(reward, *scored))
+    value = torch.where(unit.isnan().any(1), float("nan"), value)
+    numbers |= dict(zip(("reward_accuracy", "reward_macs", "reward_tokens"), parts, strict=True))
+    numbers |= {"prediction": prediction, "prob": prob, "value": value}
+    numbers["reward"] = value - before["value"] if reward.mode == "potential" else value
+    return after, numbers

@@ -16,6 +16,7 @@ from torch import Tensor
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, SupernetConfig
 from supernet.arrays import Floats, Ints
 from supernet.runtime.choice import runs_tiles
+from supernet.runtime.graphs import Recorder
 
 from .cache import PrefixCache
 from .device_episodes import DeviceEpisodes, begun_on_device, decide_on_device
@@ -65,6 +66,7 @@ class InferenceEngine:
         self.full_macs = int(net.macs().item())
         self._macs = MacsCost(net, self.full_macs)
         self.cache = PrefixCache(net, dataset, cache_mb, cache_dir, key_mean)
+        self._recorder = Recorder()
         self._full_prediction, self._full_prob = self.cache.prediction, self.cache.prob
 
     @property
@@ -190,7 +192,7 @@ class InferenceEngine:
             )
         unit = actions if isinstance(actions, Tensor) else torch.from_numpy(actions)
         unit = unit.to(self.net.pos_embed.device, torch.float64, non_blocking=True)
-        return decide_on_device(self.net, self.full_macs, episodes, unit, reward)
+        return decide_on_device(self.net, self.full_macs, episodes, unit, reward, self._recorder)
 
     def _outcome(self, episodes: Episodes, reward: RewardConfig, full_latency_ms: float | None) -> Outcome:
         """What is known after a decision, as reward functions get it."""

@@ -94,6 +94,19 @@ class TiledState(InferenceState):
     def __len__(self) -> int:
         return len(self.widths)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the state holds on the device, by name; `of_tensors` is the inverse."""
+        batch = {k: v for k, v in vars(self.batch).items() if isinstance(v, Tensor)}
+        own = {"patch_token": self.patch_token, "widths": self.widths, "spent": self.spent}
+        return batch | own | ({} if self.row_means is None else {"row_means": self.row_means})
+
+    @classmethod
+    def of_tensors(cls, group: int, most: int, tensors: dict[str, Tensor]) -> TiledState:
+        """The state before `group` of images with at most `most` tokens, from its `tensors`; others are left out."""
+        t = tensors
+        batch = TileBatch(t["x"], t["cu"], t["image"], t["have"], t.get("size"), most)
+        return cls(group, batch, t["patch_token"], t["widths"], t["spent"], t.get("row_means"))
+
     def padded_means(self) -> Tensor:
         """(B, num_tokens) `key_mean`, zero-padded on the right, on the device.
 

@@ -19,10 +19,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (7, 0)
 
 _USED: ContextVar[str | None] = ContextVar("supernet_runtime", default=None)
+_GRAPHS: ContextVar[bool] = ContextVar("supernet_runtime_graphs", default=True)
 
 
 @contextmanager
-def use(way: str) -> Iterator[None]:
+def use(way: str | None = None, graphs: bool = True) -> Iterator[None]:
     """Within the block, groups of blocks run this way, whatever the device.
 
         with supernet.runtime.use("segments"):
@@ -31,19 +32,31 @@ def use(way: str) -> Iterator[None]:
     Args:
         way: "segments" (`supernet.runtime.blocks`: products per distinct size, planned on the host; any device, has
             gradients) or "tiles" (`supernet.runtime.tiles`: Triton kernels that read their sizes on the device; no
-            gradients). Left alone, tiles run on GPUs, segments elsewhere.
+            gradients). None, and outside of any block: tiles run on GPUs, segments elsewhere.
+        graphs: Whether the environment records its steps on a GPU as CUDA graphs.
 
     Raises:
         ValueError: If there is no such way.
         RuntimeError: In the network's call, if tiles cannot run there.
     """
-    if way not in WAYS:
+    if way is not None and way not in WAYS:
         raise ValueError(f"runtime {way!r} is unknown; choose one of {WAYS}.")
-    token = _USED.set(way)
+    token, recorded = _USED.set(way), _GRAPHS.set(graphs)
     try:
         yield
     finally:
         _USED.reset(token)
+        _GRAPHS.reset(recorded)
+
+
+def records_graphs(device: torch.device) -> bool:
+    """Whether what runs by tiles on a device is to be recorded as CUDA graphs."""
+    return _GRAPHS.get() and device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+
+
+def precision(dtype: torch.dtype = torch.float32) -> str:
+    """How kernels round products of a type: float32 as torch's own on this device, "ieee" or "tf32"."""
+    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
 def runs_tiles(config: SupernetConfig, device: torch.device, dtype: torch.dtype) -> bool:

@@ -19,6 +19,7 @@ from ..config import SupernetConfig
 from ..layers import ElasticBlock
 from ..plan import GroupPlan
 from . import kernels
+from .choice import precision
 from .devices import TileSizes, tile_sizes
 from .tile_reduction import mean_keys, reduce_tiles
 from .tiled import TileBatch
@@ -216,7 +217,7 @@ def product(
         a, layer.weight, layer.bias, other, out, perm, batch.image, kdim, ndim, kdim if have is None else have,
         batch.total, a.stride(0), layer.weight.stride(0), other.stride(0), out.stride(0), features, tiles_n,
         ACT=act, RESIDUAL=residual is not None, PAD=padded and layer.in_features % 16 == 0,
-        PRECISION=_precision(a.dtype), BM=shapes.rows, BN=shapes.columns, BK=shapes.depth, GROUP=shapes.group,
+        PRECISION=precision(a.dtype), BM=shapes.rows, BN=shapes.columns, BK=shapes.depth, GROUP=shapes.group,
         num_warps=shapes.warps, num_stages=shapes.stages,
     )  # fmt: skip
     return out
@@ -252,15 +253,10 @@ def attention(
     kernels.attention_kernel[grid](
         qkv, out, qkv if scores is None else scores, qkv if log_size is None else log_size, batch.cu, heads,
         head_dim**-0.5 * LOG2_E, qkv.stride(0), out.stride(0), capacity,
-        SIZED=log_size is not None, SCORES=with_scores, CLASS=class_token, PRECISION=_precision(qkv.dtype),
+        SIZED=log_size is not None, SCORES=with_scores, CLASS=class_token, PRECISION=precision(qkv.dtype),
         BM=shapes.queries, BN=shapes.keys, HEAD=head_dim, BLOCK=max(triton.next_power_of_2(head_dim), 16),
         num_warps=4, num_stages=2,
     )  # fmt: skip
     if scores is None:
         return out, None
     return out, scores.sum(0) / heads[batch.image.long()]
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 products are rounded: as torch's own on this device."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
