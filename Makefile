@@ -5,7 +5,7 @@ OUT ?= demo
 # One thread for each process, or the processes would get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: docs demo test test-fast test-slow lint wheel clean help
+.PHONY: docs demo test test-fast test-slow lint wheel gpu-check clean help
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -33,6 +33,9 @@ lint: $(VENV)/.installed  ## Style and types.
 
 wheel: $(VENV)/.installed  ## Builds a wheel and compares its contents with the packages.
 	$(BIN)/python -m tools.check_wheel
+
+gpu-check:  ## On a machine with a GPU: its tests, then what it must reach (5 minutes; PYTHON names the interpreter).
+	$(PYTHON) -m tools.gpu_check --out $(OUT)
 
 docs: $(VENV)/.installed  ## The documentation's site in site/: a dead link or a missing docstring fails.
 	$(BIN)/python -m pip install --quiet -e ".[docs]"

@@ -20,6 +20,7 @@ from supernet.arrays import constant
 from supernet.config import with_space
 from supernet.layers import patches_by_product
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
+from train.timing.on_gpu import choices_on, forward_by_tiles, recorded
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -214,3 +215,23 @@ def test_constants_of_equal_value_keep_their_type() -> None:
         torch.int64,
         torch.float64,
     ]
+
+
+def test_the_network_that_is_timed_on_a_gpu_is_the_same() -> None:
+    net = random_net(make_config("prune", "class-token", False)).to(DEVICE)
+    images, subnet = images_for(net, 3).to(DEVICE), subnets_for(net, 3)
+    choices = choices_on(net, subnet, DEVICE)
+    with runtime.use("segments"):
+        expected = net(images, subnet)
+    assert_close(forward_by_tiles(net, images, choices), expected)
+
+
+@pytest.mark.cuda
+def test_what_is_recorded_gives_the_same() -> None:
+    net = random_net(make_config("prune", "class-token", False)).to(DEVICE)
+    images, subnet = images_for(net, 3).to(DEVICE), subnets_for(net, 3)
+    choices = choices_on(net, subnet, DEVICE)
+    graph = recorded(lambda: forward_by_tiles(net, images, choices))
+    assert torch.equal(graph(), forward_by_tiles(net, images, choices))
+    images.mul_(0.5)
+    assert torch.equal(graph(), forward_by_tiles(net, images, choices))

@@ -30,7 +30,7 @@ from prance_env import ImageDataset, PranceVecEnv, PranceVectorEnv, register_dat
 from prance_env.images.loading import DIGITS_SCENES, load_dataset
 from prance_env.settings import EnvArguments
 from prance_env.supernets import BUNDLED, checkpoint_folder
-from supernet import create_supernet, save_pretrained
+from supernet import create_supernet, runtime, save_pretrained
 from supernet.checkpoint import load_config
 
 from ..options import SupernetName, environment_options
@@ -40,6 +40,7 @@ from .clock import check_rounds, machine, machine_in_words, time_interleaved
 
 FULL, FIRST, UNCACHED = "full forward", "first visit", "prefix not cached"
 CACHED, SB3, AUTHORS = "prefix cached", "prefix cached, SB3", "as PRANCE's authors"
+TENSORS, LAUNCHED = "prefix cached, tensors", "prefix cached, tensors, no graphs"
 POLICY, TRAINING = "SB3 + policy", "SB3 + training"
 # Arguments of an environment that concern image files or the cache, which is what is measured.
 OF_FILES = ("dataset", "num_workers", "on_error", "cache_mb", "cache_dir")
@@ -189,7 +190,20 @@ def contenders(settings: EnvBenchSettings, task: EnvArguments) -> dict[str, Call
             policy.predict(latest[0])  # type: ignore[arg-type]
             latest[0] = watched.step(action)[0]
 
-    return {
+    on_gpu: dict[str, Callable[[], Any]] = {}
+    if torch.device(settings.device).type == "cuda":
+        held = PranceVectorEnv(n, AutoresetMode.SAME_STEP, "torch", **task)
+        held.reset(seed=settings.seed, options={"index": index})
+        there = torch.from_numpy(actions).to(settings.device)
+
+        def on_device(graphs: bool) -> None:
+            with runtime.use(graphs=graphs):
+                for action in there:
+                    held.step(action)
+
+        on_gpu = {TENSORS: lambda: on_device(True), LAUNCHED: lambda: on_device(False)}
+
+    return on_gpu | {
         FULL: lambda: forward(1),
         FIRST: lambda: from_reset(True),
         UNCACHED: lambda: from_reset(False),
@@ -215,7 +229,7 @@ def summarise(seconds: dict[str, list[float]], num_images: int) -> tuple[list[di
     policy, training = (_median(seconds[name], seconds[SB3], lambda a, b: a - b) for name in (POLICY, TRAINING))
     full = statistics.median(seconds[FULL])
     rows = []
-    for name in (FULL, FIRST, UNCACHED, CACHED, SB3, AUTHORS):
+    for name in (name for name in (FULL, FIRST, UNCACHED, TENSORS, LAUNCHED, CACHED, SB3, AUTHORS) if name in seconds):
         middle = statistics.median(seconds[name])
         columns = {"environment": middle}
         if name != FULL:

@@ -27,6 +27,7 @@ from supernet import SearchSpace, SubnetConfig, Supernet, extract, freeze, from_
 from ..options import Device, DType, TokenMode
 from ..report.tables import write_json
 from .clock import check_rounds, machine, machine_in_words, time_interleaved
+from .on_gpu import choices_on, compiled, forward_by_tiles, recorded
 from .peak_memory import peak_memory
 
 CANDIDATES = 4096
@@ -135,12 +136,22 @@ def contenders(settings: BenchSettings, name: str, batch_size: int) -> list[Cont
     for module in (model, net, static, merged):
         module.to(device, dtype).requires_grad_(False)
     full = float(net.macs())
-    return [
+    entrants = [
         Contender("timm", full, lambda: model(images)),
         Contender("full", full, lambda: net(images)),
         Contender("static", float(net.macs(one)), lambda: static(images)),
         Contender("per image", mean_macs, lambda: net(images, subnets)),
         Contender("tome", float(tome.macs(tome_subnet)), lambda: merged(images)),
+    ]
+    if device.type != "cuda":
+        return entrants
+    choices = choices_on(net, subnets, device)
+    graph = recorded(lambda: forward_by_tiles(net, images, choices))
+    return [
+        *entrants,
+        Contender("timm, compiled", full, compiled(model, images)),
+        Contender("full, graph", full, recorded(lambda: net(images))),
+        Contender("per image, graph", mean_macs, graph),
     ]
 
 
@@ -151,7 +162,7 @@ def run_bench(settings: BenchSettings, out: Path | None) -> list[dict[str, Any]]
         One row per model, batch size and contender.
     """
     console, rows = Console(), []
-    per_case = 5 * (settings.warmup + settings.repeats)
+    per_case = (8 if torch.device(settings.device).type == "cuda" else 5) * (settings.warmup + settings.repeats)
     total = len(settings.models) * len(settings.batch_sizes) * per_case
     with tqdm(total=total, desc="bench", unit="pass", mininterval=1) as bar:
         for name in settings.models:

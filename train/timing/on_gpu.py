@@ -1,0 +1,60 @@
+"""What is timed on a GPU only: networks as CUDA graphs, and compiled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from supernet import GroupChoice, SubnetConfig, Supernet
+from supernet.tiled_state import TiledState, run_tiled_group
+
+
+def choices_on(net: Supernet, subnet: SubnetConfig, device: torch.device) -> list[GroupChoice]:
+    """The choices for the groups that a decision precedes, on a device."""
+    groups = range(net.space.first_decided, len(net.space.groups))
+    picked = (subnet.group(net.space, group) for group in groups)
+    return [GroupChoice(*(size.to(device) for size in vars(choice).values())) for choice in picked]
+
+
+def forward_by_tiles(net: Supernet, images: Tensor, choices: list[GroupChoice]) -> Tensor:
+    """`net(images, subnets)` by tiles, with the subnets on the device: nothing is copied there and nothing waits.
+
+    Args:
+        net: The supernet; its first group runs at full size, unless it is decided.
+        images: (B, in_chans, img_size, img_size).
+        choices: One per group that a decision precedes, see `choices_on`.
+
+    Returns:
+        (B, num_classes) logits.
+    """
+    state = TiledState.of(net.begin(images), net.config)
+    for choice in choices:
+        state = run_tiled_group(net.config, net.blocks, state, choice)
+    return net.forward_head(state)
+
+
+def recorded(function: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Tensor]:
+    """The function as a CUDA graph: what it returns is overwritten by the next call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        for _ in range(warmup):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        out = function()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def compiled(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """The model on these images, compiled by `torch.compile` for few launches (its own CUDA graphs)."""
+    fast = torch.compile(model, mode="reduce-overhead")
+    return lambda: fast(images)
