@@ -29,7 +29,7 @@ def as_array(value: Any) -> NDArray[Any]:
 
 
 def to_host(tree: Any) -> Any:
-    """A nest of dicts and tuples with its tensors as numpy arrays, fetched from a device in a single copy."""
+    """A nest of dicts, tuples and lists with its tensors as numpy arrays, fetched from a device in a single copy."""
     tensors: list[Tensor] = []
 
     def note(leaf: Any) -> Any:
@@ -96,6 +96,6 @@ def to_device(tree: Any, device: torch.device) -> Any:
 def _mapped(tree: Any, convert: Callable[[Any], Any]) -> Any:
     if isinstance(tree, dict):
         return {key: _mapped(value, convert) for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(_mapped(value, convert) for value in tree)
+    if isinstance(tree, tuple | list):
+        return type(tree)(_mapped(value, convert) for value in tree)
     return convert(tree)

@@ -145,7 +145,7 @@ class MemoryStore:
 
     def read(self, index: Ints) -> Tensor:
         """See `PrefixStore`."""
-        return self._rows[torch.from_numpy(index).to(self._rows.device)]
+        return self._rows[torch.from_numpy(index).to(self._rows.device, non_blocking=True)]
 
     def write(self, index: Ints, tokens: Tensor, prediction: Ints, prob: Floats) -> Ints:
         """See `PrefixStore`."""

@@ -6,6 +6,7 @@ Stable-Baselines3.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, Supern
 from supernet.arrays import Floats, Ints
 from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
+from supernet.runtime.memory import said_if_too_large
 
 from .cache import PrefixCache
 from .device_episodes import DeviceEpisodes, begun_on_device, decide_on_device
@@ -82,6 +84,7 @@ class InferenceEngine:
 
         Raises:
             IndexError: If an entry is not an image of the data set.
+            RuntimeError: If a GPU has not the memory for so many images.
             OSError: If an image is broken and the data set says that this is an error.
         """
         if len(index) and (index.min() < 0 or index.max() >= len(self.dataset)):
@@ -89,7 +92,8 @@ class InferenceEngine:
             raise IndexError(
                 f"index={bad[0]} is not an image of this data set; allowed are 0..{len(self.dataset) - 1}."
             )
-        index, rows = self._prefixes(index)
+        with self._memory(len(index)):
+            index, rows = self._prefixes(index)
         c, space, batch = self.config, self.config.space, len(index)
         key_mean = rows[..., c.embed_dim].float() if self.key_mean else None
         state = self.net.begun(rows[..., : c.embed_dim], key_mean)
@@ -127,10 +131,11 @@ class InferenceEngine:
         Returns:
             The episodes one group later.
         """
-        if self._on_device(reward):
-            return self._step_on_device(episodes, actions, reward)
-        values = actions.double().cpu().numpy() if isinstance(actions, Tensor) else actions
-        return self._step_on_host(episodes.host, values, reward)
+        with self._memory(len(episodes)):
+            if self._on_device(reward):
+                return self._step_on_device(episodes, actions, reward)
+            values = actions.double().cpu().numpy() if isinstance(actions, Tensor) else actions
+            return self._step_on_host(episodes.host, values, reward)
 
     def _step_on_host(self, episodes: Episodes, actions: Floats, reward: RewardConfig) -> Episodes:
         space, decision, batch = self.config.space, episodes.decision, len(episodes)
@@ -177,6 +182,10 @@ class InferenceEngine:
             reward_tokens=terms.tokens,
             value=terms.value,
         )
+
+    def _memory(self, batch: int) -> AbstractContextManager[None]:
+        weights = self.net.pos_embed
+        return said_if_too_large(self.config, weights.dtype, weights.device, batch)
 
     def _on_device(self, reward: RewardConfig) -> bool:
         """Whether steps are computed on the device as a whole."""

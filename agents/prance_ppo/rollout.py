@@ -11,6 +11,8 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prance_env.arrays import to_host
+
 from .policy import GaussianPolicy
 
 
@@ -59,7 +61,7 @@ def collect(
     device = policy.log_std.device
     on_device = isinstance(observation, Tensor)
     observations, actions, rewards = [_tensor(observation, device)], [], []
-    terminated, truncated, final_observations, final_infos = [], [], [], []
+    terminated, truncated, finals = [], [], []
     for _ in range(n_steps):
         actions.append(policy.sample(observations[-1], generator))
         clipped = policy.clip(actions[-1])
@@ -67,12 +69,10 @@ def collect(
         observations.append(_tensor(observation, device))
         rewards.append(_tensor(reward, device))
         terminated.append(torch.as_tensor(ends, device=device))
-        cuts = cuts & ~ends
-        truncated.append(torch.as_tensor(cuts, device=device))
-        if cuts.any():
-            final_observations += [_tensor(o, device) for o in infos["final_obs"][cuts]]
-        if (ends | cuts).any():
-            final_infos.append(_numbers(infos.get("final_info", {}), ends | cuts))
+        truncated.append(torch.as_tensor(cuts & ~ends, device=device))
+        if "final_info" in infos or "final_obs" in infos:
+            finals.append((infos.get("final_obs"), infos.get("final_info", {}), cuts & ~ends, ends | cuts))
+    final_observations, final_infos = _finals(finals, device)
     size = observations[0].shape[1]
     return Rollout(
         observations=torch.stack(observations),
@@ -90,11 +90,34 @@ def _tensor(values: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32, device=device)
 
 
-def _numbers(infos: dict[str, Any], rows: Any) -> dict[str, NDArray[Any]]:
-    """The rows of all infos that are one number or more per environment."""
-    picked = {k: v[rows] for k, v in infos.items() if not k.startswith("_") and isinstance(v, np.ndarray | Tensor)}
-    arrays = {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in picked.items()}
-    return {k: v for k, v in arrays.items() if v.dtype.kind in "bif"}
+def _finals(
+    finals: list[tuple[Any, dict[str, Any], Any, Any]], device: torch.device
+) -> tuple[list[Tensor], list[dict[str, NDArray[Any]]]]:
+    """What the steps at which episodes ended are remembered by.
+
+    Args:
+        finals: Of every such step the last observations, the last infos, which episodes were cut, and which ended.
+        device: Where observations are wanted.
+
+    Returns:
+        Observations of the episodes that were cut, and of every step all infos that are one number or more per
+        environment, of the episodes that ended.
+    """
+    # Fetched together after the rollout, so that none of its steps waits for a device.
+    infos = to_host([_numbers(final) for _, final, _, _ in finals])
+    masks = to_host([(cut, ended) for _, _, cut, ended in finals])
+    observations, rows = [], []
+    for (seen, *_), info, (cut, ended) in zip(finals, infos, masks, strict=True):
+        if cut.any():
+            observations += [_tensor(seen[lane], device) for lane in np.flatnonzero(cut).tolist()]
+        rows.append({k: v[ended] for k, v in info.items()})
+    return observations, rows
+
+
+def _numbers(infos: dict[str, Any]) -> dict[str, Any]:
+    """The infos that are one number or more per environment."""
+    picked = {k: v for k, v in infos.items() if not k.startswith("_") and isinstance(v, np.ndarray | Tensor)}
+    return {k: v for k, v in picked.items() if isinstance(v, Tensor) or v.dtype.kind in "bif"}
 
 
 def _concatenate(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -17,6 +17,7 @@ from prance_env.device_episodes import NUMBERS, DeviceEpisodes
 from prance_env.lanes import Lanes
 from prance_env.spaces import decode_actions
 from supernet import runtime
+from supernet.runtime.memory import bytes_per_image
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -133,3 +134,19 @@ def test_an_episode_waits_for_nothing_on_a_gpu(engine: InferenceEngine) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert all(bool(r.isfinite().all()) for r in rewards)
+
+
+def test_a_batch_too_large_for_the_gpu_says_how_many_images_fit(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*args: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    begun, before = engine.start(np.arange(BATCH)), engine.observe(engine.start(np.arange(BATCH)), "cls")
+    free = 5 * bytes_per_image(engine.config, torch.float32) + 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**34))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.net, "run_group", exhausted)
+        with pytest.raises(RuntimeError, match=r"4 images at a time .* 16\.0 GiB are free: about 5 fit\. Take fewer"):
+            engine.step(begun, unit_actions(engine.config.space, BATCH)[:, 0], RewardConfig(latency_table=None))
+    assert torch.equal(engine.observe(begun, "cls"), before)
