@@ -56,15 +56,15 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
-    def host(self) -> Episodes:
-        """The same episodes with their numbers on the host: these."""
-        return self
-
     def __getitem__(self, lanes: Ints) -> Episodes:
         shared = (int, type(None))
         picked: dict[str, Any] = {k: v if isinstance(v, shared) else v[lanes] for k, v in vars(self).items()}
         return Episodes(**picked)
+
+    @property
+    def host(self) -> Episodes:
+        """The same episodes with their numbers on the host: these."""
+        return self
 
     @property
     def success(self) -> Bools:

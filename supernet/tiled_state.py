@@ -19,6 +19,11 @@ from .state import InferenceState
 from .subnet import GroupChoice
 
 
+def _of_host(name: str) -> Any:
+    """A field that is fetched with all others when it is asked for."""
+    return property(lambda state: getattr(state.host, name), doc=f"See `InferenceState.{name}`; waits for the device.")
+
+
 class TiledState(InferenceState):
     """B images between two groups; an `InferenceState` that fetches its fields from the device when they are asked for.
 
@@ -122,40 +127,13 @@ class TiledState(InferenceState):
         """The same: the tiled runtime has no gradients."""
         return self
 
-    @cached_property
-    def tokens(self) -> Tensor:
-        """(T, C), see `InferenceState`."""
-        return self.host.tokens
-
-    @cached_property
-    def num_tokens(self) -> Ints:
-        """(B,), see `InferenceState`."""
-        return self.host.num_tokens
-
-    @cached_property
-    def size(self) -> Tensor | None:
-        """(T,), see `InferenceState`."""
-        return self.host.size
-
-    @cached_property
-    def embed_dim(self) -> Ints:
-        """(B,), see `InferenceState`."""
-        return self.host.embed_dim
-
-    @cached_property
-    def token_dim(self) -> Ints:
-        """(B,), see `InferenceState`."""
-        return self.host.token_dim
-
-    @cached_property
-    def macs(self) -> Ints:
-        """(B,), see `InferenceState`."""
-        return self.host.macs
-
-    @cached_property
-    def key_mean(self) -> Tensor | None:
-        """(T,), see `InferenceState`."""
-        return self.host.key_mean
+    tokens: Tensor = _of_host("tokens")
+    num_tokens: Ints = _of_host("num_tokens")
+    size: Tensor | None = _of_host("size")
+    embed_dim: Ints = _of_host("embed_dim")
+    token_dim: Ints = _of_host("token_dim")
+    macs: Ints = _of_host("macs")
+    key_mean: Tensor | None = _of_host("key_mean")
 
 
 def run_tiled_group(

@@ -96,7 +96,7 @@ def run_tiles(
             batch, patch_token, key_mean = reduce_tiles(config, plan, batch, scores, keys, key_mean, patch_token)
             perms = permutations(batch, orders)
         carries = plan.carries and i == depth - 1
-        batch = _mlp_half(config, block, batch, sizes, i, perms[depth + i], carries, shapes)
+        batch = _mlp_half(config.act, block, batch, sizes, i, perms[depth + i], carries, shapes)
     return batch, patch_token, key_mean
 
 
@@ -126,21 +126,14 @@ def _attention_half(
 
 
 def _mlp_half(
-    config: SupernetConfig,
-    block: ElasticBlock,
-    batch: TileBatch,
-    sizes: _Sizes,
-    i: int,
-    perm: Tensor,
-    carries: bool,
-    shapes: TileSizes,
+    act: str, block: ElasticBlock, batch: TileBatch, sizes: _Sizes, i: int, perm: Tensor, lln: bool, shapes: TileSizes
 ) -> TileBatch:
     """Residual MLP, and the map over a group boundary."""
     widths, hidden, gives = sizes.widths[i], sizes.hidden[i], sizes.gives[i]
     y = norm(batch, block.norm2, widths, None if sizes.zoom is None else sizes.zoom[i], shapes.normed)
-    h = product(batch, y, block.fc1, perm, widths, hidden, shapes, act=ACTIVATION_CODES[config.act])
+    h = product(batch, y, block.fc1, perm, widths, hidden, shapes, act=ACTIVATION_CODES[act])
     residual, there = batch.x, widths
-    if carries and block.lln is not None:
+    if lln and block.lln is not None:
         residual, there = product(batch, residual, block.lln, perm, widths, gives, shapes), gives
     x = product(batch, h, block.fc2, perm, hidden, gives, shapes, residual=residual, have=there)
     return replace(batch, x=x, have=gives)
