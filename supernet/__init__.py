@@ -11,6 +11,7 @@ from .ordering import UnitOrder, UnitScores, importance_order, reorder, reorder_
 from .registry import list_supernets, register_supernet, supernet_config
 from .state import InferenceState
 from .static_vit import StaticViT
+from .stems import register_stem
 from .subnet import GroupChoice, SubnetConfig
 from .tokens.modes import TokenMode, list_token_modes, register_token_mode, token_mode
 from .vit import Supernet, freeze
@@ -41,6 +42,7 @@ __all__ = [
     "load_prance_checkpoint",
     "load_static",
     "load_weights",
+    "register_stem",
     "register_supernet",
     "register_token_mode",
     "reorder",

@@ -27,8 +27,10 @@ def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torc
         dtype: Of floating-point weights in the file; loading always gives float32.
 
     Raises:
-        ValueError: If layers were replaced or parametrised, so that the folder could not be loaded.
+        ValueError: If layers were replaced or parametrised, or the classifier is not the one of the configuration, so
+            that the folder could not be loaded.
     """
+    net.check_classifier()
     with torch.device("meta"):
         plain = Supernet(net.config)
     check_names(net.state_dict(), plain.state_dict(), "This supernet")

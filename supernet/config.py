@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from .layers import ACTIVATIONS
+from .layers import ACTIVATIONS, NORMS
+from .stems import check_stem
 from .tokens.modes import TokenMode, token_mode
 
 
@@ -114,13 +115,24 @@ class SearchSpace:
         return self.num_heads[0 if len(self.num_heads) == 1 else self.embed_dims.index(embed_dim)]
 
 
-STEMS = ("patch", "conv")
-POOLS = ("token", "avg")
+POOLS = ("token", "avg", "map")
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": NORMS,
+    "act": tuple(ACTIVATIONS),
+    "global_pool": POOLS,
+    "crop_mode": CROP_MODES,
+    "interpolation": INTERPOLATIONS,
+}
+"""Settings of a `SupernetConfig` that are one of a few words."""
 
 
 @dataclass(frozen=True)
 class SupernetConfig:
     """Architecture of an elastic ViT around a `SearchSpace`.
+
+    The defaults are a plain ViT. `plain_blocks` tells whoever runs blocks in another way whether these are.
 
     Attributes:
         space: The search space; its largest choices are the size of the weights.
@@ -129,16 +141,31 @@ class SupernetConfig:
         in_chans: Image channels.
         num_classes: Number of logits; 0 for no classifier, so that the network gives its pooled features.
         head_dim: Channels per attention head.
-        stem: "patch" (one convolution, as in ViT) or "conv" (three convolutions with batch norm).
-        norm_eps: Epsilon of the layer norms.
+        stem: "patch" (one convolution, as in ViT), "conv" (three convolutions with batch norm), a name given to
+            `register_stem`, or "timm/NAME": the patch embedding of that model of timm, as it is.
+        patch_norm: Whether a norm follows the convolution of the stem "patch" (AIMv2).
+        norm: "layer" for layer norms, "rms" for RMS norms, everywhere.
+        norm_eps: Epsilon of the norms.
         act: Activation of the MLPs, one of `supernet.layers.ACTIVATIONS`.
-        pre_norm: Whether a layer norm follows the embeddings (CLIP).
+        glu: Whether MLPs are gated: `fc2(act(gate(x)) * fc1(x))` (SwiGLU with act="silu").
+        qk_norm: Whether the queries and keys of every head are normed.
+        scale_norm: Whether a norm precedes the last linear layer of attention and of the MLP (BEiT-3).
+        pre_norm: Whether a norm follows the embeddings (CLIP).
         class_token: Whether there is a class token.
-        global_pool: "token", the class token is classified, or "avg", the mean of the patches.
-        fc_norm: Whether the mean is taken before the last layer norm instead of after it.
+        reg_tokens: Register tokens behind the class token; they are never dropped, merged or pooled.
+        distilled: Whether the first register is DeiT's distillation token, which has a classifier of its own; the
+            logits are the mean of both.
+        global_pool: "token", the class token is classified; "avg", the mean of the patches; or "map", what a learned
+            query attends to in the patches (SigLIP).
+        final_norm: Whether there is a norm after the last block.
+        fc_norm: Whether the mean is taken before the last norm instead of after it.
         lln: Whether a learned linear map carries the residual over a group boundary (PRANCE's `lln`).
         mean: Per-channel mean of images in [0, 1]; uint8 images are normalised by the network, floats are not.
         std: Per-channel standard deviation.
+        crop_pct: Images are resized to `img_size / crop_pct` before `img_size` is cut out of them, in (0, 1]; counts
+            where a data set does not say otherwise, as the next two.
+        crop_mode: How, one of `CROP_MODES`; see `prance_env.images.transform`.
+        interpolation: How they are resized, one of `INTERPOLATIONS`.
         prance_embed_dim: Width of the authors' meta-network that the weights were read from, which switches their rules
             on: norms scaled by sqrt(width / full width), blocks that hand on the next block's width, tokens sorted by
             attention at every decision. None for ours.
@@ -151,15 +178,26 @@ class SupernetConfig:
     num_classes: int = 1000
     head_dim: int = 64
     stem: str = "patch"
+    patch_norm: bool = False
+    norm: str = "layer"
     norm_eps: float = 1e-6
     act: str = "gelu"
+    glu: bool = False
+    qk_norm: bool = False
+    scale_norm: bool = False
     pre_norm: bool = False
     class_token: bool = True
+    reg_tokens: int = 0
+    distilled: bool = False
     global_pool: str = "token"
+    final_norm: bool = True
     fc_norm: bool = False
     lln: bool = True
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
     prance_embed_dim: int | None = None
 
     def __post_init__(self) -> None:
@@ -169,18 +207,46 @@ class SupernetConfig:
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
             if len(getattr(self, name)) != self.in_chans:
                 raise ValueError(f"{name}={getattr(self, name)!r} must have one entry for each of {self.in_chans=}.")
-        for name in ("img_size", "patch_size", "in_chans", "num_classes", "head_dim"):
-            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < (name != "num_classes"):
+        may_be_zero = ("num_classes", "reg_tokens")
+        for name in ("img_size", "patch_size", "in_chans", "head_dim", *may_be_zero):
+            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < (name not in may_be_zero):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a positive integer.")
-        for name, allowed in (("stem", STEMS), ("act", tuple(ACTIVATIONS)), ("global_pool", POOLS)):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
-        if self.global_pool == "token" and not self.class_token:
-            raise ValueError("global_pool='token' needs class_token=True; choose global_pool='avg'.")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct={self.crop_pct!r} must lie in (0, 1]; 1 crops nothing.")
+        self._check_tokens()
         if self.img_size % self.patch_size:
             raise ValueError(f"img_size={self.img_size} must be a multiple of patch_size={self.patch_size}.")
-        if self.stem == "conv" and self.patch_size % 4:
-            raise ValueError(f"stem='conv' needs a patch_size that is a multiple of 4, not {self.patch_size}.")
+        check_stem(self.stem, self.patch_size)
+        if self.patch_norm and self.stem != "patch":
+            raise ValueError(
+                f"patch_norm=True goes with stem='patch', not with {self.stem!r}, which has its own norms."
+            )
+
+    def _check_tokens(self) -> None:
+        """Whether what is pooled is there, and the authors' rules know all kinds of tokens and norms."""
+        if self.global_pool == "token" and not self.class_token:
+            raise ValueError("global_pool='token' needs class_token=True; choose global_pool='avg'.")
+        if self.distilled and (self.global_pool != "token" or not self.reg_tokens):
+            raise ValueError(
+                "distilled=True needs global_pool='token' and reg_tokens=1 or more: the first register is the "
+                "distillation token."
+            )
+        if self.global_pool == "map" and self.fc_norm:
+            raise ValueError("fc_norm=True goes with global_pool='avg'; global_pool='map' pools what is normed.")
+        if self.global_pool == "map" and self.embed_dim % self.head_dim:
+            raise ValueError(
+                f"global_pool='map' cuts embed_dim={self.embed_dim} into heads; it must be a multiple of "
+                f"head_dim={self.head_dim}."
+            )
+        plain = self.plain_blocks and self.final_norm and not self.reg_tokens and self.global_pool != "map"
+        if self.prance_embed_dim is not None and not plain:
+            raise ValueError(
+                "prance_embed_dim switches the authors' rules on, which know neither registers nor attention pooling, "
+                "gated MLPs or other norms; leave it None."
+            )
 
     @property
     def embed_dim(self) -> int:
@@ -194,17 +260,22 @@ class SupernetConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image, the class token not counted."""
+        """Patches of an image, tokens in front of them not counted."""
         return (self.img_size // self.patch_size) ** 2
 
     @property
     def num_prefix_tokens(self) -> int:
-        """1 if there is a class token, else 0."""
-        return int(self.class_token)
+        """Tokens in front of the patches, which always stay: the class token, if there is one, and the registers."""
+        return int(self.class_token) + self.reg_tokens
+
+    @property
+    def plain_blocks(self) -> bool:
+        """Whether blocks are those of a plain ViT: layer norms before attention and MLP and nowhere else, no gate."""
+        return self.norm == "layer" and not (self.glu or self.qk_norm or self.scale_norm)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image before any is dropped, the class token included."""
+        """Tokens of an image before any is dropped, class token and registers included."""
         return self.num_patches + self.num_prefix_tokens
 
     def zoom(self, embed_dim: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .config import SupernetConfig
 from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from .heads import ImageClassifier, end_layers
 from .plain import check_blocks, check_names, check_plain
 from .static_vit import StaticViT
 from .subnet import SubnetConfig
@@ -43,8 +44,9 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
         A module in evaluation mode whose logits are `net(images, subnet)`.
 
     Raises:
-        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds; or if
-            layers of the supernet have hooks, parametrisations or other classes, which would be lost.
+        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds; if
+            layers of the supernet have hooks, parametrisations or other classes, which would be lost; or if the
+            classifier is not the one of the configuration.
         TypeError: If it is no SubnetConfig.
     """
     static = StaticViT(net.config, subnet, "meta")
@@ -54,9 +56,11 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
         zooms |= {f"blocks.{i}.norm{n}.weight": net.config.zoom(width) for n in (1, 2)}
     if isinstance(net, nn.Module):
         children = dict(net.named_children())
-        check_plain({name: children.get(name) for name in ("norm", "head")})
+        check_plain(end_layers(net))
         if isinstance(blocks := children.get("blocks"), nn.ModuleList):
             check_blocks(blocks, range(len(blocks)))
+    if isinstance(net, ImageClassifier):
+        net.check_classifier()
     weights = net.state_dict()
     check_names(weights.keys() & static.state_dict(), static.state_dict(), "This supernet")
     cut = {
@@ -64,7 +68,8 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
         for name, target in static.state_dict().items()
     }
     for name, zoom in zooms.items():
-        cut[name] *= zoom
+        if name in cut:
+            cut[name] *= zoom
     static.load_state_dict(cut, assign=True)
     static.mean, static.std = net.mean.clone(), net.std.clone()
     return static.eval()
@@ -102,7 +107,11 @@ def describe(static: StaticViT, files: list[Path]) -> dict[str, Any]:
 
     Returns:
         Plain data. `config` and `subnet` determine the network; the rest follows from them.
+
+    Raises:
+        ValueError: If its classifier is not the one of its configuration.
     """
+    static.check_classifier()
     config = static.config
     return {
         "format": FORMAT,

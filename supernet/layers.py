@@ -14,7 +14,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
 }
+Norm = nn.LayerNorm | nn.RMSNorm
+NORMS = ("layer", "rms")
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -46,14 +49,23 @@ def prefix_weights(layer: nn.Linear, out_features: int, in_features: int) -> tup
     return weight[:out_features, :in_features], bias[:out_features]
 
 
-def layer_norm(layer: nn.LayerNorm, x: Tensor, zoom: float = 1.0) -> Tensor:
-    """Layer norm over the C active channels of `x` (..., C); its gain is multiplied by `zoom`."""
+def make_norm(kind: str, channels: int, eps: float) -> Norm:
+    """A norm over so many channels, of a kind in `NORMS`."""
+    return nn.LayerNorm(channels, eps) if kind == "layer" else nn.RMSNorm(channels, eps)
+
+
+def prefix_norm(layer: nn.Module, x: Tensor, zoom: float = 1.0) -> Tensor:
+    """Norm over the C active channels of `x` (..., C); its gain is multiplied by `zoom`. Identities change nothing."""
+    if isinstance(layer, nn.Identity):
+        return x
     c = x.shape[-1]
-    weight: Tensor = layer.weight
+    assert isinstance(layer, Norm)
+    weight: Tensor = layer.weight if c == layer.weight.shape[0] else layer.weight[:c]
+    weight = weight if zoom == 1 else weight * zoom
+    if isinstance(layer, nn.RMSNorm):
+        return F.rms_norm(x, (c,), weight, layer.eps)
     bias: Tensor = layer.bias
-    if c < weight.shape[0]:
-        weight, bias = weight[:c], bias[:c]
-    return F.layer_norm(x, (c,), weight if zoom == 1 else weight * zoom, bias, layer.eps)
+    return F.layer_norm(x, (c,), weight, bias if c == bias.shape[0] else bias[:c], layer.eps)
 
 
 def set_width(x: Tensor, width: int) -> Tensor:
@@ -117,10 +129,14 @@ class ElasticBlock(nn.Module):
         hidden_dim: Hidden width of the MLP.
         num_heads: Heads at full width.
         head_dim: Channels per head.
-        norm_eps: Epsilon of the layer norms.
+        norm_eps: Epsilon of the norms.
         lln: Whether a linear map carries the residual over the end of the block's group.
         reduce: The module that reduces tokens between attention and MLP, if the token mode has learned parameters and
             a decision precedes this block.
+        norm: Kind of the norms, one of `NORMS`.
+        glu: Whether the MLP is gated.
+        qk_norm: Whether queries and keys are normed, each head alone.
+        scale_norm: Whether a norm precedes `proj` and another one `fc2`.
     """
 
     def __init__(
@@ -132,13 +148,23 @@ class ElasticBlock(nn.Module):
         norm_eps: float,
         lln: bool,
         reduce: nn.Module | None = None,
+        *,
+        norm: str = "layer",
+        glu: bool = False,
+        qk_norm: bool = False,
+        scale_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, norm_eps)
+        self.norm1 = make_norm(norm, embed_dim, norm_eps)
         self.qkv = nn.Linear(embed_dim, 3 * num_heads * head_dim)
+        self.q_norm = make_norm(norm, head_dim, norm_eps) if qk_norm else None
+        self.k_norm = make_norm(norm, head_dim, norm_eps) if qk_norm else None
+        self.attn_norm = make_norm(norm, num_heads * head_dim, norm_eps) if scale_norm else None
         self.proj = nn.Linear(num_heads * head_dim, embed_dim)
-        self.norm2 = nn.LayerNorm(embed_dim, norm_eps)
+        self.norm2 = make_norm(norm, embed_dim, norm_eps)
+        self.gate = nn.Linear(embed_dim, hidden_dim) if glu else None
         self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.mlp_norm = make_norm(norm, hidden_dim, norm_eps) if scale_norm else None
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
         self.lln = nn.Linear(embed_dim, embed_dim) if lln else None
         self.reduce = reduce
@@ -146,9 +172,32 @@ class ElasticBlock(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Variance 1 / fan-in, residual branches damped by .2, zero biases, identity boundary map."""
-        for layer, gain in ((self.qkv, 1.0), (self.fc1, 1.0), (self.proj, 0.2), (self.fc2, 0.2)):
+        for layer, gain in ((self.qkv, 1.0), (self.fc1, 1.0), (self.gate, 1.0), (self.proj, 0.2), (self.fc2, 0.2)):
+            if layer is None:
+                continue
             nn.init.trunc_normal_(layer.weight, std=gain * layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
         if self.lln is not None:
             nn.init.eye_(self.lln.weight)
             nn.init.zeros_(self.lln.bias)
+
+
+def normed_heads(block: ElasticBlock, qkv: Tensor, num_heads: int) -> Tensor:
+    """Norms the queries and keys of every head, if the block does so.
+
+    Args:
+        block: The block.
+        qkv: (T, num_heads * 3 * head_dim), ordered (head, q|k|v, channel).
+        num_heads: Heads that there are.
+    """
+    if block.q_norm is None or block.k_norm is None:
+        return qkv
+    q, k, v = qkv.view(len(qkv), num_heads, 3, -1).unbind(2)
+    return torch.stack([prefix_norm(block.q_norm, q), prefix_norm(block.k_norm, k), v], dim=2).view_as(qkv)
+
+
+def hidden_units(block: ElasticBlock, act: str, x: Tensor, units: int) -> Tensor:
+    """The first `units` activations (T, units) of the block's MLP on normed tokens (T, C)."""
+    if block.gate is None:
+        return activate(act, linear(block.fc1, x, units))
+    return activate(act, linear(block.gate, x, units)) * linear(block.fc1, x, units)

@@ -11,16 +11,19 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from .arrays import Ints, namespace
 from .config import SupernetConfig
-from .plan import GroupPlan, check_counted, plan_subnet
+from .plan import GroupPlan, check_counted, hidden_dims, plan_subnet
+from .stems import OWN_STEMS, make_stem
 from .subnet import SubnetConfig
 from .tokens.modes import TokenMode
 
 
 def stem_shapes(config: SupernetConfig) -> list[tuple[int, int, int, int]]:
-    """(in_chans, out_chans, kernel, output side) of every convolution of the patch embedding."""
+    """(in_chans, out_chans, kernel, output side) of every convolution of a patch embedding of this package."""
     side = config.img_size // config.patch_size
     d = config.embed_dim
     if config.stem == "patch":
@@ -35,7 +38,19 @@ def stem_shapes(config: SupernetConfig) -> list[tuple[int, int, int, int]]:
 
 def stem_macs(config: SupernetConfig) -> int:
     """MACs of the patch embedding of one image; always computed at full width."""
+    if config.stem not in OWN_STEMS:
+        return _foreign_stem(config)[0]
     return sum(i * o * k * k * side * side for i, o, k, side in stem_shapes(config))
+
+
+@lru_cache
+def _foreign_stem(config: SupernetConfig) -> tuple[int, int]:
+    """MACs, as PyTorch counts them, and parameters of a patch embedding that is no formula's."""
+    with torch.device("meta"):
+        stem, image = make_stem(config).eval(), torch.empty(1, config.in_chans, config.img_size, config.img_size)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        stem(image)
+    return counter.get_total_flops() // 2, sum(p.numel() for p in stem.parameters())
 
 
 def group_macs(config: SupernetConfig, plan: GroupPlan) -> Ints:
@@ -62,15 +77,29 @@ def group_macs(config: SupernetConfig, plan: GroupPlan) -> Ints:
         macs = arrays.where(plan.reduces, macs, 0)
     attended = plan.attended
     macs = macs + (attended * inner * (3 * plan.reads + plan.widths + 2 * attended)).sum(1)
-    macs = macs + left * (plan.hidden * (plan.widths + plan.gives)).sum(1)
+    macs = macs + left * (plan.hidden * ((1 + config.glu) * plan.widths + plan.gives)).sum(1)
     if plan.carries:
         macs = macs + left * plan.widths[:, -1] * plan.gives[:, -1]
     return macs
 
 
-def head_macs(config: SupernetConfig, token_dim: Ints) -> Ints:
-    """MACs of the classifier on pooled tokens of width `token_dim` (B,)."""
-    return token_dim * config.num_classes
+def head_macs(config: SupernetConfig, token_dim: Ints, num_tokens: Ints) -> Ints:
+    """MACs of pooling and classifier.
+
+    Args:
+        config: The supernet.
+        token_dim: (B,) width of the tokens after the last block.
+        num_tokens: (B,) how many they are, class token and registers included.
+    """
+    if config.global_pool != "map":
+        return token_dim * config.num_classes * (1 + config.distilled)
+    d, hidden, patches = config.embed_dim, _pool_hidden(config), num_tokens - config.num_prefix_tokens
+    return patches * 2 * d * (token_dim + 1) + d * (d + 2 * hidden + config.num_classes)
+
+
+def _pool_hidden(config: SupernetConfig) -> int:
+    """Hidden units of the MLP behind attention pooling."""
+    return int(hidden_dims(np.array(config.embed_dim), np.array(config.space.mlp_ratios[-1])))
 
 
 def remaining_macs(
@@ -95,30 +124,46 @@ def remaining_macs(
     Raises:
         ValueError: If the subnet reduces tokens by thresholds.
     """
+    plans = plan_subnet(config, subnet, group, num_tokens, token_dim)
     last = num_tokens * 0 + config.embed_dim if subnet is None else subnet.embed_dim[:, -1].numpy()
-    total = head_macs(config, last)
-    for plan in plan_subnet(config, subnet, group, num_tokens, token_dim):
+    total = head_macs(config, last, plans[-1].num_left if plans else num_tokens)
+    for plan in plans:
         total = total + group_macs(config, plan)
     return total
 
 
 def subnet_params(config: SupernetConfig, subnet: SubnetConfig) -> Ints:
     """(B,) parameters of the extracted static networks; without batch norm's statistics."""
-    d = config.embed_dim
-    convs = sum(i * o * k * k for i, o, k, _ in stem_shapes(config))
-    affine = d if config.stem == "patch" else 2 * sum(o for _, o, _, _ in stem_shapes(config))
-    embeddings = d * (config.num_tokens + config.num_prefix_tokens) + (2 * d if config.pre_norm else 0)
-    params = np.full(len(subnet), convs + affine + embeddings, dtype=np.int64)
+    affine = 2 if config.norm == "layer" else 1
+    d, head_dim = config.embed_dim, config.head_dim
+    embeddings = d * (config.num_tokens + config.num_prefix_tokens + affine * (config.pre_norm + config.patch_norm))
+    params = np.full(len(subnet), _stem_params(config) + embeddings, dtype=np.int64)
     for plan in plan_subnet(config, subnet):
         w, hidden, gives, inner = plan.widths, plan.hidden, plan.gives, plan.num_heads * config.head_dim
-        params += (4 * w + 3 * inner * (w + 1) + w * (inner + 1) + hidden * (w + 1) + gives * (hidden + 1)).sum(1)
+        params += (2 * affine * w + 3 * inner * (w + 1) + w * (inner + 1)).sum(1)
+        params += ((1 + config.glu) * hidden * (w + 1) + gives * (hidden + 1)).sum(1)
+        params += affine * (config.qk_norm * 2 * head_dim + config.scale_norm * (inner + hidden)).sum(1)
         if plan.counts is not None and config.token_mode.module is not None:
             learned = [_module_params(config.token_mode, config, int(width)) for width in w[:, 0]]
             params += np.where(plan.reduces, learned, 0)
         if plan.carries:
             params += gives[:, -1] * (w[:, -1] + 1)
     last: Ints = subnet.embed_dim[:, -1].numpy()
-    return params + 2 * last + (config.num_classes * (last + 1) if config.num_classes else 0)
+    params += affine * config.final_norm * last
+    features = last
+    if config.global_pool == "map":
+        units = _pool_hidden(config)
+        params += 2 * d * (last + 1) + d * (d + 3 + affine) + units * (d + 1) + d * units
+        features = np.full_like(last, d)
+    return params + (1 + config.distilled) * config.num_classes * (features + 1)
+
+
+def _stem_params(config: SupernetConfig) -> int:
+    if config.stem not in OWN_STEMS:
+        return _foreign_stem(config)[1]
+    shapes = stem_shapes(config)
+    biases = config.embed_dim if config.stem == "patch" else 2 * sum(o for _, o, _, _ in shapes)
+    return sum(i * o * k * k for i, o, k, _ in shapes) + biases
 
 
 @lru_cache

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import SupernetConfig
 from .plan import hidden_dims
+from .stems import OWN_STEMS
 from .vit import Supernet
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(\w+)\.")
@@ -25,17 +26,25 @@ _IN_BLOCK = {
     "norm1": ("embed_dim",),
     "norm2": ("embed_dim",),
     "qkv": ("qkv", "embed_dim"),
+    "q_norm": (),
+    "k_norm": (),
+    "attn_norm": ("heads",),
     "proj": ("embed_dim", "heads"),
+    "gate": ("hidden", "embed_dim"),
     "fc1": ("hidden", "embed_dim"),
+    "mlp_norm": ("hidden",),
     "fc2": ("embed_dim", "hidden"),
     "lln": ("embed_dim", "embed_dim"),
 }
 _OUTSIDE = {
     "cls_token": ("", "", "embed_dim"),
+    "reg_token": ("", "", "embed_dim"),
     "pos_embed": ("", "", "embed_dim"),
+    "patch_norm": ("embed_dim",),
     "norm_pre": ("embed_dim",),
     "norm": ("embed_dim",),
     "head": ("", "embed_dim"),
+    "head_dist": ("", "embed_dim"),
 }
 
 
@@ -139,18 +148,19 @@ def reorder(net: Supernet, order: UnitOrder) -> Supernet:
         order: Where every unit goes; `reorder(reorder(net, order), order.inverse())` is `net`, bit for bit.
 
     Raises:
-        ValueError: If the supernet holds parameters whose channels are unknown, such as those of a learned token mode,
-            and embedding channels are to be moved.
+        ValueError: If the supernet holds parameters whose channels are unknown, such as those of a learned token mode
+            or of some stems, and embedding channels are to be moved.
     """
-    config = net.config
+    config, stem = net.config, stem_output(net)
     moves = not torch.equal(order.embed_dim, torch.arange(config.embed_dim))
     state = {}
     for name, value in net.state_dict().items():
-        axes = _axes(name, config)
+        axes = _axes(name, config, stem)
         if axes is None and moves:
             raise ValueError(
-                f"{name} has channels that reorder does not know (token mode {config.space.token_mode!r}); leave the "
-                "embedding channels where they are: UnitScores(embed_dim=None, ...)."
+                f"{name} has channels that reorder does not know (stem {config.stem!r}, token mode "
+                f"{config.space.token_mode!r}); leave the embedding channels where they are: "
+                "UnitScores(embed_dim=None, ...)."
             )
         for axis, what in enumerate((axes or ())[: value.ndim]):
             if what:
@@ -175,15 +185,25 @@ def reorder_by_importance(net: Supernet, scores: UnitScores, keep_levels: bool =
     return reorder(net, importance_order(net.config, scores, keep_levels))
 
 
-def _axes(name: str, config: SupernetConfig) -> tuple[str, ...] | None:
+def stem_output(net: Supernet) -> tuple[str, ...]:
+    """Layers of the patch embedding that give embedding channels, by name; none if nobody knows which they are."""
+    if net.config.stem in OWN_STEMS:
+        # Of several layers only the last convolution and its norm.
+        return ("0",) if net.config.stem == "patch" else ("6", "7")
+    last = getattr(net.patch_embed, "proj", None)
+    return ("proj",) if isinstance(last, nn.Conv2d) and last.out_channels == net.config.embed_dim else ()
+
+
+def _axes(name: str, config: SupernetConfig, stem: tuple[str, ...]) -> tuple[str, ...] | None:
     """What the axes of a weight count; None if nobody knows."""
     if found := BLOCK.match(name):
         return _IN_BLOCK.get(found[2])
     first, _, rest = name.partition(".")
     if first == "patch_embed":
-        # Of a stem of several layers only the last convolution and its norm give embedding channels.
-        last = ("0",) if config.stem == "patch" else ("6", "7")
-        return ("embed_dim",) if rest.partition(".")[0] in last else ()
+        return (("embed_dim",) if rest.partition(".")[0] in stem else ()) if stem else None
+    if config.global_pool == "map" and first in ("pool", "head"):
+        # Attention pooling reads the channels of the network and gives some of its own.
+        return ("", "embed_dim") if rest == "kv.weight" else ()
     return _OUTSIDE.get(first)
 
 

@@ -4,8 +4,8 @@ A `GroupPlan` is the contract between the sizes that were chosen and whoever exe
 (`supernet.runtime.blocks`), the MAC and parameter counters (`supernet.macs`), static networks and the authors'
 bookkeeping read it, and a backend of another kind (tiles of a GPU kernel) needs nothing else: a plan, a packed buffer
 of tokens (T, C) and the weights of the group's blocks. Rows `[s, s + num_tokens[i])` of the buffer, with s the sum of
-the `num_tokens` before, belong to image i, its class token first; channels beyond what an image reads are not to be
-looked at. Block j of the group then computes for image i
+the `num_tokens` before, belong to image i, its class token and registers first; channels beyond what an image reads are
+not to be looked at. Block j of the group then computes for image i
 
     x = x[:, : reads[i, j]], zero-padded if it has fewer
     x = x[:, : widths[i, j]] + proj(attention(norm1(x)))    num_heads[i, j] heads, over attended[i, j] tokens
@@ -13,7 +13,9 @@ looked at. Block j of the group then computes for image i
     x = carry(x) + fc2(act(fc1(norm2(x))))                  hidden[i, j] units, gives[i, j] channels
 
 where carry truncates or zero-pads to `gives[i, j]` channels or, if `carries` and the block is the last, is the learned
-linear map `lln`.
+linear map `lln`. That is a plain block (`SupernetConfig.plain_blocks`). Others differ in what they do, not in sizes:
+norms may be RMS norms; with `qk_norm` the q and k of every head are normed; with `scale_norm` norms precede proj and
+fc2, over the active heads and hidden units; with `glu` the MLP is fc2(act(gate(x)) * fc1(x)), and gate is as fc1.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class GroupPlan:
         num_heads: (B, blocks) int64, heads of its attention.
         hidden: (B, blocks) int64, hidden width of its MLP.
         gives: (B, blocks) int64, channels that it hands on.
-        num_tokens: (B,) int64, tokens before the group, class token included.
+        num_tokens: (B,) int64, tokens before the group, class token and registers included.
         counts: (B, stages) int64, tokens after every stage of the token mode, which runs in the first block between
             attention and MLP; an image that is not reduced has its `num_tokens` there. None if the mode runs for no
             image. With `thresholds` not known yet: the most that can be.
@@ -102,8 +104,8 @@ def plan_group(
         config: The supernet.
         group: Index of the group.
         choice: Its sizes, for B images; not checked here.
-        num_tokens: (B,) tokens before the group, class token included. Where this is a tensor, so are all sizes, on its
-            device.
+        num_tokens: (B,) tokens before the group, class token and registers included. Where this is a tensor, so are all
+            sizes, on its device.
         token_dim: (B,) channels that the group is handed; None: the width of its first block.
         next_dim: (B,) width of the next group's first block; None: not decided yet. Both matter for the authors' rules
             only.
@@ -152,8 +154,8 @@ def plan_subnet(
         config: The supernet.
         subnet: Sizes for B images, in `config.space`; None: full size.
         group: The first group to plan.
-        num_tokens: (B,) tokens before it, class token included; None: all of them. A tensor is planned for on its
-            device, at full size only.
+        num_tokens: (B,) tokens before it, class token and registers included; None: all of them. A tensor is planned
+            for on its device, at full size only.
         token_dim: (B,) channels that it is handed; None: the width of its first block.
     """
     if num_tokens is None:

@@ -19,11 +19,11 @@ class InferenceState:
 
     Attributes:
         group: The group of blocks to run next.
-        tokens: (T, C) packed, image after image, each with its class token first.
-        num_tokens: (B,) tokens per image, class token included.
+        tokens: (T, C) packed, image after image, each with its class token and registers first.
+        num_tokens: (B,) tokens per image, class token and registers included.
         size: (T,) float32, how many patches a token stands for; None: one each (modes without sizes always).
-        patch_token: (B, num_patches) int64, position among its image's tokens of the one that holds the patch (the
-            class token has position 0), -1 if the patch was dropped.
+        patch_token: (B, num_patches) int64, position among its image's tokens of the one that holds the patch (patches
+            begin at `config.num_prefix_tokens`), -1 if the patch was dropped.
         embed_dim: (B,) width of the last block that ran, full before the first.
         token_dim: (B,) active channels of the tokens: what the last block handed on.
         macs: (B,) multiply-accumulates spent so far.
@@ -76,9 +76,13 @@ class InferenceState:
     @property
     def class_token(self) -> Tensor:
         """(B, C) first tokens."""
+        return self.token(0)
+
+    def token(self, position: int) -> Tensor:
+        """(B, C) token at that position of every image."""
         if self.num_tokens.min() == self.num_tokens.max():
-            return self.tokens.view(len(self), -1, self.tokens.shape[1])[:, 0]
-        return take_rows(self.tokens, starts(self.num_tokens))
+            return self.tokens.view(len(self), -1, self.tokens.shape[1])[:, position]
+        return take_rows(self.tokens, starts(self.num_tokens) + position)
 
     def detach(self) -> InferenceState:
         """The same values, cut from the autograd graph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SupernetConfig
-from .layers import activate, set_width
+from .heads import ImageClassifier
+from .layers import activate, make_norm, set_width
 from .macs import remaining_macs, stem_macs
 from .plain import plain_weights
 from .plan import check_counted, plan_subnet
 from .runtime.devices import working_rows
 from .runtime.packing import class_scores
-from .stem import ImageStem
 from .subnet import SubnetConfig, check_subnet
 from .tokens.modes import combine, total_size
 
@@ -32,7 +33,7 @@ class BlockSizes:
         hidden_dim: Hidden width of the MLP.
         gives: Channels handed on.
         num_heads: Heads.
-        tokens: Tokens that come in, class token included.
+        tokens: Tokens that come in, class token and registers included.
         counts: Tokens left after every stage of the token mode; None if it does not run here.
         lln: Whether a linear map carries the residual on.
     """
@@ -85,15 +86,21 @@ class StaticBlock(nn.Module):
     def __init__(self, config: SupernetConfig, sizes: BlockSizes) -> None:
         super().__init__()
         self.sizes, self.act, self.mode = sizes, config.act, config.token_mode
-        self.class_token = config.class_token
+        self.class_token, self.reg_tokens = config.class_token, config.reg_tokens
         self.tokens = np.array([sizes.tokens])
         self.counts = None if sizes.counts is None else np.array([sizes.counts])
         width, inner = sizes.embed_dim, sizes.num_heads * config.head_dim
-        self.norm1 = nn.LayerNorm(sizes.reads, config.norm_eps)
+        norm = partial(make_norm, config.norm, eps=config.norm_eps)
+        self.norm1 = norm(sizes.reads)
         self.qkv = nn.Linear(sizes.reads, 3 * inner)
+        self.q_norm = norm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = norm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.attn_norm = norm(inner) if config.scale_norm else nn.Identity()
         self.proj = nn.Linear(inner, width)
-        self.norm2 = nn.LayerNorm(width, config.norm_eps)
+        self.norm2 = norm(width)
+        self.gate = nn.Linear(width, sizes.hidden_dim) if config.glu else None
         self.fc1 = nn.Linear(width, sizes.hidden_dim)
+        self.mlp_norm = norm(sizes.hidden_dim) if config.scale_norm else nn.Identity()
         self.fc2 = nn.Linear(sizes.hidden_dim, sizes.gives)
         self.lln = nn.Linear(width, sizes.gives) if sizes.lln else None
         learned = self.mode.module if self.counts is not None else None
@@ -104,21 +111,27 @@ class StaticBlock(nn.Module):
         x = set_width(x, self.sizes.reads)
         batch, n, _ = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(batch, n, self.sizes.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
         bias = None if size is None else size.log()
         mask = None if bias is None else bias.to(x.dtype)[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, n, -1)
-        x = _add_linear(x[..., : self.sizes.embed_dim], self.proj, out)
+        x = _add_linear(x[..., : self.sizes.embed_dim], self.proj, self.attn_norm(out))
         if self.counts is not None:
             x, size = self._reduce(x, size, q, k, bias)
         residual = set_width(x if self.lln is None else self.lln(x), self.sizes.gives)
-        return _add_linear(residual, self.fc2, activate(self.act, self.fc1(self.norm2(x)))), size
+        return _add_linear(residual, self.fc2, self.mlp_norm(self._hidden(self.norm2(x)))), size
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return activate(self.act, self.fc1(x))
+        return activate(self.act, self.gate(x)) * self.fc1(x)
 
     def _reduce(
         self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         assert self.counts is not None
-        mode, kept, prefix = self.mode, int(self.counts[0, -1]), int(self.class_token)
-        scores = class_scores(q, k, bias, self.class_token) if mode.uses_scores else None
+        mode, kept, prefix = self.mode, int(self.counts[0, -1]), int(self.class_token) + self.reg_tokens
+        scores = class_scores(q, k, bias, self.class_token, self.reg_tokens) if mode.uses_scores else None
         metric = k.mean(1) if mode.metric == "keys" else x if mode.metric == "tokens" else None
         if size is None:
             size = torch.ones_like(x[..., 0], dtype=torch.float32)
@@ -145,7 +158,7 @@ def _only_computes() -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-class StaticViT(ImageStem):
+class StaticViT(ImageClassifier):
     """A subnet of a supernet as an ordinary ViT of fixed sizes, with exactly its own parameters.
 
     `Supernet.extract` gives one with weights, and so does `load_static`, without a supernet.
@@ -171,8 +184,7 @@ class StaticViT(ImageStem):
             self.blocks = nn.ModuleList(StaticBlock(config, s) for s in sizes)
             widest = [s.tokens * max(s.hidden_dim, 3 * s.num_heads * config.head_dim) for s in sizes]
             self._numbers_per_image = sum(widest) // len(sizes)
-            self.norm = nn.LayerNorm(last, config.norm_eps)
-            self.head = nn.Linear(last, config.num_classes) if config.num_classes else None
+            self.make_head(last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.
@@ -199,14 +211,25 @@ class StaticViT(ImageStem):
         x = self.tokens_of(images)
         for block in self.blocks:
             x, size = block(x, size)
-        x = x[..., : self.norm.normalized_shape[0]]
+        x = x[..., : self.last_width]
+        features = self._features(x, size)
+        logits = features if self.head is None else self.head(features)
+        if not self.config.distilled:
+            return logits
+        second = self.norm(x[:, 1])
+        return (logits + (second if self.head_dist is None else self.head_dist(second))) / 2
+
+    def _features(self, x: Tensor, size: Tensor | None) -> Tensor:
+        """What the classifier sees."""
         if self.config.global_pool == "token":
-            x = self.norm(x[:, 0])
-        elif self.config.fc_norm:
-            x = self.norm(self._mean(x, size))
-        else:
-            x = self._mean(self.norm(x), size)
-        return x if self.head is None else self.head(x)
+            return self.norm(x[:, 0])
+        if self.config.fc_norm:
+            return self.norm(self._mean(x, size))
+        x = self.norm(x)
+        if self.pool is None:
+            return self._mean(x, size)
+        first = self.config.num_prefix_tokens
+        return self.pool(x[:, first:], None if size is None else size[:, first:])
 
     def _mean(self, x: Tensor, size: Tensor | None) -> Tensor:
         first = self.config.num_prefix_tokens
@@ -216,7 +239,12 @@ class StaticViT(ImageStem):
         return (x[:, first:] * weight).sum(1) / weight.sum(1)
 
     def macs(self) -> int:
-        """Multiply-accumulates for one image."""
+        """Multiply-accumulates for one image.
+
+        Raises:
+            ValueError: If the classifier is not the one of the configuration, which is what is counted.
+        """
+        self.check_classifier()
         tokens = np.array([self.config.num_tokens])
         return stem_macs(self.config) + int(remaining_macs(self.config, 0, tokens, self.subnet)[0])
 

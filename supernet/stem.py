@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from .config import SupernetConfig
-from .layers import PatchEmbed
+from .layers import make_norm
+from .stems import make_stem
 
 
 class ImageStem(nn.Module):
-    """Patch embedding, class token, positions and CLIP's norm, always at full width; the base of both kinds of ViT.
+    """Patch embedding, class token, registers, positions and CLIP's norm, always at full width.
 
     Args:
         config: Architecture.
@@ -21,10 +22,12 @@ class ImageStem(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         self.config, d = config, config.embed_dim
-        self.patch_embed = PatchEmbed(config.stem, config.patch_size, config.in_chans, d)
+        self.patch_embed = make_stem(config)
+        self.patch_norm = make_norm(config.norm, d, config.norm_eps) if config.patch_norm else nn.Identity()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d)) if config.class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, d)) if config.reg_tokens else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, d))
-        self.norm_pre = nn.LayerNorm(d, config.norm_eps) if config.pre_norm else nn.Identity()
+        self.norm_pre = make_norm(config.norm, d, config.norm_eps) if config.pre_norm else nn.Identity()
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
 
@@ -59,9 +62,13 @@ class ImageStem(nn.Module):
         return images
 
     def tokens_of(self, images: Tensor) -> Tensor:
-        """(B, num_tokens, embed_dim) tokens before the first block, the class token first, of `normalised` images."""
-        x = self.patch_embed(images.to(self.pos_embed.dtype))
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        """(B, num_tokens, embed_dim) tokens before the first block, of `normalised` images.
+
+        The class token is first, then registers, then the patches row by row.
+        """
+        x = self.patch_norm(self.patch_embed(images.to(self.pos_embed.dtype)))
+        first = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        if first:
+            x = torch.cat([*first, x], dim=1)
         out: Tensor = self.norm_pre(x + self.pos_embed)
         return out

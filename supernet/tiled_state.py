@@ -170,9 +170,9 @@ def run_tiled_group(
 def macs_on_device(config: SupernetConfig, state: TiledState) -> Tensor:
     """(B,) int64 multiply-accumulates of the whole inference if it is finished at full size."""
     have: Any = state.batch.have.long()
-    if state.group == len(config.space.groups):
-        return state.spent + torch.as_tensor(head_macs(config, have))
     lengths: Any = state.batch.lengths
+    if state.group == len(config.space.groups):
+        return state.spent + torch.as_tensor(head_macs(config, have, lengths))
     return state.spent + torch.as_tensor(remaining_macs(config, state.group, lengths, None, have))
 
 

@@ -12,21 +12,21 @@ from . import macs
 from .arrays import Ints
 from .config import SearchSpace, SupernetConfig
 from .extract import extract
-from .layers import ElasticBlock, layer_norm, linear, set_width
+from .heads import ImageClassifier, end_layers, packed_logits, pooled
+from .layers import ElasticBlock
 from .plain import check_blocks, check_plain
 from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
 from .runtime.choice import runs_tiles
-from .runtime.packing import by_width, mean_patches, rows_of, take_rows
+from .runtime.packing import rows_of, take_rows
 from .runtime.tile_head import class_logits, pooled_tokens
 from .state import InferenceState
 from .static_vit import StaticViT
-from .stem import ImageStem
 from .subnet import GroupChoice, SubnetConfig, check_subnet
 from .tiled_state import TiledState, alike, macs_on_device, run_tiled_group
 
 
-class Supernet(ImageStem):
+class Supernet(ImageClassifier):
     """Elastic ViT (PRANCE, arXiv 2407.05010).
 
     `net(images)` is a plain ViT of full width; `net(images, subnet)` runs every image with its own widths and patches,
@@ -52,22 +52,25 @@ class Supernet(ImageStem):
                 config.norm_eps,
                 lln=config.lln and i in ends,
                 reduce=learned(config, d) if learned is not None and i in decided else None,
+                norm=config.norm,
+                glu=config.glu,
+                qk_norm=config.qk_norm,
+                scale_norm=config.scale_norm,
             )
             for i in range(space.depth)
         )
-        self.norm = nn.LayerNorm(d, config.norm_eps)
-        self.head = nn.Linear(d, config.num_classes) if config.num_classes else None
+        self.make_head(d)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Truncated normal with std .02 for embeddings and head, as in ViT; blocks draw theirs by fan-in."""
-        if self.cls_token is not None:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if self.head is not None:
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        for token in (self.cls_token, self.reg_token, self.pos_embed):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+        if self.pool is not None:
+            self.pool.init_weights()
+        self.init_classifier()
         for block in self.blocks:
             cast(ElasticBlock, block).init_weights()
 
@@ -258,43 +261,29 @@ class Supernet(ImageStem):
         return state
 
     def pooled(self, state: InferenceState) -> tuple[Tensor, Ints]:
-        """What the classifier would look at: (B, C) class tokens, or means of the patches, before the last norm.
+        """What stands for an image: (B, C) class tokens, or means of the patches, before the last norm.
 
         Returns:
             The tokens, and (B,) how many of their channels are active.
         """
         if isinstance(state, TiledState):
             return pooled_tokens(self.config, state.batch), state.batch.have  # type: ignore[return-value]
-        if self.config.class_token and self.config.global_pool == "token":
-            return state.class_token, state.token_dim
-        return self._mean_patches(state, state.tokens), state.token_dim
+        return pooled(self.config, state), state.token_dim
 
     def forward_head(self, state: InferenceState) -> Tensor:
-        """Last norm and classifier on the pooled tokens of any state: (B, num_classes) logits.
+        """Last norm, pooling and classifier on any state: (B, num_classes) logits.
 
         At a boundary before the end this is an early exit: tokens there have full width. Without a classifier the
         normalised features, (B, embed_dim), zero beyond an image's width.
+
+        Raises:
+            ValueError: If the classifier is not the one of the configuration.
         """
-        check_plain({"norm": self.norm, "head": self.head})
+        check_plain(end_layers(self))
+        self.check_classifier()
         if isinstance(state, TiledState):
-            return class_logits(self.config, self.norm, self.head, state.batch)
-        if self.config.global_pool == "avg" and not self.config.fc_norm:
-            lengths = state.num_tokens
-            dims = np.repeat(state.token_dim, lengths)
-            features = self._mean_patches(state, by_width(state.tokens, dims, self._final_norm))
-        else:
-            pooled, _ = self.pooled(state)
-            features = by_width(pooled, state.token_dim, self._final_norm)
-        if self.head is None:
-            return features
-        head = self.head
-        return by_width(features, state.token_dim, lambda x, w: linear(head, x, self.config.num_classes))
-
-    def _final_norm(self, x: Tensor, width: int) -> Tensor:
-        return set_width(layer_norm(self.norm, x, self.config.zoom(width)), self.config.embed_dim)
-
-    def _mean_patches(self, state: InferenceState, rows: Tensor) -> Tensor:
-        return mean_patches(rows, state.num_tokens, state.size, self.config.class_token)
+            return class_logits(self.config, cast(nn.LayerNorm, self.norm), self.head, state.batch)
+        return packed_logits(self, state)
 
     # ---- all at once --------------------------------------------------------------------------------------------
 
@@ -355,7 +344,7 @@ class Supernet(ImageStem):
         if isinstance(state, TiledState):
             return macs_on_device(self.config, state).cpu().numpy()
         if state.group == len(self.space.groups):
-            return state.macs + macs.head_macs(self.config, state.token_dim)
+            return state.macs + macs.head_macs(self.config, state.token_dim, state.num_tokens)
         return state.macs + macs.remaining_macs(self.config, state.group, state.num_tokens, token_dim=state.token_dim)
 
     def params(self, subnet: SubnetConfig | None = None) -> Tensor:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from prance_env import InferenceEngine, RewardConfig
 from prance_env.episodes import Episodes
@@ -39,6 +41,17 @@ PATIENCE = 900.0
 """Seconds after which another process or thread counts as hanging: far more than the busiest machine makes it need."""
 
 
+def count_flops(net: nn.Module, image: torch.Tensor) -> tuple[int, int]:
+    """PyTorch's count for one image: everything, and the batched products of attention.
+
+    Attention is unfused for it: before 2.15 the counter does not know the CPU's fused kernel and counts it as nothing.
+    """
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(image)
+    operators = counter.get_flop_counts()["Global"]
+    return counter.get_total_flops(), sum(n for op, n in operators.items() if "bmm" in str(op))
+
+
 @cache
 @torch.no_grad()
 def random_net(config: SupernetConfig) -> Supernet:
@@ -48,7 +61,7 @@ def random_net(config: SupernetConfig) -> Supernet:
     for parameter in net.parameters():
         parameter.normal_(0, 0.2, generator=generator)
     for module in net.modules():
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.BatchNorm2d):
             module.weight.add_(1)
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.2, generator=generator)

@@ -95,7 +95,7 @@ def prune_then_merge(
         size: (N,).
         survive: Patches that are not pruned.
         keep: Patches that remain.
-        prefix: Class tokens.
+        prefix: Class token and registers.
         weighted: Whether the mean is weighted by size, as ToMe's; DiffRate and PRANCE take the plain one.
         ranked: Whether the result is in the order of the ranks, as DiffRate's and PRANCE's, or in the old order.
     """
@@ -116,7 +116,8 @@ def tome(x: Floats, metric: Floats, size: Floats, num_out: int, prefix: int) -> 
     """
     groups = [[i] for i in range(len(x))]
     while (now := len(groups)) > num_out:
-        groups = joined(groups, edges_of(groups, metric, size, prefix)[: min(now - num_out, (now - prefix) // 2)])
+        edges = edges_of(groups, metric, size, prefix)[: min(now - num_out, (now - prefix) // 2)]
+        groups = joined(groups, edges, prefix)
     return [mean_of(x, size, members) for members in groups]
 
 
@@ -127,25 +128,29 @@ def tome_above(x: Floats, metric: Floats, size: Floats, least: float, prefix: in
         edges = edges_of(groups, metric, size, prefix)
         alike = bool(edges) and least < 1 and edges[0][0] > least
         if alike:
-            groups = joined(groups, [edge for edge in edges if edge[0] > least])
+            groups = joined(groups, [edge for edge in edges if edge[0] > least], prefix)
     return [mean_of(x, size, members) for members in groups]
 
 
 def edges_of(groups: list[list[int]], metric: Floats, size: Floats, prefix: int) -> list[tuple[float, int, int]]:
-    """Every even position with the most alike odd one and how alike that is, the most alike first."""
-    now, edges = len(groups), []
+    """Every even position with the most alike odd one and how alike that is, the most alike first.
+
+    Positions are counted from the last of the first tokens, or from the first patch if there are none.
+    """
+    now, edges, zero = len(groups), [], max(prefix - 1, 0)
     feature = [mean_of(metric, size, members).x for members in groups]
-    for even in range(2 * prefix, now if now > 1 else 0, 2):
-        likeness = {odd: cosine(feature[even], feature[odd]) for odd in range(1, now, 2)}
+    for even in range(zero + 2 * min(prefix, 1), now if now > zero + 1 else 0, 2):
+        likeness = {odd: cosine(feature[even], feature[odd]) for odd in range(zero + 1, now, 2)}
         best = max(likeness, key=lambda odd: likeness[odd])
         edges.append((likeness[best], even, best))
     return sorted(edges, key=lambda edge: (-edge[0], edge[1]))
 
 
-def joined(groups: list[list[int]], edges: list[tuple[float, int, int]]) -> list[list[int]]:
+def joined(groups: list[list[int]], edges: list[tuple[float, int, int]], prefix: int) -> list[list[int]]:
     """The groups after the even ends of some edges went into the odd ends."""
-    now, merged = len(groups), {even: odd for _, even, odd in edges}
-    odd_groups = {odd: list(groups[odd]) for odd in range(1, now, 2)}
+    now, merged, zero = len(groups), {even: odd for _, even, odd in edges}, max(prefix - 1, 0)
+    odd_groups = {odd: list(groups[odd]) for odd in range(zero + 1, now, 2)}
     for even, odd in merged.items():
         odd_groups[odd] += groups[even]
-    return [groups[even] for even in range(0, now, 2) if even not in merged] + list(odd_groups.values())
+    rest = [groups[even] for even in range(zero, now, 2) if even not in merged]
+    return groups[:zero] + rest + list(odd_groups.values())

@@ -68,5 +68,19 @@ CASES: dict[str, Callable[[], Supernet]] = {
         global_pool="avg",
         fc_norm=True,
     ),
+    "merge-registers-distilled-norms": lambda: small_net(
+        "merge", groups=TWO_BLOCKS, reg_tokens=2, distilled=True, qk_norm=True, scale_norm=True, final_norm=False
+    ),
+    "tome-pooled-by-attention-rms-gated": lambda: small_net(
+        "tome",
+        groups=TWO_BLOCKS,
+        class_token=False,
+        reg_tokens=3,
+        global_pool="map",
+        norm="rms",
+        glu=True,
+        act="silu",
+        patch_norm=True,
+    ),
     "prance-prune-merge": lambda: small_net("prune_merge", groups=TWO_BLOCKS, prance_embed_dim=40),
 }

@@ -42,7 +42,7 @@ class Case:
         size: (B, N).
         lengths: (B,).
         asked: (B, stages) counts; or (B, 1) thresholds.
-        prefix: Class tokens.
+        prefix: Class token and registers.
     """
 
     x: Tensor
@@ -100,7 +100,7 @@ def asked_for(mode: str, lengths: list[int], kept: int) -> list[list[float]]:
 
 
 def make_case(mode: str, prefix: int, lengths: list[int], asked: Sequence[Sequence[float]], seed: int) -> Case:
-    """Random tokens; class tokens have size 1, as they always do."""
+    """Random tokens; class tokens and registers have size 1, as they always do."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths))
     scores = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -120,7 +120,7 @@ def make_case(mode: str, prefix: int, lengths: list[int], asked: Sequence[Sequen
 @st.composite
 def cases(draw: st.DrawFn, mode: str) -> Case:
     """Batches in which every image has its own length and counts or threshold; some keep all, some next to nothing."""
-    prefix = 1 if mode in AUTHORS else draw(st.integers(0, 1))
+    prefix = 1 if mode in AUTHORS else draw(st.integers(0, 3))
     lengths = draw(st.lists(st.integers(prefix + 1, 14), min_size=1, max_size=4))
     asked: list[list[float]] = []
     for n in lengths:

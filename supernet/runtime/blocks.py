@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..arrays import Ints
 from ..config import SupernetConfig
-from ..layers import ElasticBlock, activate, layer_norm, linear, prefix_weights, set_width
+from ..layers import ElasticBlock, hidden_units, linear, normed_heads, prefix_norm, prefix_weights, set_width
 from ..plan import GroupPlan
 from .devices import device_costs, working_rows
 from .packing import Packed, attention, packed_class_scores, rows_of, runs, take_rows
@@ -101,13 +101,15 @@ def attention_half(
     channels = 3 * int(num_heads[-1]) * config.head_dim
     for images, rows, x in _segments(packed.x, where, new.lengths, (widths, reads), reads, channels):
         w, heads, lengths = int(widths[images.start]), int(num_heads[images.start]), new.lengths[images]
-        qkv = linear(block.qkv, layer_norm(block.norm1, x, config.zoom(w)), 3 * heads * config.head_dim)
+        qkv = linear(block.qkv, prefix_norm(block.norm1, x, config.zoom(w)), 3 * heads * config.head_dim)
+        qkv = normed_heads(block, qkv, heads)
         bias = None if log_size is None else log_size[rows]
         if with_scores:
-            scores.append(packed_class_scores(qkv, lengths, heads, bias, config.class_token))
+            scores.append(packed_class_scores(qkv, lengths, heads, bias, config.class_token, config.reg_tokens))
         if with_keys:
             keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
-        stack.add(x[:, :w], block.proj, attention(qkv, lengths, heads, bias), w)
+        out = attention(qkv, lengths, heads, bias)
+        stack.add(x[:, :w], block.proj, out if block.attn_norm is None else prefix_norm(block.attn_norm, out), w)
     new = new.holding(stack.result())
     return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
@@ -130,12 +132,15 @@ def mlp_half(config: SupernetConfig, block: ElasticBlock, packed: Packed, plan: 
     order = _order(-hidden, gives, widths)
     new, where = packed.listed(order)
     widths, hidden, gives = _in_order(order, widths, hidden, gives)
-    most = hidden if torch.is_grad_enabled() else _joined(new, widths, hidden, gives)
+    # A norm over hidden units must not see those of another width.
+    apart = torch.is_grad_enabled() or block.mlp_norm is not None
+    most = hidden if apart else _joined(new, widths, hidden, gives)
     lln = block.lln if plan.carries and i == plan.widths.shape[1] - 1 else None
     stack = _Stack(packed.x, int(gives.max()))
     for images, _, x in _segments(packed.x, where, new.lengths, (widths, gives, most), widths, int(most.max())):
         w, inner, given = (int(size[images.start]) for size in (widths, most, gives))
-        h = activate(config.act, linear(block.fc1, layer_norm(block.norm2, x, config.zoom(w)), inner))
+        h = hidden_units(block, config.act, prefix_norm(block.norm2, x, config.zoom(w)), inner)
+        h = h if block.mlp_norm is None else prefix_norm(block.mlp_norm, h)
         _zero_beyond(h, hidden[images], new.lengths[images])
         stack.add(x if lln is None else linear(lln, x, given), block.fc2, h, given)
     return new.holding(stack.result())

@@ -17,6 +17,8 @@ from ..config import SupernetConfig
 WAYS = ("segments", "tiles")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (7, 0)
+ACTIVATION_CODES = {"gelu": 1, "gelu_tanh": 2, "quick_gelu": 3}
+"""Activations that tiles know, and their numbers in the kernels."""
 
 _USED: ContextVar[str | None] = ContextVar("supernet_runtime", default=None)
 _GRAPHS: ContextVar[bool] = ContextVar("supernet_runtime_graphs", default=True)
@@ -82,6 +84,16 @@ def hindrance_of_network(config: SupernetConfig, dtype: torch.dtype) -> str | No
     mode = config.token_mode
     if mode.soft or mode.module is not None or not mode.on_device:
         return f"token_mode={config.space.token_mode!r} plans on the host (TokenMode.on_device is off)"
+    others = {
+        "norms or gates that a plain ViT has not": not config.plain_blocks,
+        f"act={config.act!r}": config.act not in ACTIVATION_CODES,
+        "a mean query beside registers": config.reg_tokens > 0 and not config.class_token and mode.uses_scores,
+        "two classifiers": config.distilled,
+        "attention pooling": config.global_pool == "map",
+        "missing last norm": not config.final_norm,
+    }
+    if found := [what for what, there in others.items() if there]:
+        return f"its kernels know no {' and no '.join(found)}"
     if dtype not in DTYPES:
         return f"its kernels know no {dtype}, only {', '.join(str(d) for d in DTYPES)}"
     return None

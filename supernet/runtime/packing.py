@@ -140,22 +140,28 @@ def by_width(rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor
     return take_rows(torch.cat(out), np.argsort(order))
 
 
-def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, class_token: bool) -> Tensor:
+def first_rows(lengths: Ints, count: int) -> Ints:
+    """(B * count,) rows of the first `count` tokens of every image in the packed buffer."""
+    rows: Ints = (starts(lengths)[:, None] + np.arange(count)).ravel()
+    return rows
+
+
+def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, prefix: int) -> Tensor:
     """Mean over the patches of every image.
 
     Args:
         rows: (T, C) packed tokens.
         lengths: (B,) tokens per image.
         size: (T,) weight of each token; None: one each.
-        class_token: Whether the first token of an image is no patch.
+        prefix: So many first tokens of an image are no patches.
 
     Returns:
         (B, C).
     """
     weight = torch.ones(len(rows), device=rows.device) if size is None else size
     weight = weight.clone()
-    if class_token:
-        weight[torch.from_numpy(starts(lengths)).to(rows.device)] = 0
+    if prefix:
+        weight[torch.from_numpy(first_rows(lengths, prefix)).to(rows.device)] = 0
     image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(rows.device)
     total = weight.new_zeros(len(lengths)).index_add(0, image, weight)
     share = (weight / total[image])[:, None].to(rows.dtype)
@@ -304,7 +310,7 @@ def _mask(call: AttentionCall, log_size: Tensor | None, like: Tensor) -> Tensor 
 
 
 def packed_class_scores(
-    qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, class_token: bool
+    qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, class_token: bool, reg_tokens: int = 0
 ) -> Tensor:
     """What the class tokens of a packed batch attend to: one query row an image, no attention matrix is built.
 
@@ -313,7 +319,8 @@ def packed_class_scores(
         lengths: (B,) tokens per image.
         num_heads: Number of heads.
         log_size: (T,) added to the logits of every key (proportional attention); None adds nothing.
-        class_token: Whether there is one; otherwise the mean of all queries takes its place.
+        class_token: Whether there is one; otherwise the mean of the patches' queries takes its place.
+        reg_tokens: Register tokens before the patches.
 
     Returns:
         (T,) float32, attention of the class token to every token of its image, mean over heads.
@@ -324,27 +331,53 @@ def packed_class_scores(
     if class_token:
         query = q.index_select(0, torch.from_numpy(starts(lengths)).to(device))
     else:
+        if reg_tokens:
+            q = q.index_fill(0, torch.from_numpy(first_rows(lengths, reg_tokens)).to(device), 0)
         total = q.new_zeros(len(lengths), *q.shape[1:]).index_add(0, image, q)
-        query = total / torch.from_numpy(lengths).to(device, q.dtype)[:, None, None]
-    logits = (k * query.index_select(0, image)).sum(-1).float() * q.shape[-1] ** -0.5
+        query = total / torch.from_numpy(lengths - reg_tokens).to(device, q.dtype)[:, None, None]
+    return _shares(query.index_select(0, image), k, lengths, log_size).mean(-1)
+
+
+def attend_once(query: Tensor, k: Tensor, v: Tensor, lengths: Ints, log_size: Tensor | None) -> Tensor:
+    """What one query, the same for all, finds in every image of a packed batch.
+
+    Args:
+        query: (H, head_dim).
+        k: (T, H, head_dim) keys.
+        v: (T, H, head_dim) values.
+        lengths: (B,) tokens per image.
+        log_size: (T,) added to the logits of every key; None adds nothing.
+
+    Returns:
+        (B, H * head_dim).
+    """
+    image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(k.device)
+    shares = _shares(query, k, lengths, log_size).to(v.dtype)
+    return v.new_zeros(len(lengths), *v.shape[1:]).index_add(0, image, v * shares[..., None]).flatten(1)
+
+
+def _shares(query: Tensor, k: Tensor, lengths: Ints, log_size: Tensor | None) -> Tensor:
+    """(T, H) float32 softmax, within every image, of queries (T or 1, H, head_dim) with keys (T, H, head_dim)."""
+    logits = (k * query).sum(-1).float() * k.shape[-1] ** -0.5
     if log_size is not None:
         logits = logits + log_size[:, None]
     inside, index = places(starts(lengths), lengths, int(lengths.max()))
-    padded = take_rows(logits, index.ravel()).view(*index.shape, num_heads)
-    padded = padded.masked_fill(~torch.from_numpy(inside).to(device)[..., None], float("-inf"))
-    return take_rows(padded.softmax(1).mean(-1).view(-1), np.flatnonzero(inside))
+    padded = take_rows(logits, index.ravel()).view(*index.shape, -1)
+    padded = padded.masked_fill(~torch.from_numpy(inside).to(k.device)[..., None], float("-inf"))
+    return take_rows(padded.softmax(1).flatten(0, 1), np.flatnonzero(inside))
 
 
-def class_scores(q: Tensor, k: Tensor, bias: Tensor | None, class_token: bool) -> Tensor:
-    """What the class token (or, without one, the mean query) attends to: (B, L) float32, mean over heads.
+def class_scores(q: Tensor, k: Tensor, bias: Tensor | None, class_token: bool, reg_tokens: int = 0) -> Tensor:
+    """What the class token (or, without one, the patches' mean query) attends to: (B, L) float32, mean over heads.
 
     Args:
         q: (B, H, L, head_dim) queries.
         k: (B, H, L, head_dim) keys.
         bias: (B, L) added to the logits; None adds nothing.
         class_token: Whether position 0 is a class token.
+        reg_tokens: Register tokens before the patches.
     """
-    query = q[:, :, :1] if class_token else q.mean(2, keepdim=True)
+    query = q[:, :, :1] if class_token else q[:, :, reg_tokens:].mean(2, keepdim=True)
     logits = (query @ k.transpose(-2, -1)).float() * q.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias[:, None, None, :]

@@ -26,8 +26,8 @@ def mean_tokens(config: SupernetConfig, batch: TileBatch, rows: Tensor) -> Tenso
     """
     there, index = batch.padded()
     weight = there.float() if batch.size is None else torch.where(there, batch.size[index], 0)
-    if config.class_token:
-        weight = torch.cat([torch.zeros_like(weight[:, :1]), weight[:, 1:]], dim=1)
+    if prefix := config.num_prefix_tokens:
+        weight = torch.cat([torch.zeros_like(weight[:, :prefix]), weight[:, prefix:]], dim=1)
     share = (weight / weight.sum(1, keepdim=True)).to(rows.dtype)
     own = torch.arange(rows.shape[1], device=rows.device) < batch.have[:, None]
     return (torch.where(own[:, None], rows[index], 0) * share[..., None]).sum(1)

@@ -19,12 +19,11 @@ from ..config import SupernetConfig
 from ..layers import ElasticBlock
 from ..plan import GroupPlan
 from . import kernels
-from .choice import precision
+from .choice import ACTIVATION_CODES, precision
 from .devices import TileSizes, tile_sizes
 from .tile_reduction import mean_keys, reduce_tiles
 from .tiled import TileBatch
 
-ACTIVATION_CODES = {"gelu": 1, "gelu_tanh": 2, "quick_gelu": 3}
 LOG2_E = 1.4426950408889634
 
 
@@ -117,7 +116,9 @@ def _attention_half(
     """
     reads, widths, heads, head = sizes.reads[i], sizes.widths[i], sizes.heads[i], config.head_dim
     padded = head % 16 == 0
-    y = norm(batch, block.norm1, reads, None if sizes.zoom is None else sizes.zoom[i], shapes.normed)
+    y = norm(
+        batch, cast(nn.LayerNorm, block.norm1), reads, None if sizes.zoom is None else sizes.zoom[i], shapes.normed
+    )
     qkv = product(batch, y, block.qkv, perm, reads, heads * (3 * head), shapes)
     out, scores = attention(batch, qkv, heads, head, config.space.max_heads, with_scores, config.class_token, shapes)
     there = torch.minimum(batch.have, reads)
@@ -130,7 +131,8 @@ def _mlp_half(
 ) -> TileBatch:
     """Residual MLP, and the map over a group boundary."""
     widths, hidden, gives = sizes.widths[i], sizes.hidden[i], sizes.gives[i]
-    y = norm(batch, block.norm2, widths, None if sizes.zoom is None else sizes.zoom[i], shapes.normed)
+    zoom = None if sizes.zoom is None else sizes.zoom[i]
+    y = norm(batch, cast(nn.LayerNorm, block.norm2), widths, zoom, shapes.normed)
     h = product(batch, y, block.fc1, perm, widths, hidden, shapes, act=ACTIVATION_CODES[act])
     residual, there = batch.x, widths
     if lln and block.lln is not None:

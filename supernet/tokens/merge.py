@@ -36,7 +36,7 @@ def merge_ranked(
         counts: (B, 1 or 2) or (1, ...): the last entry many are kept, the tokens between that and the first entry
             (`lengths`, if there is one entry only) are merged, the rest dropped.
         lengths: (B,) or (1,) tokens per image.
-        prefix: 1 if there is a class token, into which nothing is merged.
+        prefix: First tokens that are no patches; nothing is merged into them.
 
     Returns:
         (B, N) `new_position` with the merged tokens filled in.

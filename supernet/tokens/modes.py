@@ -11,14 +11,14 @@ and pictures, follows from that. It takes a padded batch and is called as
     lengths  (B,) or (1,) numpy int64, tokens per image; what is beyond is padding
     counts   (B, stages) or (1, stages) numpy int64, tokens to remain after every stage of the mode
              (both tensors of the device instead, for modes that are registered with `on_device`)
-    prefix   1 if the first token of every image is a class token, else 0
+    prefix   how many first tokens of every image are no patches: the class token, if there is one, and registers
 
 and answers in one of two ways. With K the largest of the last counts:
 
     hard     into (B, N) int64, place in the shorter sequence that each token goes into, -1 if it is dropped, as padding
              is
-    soft     into (B, N, K) float, how much of each token goes into each new one (`TokenMode.soft`): a class token goes
-             into the first alone, rows of padding and columns beyond an image's own count are zero
+    soft     into (B, N, K) float, how much of each token goes into each new one (`TokenMode.soft`): the first `prefix`
+             tokens go into themselves alone, rows of padding and columns beyond an image's own count are zero
     weight   (B, N) of the sum over what comes together, None for ones (hard: None if no two come together)
 
 A new token is the weighted mean of what goes into it (the weighted sum, if `normalise` is off); its size is the sum of
@@ -35,7 +35,7 @@ stage. A threshold of 1 keeps all.
 A mode may have learned parameters (`TokenMode.module`): a module that is called as `assign` is. One stands in each
 block that a decision precedes, as `blocks.<i>.reduce.<name>` of the weights.
 
-Contract, for every mode: the class token stays first and bit for bit the same; exactly as many tokens remain as were
+Contract, for every mode: the first `prefix` tokens stay, bit for bit the same; exactly as many tokens remain as were
 asked for (with thresholds, as the mode's counts say); nothing is changed in place; an image alone, in a batch and in
 its static network is reduced alike. For hard modes, keeping all is the identity, and merging conserves the sum of the
 sizes and of size times token, but for tokens that were pruned before. Soft ones are not run where all stay, and
@@ -71,7 +71,7 @@ SLACK = 1e-6
 
 
 def kept_tokens(num_tokens: Ints, keep_rate: Floats, prefix: int = 1) -> Ints:
-    """Tokens left of `num_tokens`: ceil(keep_rate * patches), at least one, and the class token.
+    """Tokens left of `num_tokens`: ceil(keep_rate * patches), at least one, and the `prefix` that are no patches.
 
     The ceiling is EViT's.
     """
@@ -164,7 +164,7 @@ class TokenMode:
             size: (B, N) patches per token.
             lengths: (B,) or (1,) tokens per image.
             asked: (B, stages) or (1, stages) tokens to remain, or (B, num_rates) or (1, num_rates) thresholds.
-            prefix: Number of class tokens.
+            prefix: First tokens that are no patches.
 
         Raises:
             ValueError: If the answer is of another kind than `soft` and `threshold` say.
@@ -261,7 +261,7 @@ def column(values: Ints | Floats, device: torch.device) -> Tensor:
 
 
 def ranking(scores: Tensor, lengths: Ints, prefix: int) -> Tensor:
-    """Tokens by descending score, (B, N) positions: class token first, padding last, of equal scores the earlier."""
+    """Tokens by descending score, (B, N) positions: the prefix first, padding last, of equal scores the earlier."""
     position = torch.arange(scores.shape[1], device=scores.device)
     keys = torch.where(position < column(lengths, scores.device), scores.detach(), float("-inf"))
     keys = torch.where(position < prefix, float("inf"), keys)

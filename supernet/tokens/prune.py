@@ -28,7 +28,7 @@ def prune(
         size: (B, N) number of patches that a token stands for.
         lengths: (B,) or (1,) tokens per image; what is beyond is padding.
         counts: (B, stages) or (1, stages) tokens to remain after every stage of the mode.
-        prefix: 1 if there is a class token, else 0.
+        prefix: First tokens that are no patches: class token and registers.
 
     Returns:
         (B, N) int64, position in the new sequence that each token goes into, -1 if it is dropped (padding is); and

@@ -17,10 +17,16 @@ MATCHINGS = 16
 
 def _tome_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
     """(B,) similarities of every even position with every odd one, in every matching."""
-    macs = num_tokens * 0
-    for now, remove in _matchings(num_tokens, counts[:, -1], prefix):
+    macs, apart = num_tokens * 0, _apart(prefix)
+    prefix -= apart
+    for now, remove in _matchings(num_tokens - apart, counts[:, -1] - apart, prefix):
         macs = macs + namespace(now).where(remove > 0, ((now + 1) // 2 - prefix) * (now // 2) * dims, 0)
     return macs
+
+
+def _apart(prefix: int) -> int:
+    """So many of the first tokens stand before all matching; a last one counts as a position, which makes it even."""
+    return max(prefix - 1, 0)
 
 
 def _matchings(num_tokens: Ints, kept: Ints, prefix: int, bound: int = MATCHINGS) -> Iterator[tuple[Ints, Ints]]:
@@ -52,17 +58,19 @@ def tome(
     """
     assert metric is not None
     groups = _Groups(metric.detach(), size, lengths, prefix)
-    for _, remove in _matchings(lengths, counts[:, -1], prefix, size.shape[1].bit_length()):
+    kept = counts[:, -1] - groups.apart
+    for _, remove in _matchings(groups.now, kept, groups.prefix, size.shape[1].bit_length()):
         groups.merge(*groups.pairs(), remove)
-    return groups.into, size
+    return groups.places(), size
 
 
 def _merge_above_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int) -> Ints:
     """(B,) similarities of every even position with every odd one, until a matching finds nothing alike; the first
     stage of `counts` is before any."""
-    macs, now = np.zeros_like(num_tokens), num_tokens
+    macs, apart = np.zeros_like(num_tokens), _apart(prefix)
+    now, prefix = num_tokens - apart, prefix - apart
     searching = np.ones(len(num_tokens), dtype=np.bool_)
-    for left in counts.T[1:]:
+    for left in counts.T[1:] - apart:
         macs = macs + np.where(searching, ((now + 1) // 2 - prefix) * (now // 2) * dims, 0)
         now, searching = left, searching & (left < now)
     return macs
@@ -83,15 +91,15 @@ def merge_above(
     assert metric is not None
     groups = _Groups(metric.detach(), size, lengths, prefix)
     wanted = column(np.where(thresholds[:, 0] < 1, thresholds[:, 0], np.inf), size.device)
-    counts = [np.broadcast_to(lengths, len(size))]
-    while groups.now.max() > prefix + 1:
+    counts = [np.broadcast_to(groups.now, len(size))]
+    while groups.now.max() > groups.prefix + 1:
         value, partner = groups.pairs()
         remove = (value > wanted).sum(1).cpu().numpy()
         counts.append(groups.now - remove)
         if not remove.any():
             break
         groups.merge(value, partner, remove)
-    return groups.into, size, np.stack(counts, axis=1)
+    return groups.places(), size, np.stack(counts, axis=1) + groups.apart
 
 
 class _Groups:
@@ -101,17 +109,28 @@ class _Groups:
         metric: (B, N, M) what is compared.
         size: (B, N).
         lengths: (B,) or (1,) tokens per image.
-        prefix: Number of class tokens, which merge with nothing.
+        prefix: First tokens that are no patches, which merge with nothing.
 
     Attributes:
-        now: (B,) or (1,) tokens that are left.
-        into: (B, N) which of them each of the first ones went into, -1 for padding.
+        apart: How many of these stand before all that the others count.
+        prefix: The other of these, 0 or 1.
+        now: (B,) or (1,) tokens that are left, but for those apart.
+        into: (B, N - apart) which of them each of the first ones went into, -1 for padding.
     """
 
     def __init__(self, metric: Tensor, size: Tensor, lengths: Ints, prefix: int) -> None:
-        self.metric, self.weight, self.now, self.prefix = metric, size, lengths, prefix
-        position = torch.arange(size.shape[1], device=size.device)
-        self.into = torch.where(position < column(lengths, size.device), position, -1).expand_as(size)
+        self.apart = _apart(prefix)
+        self.metric, self.weight = metric[:, self.apart :], size[:, self.apart :]
+        self.now, self.prefix = lengths - self.apart, prefix - self.apart
+        position = torch.arange(self.weight.shape[1], device=size.device)
+        self.into = torch.where(position < column(self.now, size.device), position, -1).expand_as(self.weight)
+
+    def places(self) -> Tensor:
+        """(B, N) which token each of the first ones went into, -1 for padding."""
+        if not self.apart:
+            return self.into
+        first = torch.arange(self.apart, device=self.into.device).expand(self.into.shape[0], -1)
+        return torch.cat([first, torch.where(self.into < 0, -1, self.into + self.apart)], dim=1)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Cosine of every even position with the most alike odd one, (B, E), -inf for padding; and which that is."""

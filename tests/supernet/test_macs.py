@@ -9,22 +9,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from helpers import count_flops
 
 from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig, supernet_config
-
-
-def count_flops(net: nn.Module, image: torch.Tensor) -> tuple[int, int]:
-    """PyTorch's count for one image: everything, and the batched products of attention.
-
-    Attention is unfused for it: before 2.15 the counter does not know the CPU's fused kernel and counts it as nothing.
-    """
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        net(image)
-    operators = counter.get_flop_counts()["Global"]
-    return counter.get_total_flops(), sum(n for op, n in operators.items() if "bmm" in str(op))
 
 
 def on_meta(config: SupernetConfig) -> Supernet:

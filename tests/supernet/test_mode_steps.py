@@ -20,7 +20,7 @@ from supernet.plan import next_widths
 def test_steps_spend_the_counted_macs_and_lead_to_the_same_logits(net: Supernet) -> None:
     images, subnet, config, space = images_for(net), subnets_for(net), net.config, net.space
     end = net.forward_features(images, subnet)
-    assert (end.macs + head_macs(config, end.token_dim)).tolist() == net.macs(subnet).tolist()
+    assert (end.macs + head_macs(config, end.token_dim, end.num_tokens)).tolist() == net.macs(subnet).tolist()
     assert net.macs_to_go(end).tolist() == net.macs(subnet).tolist()
     state = net.begin(images, next_dim=next_widths(config, 0, subnet))
     assert state.group == (0 if space.decide_first_group else 1)

@@ -47,6 +47,9 @@ def test_the_full_network_stays_the_same_function(any_net: Supernet, kinds: tupl
         {"global_pool": "avg", "fc_norm": True},
         {"num_classes": 0},
         {"token_mode": "merge", "decide_first_group": True},
+        {"reg_tokens": 2, "distilled": True, "qk_norm": True, "scale_norm": True, "final_norm": False},
+        {"global_pool": "map", "norm": "rms", "glu": True, "act": "silu", "patch_norm": True},
+        {"stem": "timm/vit_tiny_r_s16_p8_224", "img_size": 96, "patch_size": 32},
     ],
     ids=str,
 )

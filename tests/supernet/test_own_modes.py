@@ -143,7 +143,8 @@ class Clusters(nn.Module):
         gone = (place >= column(counts[:, -1], device) - prefix)[:, None]
         shares = alike.masked_fill(gone, float("-inf")).softmax(2)
         shares = nn.functional.pad(shares, (prefix, 0, prefix, 0))
-        shares = shares + ((row[:, None] < prefix) & (torch.arange(prefix + most, device=device) < prefix))
+        new = torch.arange(prefix + most, device=device)
+        shares = shares + ((row[:, None] == new) & (new < prefix))
         return shares * (row < column(lengths, device))[..., None], size
 
 

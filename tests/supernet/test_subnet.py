@@ -270,10 +270,22 @@ def test_actions_of_a_wrong_shape_are_refused() -> None:
         (lambda: SupernetConfig(img_size=225), "img_size=225 .*multiple of patch_size=16"),
         (lambda: SupernetConfig(num_classes=-1), "num_classes=-1 .*integer"),
         (lambda: SupernetConfig(act="relu"), r"act='relu'.*'gelu'.*'quick_gelu'"),
-        (lambda: SupernetConfig(global_pool="max"), r"global_pool='max'.*\('token', 'avg'\)"),
+        (lambda: SupernetConfig(global_pool="max"), r"global_pool='max'.*\('token', 'avg', 'map'\)"),
         (lambda: SupernetConfig(class_token=False), r"global_pool='token'.*class_token=True.*global_pool='avg'"),
         (lambda: SupernetConfig(stem="unet"), r"stem='unet'.*\('patch', 'conv'\)"),
         (lambda: SupernetConfig(stem="conv", patch_size=14), "multiple of 4, not 14"),
+        (lambda: SupernetConfig(stem="conv", patch_norm=True), "patch_norm=True goes with stem='patch'"),
+        (lambda: SupernetConfig(norm="batch"), r"norm='batch'.*\('layer', 'rms'\)"),
+        (lambda: SupernetConfig(reg_tokens=-1), "reg_tokens=-1 .*integer"),
+        (lambda: SupernetConfig(distilled=True), "distilled=True needs .*reg_tokens=1"),
+        (lambda: SupernetConfig(reg_tokens=1, distilled=True, global_pool="avg"), "distilled=True needs .*'token'"),
+        (lambda: SupernetConfig(global_pool="map", fc_norm=True), "fc_norm=True goes with global_pool='avg'"),
+        (lambda: SupernetConfig(global_pool="map", head_dim=7), "embed_dim=240 .* multiple of head_dim=7"),
+        (lambda: SupernetConfig(prance_embed_dim=256, reg_tokens=1), "prance_embed_dim .* neither registers"),
+        (lambda: SupernetConfig(prance_embed_dim=256, qk_norm=True), "prance_embed_dim .* other norms"),
+        (lambda: SupernetConfig(crop_pct=0), r"crop_pct=0 .*\(0, 1\]"),
+        (lambda: SupernetConfig(crop_mode="top"), "crop_mode='top'.*'squash'"),
+        (lambda: SupernetConfig(interpolation="cubic"), "interpolation='cubic'.*'bicubic'"),
         (lambda: SupernetConfig(in_chans=1), r"mean=.*self.in_chans=1"),
         (lambda: SupernetConfig.from_dict({"imgsize": 32}), r"\['imgsize'\].*'img_size'"),
         (lambda: SupernetConfig.from_dict({"space": {"dims": [8]}}), r"\['dims'\].*'embed_dims'"),
@@ -291,7 +303,23 @@ OTHER_CONFIG = SupernetConfig(
 )
 
 
-@pytest.mark.parametrize("original", [*map(supernet_config, list_supernets()), OTHER_CONFIG])
+ANOTHER_CONFIG = SupernetConfig(
+    ALL_DECIDED,
+    stem="timm/vit_small_r26_s32_224",
+    norm="rms",
+    glu=True,
+    qk_norm=True,
+    scale_norm=True,
+    reg_tokens=4,
+    distilled=True,
+    final_norm=False,
+    crop_pct=1.0,
+    crop_mode="squash",
+    interpolation="bilinear",
+)
+
+
+@pytest.mark.parametrize("original", [*map(supernet_config, list_supernets()), OTHER_CONFIG, ANOTHER_CONFIG])
 def test_a_configuration_survives_json(original: SupernetConfig) -> None:
     assert SupernetConfig.from_dict(json.loads(json.dumps(original.to_dict()))) == original
 

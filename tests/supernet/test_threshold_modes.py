@@ -57,7 +57,7 @@ def counted(net: Supernet, images: Tensor, subnet: SubnetConfig) -> list[int]:
     """Multiply-accumulates of every image, from the run of them all; those of the whole and the spent agree."""
     end = net.forward_features(images, subnet)
     macs = net.macs_to_go(end)
-    assert macs.tolist() == (end.macs + head_macs(net.config, end.token_dim)).tolist()
+    assert macs.tolist() == (end.macs + head_macs(net.config, end.token_dim, end.num_tokens)).tolist()
     assert macs[0] == net.macs().item()
     assert len(set(macs.tolist())) > BATCH // 2
     return macs.tolist()

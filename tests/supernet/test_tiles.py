@@ -24,6 +24,11 @@ from train.timing.on_gpu import choices_on, forward_by_tiles, recorded
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
+FOREIGN = {
+    "distilled": r"no norms.*no two classifiers and no missing last norm",
+    "map": r"act='silu'.*attention pooling",
+}
+TILED = [case for case, (_, architecture, _) in CASES.items() if architecture not in FOREIGN]
 FAST = ["prune-class-token-later", "prune_merge-patches-only-first", "tome-avg-of-clip-later", "merge-authors-later"]
 
 
@@ -56,7 +61,7 @@ def assert_same(net: Supernet, segments: InferenceState, tiles: InferenceState, 
     assert_close(net.forward_head(tiles), logits, tolerance * (1 + float(logits.abs().max())))
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in TILED])
 def test_every_image_of_a_mixed_batch_is_as_by_segments_and_alone(case: str) -> None:
     mode, architecture, first = CASES[case]
     net = random_net(make_config(mode, architecture, first))
@@ -176,6 +181,14 @@ def test_what_tiles_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, own_mode
         with runtime.use("tiles"), pytest.raises(RuntimeError, match=r"Triton needs a GPU, or TRITON_INTERPRET=1"):
             net(images, subnets_for(net, 2))
         runtime.choice.hindrance_of_device.cache_clear()
+
+
+@pytest.mark.parametrize("architecture", FOREIGN)
+def test_kinds_of_networks_that_kernels_do_not_know_run_by_segments(architecture: str) -> None:
+    net = random_net(make_config("prune", architecture, False)).to(DEVICE)
+    images, subnet = images_for(net, 2).to(DEVICE), subnets_for(net, 2)
+    with runtime.use("tiles"), pytest.raises(RuntimeError, match=FOREIGN[architecture]):
+        net(images, subnet)
 
 
 def test_patches_by_one_product_are_those_of_the_convolution() -> None:

@@ -32,13 +32,14 @@ from supernet.tokens.modes import token_mode
 
 @pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)
 @given(st.data())
-def test_the_class_token_stays_first_and_bit_for_bit_the_same(mode: str, data: st.DataObject) -> None:
-    case = data.draw(cases(mode).filter(lambda c: c.prefix == 1))
-    reduced = reduce(mode, case)
-    assert torch.equal(reduced.x[:, 0], case.x[:, 0])
-    assert torch.equal(reduced.size[:, 0], torch.ones(len(case.x), dtype=torch.float64))
-    assert (reduced.into[:, 0] == 0).all()
-    assert (reduced.into[:, 1:] != 0).all()
+def test_class_token_and_registers_stay_first_and_bit_for_bit_the_same(mode: str, data: st.DataObject) -> None:
+    case = data.draw(cases(mode).filter(lambda c: c.prefix >= 1))
+    reduced, first = reduce(mode, case), case.prefix
+    assert torch.equal(reduced.x[:, :first], case.x[:, :first])
+    assert torch.equal(reduced.size[:, :first], torch.ones(len(case.x), first, dtype=torch.float64))
+    assert (reduced.into[:, :first] == torch.arange(first)).all()
+    others = reduced.into[:, first:]
+    assert ((others < 0) | (others >= first)).all()
 
 
 @pytest.mark.parametrize("mode", OURS + THRESHOLD + AUTHORS)

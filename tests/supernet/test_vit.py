@@ -161,7 +161,7 @@ def test_steps_equal_forward_and_spend_the_counted_macs(any_net: Supernet, rando
     for group in range(1, len(any_net.space.groups)):
         state = any_net.run_group(state, group, subnet.group(any_net.space, group))
     assert_close(any_net.finish(state), any_net(images, subnet))
-    total = torch.from_numpy(state.macs + head_macs(any_net.config, state.embed_dim))
+    total = torch.from_numpy(state.macs + head_macs(any_net.config, state.embed_dim, state.num_tokens))
     assert torch.equal(total, any_net.macs(subnet))
     assert torch.equal(torch.from_numpy(state.embed_dim), subnet.embed_dim[:, -1])
 

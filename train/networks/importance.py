@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet import SubnetConfig, Supernet, SupernetConfig
-from supernet.ordering import UnitScores, unit_levels
+from supernet.ordering import UnitScores, stem_output, unit_levels
 from supernet.static_vit import StaticBlock, StaticViT
 
 Score = Literal["taylor", "magnitude", "markov", "random"]
@@ -81,8 +81,9 @@ _READERS = ("qkv", "proj", "fc1", "fc2")
 def taylor_scores(net: Supernet, batches: Batches, loss: Loss | None = None) -> UnitScores:
     """NViT's saliency: (sum of w * dL/dw over a unit's weights)^2, squared for every batch and added up.
 
-    The weights of a unit: of a head its rows of `qkv`; of a hidden unit its row of `fc1`; of an embedding channel the
-    rows of the patch embedding, `proj` and `fc2` that write it and the columns of `qkv` and `fc1` that read it.
+    The weights of a unit: of a head its rows of `qkv`; of a hidden unit its row of `fc1` (and `gate`); of an embedding
+    channel the rows of the patch embedding, `proj` and `fc2` that write it and the columns of `qkv` and `fc1` (and
+    `gate`) that read it.
 
     Args:
         net: The supernet; unchanged.
@@ -133,14 +134,17 @@ def _sums_over_units(products: dict[str, Tensor], net: Supernet) -> tuple[Tensor
         weight = products[f"{name}.weight"].flatten(1).sum(1)
         return weight if bias is None else weight + bias
 
-    stem = "patch_embed.0" if net.config.stem == "patch" else "patch_embed.6"
-    embed_dim, heads, hidden = rows(stem), [], []
+    embed_dim, heads, hidden = net.pos_embed.new_zeros(net.config.embed_dim), [], []
+    for layer in stem_output(net)[:1]:
+        embed_dim = embed_dim + rows(f"patch_embed.{layer}")
+    gates = ("fc1", "gate") if net.config.glu else ("fc1",)
     for i in range(depth):
         block = f"blocks.{i}."
         embed_dim = embed_dim + rows(f"{block}proj") + rows(f"{block}fc2")
-        embed_dim = embed_dim + products[f"{block}qkv.weight"].sum(0) + products[f"{block}fc1.weight"].sum(0)
+        for name in ("qkv", *gates):
+            embed_dim = embed_dim + products[f"{block}{name}.weight"].sum(0)
         heads.append(rows(f"{block}qkv").view(-1, channels).sum(1))
-        hidden.append(rows(f"{block}fc1"))
+        hidden.append(torch.stack([rows(f"{block}{name}") for name in gates]).sum(0))
     return embed_dim, torch.stack(heads), torch.stack(hidden)
 
 
@@ -171,13 +175,14 @@ def class_rows(net: Supernet, batches: Batches) -> Tensor:
     Raises:
         ValueError: If there are no batches.
     """
-    static, prefix = full_network(net), net.config.class_token
+    static, config = full_network(net), net.config
     found: list[list[Tensor]] = [[] for _ in static.blocks]
 
     def keep(block: StaticBlock, place: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, given: tuple[Tensor, ...], qkv: Tensor) -> None:
             q, k, _ = qkv.view(*qkv.shape[:2], block.sizes.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
-            query = q[:, :, :1] if prefix else q.mean(2, keepdim=True)
+            q, k = block.q_norm(q), block.k_norm(k)
+            query = q[:, :, :1] if config.class_token else q[:, :, config.reg_tokens :].mean(2, keepdim=True)
             logits = (query @ k.transpose(-1, -2)).squeeze(2).float() * q.shape[-1] ** -0.5
             found[place].append(logits.softmax(-1).cpu())
 
