@@ -15,6 +15,7 @@ from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice, SubnetConfig, Supernet
 from supernet.arrays import Ints
 
+from .fitting import Interface, fitted
 from .protocol import Agent, ask
 
 
@@ -55,7 +56,7 @@ class AdaptiveViT:
         conditioning: Range of the prices that a cost-conditioned agent was trained for; None: one price.
 
     Raises:
-        ValueError: If the agent says that it is for other spaces.
+        ValueError: If the agent is for other observations, actions or wrappers, see `agents.fitting.fitted`.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class AdaptiveViT:
         normalize_actions: bool = True,
         conditioning: CostConditioning | None = None,
     ) -> None:
-        self.net, self.agent, self.observation = net, agent, observation
+        self.net, self.observation = net, observation
+        self.agent = fitted(agent, Interface(net.config, observation, normalize_actions, conditioning))
         self.normalize_actions, self.conditioning = normalize_actions, conditioning
         self.full_macs = int(net.macs().item())
 
@@ -79,15 +81,8 @@ class AdaptiveViT:
             agent: The agent.
 
         Raises:
-            ValueError: If the agent has spaces (as SB3's models and `PrancePPO` have) that are not the environment's.
+            ValueError: If the agent is for other observations, actions or wrappers.
         """
-        for name, wanted in zip(("observation_space", "action_space"), settings.spaces(), strict=True):
-            found = getattr(agent, name, wanted)
-            if found != wanted:
-                raise ValueError(
-                    f"The agent has the {name} {found}, but these settings give {wanted}; pass the settings that it "
-                    "was trained with (observation, normalize_actions, cost_conditioning, token_mode, checkpoint)."
-                )
         net = settings.engine().net
         return cls(net, agent, settings.observation, settings.normalize_actions, settings.conditioning)
 
@@ -109,7 +104,7 @@ class AdaptiveViT:
         price, memory, chosen, patches = self._price(macs_weight, len(images)), None, [], []
         for group in range(space.first_decided, len(space.groups)):
             seen = observe(net, state, self.observation, self.full_macs, price).cpu().numpy()
-            actions, memory = ask(self.agent, seen, memory)
+            actions, memory = ask(self.agent, seen, memory, space.action_size)
             unit = torch.from_numpy(decode_actions(actions, self.normalize_actions))
             state = net.run_group(state, group, GroupChoice.from_actions(space, unit))
             chosen.append(unit)

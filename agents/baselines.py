@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import abstractmethod
 from pathlib import Path
@@ -20,12 +21,19 @@ from .protocol import BatchAgent
 class BaselineAgent(BatchAgent):
     """An agent with SB3's `predict` and a JSON file instead of weights.
 
+    Attributes:
+        reads: Parts of the observation that it needs.
+
     Args:
         config: The supernet.
         observation: Observation mode of the environment.
         normalize_actions: Whether its action space is Box(-1, 1).
+
+    Raises:
+        ValueError: If the observation is unknown or lacks what the agent reads.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ()
     _kinds: ClassVar[dict[str, type[BaselineAgent]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -36,6 +44,37 @@ class BaselineAgent(BatchAgent):
         self.config, self.observation, self.normalize_actions = config, observation, normalize_actions
         self.action_space = action_space(config.space, normalize_actions)
         self.layout = observation_layout(config, observation)
+        if lacking := [name for name in self.reads if name not in self.layout]:
+            holding = [name for name in ("constant", "cls") if set(self.reads) <= {*observation_layout(config, name)}]
+            raise ValueError(
+                f"observation={observation!r} does not show {lacking}, which a {type(self).__name__} reads; use "
+                f"{holding[0]!r}, or another one that does."
+            )
+
+    def for_environment(self, config: SupernetConfig, observation: str, normalize_actions: bool) -> BaselineAgent:
+        """The same choices, from other observations and as other actions.
+
+        Args:
+            config: The supernet.
+            observation: Observation mode of the environment.
+            normalize_actions: Whether its action space is Box(-1, 1).
+
+        Returns:
+            This agent if it is for that environment already.
+
+        Raises:
+            ValueError: If the supernet is another one, or the observation lacks what the agent reads.
+        """
+        if config != self.config:
+            raise ValueError(
+                f"The {type(self).__name__} was made for another supernet than this environment's: "
+                f"{_differences(self.config, config)}. Make it for this one, or pass the checkpoint that it is for."
+            )
+        if (observation, normalize_actions) == (self.observation, self.normalize_actions):
+            return self
+        other = copy.copy(self)
+        BaselineAgent.__init__(other, config, observation, normalize_actions)
+        return other
 
     @abstractmethod
     def act(self, observation: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -87,6 +126,14 @@ class BaselineAgent(BatchAgent):
             raise ValueError(f"{path} is not a baseline agent's file ({e!r}); save the agent again.") from e
 
 
+def _differences(own: SupernetConfig, other: SupernetConfig) -> str:
+    """The first settings in which two supernets differ."""
+    pairs = [(own.to_dict(), other.to_dict())]
+    pairs += [(a.pop("space"), b.pop("space")) for a, b in list(pairs)]
+    found = [f"{k}={a[k]!r} instead of {b[k]!r}" for a, b in pairs for k in a if a[k] != b[k]]
+    return ", ".join(found[:3])
+
+
 class FullAgent(BaselineAgent):
     """Every choice at its maximum: the full network."""
 
@@ -136,12 +183,12 @@ class StaticAgent(BaselineAgent):
             which decision is due.
     """
 
+    reads = ("decision",)
+
     def __init__(
         self, subnet: SubnetConfig, config: SupernetConfig, observation: str = "cls", normalize_actions: bool = True
     ) -> None:
         super().__init__(config, observation, normalize_actions)
-        if "decision" not in self.layout:
-            raise ValueError(f"observation={observation!r} does not tell a static agent the decision; use 'constant'.")
         if len(subnet) != 1:
             raise ValueError(f"StaticAgent takes one subnet, not {len(subnet)}; index the batch first: subnet[0].")
         subnet.validate(config.space)

@@ -63,6 +63,8 @@ class ConfidenceAgent(BaselineAgent):
             hold the confidence.
     """
 
+    reads = ("decision", *SIGNALS)
+
     def __init__(
         self,
         rules: Sequence[ConfidenceRule],
@@ -72,8 +74,6 @@ class ConfidenceAgent(BaselineAgent):
     ) -> None:
         super().__init__(config, observation, normalize_actions)
         space = config.space
-        if not set(SIGNALS) <= set(self.layout):
-            raise ValueError(f"observation={observation!r} does not hold the classifier's confidence; use 'cls'.")
         if len(rules) != space.num_decisions:
             raise ValueError(f"There are {len(rules)} rules for {space.num_decisions} decisions; give one each.")
         self.rules = tuple(rules)

@@ -49,17 +49,31 @@ class BatchAgent(ABC):
         return self.actions(np.atleast_2d(observation), deterministic).reshape(*shape[:-1], -1), state
 
 
-def ask(agent: Agent, observation: NDArray[np.float32], memory: Any) -> tuple[NDArray[np.floating], Any]:
+def ask(
+    agent: Agent, observation: NDArray[np.float32], memory: Any, action_size: int
+) -> tuple[NDArray[np.floating], Any]:
     """Deterministic actions for a batch.
 
     Args:
         agent: The agent.
         observation: (B, O).
         memory: What the agent handed out at the last decision; None at the first.
+        action_size: A.
 
     Returns:
         (B, A) actions, and what the agent wants back at the next decision.
+
+    Raises:
+        ValueError: If the agent gives something else than (B, A) floating-point numbers.
     """
     # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
     remembered: dict[str, Any] = {} if memory is None else {"state": memory}
-    return agent.predict(observation, **remembered, deterministic=True)
+    actions, memory = agent.predict(observation, **remembered, deterministic=True)
+    found = np.asarray(actions)
+    if found.shape != (len(observation), action_size) or not np.issubdtype(found.dtype, np.floating):
+        raise ValueError(
+            f"The agent gave {found.dtype} of the shape {found.shape}; expected floating-point actions of the shape "
+            f"({len(observation)}, {action_size}). What integers stand for is known of Stable-Baselines3's models that "
+            "bring their environment: agent.set_env(make_sb3_env(..., wrappers=[...]))."
+        )
+    return found, memory

@@ -69,8 +69,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("prance-env")
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'prance_env' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "wrappers":
+        return import_module(".wrappers", __name__)
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'prance_env' has no attribute {name!r}")
     return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, overload
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import InferenceState, SearchSpace, Supernet, SupernetConfig
+from supernet.arrays import Floats
 
+from .arrays import as_array
 from .observations import OBSERVATIONS, PRICE, ObservationPart, Seen
 
 
@@ -104,6 +107,73 @@ def observe(
     """
     seen = Seen(net, state, full_macs, price)
     return torch.cat([part.values(seen) for part in _parts(observation, price is not None)], dim=1).float()
+
+
+def dict_space(layout: Mapping[str, slice], box: gym.spaces.Box) -> gym.spaces.Dict:
+    """The space of observations in `box` that have been taken apart."""
+    parts: dict[str, gym.Space[Any]] = {
+        name: gym.spaces.Box(box.low[place], box.high[place], dtype=np.float32) for name, place in layout.items()
+    }
+    return gym.spaces.Dict(parts)
+
+
+def take_apart(observations: Any, layout: Mapping[str, slice]) -> dict[str, Any]:
+    """The named parts of (..., O) observations."""
+    return {name: observations[..., place] for name, place in layout.items()}
+
+
+class IntegerActions:
+    """How integers become actions.
+
+    Args:
+        normalize_actions: Whether the actions are those of Box(-1, 1) instead of Box(0, 1).
+        tables: One array per entry of the action: row i is what the integer i stands for, in [0, 1].
+    """
+
+    def __init__(self, normalize_actions: bool, tables: Sequence[Floats]) -> None:
+        self._normalize, self._tables = normalize_actions, tables
+
+    def decode(self, action: Any, shape: tuple[int, ...], space: gym.Space[Any]) -> NDArray[np.float32]:
+        """Integers as actions of the Box.
+
+        Args:
+            action: (...) integers, or (..., A) of them where every entry has one of its own.
+            shape: What its shape must be.
+            space: What is shown in the message if it is not a member.
+
+        Raises:
+            ValueError: If the shape is another one, an entry is no integer, or it is out of range.
+        """
+        array = as_array(action)
+        if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"The action is {array.dtype} of shape {array.shape}; expected integers of shape {shape}.")
+        columns = [array] if len(self._tables) == 1 else np.moveaxis(array, -1, 0)
+        if any((column < 0).any() or (column >= len(t)).any() for column, t in zip(columns, self._tables, strict=True)):
+            raise ValueError(f"The action {array.tolist()} is out of range; expected a member of {space}.")
+        unit = np.concatenate([t[column] for column, t in zip(columns, self._tables, strict=True)], axis=-1)
+        return encode_actions(unit, self._normalize)
+
+
+def multi_discrete(
+    space: SearchSpace, normalize_actions: bool, keep_levels: int
+) -> tuple[IntegerActions, gym.spaces.MultiDiscrete[Any]]:
+    """How integers, one for every entry of the action, become actions, and the space of these integers.
+
+    Args:
+        space: The search space.
+        normalize_actions: Whether the actions are those of Box(-1, 1).
+        keep_levels: Number of keep rates, at least 2.
+
+    Raises:
+        ValueError: If `keep_levels` is below 2.
+    """
+    if int(keep_levels) != keep_levels or keep_levels < 2:
+        raise ValueError(f"keep_levels={keep_levels!r} must be an integer of at least 2.")
+    n = space.blocks_per_decision
+    counts = [len(space.mlp_ratios)] * n + [len(space.embed_dims)] * n
+    counts += [int(keep_levels)] * (space.action_size - len(counts))
+    tables = [np.linspace(0, 1, count)[:, None] for count in counts]
+    return IntegerActions(normalize_actions, tables), cast(Any, gym.spaces.MultiDiscrete(counts))
 
 
 def _parts(observation: str, cost_conditioning: bool) -> tuple[ObservationPart, ...]:

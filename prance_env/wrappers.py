@@ -17,11 +17,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from supernet import SearchSpace
-from supernet.arrays import Floats
 
-from .arrays import as_array
 from .settings import EnvSettings
-from .spaces import encode_actions
+from .spaces import IntegerActions, dict_space, multi_discrete, take_apart
 
 SIZES, KEEPS, KEEP_LEVELS = (0.0, 0.5, 1.0), (0.0, 1 / 3, 2 / 3, 1.0), 5
 
@@ -58,11 +56,11 @@ class DictObservation(gym.ObservationWrapper[Any, Any, Any], RecordConstructorAr
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.ObservationWrapper.__init__(self, env)
-        self._layout, self.observation_space = _dict_space(_settings(env), env.observation_space)
+        self.layout, self.observation_space = _dict_space(_settings(env), env.observation_space)
 
     def observation(self, observation: Any) -> dict[str, Any]:
         """The parts of one vector."""
-        return {name: observation[place] for name, place in self._layout.items()}
+        return take_apart(observation, self.layout)
 
 
 class VectorDictObservation(VectorWrapper):
@@ -78,7 +76,7 @@ class VectorDictObservation(VectorWrapper):
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         super().__init__(env)
-        self._layout, self.single_observation_space = _dict_space(_settings(env), env.single_observation_space)
+        self.layout, self.single_observation_space = _dict_space(_settings(env), env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -100,34 +98,7 @@ class VectorDictObservation(VectorWrapper):
 
     def observations(self, observations: Any) -> dict[str, Any]:
         """The parts of (..., O) vectors."""
-        return {name: observations[..., place] for name, place in self._layout.items()}
-
-
-class _Actions:
-    """How integers become actions.
-
-    Args:
-        settings: What the environment was made with.
-        tables: One array per entry of the action: row i is what the integer i stands for, in [0, 1].
-    """
-
-    def __init__(self, settings: EnvSettings, tables: Sequence[Floats]) -> None:
-        self._normalize, self._tables = settings.normalize_actions, tables
-
-    def decode(self, action: Any, shape: tuple[int, ...], space: gym.Space[Any]) -> NDArray[np.float32]:
-        """Integers of `shape` as actions of the Box.
-
-        Raises:
-            ValueError: If the shape is another one, an entry is no integer, or it is out of range.
-        """
-        array = as_array(action)
-        if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"The action is {array.dtype} of shape {array.shape}; expected integers of shape {shape}.")
-        columns = [array] if len(self._tables) == 1 else np.moveaxis(array, -1, 0)
-        if any((column < 0).any() or (column >= len(t)).any() for column, t in zip(columns, self._tables, strict=True)):
-            raise ValueError(f"The action {array.tolist()} is out of range; expected a member of {space}.")
-        unit = np.concatenate([t[column] for column, t in zip(columns, self._tables, strict=True)], axis=-1)
-        return encode_actions(unit, self._normalize)
+        return take_apart(observations, self.layout)
 
 
 class DiscreteActions(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
@@ -145,11 +116,11 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: gym.Env[Any, Any], presets: Sequence[Sequence[float]] | None = None) -> None:
         RecordConstructorArgs.__init__(self, presets=presets)
         gym.ActionWrapper.__init__(self, env)
-        self._actions, self.action_space = _discrete(_settings(env), presets)
+        self.integers, self.action_space = _discrete(_settings(env), presets)
 
     def action(self, action: Any) -> NDArray[np.float32]:
         """The preset of that number."""
-        return self._actions.decode(action, (), self.action_space)
+        return self.integers.decode(action, (), self.action_space)
 
 
 class VectorDiscreteActions(VectorActionWrapper):
@@ -167,12 +138,12 @@ class VectorDiscreteActions(VectorActionWrapper):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], presets: Sequence[Sequence[float]] | None = None) -> None:
         super().__init__(env)
-        self._actions, self.single_action_space = _discrete(_settings(env), presets)
+        self.integers, self.single_action_space = _discrete(_settings(env), presets)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def actions(self, actions: Any) -> NDArray[np.float32]:
         """The presets of these numbers."""
-        return self._actions.decode(actions, (self.num_envs,), self.action_space)
+        return self.integers.decode(actions, (self.num_envs,), self.action_space)
 
 
 class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
@@ -190,11 +161,11 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], RecordConstructorAr
     def __init__(self, env: gym.Env[Any, Any], keep_levels: int = KEEP_LEVELS) -> None:
         RecordConstructorArgs.__init__(self, keep_levels=keep_levels)
         gym.ActionWrapper.__init__(self, env)
-        self._actions, self.action_space = _multi_discrete(_settings(env), keep_levels)
+        self.integers, self.action_space = _multi_discrete(_settings(env), keep_levels)
 
     def action(self, action: Any) -> NDArray[np.float32]:
         """The action that these numbers stand for."""
-        return self._actions.decode(action, self.action_space.shape or (), self.action_space)
+        return self.integers.decode(action, self.action_space.shape or (), self.action_space)
 
 
 class VectorMultiDiscreteActions(VectorActionWrapper):
@@ -212,12 +183,12 @@ class VectorMultiDiscreteActions(VectorActionWrapper):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], keep_levels: int = KEEP_LEVELS) -> None:
         super().__init__(env)
-        self._actions, self.single_action_space = _multi_discrete(_settings(env), keep_levels)
+        self.integers, self.single_action_space = _multi_discrete(_settings(env), keep_levels)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def actions(self, actions: Any) -> NDArray[np.float32]:
         """The actions that these numbers stand for."""
-        return self._actions.decode(actions, self.action_space.shape or (), self.action_space)
+        return self.integers.decode(actions, self.action_space.shape or (), self.action_space)
 
 
 def _settings(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSettings:
@@ -228,34 +199,23 @@ def _settings(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSettings:
 
 
 def _dict_space(settings: EnvSettings, flat: gym.Space[Any]) -> tuple[dict[str, slice], gym.spaces.Dict]:
-    box = settings.spaces()[0]
+    box, layout = settings.spaces()[0], settings.layout()
     if flat != box:
         raise ValueError(f"Observations must be the environment's {box} to be taken apart, not {flat}.")
-    layout = settings.layout()
-    parts: dict[str, gym.Space[Any]] = {
-        name: gym.spaces.Box(box.low[place], box.high[place], dtype=np.float32) for name, place in layout.items()
-    }
-    return layout, gym.spaces.Dict(parts)
+    return layout, dict_space(layout, box)
 
 
 def _discrete(
     settings: EnvSettings, presets: Sequence[Sequence[float]] | None
-) -> tuple[_Actions, gym.spaces.Discrete[Any]]:
+) -> tuple[IntegerActions, gym.spaces.Discrete[Any]]:
     space = settings.config().space
     table = np.array(preset_actions(space) if presets is None else presets, dtype=np.float64)
     if table.ndim != 2 or not len(table) or table.shape[1] != space.action_size:
         raise ValueError(f"presets have the shape {table.shape}; expected (k, {space.action_size}) with k >= 1.")
     if not ((table >= 0) & (table <= 1)).all():
         raise ValueError("presets must lie in [0, 1].")
-    return _Actions(settings, [table]), cast(Any, gym.spaces.Discrete(len(table)))
+    return IntegerActions(settings.normalize_actions, [table]), cast(Any, gym.spaces.Discrete(len(table)))
 
 
-def _multi_discrete(settings: EnvSettings, keep_levels: int) -> tuple[_Actions, gym.spaces.MultiDiscrete[Any]]:
-    if int(keep_levels) != keep_levels or keep_levels < 2:
-        raise ValueError(f"keep_levels={keep_levels!r} must be an integer of at least 2.")
-    space = settings.config().space
-    n = space.blocks_per_decision
-    counts = [len(space.mlp_ratios)] * n + [len(space.embed_dims)] * n
-    counts += [int(keep_levels)] * (space.action_size - len(counts))
-    tables = [np.linspace(0, 1, count)[:, None] for count in counts]
-    return _Actions(settings, tables), cast(Any, gym.spaces.MultiDiscrete(counts))
+def _multi_discrete(settings: EnvSettings, keep_levels: int) -> tuple[IntegerActions, gym.spaces.MultiDiscrete[Any]]:
+    return multi_discrete(settings.config().space, settings.normalize_actions, keep_levels)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.fitting import Interface, fitted
 from agents.protocol import Agent, ask
 from prance_env.engine import InferenceEngine
 from prance_env.episodes import Episodes
@@ -49,11 +50,13 @@ def play(
         The episodes before and after every decision, and (B, num_decisions, A) the actions as the agent gave them.
 
     Raises:
-        ValueError: If the environment is cost-conditioned and no price is fixed.
+        ValueError: If the environment is cost-conditioned and no price is fixed, or the agent is for other spaces or
+            wrappers (`agents.fitting`).
     """
     conditioning = settings.conditioning
     if conditioning is not None and conditioning.fixed is None:
         raise ValueError("A cost-conditioned agent is evaluated at one price: cost_conditioning=(low, high, fixed).")
+    agent = fitted(agent, Interface.of(settings, engine.config))
     price = None if conditioning is None else np.full(len(index), conditioning.fixed)
     episodes = [replace(engine.start(index), macs_weight=price)]
     seen = episodes[0] if donors is None else replace(engine.start(donors), macs_weight=price)
@@ -61,7 +64,7 @@ def play(
     memory = None
     for _ in range(engine.config.space.num_decisions):
         observation = engine.observe(seen, settings.observation, conditioning).cpu().numpy()
-        actions, memory = ask(agent, observation, memory)
+        actions, memory = ask(agent, observation, memory, engine.config.space.action_size)
         unit = decode_actions(actions, settings.normalize_actions)
         episodes.append(engine.step(episodes[-1], unit, reward))
         seen = episodes[-1] if donors is None else engine.step(seen, unit, reward)

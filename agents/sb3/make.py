@@ -37,27 +37,44 @@ def make_sb3(
 
     Args:
         algorithm: "ppo", "a2c", "sac", "td3", or sb3-contrib's "tqc", "trpo".
-        env: From `make_sb3_env`.
+        env: From `make_sb3_env`, or another `VecEnv` of this package's environments (SB3's `make_vec_env`), with their
+            own actions.
         seed: Fixes policy and environment; None: drawn.
         device: Torch device of the policy.
         preset: YAML file of hyper-parameters, see `read_preset`; None is the one of this package.
         overrides: Arguments of the SB3 class, or what a preset may hold instead, that replace those of the preset.
 
     Raises:
-        ValueError: If the algorithm or a hyper-parameter is unknown.
+        ValueError: If the algorithm or a hyper-parameter is unknown, or the actions are no Box.
+        TypeError: If `env` is no `VecEnv`.
         FileNotFoundError: If there is no such preset.
         ModuleNotFoundError: If sb3-contrib is needed and missing.
     """
     cls = algorithm_class(algorithm)
+    _check_env(env)
     check_hyperparams(cls, overrides)
     hyperparams, n_envs, _ = read_preset(algorithm, preset)
     box = cast(gym.spaces.Box, env.action_space)
     arguments = constructor_arguments(
         {**_fitted(hyperparams, env, n_envs / env.num_envs), **overrides}, int(box.shape[0])
     )
-    model = cls("MlpPolicy", env, seed=seed, device=device, **arguments)
+    policy = "MultiInputPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpPolicy"
+    model = cls(policy, env, seed=seed, device=device, **arguments)
     _set_initial_action(model, box)
     return model
+
+
+def _check_env(env: Any) -> None:
+    if not isinstance(env, VecEnv):
+        raise TypeError(
+            f"env is a {type(env).__name__}; pass a VecEnv of Stable-Baselines3, such as "
+            "make_sb3_env('Prance-Digits-v0', n_envs=256)."
+        )
+    if not isinstance(env.action_space, gym.spaces.Box):
+        raise ValueError(
+            f"The actions of env are {env.action_space}, but the presets are for the environment's own, a Box. Leave "
+            "the wrapper out, or make the model without a preset, as examples/sb3_dqn.py does: PPO('MlpPolicy', env)."
+        )
 
 
 def _fitted(hyperparams: dict[str, Any], env: VecEnv, ratio: float) -> dict[str, Any]:
@@ -69,7 +86,7 @@ def _fitted(hyperparams: dict[str, Any], env: VecEnv, ratio: float) -> dict[str,
     if "batch_size" in fitted:
         fitted["batch_size"] = max(2, round(fitted["batch_size"] / ratio))
     if "n_steps" in fitted:
-        num_decisions = env.get_attr("config")[0].space.num_decisions
+        num_decisions = env.get_attr("settings")[0].config().space.num_decisions
         fitted["n_steps"] = math.ceil(fitted["n_steps"] / num_decisions) * num_decisions
     return fitted
 
@@ -79,7 +96,9 @@ def _set_initial_action(model: BaseAlgorithm, box: gym.spaces.Box) -> None:
     """Lets the untrained policy choose `INITIAL_ACTION`, whatever it sees."""
     policy: Any = model.policy
     if not isinstance(model, OffPolicyAlgorithm):
-        policy.action_net.bias.copy_(torch.as_tensor(box.low + INITIAL_ACTION * (box.high - box.low)))
+        low, high = (-1.0, 1.0) if policy.squash_output else (box.low, box.high)
+        start = torch.as_tensor(low + INITIAL_ACTION * (high - low))
+        policy.action_net.bias.copy_(start.atanh() if policy.squash_output else start)
         return
     # These squash with a tanh, whatever the box is.
     layer = next(m for m in reversed([*policy.actor.mu.modules()]) if isinstance(m, nn.Linear))

@@ -62,7 +62,7 @@ def test_the_signal_of_each_decision_picks_the_level(engine: InferenceEngine) ->
     ("change", "message"),
     [
         (lambda r: {"rules": r[:2]}, r"2 rules for 3 decisions"),
-        (lambda r: {"observation": "cls_only"}, r"'cls_only' does not hold .* use 'cls'"),
+        (lambda r: {"observation": "cls_only"}, r"'cls_only' does not show .*max_prob.* use 'cls'"),
         (lambda r: {"rules": [ConfidenceRule("entropy", (), ((0.5,),)), *r[1:]]}, r"7 numbers in \[0, 1\]"),
         (lambda r: {"rules": [ConfidenceRule("entropy", (), ((2.0,) * 7,)), *r[1:]]}, r"7 numbers in \[0, 1\]"),
         (lambda r: ConfidenceRule("margin", (), r[2].actions), r"'margin'.*max_prob"),

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import ENV_ID
 from sb3_envs import envs, installed
 from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
 from agents import make_sb3
 from agents.sb3.hyperparams import ALGORITHMS, PRESETS, algorithm_class, check_hyperparams, read_preset
 from agents.sb3.make import INITIAL_ACTION
+from prance_env import make_sb3_env
 from prance_env.spaces import decode_actions
+from prance_env.wrappers import (
+    DictObservation,
+    VectorDictObservation,
+    VectorDiscreteActions,
+    VectorMultiDiscreteActions,
+)
 
 OFF_POLICY = ("sac", "td3", "tqc")
 
@@ -37,6 +48,40 @@ def test_an_untrained_policy_starts_near_the_full_network(algorithm: str, normal
         log_std = model.actor.get_action_dist_params(observation)[1]
         expected = read_preset(algorithm).hyperparams["policy_kwargs"]["log_std_init"]
         np.testing.assert_allclose(log_std.detach(), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "sac"])
+@pytest.mark.parametrize("normalize_actions", [True, False])
+@pytest.mark.parametrize("squash", [True, False])
+def test_so_does_one_with_state_dependent_exploration(algorithm: str, normalize_actions: bool, squash: bool) -> None:
+    venv = envs(normalize_actions=normalize_actions)
+    policy = {} if algorithm == "sac" else {"squash_output": squash}
+    model = make_sb3(algorithm, venv, seed=0, use_sde=True, policy_kwargs={"net_arch": [16], **policy})
+    actions, _ = model.predict(venv.reset(), deterministic=True)  # type: ignore[arg-type]
+    np.testing.assert_allclose(decode_actions(actions, normalize_actions), INITIAL_ACTION, atol=0.015)
+
+
+@pytest.mark.parametrize("make", [lambda: gym.make(ENV_ID), lambda: gym.make_vec(ENV_ID, 2), lambda: None])
+def test_what_is_no_environment_of_sb3_is_refused_with_one_that_is(make: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match=r"env is a \w+; pass a VecEnv .*make_sb3_env\('Prance-Digits-v0'"):
+        make_sb3("ppo", make())
+
+
+@pytest.mark.parametrize("wrapper", [VectorDiscreteActions, VectorMultiDiscreteActions])
+def test_presets_are_for_the_environments_own_actions(wrapper: Any) -> None:
+    with pytest.raises(ValueError, match=r"actions of env are (Multi)?Discrete\(.*\), but .*a Box.*sb3_dqn\.py"):
+        make_sb3("ppo", make_sb3_env(ENV_ID, 2, wrappers=[wrapper]))
+
+
+def test_environments_of_sb3s_own_making_and_dict_observations_are_taken() -> None:
+    for env in (
+        make_vec_env(ENV_ID, 2),
+        make_vec_env(ENV_ID, 2, wrapper_class=DictObservation),
+        make_sb3_env(ENV_ID, 2, wrappers=[VectorDictObservation]),
+    ):
+        model = make_sb3("ppo", env, seed=0)
+        actions, _ = model.predict(env.reset(), deterministic=True)  # type: ignore[arg-type]
+        np.testing.assert_allclose(decode_actions(actions, True), INITIAL_ACTION, atol=0.05)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -244,3 +246,9 @@ def test_terminal_observations_of_dicts_are_dicts() -> None:
         assert venv.observation_space.contains(info["terminal_observation"])
         assert not info["terminal_observation"]["decision"].any()
         assert step[0]["decision"][lane].tolist() == [1, 0, 0]  # type: ignore[call-overload]
+
+
+def test_the_module_is_there_without_an_import_of_its_own() -> None:
+    code = "import prance_env; print(prance_env.wrappers.DictObservation.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "DictObservation", done.stderr

@@ -1,0 +1,312 @@
+"""An agent is judged as it plays in its own environment, behind its wrappers, or it is refused with the remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from command_line import prance, refusal
+from gymnasium.wrappers import NormalizeObservation, RescaleAction, TransformObservation
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+
+from agents import AdaptiveViT, FullAgent, RandomAgent, StaticAgent
+from agents.confidence import ConfidenceAgent, ConfidenceRule
+from prance_env import EnvSettings, make_sb3_env
+from prance_env.wrappers import (
+    DictObservation,
+    DiscreteActions,
+    MultiDiscreteActions,
+    VectorDictObservation,
+    VectorDiscreteActions,
+    VectorMultiDiscreteActions,
+)
+from supernet import SubnetConfig
+from train.evaluate import evaluate
+from train.play import mean_return
+from train.policies.load_agent import load_agent
+
+IMAGES = 12
+Made = tuple[BaseAlgorithm, VecEnv]
+Settings = dict[str, Any]
+
+
+def noisy_presets(env: Any) -> Any:
+    """Five presets of one's own."""
+    space = env.unwrapped.settings.config().space
+    presets = np.random.default_rng(1).random((5, space.action_size)).tolist()
+    return (VectorDiscreteActions if hasattr(env, "num_envs") else DiscreteActions)(env, presets)
+
+
+def learned(model: BaseAlgorithm, steps: int = 3 * IMAGES) -> BaseAlgorithm:
+    """A few steps, so that normalisers have statistics, and weights that make more of what they see."""
+    model.learn(steps)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.policy.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    return model
+
+
+def native(*wrappers: Any, **more: Any) -> Callable[[Settings], VecEnv]:
+    return lambda tiny: make_sb3_env("Prance-Digits-v0", IMAGES, seed=0, wrappers=wrappers, **tiny, **more)
+
+
+def one_by_one(wrapper: Any, **more: Any) -> Callable[[Settings], VecEnv]:
+    def make(tiny: Settings) -> VecEnv:
+        return make_vec_env("Prance-Digits-v0", IMAGES, 0, env_kwargs={**tiny, **more}, wrapper_class=wrapper)
+
+    return make
+
+
+def ppo(env: VecEnv, policy: str = "MlpPolicy") -> BaseAlgorithm:
+    return learned(PPO(policy, env, n_steps=3, batch_size=IMAGES, seed=0, device="cpu"))
+
+
+def dqn(env: VecEnv) -> BaseAlgorithm:
+    return learned(DQN("MlpPolicy", env, learning_starts=0, seed=0, device="cpu"))
+
+
+def case(
+    make_env: Callable[[Settings], VecEnv], make: Callable[[VecEnv], BaseAlgorithm] = ppo
+) -> Callable[[Settings], Made]:
+    def made(tiny: Settings) -> Made:
+        env = make_env(tiny)
+        return make(env), env
+
+    return made
+
+
+def multi_input(env: VecEnv) -> BaseAlgorithm:
+    return ppo(env, "MultiInputPolicy")
+
+
+CASES: dict[str, Callable[[Settings], Made]] = {
+    "bare": case(native()),
+    "multi-discrete": case(native(lambda e: VectorMultiDiscreteActions(e, keep_levels=3))),
+    "presets": case(native(noisy_presets), dqn),
+    "normalised": case(lambda tiny: VecNormalize(native()(tiny))),
+    "rewards-normalised": case(lambda tiny: VecNormalize(native()(tiny), norm_obs=False)),
+    "dict": case(native(VectorDictObservation), multi_input),
+    "all": case(
+        lambda tiny: VecNormalize(
+            native(VectorDictObservation, noisy_presets)(tiny), norm_obs_keys=["class_token", "log_norm"]
+        ),
+        multi_input,
+    ),
+    "one-by-one-presets": case(one_by_one(noisy_presets), dqn),
+    "one-by-one-multi-discrete": case(lambda tiny: VecNormalize(one_by_one(MultiDiscreteActions)(tiny))),
+    "one-by-one-dict": case(one_by_one(DictObservation), multi_input),
+}
+
+
+def played_at_home(model: BaseAlgorithm, env: VecEnv) -> tuple[list[int], list[int]]:
+    """Predictions and MACs of all images in the environment that the agent was trained in."""
+    if isinstance(env, VecNormalize):
+        env.training = False
+    env.seed(0)
+    env.set_options([{"index": i} for i in range(IMAGES)])
+    observations = env.reset()
+    while True:
+        observations, _, done, infos = env.step(model.predict(observations, deterministic=True)[0])  # type: ignore[arg-type]
+        if done.all():
+            return [i["prediction"] for i in infos], [i["macs"] for i in infos]
+
+
+def adaptive(settings: EnvSettings, agent: Any) -> tuple[list[int], list[int]]:
+    found = AdaptiveViT.from_settings(settings, agent)(settings.engine().dataset.fetch(np.arange(IMAGES)))
+    return found.logits.argmax(1).tolist(), found.macs.tolist()
+
+
+def judged(settings: EnvSettings, agent: Any) -> tuple[list[int], list[int]]:
+    found = evaluate(agent, settings)
+    return found.prediction.tolist(), found.macs.tolist()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_agent_is_judged_as_it_plays_at_home(name: str, tiny: Settings) -> None:
+    model, env = CASES[name](tiny)
+    settings = EnvSettings(**tiny)
+    expected = played_at_home(model, env)
+    assert judged(settings, model) == expected
+    assert adaptive(settings, model) == expected
+    assert mean_return(model, settings)[2] == pytest.approx(np.mean(expected[1]) / settings.engine().full_macs)
+    assert expected != judged(settings, FullAgent(settings.config()))
+
+
+def test_a_baseline_does_the_same_whatever_it_was_saved_for(tiny: Settings, tmp_path: Path) -> None:
+    config = EnvSettings(**tiny).config()
+    space = config.space
+    subnet = SubnetConfig.random(space, 1)
+    low, high = ((size,) * space.action_size for size in (0.1, 0.9))
+    rules = [ConfidenceRule("entropy", (0.97,), (low, high))] * space.num_decisions
+    kwargs: list[dict[str, Any]] = [
+        {"observation": observation, "normalize_actions": normalize}
+        for observation in ("cls", "constant", "cls_only")
+        for normalize in (True, False)
+    ]
+    results = []
+    for made_for in kwargs[:2]:
+        StaticAgent(subnet, config, **made_for).save(tmp_path / "static.json")
+        for played_in in kwargs:
+            settings = EnvSettings(**tiny, **played_in)
+            for agent in (load_agent(str(tmp_path / "static.json"), settings), StaticAgent(subnet, config, **made_for)):
+                results += [judged(settings, agent), adaptive(settings, agent)]
+    assert all(result == results[0] for result in results)
+    assert results[0][1] == [int(EnvSettings(**tiny).engine().net.macs(subnet))] * IMAGES
+
+    sure = ConfidenceAgent(rules, config)
+    paper = evaluate(sure, EnvSettings(**tiny, normalize_actions=False))
+    assert paper.macs.tolist() == evaluate(sure, EnvSettings(**tiny)).macs.tolist()
+    with pytest.raises(ValueError, match=r"observation='constant' does not show \['max_prob', 'entropy'\].*use 'cls'"):
+        evaluate(sure, EnvSettings(**tiny, observation="constant"))
+    drawn = [evaluate(RandomAgent(config, seed=3), EnvSettings(**tiny, normalize_actions=n), 5) for n in (True, False)]
+    np.testing.assert_allclose(drawn[0].actions, drawn[1].actions, atol=1e-6)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bare", "multi-discrete", "normalised", "rewards-normalised", "dict"])
+def test_a_saved_agent_is_judged_as_it_plays_at_home(name: str, tiny: Settings, tmp_path: Path) -> None:
+    model, env = CASES[name](tiny)
+    settings = EnvSettings(**tiny)
+    model.save(tmp_path / "agent.zip")
+    if name == "normalised":
+        with pytest.raises(ValueError, match=r"agent\.zip: .*trained behind a normaliser.*vecnormalize\.pkl"):
+            load_agent(str(tmp_path / "agent.zip"), settings)
+        assert isinstance(env, VecNormalize)
+        env.save(str(tmp_path / "vecnormalize.pkl"))
+    loaded = load_agent(str(tmp_path / "agent.zip"), settings)
+    expected = played_at_home(model, env)
+    assert judged(settings, loaded) == expected
+    assert adaptive(settings, loaded) == expected
+
+
+def test_files_of_sb3_are_known_by_their_algorithm_and_others_are_refused(tiny: Settings, tmp_path: Path) -> None:
+    env, settings = native()(tiny), EnvSettings(**tiny)
+    for cls in (PPO, A2C, SAC, TD3):
+        model = cls("MlpPolicy", env, seed=0, device="cpu")
+        model.save(tmp_path / "agent.zip")
+        loaded = load_agent(str(tmp_path / "agent.zip"), settings)
+        assert type(loaded) is cls
+        assert judged(settings, loaded) == judged(settings, model)
+    CASES["presets"](tiny)[0].save(tmp_path / "dqn.zip")
+    with pytest.raises(ValueError, match=r"dqn\.zip is a model whose actions are single integers.*env=make_sb3_env"):
+        load_agent(str(tmp_path / "dqn.zip"), settings)
+    (tmp_path / "text.zip").write_text("text")
+    with pytest.raises(ValueError, match=r"text\.zip is not a model of Stable-Baselines3"):
+        load_agent(str(tmp_path / "text.zip"), settings)
+    (tmp_path / "vecnormalize.pkl").write_text("text")
+    with pytest.raises(ValueError, match=r"vecnormalize\.pkl is not what VecNormalize\.save wrote"):
+        load_agent(str(tmp_path / "agent.zip"), settings)
+
+
+@pytest.mark.slow
+def test_the_command_line_judges_files_as_python_does(
+    tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EnvSettings(**tiny)
+    chosen = [f"--{key}={tiny[key]}" for key in ("checkpoint", "dataset")]
+    for name in ("bare", "multi-discrete", "normalised"):
+        model, env = CASES[name](tiny)
+        (tmp_path / name).mkdir()
+        model.save(tmp_path / name / "agent.zip")
+        if isinstance(env, VecNormalize):
+            env.save(str(tmp_path / name / "vecnormalize.pkl"))
+        prance(monkeypatch, "eval", "--agent", tmp_path / name / "agent.zip", *chosen, "--out", tmp_path / name)
+        (found,) = json.loads((tmp_path / name / "metrics.json").read_text()).values()
+        assert found["macs_fraction"] == pytest.approx(evaluate(model, settings).summary()["macs_fraction"])
+    paper = case(native(normalize_actions=False))(tiny)[0]
+    paper.save(tmp_path / "paper.zip")
+    words = refusal(monkeypatch, "eval", "--agent", tmp_path / "paper.zip", *chosen)
+    assert "paper.zip: The agent was trained for" in words
+    assert "normalize_actions=False" in words
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+class Own:
+    """Gives always the same."""
+
+    def __init__(self, actions: Callable[[int], Any]) -> None:
+        self.actions = actions
+
+    def predict(self, observation: Any, deterministic: bool = False) -> tuple[Any, Any]:
+        return self.actions(len(observation)), None
+
+
+REFUSED: dict[str, tuple[Callable[[Settings], Any], Settings, str]] = {
+    "the paper's box": (lambda t: ppo(native(normalize_actions=False)(t)), {}, r"normalize_actions=False"),
+    "its file": (lambda t: without_env(ppo(native(normalize_actions=False)(t))), {}, r"pass normalize_actions=False"),
+    "not the paper's box": (lambda t: ppo(native()(t)), {"normalize_actions": False}, r"normalize_actions=True inst"),
+    "observation": (lambda t: ppo(native(observation="constant")(t)), {}, r"observation='constant' instead of 'cls'"),
+    "its observation's file": (
+        lambda t: without_env(ppo(native(observation="constant")(t))),
+        {},
+        r"pass observation='constant'",
+    ),
+    "a range of prices": (
+        lambda t: ppo(native(cost_conditioning=(0.1, 1))(t)),
+        {},
+        r"cost_conditioning=\(0\.1, 1\.0\) instead of None",
+    ),
+    "another range": (
+        lambda t: ppo(native(cost_conditioning=(0.1, 1))(t)),
+        {"cost_conditioning": (0.2, 1, 0.5)},
+        r"cost_conditioning=\(0\.1, 1\.?0?\) instead of \(0\.2, 1\.?0?\)",
+    ),
+    "frames": (lambda t: ppo(VecFrameStack(native()(t), 2)), {}, r"trained behind VecFrameStack.*predict"),
+    "gymnasium's normaliser": (lambda t: ppo(one_by_one(NormalizeObservation)(t)), {}, r"behind NormalizeObservation"),
+    "a wrapper that keeps the space": (
+        lambda t: ppo(one_by_one(lambda e: TransformObservation(e, lambda o: -o, e.observation_space))(t)),
+        {},
+        r"behind TransformObservation",
+    ),
+    "rescaled": (lambda t: ppo(one_by_one(lambda e: RescaleAction(e, -1, 1))(t)), {}, r"behind RescaleAction"),
+    "integers without environment": (
+        lambda t: without_env(CASES["presets"](t)[0]),
+        {},
+        r"actions are Discrete\(5\).*agent\.set_env\(make_sb3_env",
+    ),
+    "a file behind a normaliser": (lambda t: without_env(CASES["normalised"](t)[0]), {}, r"behind a normaliser"),
+    "another supernet": (
+        lambda t: FullAgent(EnvSettings().config()),
+        {},
+        r"FullAgent was made for another supernet.*img_size=48 instead of 16",
+    ),
+    "integers": (lambda t: Own(lambda n: np.ones((n, 3), np.int64)), {}, r"gave int64 of the shape \(12, 3\)"),
+    "one number": (lambda t: Own(lambda n: np.ones(n)), {}, r"gave float64 of the shape \(12,\); expected .*\(12, 3\)"),
+}
+
+
+def without_env(model: BaseAlgorithm) -> BaseAlgorithm:
+    """As it comes out of a file."""
+    model.env = None
+    return model
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_agent_for_something_else_is_refused_with_the_remedy(name: str, tiny: Settings) -> None:
+    make, changes, words = REFUSED[name]
+    settings, agent = EnvSettings(**tiny, **changes), make(tiny)
+    with pytest.raises(ValueError, match=words):
+        evaluate(agent, settings)
+    with pytest.raises(ValueError, match=words):
+        AdaptiveViT.from_settings(settings, agent)(settings.engine().dataset.fetch(np.arange(IMAGES)))
+
+
+def test_wrappers_that_change_neither_are_nothing(tiny: Settings) -> None:
+    env = VecMonitor(DummyVecEnv([lambda: gym.make("Prance-Digits-v0", max_episode_steps=7, **tiny)] * IMAGES))
+    model, settings = ppo(env), EnvSettings(**tiny)
+    assert judged(settings, model) == played_at_home(model, env)
+    agent = Own(lambda n: np.zeros((n, settings.config().space.action_size)))
+    assert judged(settings, agent) == adaptive(settings, agent)
