@@ -16,7 +16,7 @@ from .config import SupernetConfig
 from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
 from .heads import ImageClassifier, end_layers
 from .plain import check_blocks, check_names, check_plain
-from .static_vit import StaticViT
+from .static_vit import BlockSizes, StaticBlock, StaticViT
 from .subnet import SubnetConfig
 
 DESCRIPTION = "static.json"
@@ -50,29 +50,64 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
         TypeError: If it is no SubnetConfig.
     """
     static = StaticViT(net.config, subnet, "meta")
-    widths = subnet.embed_dim[0].tolist()
+    widths, weights = subnet.embed_dim[0].tolist(), net.state_dict()
     zooms = {"norm.weight": net.config.zoom(widths[-1])}
     for i, width in enumerate(widths):
-        zooms |= {f"blocks.{i}.norm{n}.weight": net.config.zoom(width) for n in (1, 2)}
+        zooms |= {f"blocks.{i}.{name}": zoom for name, zoom in _zooms(net.config, width).items()}
+    check_extractable(net)
+    check_names(weights.keys() & static.state_dict(), static.state_dict(), "This supernet")
+    _fill(static, weights, zooms)
+    static.mean, static.std = net.mean.clone(), net.std.clone()
+    return static.eval()
+
+
+def check_extractable(net: ElasticNet) -> None:
+    """Refuses networks that do more than their weights say.
+
+    Raises:
+        ValueError: If layers have hooks, parametrisations or other classes, or the classifier is not the one of the
+            configuration.
+    """
     if isinstance(net, nn.Module):
-        children = dict(net.named_children())
         check_plain(end_layers(net))
-        if isinstance(blocks := children.get("blocks"), nn.ModuleList):
+        if isinstance(blocks := dict(net.named_children()).get("blocks"), nn.ModuleList):
             check_blocks(blocks, range(len(blocks)))
     if isinstance(net, ImageClassifier):
         net.check_classifier()
-    weights = net.state_dict()
-    check_names(weights.keys() & static.state_dict(), static.state_dict(), "This supernet")
+
+
+def extract_block(config: SupernetConfig, weights: Mapping[str, Tensor], number: int, sizes: BlockSizes) -> StaticBlock:
+    """Copies the weights that one block of a subnet uses into a plain module, in evaluation mode.
+
+    Args:
+        config: The supernet.
+        weights: Its weights by name (`state_dict`).
+        number: Which block.
+        sizes: Its sizes.
+    """
+    prefix = f"blocks.{number}."
+    with torch.device("meta"):
+        block = StaticBlock(config, sizes)
+    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    _fill(block, own, _zooms(config, sizes.embed_dim))
+    return block.eval()
+
+
+def _zooms(config: SupernetConfig, width: int) -> dict[str, float]:
+    """Factors on the weights of a block of that width."""
+    return {f"norm{n}.weight": config.zoom(width) for n in (1, 2)}
+
+
+def _fill(module: nn.Module, weights: Mapping[str, Tensor], zooms: dict[str, float]) -> None:
+    """Gives a module on "meta" copies of the first entries of the weights along every dimension, times a factor."""
     cut = {
         name: weights[name][tuple(slice(n) for n in target.shape)].clone(memory_format=torch.contiguous_format)
-        for name, target in static.state_dict().items()
+        for name, target in module.state_dict().items()
     }
     for name, zoom in zooms.items():
         if name in cut:
             cut[name] *= zoom
-    static.load_state_dict(cut, assign=True)
-    static.mean, static.std = net.mean.clone(), net.std.clone()
-    return static.eval()
+    module.load_state_dict(cut, assign=True)
 
 
 def save_static(static: StaticViT, folder: str | Path) -> None:

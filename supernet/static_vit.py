@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from .heads import ImageClassifier
 from .layers import activate, make_norm, set_width
 from .macs import remaining_macs, stem_macs
 from .plain import plain_weights
-from .plan import check_counted, plan_subnet
+from .plan import GroupPlan, check_counted, plan_subnet
 from .runtime.devices import working_rows
 from .runtime.packing import class_scores
 from .subnet import SubnetConfig, check_subnet
@@ -54,25 +54,46 @@ def block_sizes(config: SupernetConfig, subnet: SubnetConfig) -> list[BlockSizes
     Raises:
         ValueError: If it reduces tokens by thresholds, so that its sizes follow from the image.
     """
-    sizes = []
-    for plan in plan_subnet(config, subnet):
-        check_counted(config, plan)
-        blocks = plan.widths.shape[1]
-        for i in range(blocks):
-            counts = plan.counts if i == 0 else None
-            sizes.append(
-                BlockSizes(
-                    reads=int(plan.reads[0, i]),
-                    embed_dim=int(plan.widths[0, i]),
-                    hidden_dim=int(plan.hidden[0, i]),
-                    gives=int(plan.gives[0, i]),
-                    num_heads=int(plan.num_heads[0, i]),
-                    tokens=int(plan.attended[0, i]),
-                    counts=None if counts is None else tuple(int(n) for n in counts[0]),
-                    lln=plan.carries and i == blocks - 1,
-                )
-            )
-    return sizes
+    return [sizes for plan in plan_subnet(config, subnet) for sizes in group_sizes(config, plan)]
+
+
+def group_sizes(config: SupernetConfig, plan: GroupPlan) -> list[BlockSizes]:
+    """Sizes of the blocks of one group, for the first image of its plan.
+
+    Raises:
+        ValueError: As `block_sizes`.
+    """
+    check_counted(config, plan)
+    blocks = plan.widths.shape[1]
+    return [
+        BlockSizes(
+            reads=int(plan.reads[0, i]),
+            embed_dim=int(plan.widths[0, i]),
+            hidden_dim=int(plan.hidden[0, i]),
+            gives=int(plan.gives[0, i]),
+            num_heads=int(plan.num_heads[0, i]),
+            tokens=int(plan.attended[0, i]),
+            counts=None if plan.counts is None or i else tuple(int(n) for n in plan.counts[0]),
+            lln=plan.carries and i == blocks - 1,
+        )
+        for i in range(blocks)
+    ]
+
+
+class Attended(NamedTuple):
+    """Tokens in the middle of a block: after attention, before they are reduced.
+
+    Attributes:
+        x: (B, N, C) tokens.
+        size: (B, N) patches that each stands for; None: one each.
+        scores: (B, N) class attention, None if no token mode reads it here.
+        metric: (B, N, M) what the token mode compares, None if it compares nothing here.
+    """
+
+    x: Tensor
+    size: Tensor | None
+    scores: Tensor | None
+    metric: Tensor | None
 
 
 class StaticBlock(nn.Module):
@@ -108,31 +129,58 @@ class StaticBlock(nn.Module):
 
     def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, N, C) and sizes (B, N), None for ones, to (B, kept, C') and (B, kept)."""
+        return self.reduce_and_mlp(self.attention(x, size))
+
+    def attention(self, x: Tensor, size: Tensor | None) -> Attended:
+        """The first half: residual attention, and what the token mode will want to know; arguments as of `forward`."""
+        x, q, k, v, bias = self._projected(x, size)
+        x = self._attended(x, q, k, v, bias)
+        if self.counts is None:
+            return Attended(x, size, None, None)
+        scores = class_scores(q, k, bias, self.class_token, self.reg_tokens) if self.mode.uses_scores else None
+        metric = k.mean(1) if self.mode.metric == "keys" else x if self.mode.metric == "tokens" else None
+        return Attended(x, size, scores, metric)
+
+    def reduce_and_mlp(self, attended: Attended) -> tuple[Tensor, Tensor | None]:
+        """The second half: the token mode, if it runs here, and the residual MLP; returns what `forward` does."""
+        x, size = (attended.x, attended.size) if self.counts is None else self._reduce(attended)
+        return self._mlp(x), size
+
+    def class_token_alone(self, x: Tensor, size: Tensor | None) -> Tensor:
+        """What `forward` makes of the class token, (B, 1, C'): all that counts of a last block, at a part of the price.
+
+        Args:
+            x: (B, N, C) tokens, the class token first.
+            size: (B, N) patches that each stands for; None: one each.
+        """
+        x, q, k, v, bias = self._projected(x, size)
+        return self._mlp(self._attended(x[:, :1], q[:, :, :1], k, v, bias))
+
+    def _projected(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """The tokens as the block reads them, (B, H, N, head_dim) queries, keys and values, and the bias of keys."""
         x = set_width(x, self.sizes.reads)
-        batch, n, _ = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, n, self.sizes.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        bias = None if size is None else size.log()
+        q, k, v = self.qkv(self.norm1(x)).view(*x.shape[:2], self.sizes.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        return x, self.q_norm(q), self.k_norm(k), v, None if size is None else size.log()
+
+    def _attended(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, M, C) tokens after the attention of their M queries."""
         mask = None if bias is None else bias.to(x.dtype)[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, n, -1)
-        x = _add_linear(x[..., : self.sizes.embed_dim], self.proj, self.attn_norm(out))
-        if self.counts is not None:
-            x, size = self._reduce(x, size, q, k, bias)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return _add_linear(x[..., : self.sizes.embed_dim], self.proj, self.attn_norm(out))
+
+    def _mlp(self, x: Tensor) -> Tensor:
         residual = set_width(x if self.lln is None else self.lln(x), self.sizes.gives)
-        return _add_linear(residual, self.fc2, self.mlp_norm(self._hidden(self.norm2(x)))), size
+        return _add_linear(residual, self.fc2, self.mlp_norm(self._hidden(self.norm2(x))))
 
     def _hidden(self, x: Tensor) -> Tensor:
         if self.gate is None:
             return activate(self.act, self.fc1(x))
         return activate(self.act, self.gate(x)) * self.fc1(x)
 
-    def _reduce(
-        self, x: Tensor, size: Tensor | None, q: Tensor, k: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _reduce(self, attended: Attended) -> tuple[Tensor, Tensor | None]:
         assert self.counts is not None
         mode, kept, prefix = self.mode, int(self.counts[0, -1]), int(self.class_token) + self.reg_tokens
-        scores = class_scores(q, k, bias, self.class_token, self.reg_tokens) if mode.uses_scores else None
-        metric = k.mean(1) if mode.metric == "keys" else x if mode.metric == "tokens" else None
+        x, size, scores, metric = attended
         if size is None:
             size = torch.ones_like(x[..., 0], dtype=torch.float32)
         into, weight, _ = mode.assignment(self.reduce, scores, metric, size, self.tokens, self.counts, prefix)

@@ -26,6 +26,7 @@ from prance_env.spaces import decode_actions, observation_layout
 from supernet import SubnetConfig, Supernet
 from train.evaluate import evaluate
 from train.search import static
+from train.search.shared_runs import SharedRuns
 from train.search.static import SearchResult, correct_of_static, evolve_static_front, macs_of_static, pareto_front
 
 IMAGES = 64
@@ -214,16 +215,18 @@ def test_clearly_worse_subnets_are_given_up_early_and_the_others_judged_by_all_i
     engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[int] = []
+    verdict = SharedRuns.verdict
 
-    def counted(engine: InferenceEngine, index: Any, actions: Any) -> Any:
+    def counted(self: SharedRuns, index: Any, actions: Any) -> Any:
         judged.append(len(index))
-        return correct_of_static(engine, index, actions)
+        return verdict(self, index, actions)
 
     monkeypatch.setattr(static, "SCREENED_FROM", 32)
-    monkeypatch.setattr(static, "correct_of_static", counted)
+    monkeypatch.setattr(SharedRuns, "verdict", counted)
     index = np.random.default_rng(0).permutation(IMAGES)
     result = evolve_static_front(engine, index, num_subnets=15, seed=0)
     assert judged.count(IMAGES // 8) > judged.count(IMAGES - IMAGES // 8) == 15
+    monkeypatch.undo()
     for actions, correct in zip(result.actions, result.correct, strict=True):
         np.testing.assert_array_equal(correct, correct_of_static(engine, index, actions))
 

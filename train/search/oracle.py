@@ -13,7 +13,8 @@ import numpy as np
 from prance_env.engine import InferenceEngine
 from supernet.arrays import Bools, Floats, Ints
 
-from .static import Actions, SearchResult, verdict_of_static
+from .shared_runs import Actions, SharedRuns
+from .static import SearchResult
 
 # How many votes of copies the average over the stratum counts as; infinitely many make a choice per stratum.
 PRIOR_VOTES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, np.inf)
@@ -56,13 +57,8 @@ def judge_subnets(
         (K, N) whether it is right, and (K, N) how right: the mean of that and of the label's probability, which tells
         sure from lucky.
     """
-    correct = np.empty((len(subnets), len(index)), dtype=bool)
-    vote = np.empty((len(subnets), len(index)))
-    for k, actions in enumerate(subnets):
-        correct[k], prob = verdict_of_static(engine, index, actions)
-        vote[k] = (correct[k] + prob) / 2
-        progress(k + 1)
-    return correct, vote
+    correct, prob = SharedRuns(engine).verdicts(index, subnets, progress)
+    return correct, (correct + prob) / 2
 
 
 def choose_lucky(correct: Bools, macs: Floats, price: float) -> Ints:

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
-from supernet import GroupChoice, SearchSpace, SubnetConfig
-from supernet.arrays import Floats, Ints
+from supernet import SearchSpace, SubnetConfig
+from supernet.arrays import Bools, Floats, Ints
 
-Actions = NDArray[np.float64]
+from .shared_runs import BATCH, CACHE_MB, Actions, SharedRuns
+
 KEEP_LEVELS = 16
 # Range of the price of the full network at which the search looks for parents: from 1 % of accuracy to all of it.
 PRICE_RANGE = (0.01, 1.0)
@@ -66,41 +67,9 @@ def pareto_front(cost: NDArray[np.float64], gain: NDArray[np.float64]) -> Ints:
     return order[gain[order] > best]
 
 
-def correct_of_static(
-    engine: InferenceEngine, index: Ints, actions: Actions, batch_size: int = 512
-) -> NDArray[np.bool_]:
+def correct_of_static(engine: InferenceEngine, index: Ints, actions: Actions, batch_size: int = BATCH) -> Bools:
     """(N,) whether one static subnet, given as (num_decisions, A), classifies the images `index` correctly."""
-    return verdict_of_static(engine, index, actions, batch_size)[0]
-
-
-def verdict_of_static(
-    engine: InferenceEngine, index: Ints, actions: Actions, batch_size: int = 512
-) -> tuple[NDArray[np.bool_], Floats]:
-    """What one static subnet says about images.
-
-    Args:
-        engine: Supernet and images.
-        index: (N,) images.
-        actions: (num_decisions, A) in [0, 1].
-        batch_size: Images at a time.
-
-    Returns:
-        (N,) whether it classifies them correctly, and (N,) the probability that it gives their labels.
-    """
-    space = engine.config.space
-    correct, prob = [], []
-    with torch.inference_mode():
-        for begin in range(0, len(index), batch_size):
-            episodes = engine.start(index[begin : begin + batch_size])
-            state = episodes.state
-            for action in actions:
-                choice = GroupChoice.from_actions(space, torch.from_numpy(action)[None].expand(len(state), -1))
-                state = engine.net.run_group(state, state.group, choice)
-            logits = engine.net.forward_head(state).float()
-            correct.append(logits.argmax(-1).cpu().numpy() == episodes.label)
-            label = torch.from_numpy(episodes.label).to(logits.device)
-            prob.append(logits.softmax(-1).gather(1, label[:, None])[:, 0].cpu().double().numpy())
-    return np.concatenate(correct), np.concatenate(prob)
+    return SharedRuns(engine, 0, batch_size).verdict(index, actions)[0]
 
 
 def macs_of_static(engine: InferenceEngine, actions: Actions) -> NDArray[np.float64]:
@@ -115,6 +84,7 @@ def evolve_static_front(
     num_subnets: int = 300,
     seed: int = 0,
     progress: Callable[[int], object] = lambda tried: None,
+    cache_mb: float = CACHE_MB,
 ) -> SearchResult:
     """Evolutionary search for static subnets.
 
@@ -130,6 +100,7 @@ def evolve_static_front(
         num_subnets: How many to evaluate.
         seed: Fixes the search.
         progress: Called with the number of subnets tried so far.
+        cache_mb: MiB for what subnets have in common; it makes the search faster and changes nothing else.
 
     Returns:
         All subnets that were tried.
@@ -144,6 +115,7 @@ def evolve_static_front(
     screen = np.sort(order[: len(index) // SCREEN if len(index) > SCREENED_FROM else 0])
     rest = np.setdiff1d(order, screen)
     screened = [np.intersect1d(screen, np.flatnonzero(rows)) for rows in strata]
+    runs = SharedRuns(engine, cache_mb)
     tried: list[Actions] = []
     macs, correct = np.empty(num_subnets), np.empty((num_subnets, len(index)), dtype=bool)
     accuracy = np.empty((len(strata), num_subnets))
@@ -157,10 +129,10 @@ def evolve_static_front(
         seen.add(key)
         macs[done] = macs_of_static(engine, actions[None])[0]
         if len(screen):
-            correct[done, screen] = correct_of_static(engine, index[screen], actions)
+            correct[done, screen] = runs.verdict(index[screen], actions)[0]
             if done and not _promising(macs[: done + 1], correct[: done + 1], screened):
                 continue
-        correct[done, rest] = correct_of_static(engine, index[rest], actions)
+        correct[done, rest] = runs.verdict(index[rest], actions)[0]
         tried.append(actions)
         accuracy[:, done] = [correct[done, rows].mean() for rows in strata]
         progress(done + 1)
