@@ -6,6 +6,7 @@ from .checkpoint import create_supernet, from_pretrained, load_weights, save_pre
 from .config import SearchSpace, SupernetConfig
 from .convert.authors import average_choice, load_prance_checkpoint
 from .convert.authors_reported import reported_macs, reported_params
+from .design import design, effectiveness, entropy
 from .extract import extract, load_static, save_static
 from .ordering import UnitOrder, UnitScores, importance_order, reorder, reorder_by_importance
 from .registry import list_supernets, register_supernet, supernet_config
@@ -32,6 +33,9 @@ __all__ = [
     "UnitScores",
     "average_choice",
     "create_supernet",
+    "design",
+    "effectiveness",
+    "entropy",
     "extract",
     "freeze",
     "from_pretrained",
