@@ -5,7 +5,7 @@ from .authors_selector import PranceSelector, load_prance_selector
 from .baselines import BaselineAgent, FullAgent, RandomAgent, StaticAgent
 from .confidence import ConfidenceAgent, ConfidenceRule
 from .prance_ppo.algorithm import PrancePPO
-from .prance_ppo.config import PrancePPOConfig
+from .prance_ppo.config import PrancePPOConfig, starting_action
 from .protocol import Agent
 from .sb3.make import make_sb3
 
@@ -24,4 +24,5 @@ __all__ = [
     "StaticAgent",
     "load_prance_selector",
     "make_sb3",
+    "starting_action",
 ]

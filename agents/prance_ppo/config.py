@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from supernet import SearchSpace, SubnetConfig
+
 from .policy import ACTIVATIONS
+
+STARTS_WITHIN = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class PrancePPOConfig:
         initial_std: Standard deviation of the actions, as a fraction of the range of the action box.
         final_std: What it has fallen to, linearly, at the end of training.
         learn_std: Let the optimiser change it instead.
-        initial_action: Mean action before training, as a fraction of the range of the action box.
+        initial_action: Mean action before training, as fractions of the range of the action box: one for all entries,
+            or one each, such as `starting_action` gives.
         standardise_observations: Show the networks observations with mean 0 and standard deviation 1 in an episode of
             the untrained policy: entries with a small range, such as a price, then count as much as others.
         restart_every: Rollouts after which the environment is reset, with a seed that `seed` and the number of steps
@@ -60,7 +65,7 @@ class PrancePPOConfig:
     initial_std: float = 0.3
     final_std: float = 0.05
     learn_std: bool = False
-    initial_action: float = 0.5
+    initial_action: float | tuple[float, ...] = 0.5
     standardise_observations: bool = False
     restart_every: int = 10
 
@@ -78,8 +83,11 @@ class PrancePPOConfig:
             value = getattr(self, name)
             _check(name, value, _within(value, 0, math.inf) and 0 < value < math.inf, "a positive number")
         _check("ent_coef", self.ent_coef, _within(self.ent_coef, 0, 1e9), "a number of at least 0")
-        good = _within(self.initial_action, 0, 1) and 0 < self.initial_action < 1
-        _check("initial_action", self.initial_action, good, "a number in (0, 1)")
+        if isinstance(self.initial_action, Iterable):
+            object.__setattr__(self, "initial_action", tuple(self.initial_action))
+        entries = self.initial_action if isinstance(self.initial_action, tuple) else (self.initial_action,)
+        good = bool(entries) and all(_within(entry, 0, 1) and 0 < entry < 1 for entry in entries)
+        _check("initial_action", self.initial_action, good, "a number in (0, 1), or one for each entry of an action")
         _check("activation", self.activation, self.activation in ACTIVATIONS, f"one of {sorted(ACTIVATIONS)}")
         for name in ("learn_std", "standardise_observations"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
@@ -128,6 +136,26 @@ class PrancePPOConfig:
             missing, unknown = sorted(names - set(data)), sorted(set(data) - names)
             raise ValueError(f"Of the settings of PrancePPO, missing are {missing} and unknown are {unknown}.")
         return cls(**data)
+
+
+def starting_action(subnet: SubnetConfig, space: SearchSpace) -> tuple[float, ...]:
+    """What `initial_action` has to be for a policy that starts near one subnet, such as a design of `supernet.design`.
+
+    Args:
+        subnet: Exactly one subnet that has an action (`SubnetConfig.to_actions`).
+        space: Its search space.
+
+    Returns:
+        (A,) its mean action over the decisions, since the untrained policy does the same at all of them; within
+        [0.05, 0.95], where the mean of a policy can still move.
+
+    Raises:
+        ValueError: If it is not exactly one, or has no action.
+    """
+    if len(subnet) != 1:
+        raise ValueError(f"A policy starts at one subnet, not at {len(subnet)}; index the batch first: subnet[0].")
+    action = subnet.to_actions(space)[0].mean(dim=0).clamp(*STARTS_WITHIN)
+    return tuple(action.tolist())
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -31,7 +31,10 @@ class GaussianPolicy(nn.Module):
         activation: Key of `ACTIVATIONS`.
         std: Standard deviation, as a fraction of the box's range.
         learn_std: Whether the optimiser sees it.
-        initial_action: Mean of the untrained policy, as a fraction of the box's range.
+        initial_action: Mean of the untrained policy, as fractions of the box's range: one for all entries, or one each.
+
+    Raises:
+        ValueError: If there are as many initial actions as neither 1 nor the box has entries.
     """
 
     low: Tensor
@@ -49,7 +52,7 @@ class GaussianPolicy(nn.Module):
         activation: str = "relu",
         std: float = 0.3,
         learn_std: bool = False,
-        initial_action: float = 0.5,
+        initial_action: float | tuple[float, ...] = 0.5,
     ) -> None:
         super().__init__()
         low, high = torch.as_tensor(action_box.low), torch.as_tensor(action_box.high)
@@ -61,7 +64,11 @@ class GaussianPolicy(nn.Module):
         sizes = [observation_size, *hidden]
         self.actor = _mlp([*sizes, len(low)], activation, last_gain=0.01)
         self.critic = _mlp([*sizes, 1], activation, last_gain=1.0)
-        nn.init.constant_(cast(nn.Linear, self.actor[-1]).bias, math.atanh(2 * initial_action - 1))
+        start = torch.as_tensor(initial_action, dtype=torch.float64)
+        if start.numel() not in (1, len(low)):
+            raise ValueError(f"initial_action has {start.numel()} entries, actions have {len(low)}; pass one for all.")
+        with torch.no_grad():
+            cast(nn.Linear, self.actor[-1]).bias.copy_((2 * start - 1).atanh())
         self.log_std = nn.Parameter(torch.zeros(len(low)), requires_grad=learn_std)
         self.set_std(std)
 

@@ -231,6 +231,14 @@ def test_clearly_worse_subnets_are_given_up_early_and_the_others_judged_by_all_i
         np.testing.assert_array_equal(correct, correct_of_static(engine, index, actions))
 
 
+def test_the_search_begins_with_the_subnets_that_it_is_given(engine: InferenceEngine) -> None:
+    space = engine.config.space
+    starts = SubnetConfig.random(space, 3, torch.Generator().manual_seed(7)).to_actions(space).numpy()
+    found = evolve_static_front(engine, np.arange(IMAGES), num_subnets=6, starts=starts)
+    np.testing.assert_array_equal(found.actions[:3], starts)
+    np.testing.assert_array_equal(found.actions[3], np.ones_like(starts[0]))
+
+
 def test_the_best_subnet_at_a_price_is_found_for_all_images_and_for_some() -> None:
     correct = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]], dtype=bool)
     found = SearchResult(np.zeros((3, 1, 1)), np.array([1.0, 0.4, 0.1]), correct)

@@ -312,6 +312,8 @@ def test_predict_takes_one_observation_or_a_batch_and_stays_in_the_box() -> None
         ({"clip_range": 0}, "clip_range=0.*positive"),
         ({"actor_lr": float("nan")}, "actor_lr=nan"),
         ({"initial_action": 1.0}, r"initial_action=1.0.*\(0, 1\)"),
+        ({"initial_action": (0.5, 1.0)}, r"initial_action=\(0.5, 1.0\).*\(0, 1\)"),
+        ({"initial_action": ()}, r"initial_action=\(\).*one for each"),
         ({"activation": "gelu"}, "'gelu'.*relu"),
         ({"hidden": (64, 0)}, r"\(64, 0\)"),
         ({"learn_std": 1}, "learn_std=1.*True or False"),

@@ -10,9 +10,10 @@ import pytest
 import torch
 from guess_env import ACTION, BOX, OBSERVATION, QUICK, Guess, assert_same, random_rollout, state_of
 
-from agents import PrancePPO
+from agents import PrancePPO, PrancePPOConfig, starting_action
 from agents.prance_ppo.policy import GaussianPolicy
 from agents.prance_ppo.rollout import Rollout, advantages_of, collect, gae
+from supernet import SearchSpace, SubnetConfig
 
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.9, 0.9), (1.0, 0.95), (0.7, 0.0), (0.5, 1.0), (1.0, 1.0)])
@@ -138,6 +139,30 @@ def test_samples_have_the_mean_and_the_deviation_and_leave_the_box() -> None:
     torch.testing.assert_close(actions.std(0), torch.tensor([0.3, 2.4]), rtol=0.03, atol=0)
     assert (actions[:, 0] < 0).any()
     assert (actions[:, 1] > 5).any()
+
+
+def test_an_untrained_policy_can_start_at_another_action_in_every_entry() -> None:
+    start = tuple(np.linspace(0.1, 0.9, ACTION).tolist())
+    policy = GaussianPolicy(OBSERVATION, BOX, (64, 64), "relu", initial_action=start)
+    mean = policy.mean(torch.zeros(3, OBSERVATION))
+    expected = torch.tensor(BOX.low) + torch.tensor(start) * torch.tensor(BOX.high - BOX.low)
+    torch.testing.assert_close(mean, expected.expand_as(mean), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=f"initial_action has 7 entries, actions have {ACTION}"):
+        GaussianPolicy(OBSERVATION, BOX, (64, 64), "relu", initial_action=(0.5,) * 7)
+
+
+def test_a_subnet_is_where_a_policy_starts() -> None:
+    space = SearchSpace((1, 2, 2), (16, 32, 48), (1, 2))
+    actions = torch.rand(1, space.num_decisions, space.action_size, generator=torch.Generator().manual_seed(0))
+    subnet = SubnetConfig.from_actions(space, actions)
+    start = starting_action(subnet, space)
+    np.testing.assert_allclose(start, np.clip(subnet.to_actions(space)[0].mean(0), 0.05, 0.95))
+    assert (
+        PrancePPOConfig.from_dict(PrancePPOConfig.tuned(initial_action=list(start)).to_dict()).initial_action == start
+    )
+    assert starting_action(SubnetConfig.full(space), space) == (0.95,) * space.action_size
+    with pytest.raises(ValueError, match="one subnet, not at 2"):
+        starting_action(SubnetConfig.full(space, 2), space)
 
 
 @pytest.mark.parametrize("box", [BOX, gym.spaces.Box(0, 1, (ACTION,), np.float32)])

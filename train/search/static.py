@@ -85,6 +85,7 @@ def evolve_static_front(
     seed: int = 0,
     progress: Callable[[int], object] = lambda tried: None,
     cache_mb: float = CACHE_MB,
+    starts: Actions | None = None,
 ) -> SearchResult:
     """Evolutionary search for static subnets.
 
@@ -101,6 +102,7 @@ def evolve_static_front(
         seed: Fixes the search.
         progress: Called with the number of subnets tried so far.
         cache_mb: MiB for what subnets have in common; it makes the search faster and changes nothing else.
+        starts: (K, num_decisions, A) subnets to try first, such as designs of `supernet.design`; None: none.
 
     Returns:
         All subnets that were tried.
@@ -121,6 +123,7 @@ def evolve_static_front(
     accuracy = np.empty((len(strata), num_subnets))
     seen: set[bytes] = set()
     queue = _structured_start(space, num_subnets // STRUCTURED_SHARE, rng)
+    queue = queue if starts is None else [*starts, *queue]
     while (done := len(tried)) < num_subnets:
         actions = queue.pop(0) if queue else _child(space, tried, accuracy[:, :done], macs[:done], rng)
         key = np.round(actions, 6).tobytes()
