@@ -10,16 +10,17 @@ import torch
 from safetensors.torch import save_file
 
 from .config import SupernetConfig
-from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from .files import WEIGHTS, check_tensors, read_safetensors
 from .plain import check_names
 from .registry import supernet_config
+from .staging import finish_commit, staged
 from .vit import Supernet
 
 CONFIG = "config.json"
 
 
 def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes weights and configuration, atomically file by file.
+    """Writes weights and configuration, both or none of them.
 
     Args:
         net: The supernet.
@@ -34,14 +35,13 @@ def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torc
     with torch.device("meta"):
         plain = Supernet(net.config)
     check_names(net.state_dict(), plain.state_dict(), "This supernet")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous()
         for k, v in net.state_dict().items()
     }
-    write_atomically(folder / WEIGHTS, lambda name: save_file(tensors, name))
-    write_text(folder / CONFIG, json.dumps(net.config.to_dict(), indent=2) + "\n")
+    with staged(Path(folder)) as stage:
+        save_file(tensors, stage / WEIGHTS)
+        (stage / CONFIG).write_text(json.dumps(net.config.to_dict(), indent=2) + "\n")
 
 
 def load_config(folder: Path) -> SupernetConfig:
@@ -51,6 +51,7 @@ def load_config(folder: Path) -> SupernetConfig:
         FileNotFoundError: If there is none.
         ValueError: If it is damaged.
     """
+    finish_commit(folder)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG}; pass a folder written by save_pretrained.")
     try:

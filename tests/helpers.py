@@ -128,6 +128,12 @@ def transcript(env: gym.Env[Any, Any], seed: int | None, steps: int = 7) -> list
     return rows
 
 
+def assert_equal_policies(a: Any, b: Any) -> None:
+    """Two trained agents have the same weights, bit for bit."""
+    for (name, x), y in zip(a.policy.state_dict().items(), b.policy.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
 @dataclass(frozen=True, kw_only=True)
 class FixedSettings(EnvSettings):
     """Settings whose engine is given."""

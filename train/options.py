@@ -60,6 +60,7 @@ TokenMode = Annotated[str, choice(_token_modes)]
 DType = Annotated[str, choice(lambda: DTYPES)]
 SupernetName = Annotated[str, choice(list_supernets)]
 Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
+SaveFreq = Annotated[float, arg(help="Seconds between two checkpoints.")]
 Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
 
 

@@ -139,7 +139,8 @@ class PrancePPO(BatchAgent):
             total_timesteps: Steps, counted over all environments.
             callback: Called with this agent after every update; False stops.
             progress_bar: Whether to show one.
-            reset_num_timesteps: Whether to count from zero; False continues, also the schedules.
+            reset_num_timesteps: Whether to count from zero; False continues, also the schedules, where the environment
+                stands.
             log_interval: Updates between entries of the log.
             tb_log_name: Name of the run in TensorBoard.
 
@@ -151,12 +152,11 @@ class PrancePPO(BatchAgent):
         """
         env = self._env()
         if reset_num_timesteps:
-            self.num_timesteps = self.n_updates = 0
+            self.num_timesteps, self.n_updates, self._observation = 0, 0, None
         first, last = self.num_timesteps, self.num_timesteps + total_timesteps
         log_to = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         if self.config.standardise_observations and not self.policy.standardised:
             self._standardise(env)
-        self._observation = None
         begun = time.perf_counter()
         with tqdm(total=total_timesteps, unit="step", disable=not progress_bar) as bar, closing(log_to):
             while self.num_timesteps < last:
@@ -208,6 +208,25 @@ class PrancePPO(BatchAgent):
         if env is not None:
             agent.set_env(make_env(env, saved.config.n_envs) if isinstance(env, str) else env)
         return agent
+
+    def place(self) -> dict[str, Any]:
+        """Where the environment stands after an update; with it and what `save` wrote, training goes on bit for bit.
+
+        Returns:
+            Plain data and tensors, for `torch.save` and `torch.load(weights_only=True)`.
+        """
+        env: Any = self._env()
+        return {"environment": env.state_dict(), "running": self._running.cpu()}
+
+    def go_to(self, place: dict[str, Any]) -> None:
+        """Puts the environment, one of this package, where it was; `learn(reset_num_timesteps=False)` then goes on.
+
+        Raises:
+            ValueError: If the place is in another environment.
+        """
+        env: Any = self._env()
+        self._observation, _ = env.load_state_dict(place["environment"])
+        self._running = place["running"].to(self.device)
 
     def _env(self) -> VectorEnv[Any, Any, Any]:
         if self.env is None:

@@ -1,8 +1,8 @@
 """Saving and loading `PrancePPO`: a folder with `config.json` and `model.safetensors`, nothing pickled.
 
 `config.json` holds what does not change in training: settings, seed, spaces. `model.safetensors` holds what does:
-weights, moments of the optimiser, the generator, counters. Saving again while training replaces that file only, by a
-rename, so a killed process leaves the old or the new agent.
+weights, moments of the optimiser, the generator, counters. Both change at once: a killed process leaves the old or the
+new agent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from supernet.files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from supernet.files import WEIGHTS, check_tensors, read_safetensors
+from supernet.staging import finish_commit, staged
 
 from .config import PrancePPOConfig
 from .policy import GaussianPolicy
@@ -52,10 +53,9 @@ class Saved(NamedTuple):
 
 
 def save(agent: Trained, folder: Path) -> None:
-    """Writes `agent` to `folder`, which is created if missing; either file is written whole or not at all."""
+    """Writes `agent` to `folder`, which is created if missing; both files or none of them."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; PrancePPO is saved as a folder, so pass another path.")
-    folder.mkdir(parents=True, exist_ok=True)
     text = (
         json.dumps(
             {
@@ -70,10 +70,10 @@ def save(agent: Trained, folder: Path) -> None:
         + "\n"
     )
     tensors = {name: t.detach().cpu().contiguous() for name, t in _state(agent).items()}
-    if not (folder / CONFIG).is_file() or (folder / CONFIG).read_text() != text:
-        write_text(folder / CONFIG, text)
     header = json.dumps({"config_sha256": _digest(text), "device": agent.device.type})
-    write_atomically(folder / WEIGHTS, lambda name: save_file(tensors, name, {"PrancePPO": header}))
+    with staged(folder) as stage:
+        (stage / CONFIG).write_text(text)
+        save_file(tensors, stage / WEIGHTS, {"PrancePPO": header})
 
 
 def read(folder: Path) -> Saved:
@@ -109,6 +109,7 @@ def _read_text(folder: Path) -> str:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; pass a folder that PrancePPO.save has written. SB3's .zip and other "
                          "pickled files are not loaded here.")  # fmt: skip
+    finish_commit(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}; pass a folder that PrancePPO.save has written.")

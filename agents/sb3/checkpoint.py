@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-BUFFER = "replay_buffer"
+BUFFER, PLACE = "replay_buffer", "place.pt"
 ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
@@ -22,12 +24,22 @@ def save_model(model: BaseAlgorithm, path: Path) -> None:
         model.save(f)
 
 
-def save_checkpoint(model: BaseAlgorithm, path: Path) -> None:
-    """SB3's zip file; that of an off-policy algorithm also holds the transitions, which `load` of SB3 ignores.
+def save_checkpoint(model: BaseAlgorithm, path: Path, place: dict[str, Any] | None = None) -> None:
+    """SB3's zip file, which also holds what its `load` ignores: the place, and off-policy algorithms' transitions.
 
     They are in the same file so that a killed process never leaves a model with the transitions of another moment.
+
+    Args:
+        model: The model.
+        path: The file.
+        place: Where its training stands, plain data and tensors such as `agents.sb3.place.place_of` gives.
     """
     save_model(model, path)
+    if place is not None:
+        written = BytesIO()
+        torch.save(place, written)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(PLACE, written.getvalue())
     if not isinstance(model, OffPolicyAlgorithm):
         return
     buffer = _plain_buffer(model)
@@ -63,6 +75,14 @@ def load_checkpoint(cls: type[BaseAlgorithm], path: Path, env: VecEnv) -> BaseAl
         array[:filled] = state[name]
     buffer.pos, buffer.full = pos, bool(full)
     return model
+
+
+def read_place(path: Path) -> dict[str, Any] | None:
+    """What `save_checkpoint` was given as the place; None if nothing, as before version 0.2."""
+    with zipfile.ZipFile(path) as archive:
+        if PLACE not in archive.namelist():
+            return None
+        return torch.load(BytesIO(archive.read(PLACE)), weights_only=True)
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:

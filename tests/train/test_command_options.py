@@ -191,17 +191,17 @@ def test_every_command_is_found_by_name_and_told_by_its_docstring(name: str) -> 
 def test_settings_of_version_0_1_are_compared_with_todays(tmp_path: Path) -> None:
     settings = AgentTraining(n_envs=8, total_timesteps=96)
     (tmp_path / "config.yml").write_text(OLD_CONFIG)
-    assert changed_settings(tmp_path, settings) == []
+    assert changed_settings(tmp_path, settings) == {}
     for change in ({"device": "meta"}, {"token_mode": "tome"}, {"cache_mb": 3.0}):
         changed = AgentTraining(n_envs=8, total_timesteps=96, environment=change)  # type: ignore[arg-type]
-        assert changed_settings(tmp_path, changed) == list(change)
+        assert [*changed_settings(tmp_path, changed)] == list(change)
     # A run that was begun with an argument of the environment differs from one without.
     write_command(tmp_path, AgentTraining(environment={"token_mode": "tome"}))
-    assert changed_settings(tmp_path, AgentTraining()) == ["token_mode"]
+    assert changed_settings(tmp_path, AgentTraining()) == {"token_mode": ("tome", None)}
 
 
 def test_a_run_of_version_0_1_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_sb3, "ROLLOUTS_PER_CHECKPOINT", 1)
+    monkeypatch.setattr(train_sb3, "ROLLOUTS_PER_STRETCH", 1)
     settings = AgentTraining(n_envs=8, total_timesteps=96)
     whole: Any = train_agent(settings, tmp_path, progress_bar=False)
     (tmp_path / "config.yml").write_text(OLD_CONFIG)

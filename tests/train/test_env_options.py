@@ -46,7 +46,7 @@ def test_an_evaluation_uses_what_the_training_used_and_its_rows_can_be_validated
     prance(monkeypatch, "validate", tmp_path / "eval" / "run.csv", "--threads", 1)
 
     again = refusal(monkeypatch, "train", "agent", "--out", run, *training, "--dtype", "float32", "--resume")
-    assert "other values of ['dtype', 'total_timesteps']" in again
+    assert "other values of ['dtype']: dtype='float32' instead of 'bfloat16'" in again
     other = refusal(monkeypatch, "eval", "--agent", run, "--split", "val", "--token-mode", "prune")
     assert "was trained for observations" in other
 

@@ -88,7 +88,7 @@ def test_one_command_makes_the_leaderboard_and_goes_on_where_it_stopped(
     assert {row["agent"] for row in report["fronts"]["static"]} >= {str(tmp_path / "learned-static-policy-0")}
     assert f"{EVERY_BUDGET} (0.3)" in report["points"]
     other = {**settings.entries, ADAPTIVE: replace(settings.entries[ADAPTIVE], macs_weight=0.5)}
-    with pytest.raises(ValueError, match=r"pranceppo-0 was trained with other values of \['macs_weight'\]"):
+    with pytest.raises(ValueError, match=r"pranceppo-0 holds a run with other values of \['macs_weight'\]"):
         run_benchmark(replace(settings, entries=other), tmp_path)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
+from helpers import assert_equal_policies
 from sb3_envs import envs, installed
 
 from agents import make_sb3
@@ -21,6 +22,7 @@ from train.policies import train_sb3 as stage
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
+from train.runs.progress import read_progress
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -29,11 +31,11 @@ N = 16
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Settings of a short training whose replay buffer overflows, with frequent checkpoints."""
-    monkeypatch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
+    """Settings of a short training whose replay buffer overflows, with short stretches."""
+    monkeypatch.setattr(stage, "ROLLOUTS_PER_STRETCH", 3)
     monkeypatch.setattr(stage, "OFF_POLICY_STEPS", 6)
 
-    def make(algo: str) -> AgentTraining:
+    def make(algo: str, **more: Any) -> AgentTraining:
         entry = {"n_envs": N, "n_timesteps": N * 60, "policy": "MlpPolicy", **read_preset(installed(algo)).hyperparams}
         if "buffer_size" in entry:
             entry |= {"buffer_size": N * 32, "learning_starts": N * 9, "gradient_steps": 1, "batch_size": 32}
@@ -42,46 +44,77 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         if "batch_size" in entry:
             entry["batch_size"] = 32
         path = tmp_path / f"{algo}.yml"
-        path.write_text(yaml.safe_dump({"default": entry}))
+        path.write_text(yaml.safe_dump({"default": {**entry, **more}}))
         return AgentTraining(algo=algo, conf_file=str(path))
 
     return make
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("algo", ["a2c", "trpo", "sac", "td3", "tqc"])
-def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    algo: str, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = quick(algo)
-    whole: Any = train_agent(settings, tmp_path / "whole", progress_bar=False)
-    assert whole.num_timesteps == N * 60
+def stop_at(step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or what kills, at a step; once."""
     on_step = stage.Checkpoints._on_step
 
-    def interrupt(self: stage.Checkpoints) -> bool:
-        if self.num_timesteps > N * 43:
-            raise KeyboardInterrupt
+    def stopping(self: stage.Checkpoints) -> bool:
+        if self.num_timesteps > N * step:
+            monkeypatch.setattr(stage.Checkpoints, "_on_step", on_step)
+            if how == "kill":
+                raise MemoryError
+            signal.raise_signal(signal.SIGINT)
         return on_step(self)
 
-    monkeypatch.setattr(stage.Checkpoints, "_on_step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train_agent(settings, tmp_path / "parts", progress_bar=False)
-    monkeypatch.setattr(stage.Checkpoints, "_on_step", on_step)
-    resumed: Any = train_agent(settings, tmp_path / "parts", resume=True, progress_bar=False)
-    for (name, x), y in zip(whole.policy.state_dict().items(), resumed.policy.state_dict().values(), strict=True):
-        assert torch.equal(x, y), name
+    monkeypatch.setattr(stage.Checkpoints, "_on_step", stopping)
+
+
+def assert_equal_runs(whole: Any, resumed: Any, folders: tuple[Path, Path]) -> None:
+    """Policies, transitions, logged rows."""
+    assert_equal_policies(whole, resumed)
     if hasattr(whole, "replay_buffer"):
         assert whole.replay_buffer.full
         for name in ("observations", "actions", "rewards", "dones"):
             np.testing.assert_array_equal(getattr(whole.replay_buffer, name), getattr(resumed.replay_buffer, name))
-    whole_rows, resumed_rows = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts"))
+    whole_rows, resumed_rows = ((folder / "metrics.jsonl").read_text() for folder in folders)
     assert whole_rows == resumed_rows
     assert [json.loads(row)["timesteps"] for row in whole_rows.splitlines()] == [N * 6 * n for n in range(1, 11)]
 
-    loaded = load_agent(str(tmp_path / "whole"), EnvSettings.from_id(split="val"))
-    rows = np.random.default_rng(0).normal(size=(5, *whole.observation_space.shape)).astype(np.float32)
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [
+        ("ppo", {}),
+        ("ppo", {"use_sde": True}),
+        ("a2c", {}),
+        ("trpo", {}),
+        ("sac", {}),
+        ("sac", {"use_sde": True, "use_sde_at_warmup": True}),
+        ("td3", {}),
+        ("tqc", {}),
+    ],
+    ids=["ppo", "ppo-sde", "a2c", "trpo", "sac", "sac-sde", "td3", "tqc"],
+)
+def test_a_run_that_was_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(
+    algo: str, more: dict[str, Any], quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, whole, parts = quick(algo, **more), tmp_path / "whole", tmp_path / "parts"
+    trained: Any = train_agent(settings, whole, progress_bar=False)
+    stop_at(7, "kill", monkeypatch)
+    with pytest.raises(MemoryError):
+        train_agent(settings, parts, progress_bar=False)
+    stop_at(26, "kill", monkeypatch)  # there was no checkpoint: it starts over
+    with pytest.raises(MemoryError):
+        train_agent(settings, parts, resume=True, progress_bar=False, save_freq=0)
+    stop_at(43, "Ctrl-C", monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(settings, parts, resume=True, progress_bar=False)
+    assert N * 43 < read_progress(parts)["step"] <= N * 50
+    resumed: Any = train_agent(settings, parts, resume=True, progress_bar=False)
+    assert_equal_runs(trained, resumed, (whole, parts))
+    assert [p.name for p in parts.glob(".*")] == [".lock"]
+
+    loaded = load_agent(str(whole), EnvSettings.from_id(split="val"))
+    rows = np.random.default_rng(0).normal(size=(5, *trained.observation_space.shape)).astype(np.float32)
     np.testing.assert_array_equal(
-        loaded.predict(rows, deterministic=True)[0], whole.predict(rows, deterministic=True)[0]
+        loaded.predict(rows, deterministic=True)[0], trained.predict(rows, deterministic=True)[0]
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import assert_equal_policies
 from safetensors.torch import load_file
 
 from agents import PrancePPO, PranceSelector, StaticAgent, load_prance_selector
@@ -22,7 +23,7 @@ from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
 from train.policies.train_prance_ppo import fitted_config
-from train.policies.train_sb3 import Checkpoints
+from train.runs.progress import read_progress
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -31,9 +32,9 @@ TINY_PRANCE = AgentTraining(algo="prance_ppo", n_envs=64, total_timesteps=64 * 2
 
 
 @pytest.fixture(autouse=True)
-def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in (train_sb3, train_prance_ppo):
-        monkeypatch.setattr(stage, "ROLLOUTS_PER_CHECKPOINT", 2)
+        monkeypatch.setattr(stage, "ROLLOUTS_PER_STRETCH", 2)
 
 
 @pytest.fixture(scope="module")
@@ -41,68 +42,45 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of PrancePPO that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_prance_ppo, "ROLLOUTS_PER_CHECKPOINT", 2)
+        patch.setattr(train_prance_ppo, "ROLLOUTS_PER_STRETCH", 2)
         train_agent(TINY_PRANCE, folder, progress_bar=False)
     return folder
 
 
-def assert_equal_policies(a: Any, b: Any) -> None:
-    for (name, x), y in zip(a.policy.state_dict().items(), b.policy.state_dict().values(), strict=True):
-        assert torch.equal(x, y), name
-
-
 @pytest.mark.slow
-def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_agent_that_was_stopped_anywhere_goes_on_as_if_it_had_not(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train_agent(TINY, tmp_path / "whole", progress_bar=False)
-    again = train_agent(TINY, tmp_path / "again", progress_bar=False)
-    assert_equal_policies(whole, again)
+    out, update = tmp_path / "run", PrancePPO._update
 
-    on_step = Checkpoints._on_step
+    def stop_at(n_updates: int, how: str) -> None:
+        def stopping(self: PrancePPO, rollout: Any) -> dict[str, float]:
+            if self.n_updates == n_updates:
+                if how == "kill":
+                    raise MemoryError
+                signal.raise_signal(signal.SIGINT)
+            return update(self, rollout)
 
-    def interrupt(self: Checkpoints) -> bool:
-        if self.num_timesteps > 64 * 6 * 3:
-            raise KeyboardInterrupt
-        return on_step(self)
+        monkeypatch.setattr(PrancePPO, "_update", stopping)
 
-    monkeypatch.setattr(Checkpoints, "_on_step", interrupt)
+    stop_at(1, "kill")
+    with pytest.raises(MemoryError):
+        train_agent(TINY_PRANCE, out, progress_bar=False)
+    assert not (out / "last").exists()
+    stop_at(2, "kill")  # there was no checkpoint: it starts over
+    with pytest.raises(MemoryError):
+        train_agent(TINY_PRANCE, out, resume=True, progress_bar=False, save_freq=0)
+    assert PrancePPO.load(out / "last").n_updates == 2
+    stop_at(2, "Ctrl-C")
     with pytest.raises(KeyboardInterrupt):
-        train_agent(TINY, tmp_path / "parts", progress_bar=False)
-    monkeypatch.setattr(Checkpoints, "_on_step", on_step)
-    resumed = train_agent(TINY, tmp_path / "parts", resume=True, progress_bar=False)
-    assert resumed.num_timesteps == whole.num_timesteps
-    assert_equal_policies(whole, resumed)
-
-    whole_rows, resumed_rows = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts"))
-    assert whole_rows == resumed_rows
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("interruption", ["Ctrl-C", "kill"])
-def test_an_interrupted_prance_ppo_goes_on_as_if_it_had_not_stopped(
-    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: str
-) -> None:
-    update = PrancePPO._update
-
-    def interrupt(self: PrancePPO, rollout: Any) -> dict[str, float]:
-        if self.n_updates == 3:
-            if interruption == "kill":
-                raise MemoryError
-            signal.raise_signal(signal.SIGINT)
-        return update(self, rollout)
-
-    monkeypatch.setattr(PrancePPO, "_update", interrupt)
-    with pytest.raises(KeyboardInterrupt if interruption == "Ctrl-C" else MemoryError):
-        train_agent(TINY_PRANCE, tmp_path / "parts", progress_bar=False)
+        train_agent(TINY_PRANCE, out, resume=True, progress_bar=False)
+    assert PrancePPO.load(out / "last").n_updates == 3
+    assert not (out / "model").exists()
     monkeypatch.setattr(PrancePPO, "_update", update)
-    assert not (tmp_path / "parts" / "model").exists()
-    saved = PrancePPO.load(tmp_path / "parts" / "last").n_updates
-    assert saved == (4 if interruption == "Ctrl-C" else 2)  # nothing is lost with Ctrl-C
-    resumed = train_agent(TINY_PRANCE, tmp_path / "parts", resume=True, progress_bar=False)
+    resumed = train_agent(TINY_PRANCE, out, resume=True, progress_bar=False)
     assert_equal_policies(PrancePPO.load(whole_run / "model"), resumed)
-    for name in ("metrics.jsonl", "model/config.json", "model/model.safetensors"):
-        assert (whole_run / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    for name in ("metrics.jsonl", "model/config.json", "model/model.safetensors", "last/model.safetensors"):
+        assert (whole_run / name).read_bytes() == (out / name).read_bytes()
     rows = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     assert [r["timesteps"] for r in rows] == [64 * 24 * n for n in range(1, 6)]
     assert {"accuracy", "macs_fraction"} < set(rows[0])
@@ -211,3 +189,26 @@ def test_a_selector_is_loaded_from_its_own_and_the_authors_file(tmp_path: Path) 
     for name, other in (("other.safetensors", settings), ("actor.pth", EnvSettings.from_id(split="val"))):
         with pytest.raises(ValueError, match="trained for observations"):
             load_agent(str(tmp_path / name), other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiny", [TINY, TINY_PRANCE], ids=["ppo", "prance_ppo"])
+def test_a_finished_run_is_extended_and_says_so_if_there_is_nothing_to_do(
+    tmp_path: Path, tiny: AgentTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, total = tmp_path / "run", tiny.timesteps
+    short = replace(tiny, total_timesteps=total * 2 // 5)
+    done = train_agent(short, out, progress_bar=False)
+    again = train_agent(short, out, resume=True, progress_bar=False)
+    assert_equal_policies(done, again)
+    assert f"has {short.total_timesteps} of {short.total_timesteps} steps already" in capsys.readouterr().out
+    longer: Any = train_agent(tiny, out, resume=True, progress_bar=False)
+    assert longer.num_timesteps == total
+    steps = [json.loads(line)["timesteps"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted({*steps})
+    assert steps[-1] == total
+    progress = read_progress(out)
+    assert (progress["step"], progress["total"]) == (total, total)
+    loaded = load_agent(str(out), EnvSettings.from_id(split="val"))
+    assert_equal_policies(longer, loaded)
+    assert len([*out.glob("ppo_*"), *out.glob("prance_ppo_*")]) == 1

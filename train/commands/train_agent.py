@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..options import Threads, narrowed, set_threads
+from ..options import SaveFreq, Threads, narrowed, set_threads
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
+from ..runs.pace import SAVE_FREQ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,11 @@ class TrainAgent(AgentTraining):
     """Run folder."""
     resume: bool = False
     """Continue an interrupted run from its last checkpoint."""
+    save_freq: SaveFreq = SAVE_FREQ
     threads: Threads = 1
 
     def run(self) -> None:
         """Runs the command."""
         set_threads(self.threads)
-        train_agent(narrowed(self, AgentTraining), self.out, self.resume)
+        train_agent(narrowed(self, AgentTraining), self.out, self.resume, save_freq=self.save_freq)
         print(f"Agent written to {self.out}; evaluate it with: prance eval --agent {self.out}")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from ..networks.loop import train_supernet
 from ..networks.recipes.digits import PRESETS
-from ..options import Device, Threads, choice, set_threads
+from ..options import Device, SaveFreq, Threads, choice, set_threads
+from ..runs.pace import SAVE_FREQ
 
 Preset = Annotated[str, choice(lambda: PRESETS)]
 
@@ -34,6 +35,7 @@ class TrainSupernet:
     """Optimiser steps, instead of the preset's."""
     resume: bool = False
     """Continue an interrupted run; the result is the same as without interruption."""
+    save_freq: SaveFreq = SAVE_FREQ
     device: Device = "cpu"
     threads: Threads = 1
 
@@ -43,5 +45,5 @@ class TrainSupernet:
         recipe = replace(PRESETS[self.preset], seed=self.seed)
         if self.steps is not None:
             recipe = replace(recipe, steps=self.steps)
-        train_supernet(recipe, self.out, self.device, self.resume)
+        train_supernet(recipe, self.out, self.device, self.resume, self.save_freq)
         print(f"Supernet written to {self.out}; use it with --checkpoint {self.out}")

@@ -24,7 +24,7 @@ class Tune(TuneSettings):
     """
 
     out: Path
-    """Folder for best.yml, trials.csv and Optuna's journal."""
+    """Folder for best.yml, trials.csv and Optuna's study.db."""
     resume: bool = False
     """Go on with the search in --out, also with more --trials."""
     threads: Threads = 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from abc import ABC, abstractmethod
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -17,10 +15,15 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from supernet import Supernet, save_pretrained
-from supernet.files import write_atomically
+from supernet.staging import staged
 
 from ..runs.folder import open_run
 from ..runs.interrupt import deferred_interrupt
+from ..runs.pace import SAVE_FREQ, Pace
+from ..runs.progress import Progress
+from ..runs.rows import ROWS, RowLog
+
+LAST = "last.pt"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Recipe(ABC):
     ema_decay: float = 0.998
     """Decay of the averaged weights, which are the ones that are saved."""
     checkpoint_every: int = 500
-    """Steps between checkpoints and validations."""
+    """Steps between validations, each with a checkpoint."""
     seed: int = 0
     """Fixes everything."""
 
@@ -67,7 +70,7 @@ class Recipe(ABC):
 
 
 class _Training:
-    """A training at some step: networks, optimiser, and the seconds that it has taken.
+    """A training at some step: networks, optimiser, log, and the seconds that it has taken.
 
     Args:
         recipe: What is trained.
@@ -91,12 +94,7 @@ class _Training:
         )
         self.ema = recipe.make_net().to(device)
         self.ema.load_state_dict(self.net.state_dict())
-        self.step, self._begun = 0, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training, those before interruptions included."""
-        return time.perf_counter() - self._begun
+        self.step, self.progress, self.rows = 0, Progress(out), RowLog(out / ROWS)
 
     def _parts(self) -> dict[str, Any]:
         # "aux" is the name in checkpoints of version 0.1.
@@ -108,14 +106,17 @@ class _Training:
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint[name])
         self.step = checkpoint["step"]
-        self._begun = time.perf_counter() - checkpoint["seconds"]
+        self.rows.forget_after(self.step)
 
-    def save(self, last: Path) -> None:
-        """Writes a checkpoint, and the averaged weights beside it."""
-        state = {"settings": asdict(self.recipe), "step": self.step, "seconds": self.seconds}
+    def save(self) -> None:
+        """Writes a checkpoint and the averaged weights, which take their places at once."""
+        state = {"settings": asdict(self.recipe), "step": self.step}
         state |= {name: part.state_dict() for name, part in self._parts().items()}
-        write_atomically(last, lambda name: torch.save(state, name))
-        save_pretrained(self.ema, self.out)
+        self.rows.flush()
+        with staged(self.out) as folder:
+            torch.save(state, folder / LAST)
+            save_pretrained(self.ema, folder)
+            self.progress.write(folder, self.step, self.recipe.steps)
 
     def advance(self) -> Tensor:
         """One step; returns its loss.
@@ -148,7 +149,9 @@ def _average(ema: Supernet, net: Supernet, decay: float) -> None:
             averaged.copy_(value)
 
 
-def train_supernet(recipe: Recipe, out: Path, device: str = "cpu", resume: bool = False) -> Supernet:
+def train_supernet(
+    recipe: Recipe, out: Path, device: str = "cpu", resume: bool = False, save_freq: float = SAVE_FREQ
+) -> Supernet:
     """Trains a supernet and writes it to `out`.
 
     Args:
@@ -156,46 +159,49 @@ def train_supernet(recipe: Recipe, out: Path, device: str = "cpu", resume: bool 
         out: Run folder: `model.safetensors` and `config.json` (averaged weights), `last.pt`, `metrics.jsonl`,
             TensorBoard events.
         device: Torch device.
-        resume: Continue from `out/last.pt`; the result is the same as without interruption.
+        resume: Continue from `out/last.pt`; the result is the same as without interruption. A run that was killed
+            before its first checkpoint starts over.
+        save_freq: Seconds between two checkpoints, beside those that are validated.
 
     Returns:
         The averaged supernet, in evaluation mode.
 
     Raises:
-        FileExistsError: If `out` holds a run and `resume` is False.
-        FileNotFoundError: If `resume` is True and there is no checkpoint.
+        FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
+        FileNotFoundError: If `resume` is True and there is no run.
         ValueError: If the run was begun with other settings.
         FloatingPointError: If the loss is not finite.
     """
-    last = out / "last.pt"
-    open_run(out, recipe, last, resume)
-    training = _Training(recipe, out, device)
-    if resume:
-        training.load(last)
-    writer = SummaryWriter(str(out), purge_step=training.step)
-    remaining = range(training.step, recipe.steps)
-    bar = tqdm(remaining, initial=training.step, total=recipe.steps, desc="supernet", unit="step", mininterval=1)
-    with deferred_interrupt() as interrupted, closing(writer):
-        for _ in bar:
-            loss = training.advance()
-            if training.step % recipe.checkpoint_every == 0 or training.step == recipe.steps:
-                training.save(last)
-                row = _noted(training, loss, writer)
-                bar.set_postfix(full=row["val_accuracy_full"], min=row["val_accuracy_min"], loss=row["loss"])
-            if interrupted():
-                training.save(last)
-                bar.close()
-                print(f"Stopped after step {training.step} of {recipe.steps}; continue with --resume.")
-                interrupted.heed()
-    return training.ema.eval()
+    last = out / LAST
+    with open_run(out, recipe, last, resume) as going_on:
+        training = _Training(recipe, out, device)
+        if going_on:
+            training.load(last)
+        writer = SummaryWriter(str(out), purge_step=training.step)
+        remaining = range(training.step, recipe.steps)
+        bar = tqdm(remaining, initial=training.step, total=recipe.steps, desc="supernet", unit="step", mininterval=1)
+        pace = Pace(save_freq)
+        with deferred_interrupt() as interrupted, closing(writer):
+            for _ in bar:
+                loss = training.advance()
+                whole = training.step % recipe.checkpoint_every == 0 or training.step == recipe.steps
+                if whole:
+                    row = _noted(training, loss, writer)
+                    bar.set_postfix(full=row["val_accuracy_full"], min=row["val_accuracy_min"], loss=row["loss"])
+                if whole or interrupted() or pace.due():
+                    training.save()
+                if interrupted():
+                    bar.close()
+                    print(f"Stopped after step {training.step} of {recipe.steps}; continue with --resume.")
+                    interrupted.heed()
+        return training.ema.eval()
 
 
 def _noted(training: _Training, loss: Tensor, writer: SummaryWriter) -> dict[str, float]:
     """Validates, and adds a row to `metrics.jsonl` and TensorBoard."""
-    row = {"step": training.step, "loss": loss.item(), "seconds": training.seconds}
+    row = {"step": training.step, "loss": loss.item(), "seconds": training.progress.seconds}
     row |= {f"val_accuracy_{k}": v for k, v in training.recipe.validate(training.ema.eval()).items()}
-    with (training.out / "metrics.jsonl").open("a") as f:
-        f.write(json.dumps(row) + "\n")
+    training.rows.write(row)
     for k, v in row.items():
         writer.add_scalar(f"supernet/{k}", v, training.step)
     return row

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ import gymnasium as gym
 
 from agents.protocol import Agent
 from prance_env.settings import EnvArguments, EnvSettings
-from supernet.files import write_text
+from supernet.staging import staged
 
-ROLLOUTS_PER_CHECKPOINT = 10
+from ..runs.pace import SAVE_FREQ
+from ..runs.progress import Progress
+from ..runs.rows import ROWS, RowLog
+
+ROLLOUTS_PER_STRETCH = 10
+"""After so many rollouts, images and random numbers are drawn anew from the seed and the time step."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,9 @@ class TrainingRun:
         model: Where the trained agent is written, when it is done.
         resume: Whether to continue from `last`, which exists then.
         progress_bar: Whether to show one.
+        save_freq: Seconds between two checkpoints.
+        advice: How a stopped run goes on, in words.
+        progress: How far the run is, and what it has cost.
     """
 
     env: str
@@ -50,6 +59,9 @@ class TrainingRun:
     model: Path
     resume: bool = False
     progress_bar: bool = True
+    save_freq: float = SAVE_FREQ
+    advice: str = "continue with --resume"
+    progress: Progress = field(default_factory=Progress)
 
     def env_settings(self) -> EnvSettings:
         """The settings of the environment that the agent acts in."""
@@ -59,20 +71,39 @@ class TrainingRun:
         """All arguments of the environment, those of its id included."""
         return {**gym.spec(self.env.removeprefix("prance_env:")).kwargs, **self.env_arguments}
 
+    @property
+    def rows(self) -> RowLog:
+        """The log `metrics.jsonl`."""
+        return RowLog(self.out / ROWS, "timesteps")
+
     def write_row(self, timesteps: int, **values: float) -> None:
         """Adds a row to `metrics.jsonl`."""
-        with (self.out / "metrics.jsonl").open("a") as f:
-            f.write(json.dumps({"timesteps": timesteps, **values}) + "\n")
+        self.rows.write({"timesteps": timesteps, **values})
 
     def forget_after(self, timesteps: int) -> None:
         """Drops those rows of `metrics.jsonl` that a resumed run repeats."""
-        path = self.out / "metrics.jsonl"
-        rows = path.read_text().splitlines(keepends=True)
-        write_text(path, "".join(r for r in rows if json.loads(r)["timesteps"] <= timesteps))
+        self.rows.forget_after(timesteps)
+
+    @contextmanager
+    def saving(self, timesteps: int) -> Iterator[Path]:
+        """Replaces the checkpoint, and at the end of the run the model, all at once.
+
+        Yields:
+            A hidden folder; what is written there under the names of `last` and `model` takes their places when the
+            block ends, whatever happens to the process meanwhile.
+        """
+        self.rows.flush()
+        with staged(self.out) as folder:
+            yield folder
+            self.progress.write(folder, timesteps, self.total_timesteps)
 
     def say_stopped(self, timesteps: int) -> None:
-        """Tells the user how to go on after Ctrl-C."""
-        print(f"\nStopped at {timesteps} of {self.total_timesteps} steps; continue with --resume.")
+        """Tells the user how to go on after Ctrl-C, when the checkpoint is written."""
+        print(f"\nStopped at {timesteps} of {self.total_timesteps} steps; {self.advice}.")
+
+    def say_done(self, timesteps: int) -> None:
+        """Tells the user why nothing is trained."""
+        print(f"{self.out} has {timesteps} of {self.total_timesteps} steps already; more --total-timesteps extend it.")
 
 
 class Algorithm(ABC):
@@ -110,7 +141,8 @@ class Algorithm(ABC):
     def train(self, run: TrainingRun) -> Agent:
         """Trains an agent, writes it to `run.model`, and returns it.
 
-        Ctrl-C has to arrive at the caller, as KeyboardInterrupt, with `run.last` in a state to continue from.
+        Ctrl-C has to arrive at the caller, as KeyboardInterrupt, with `run.last` in a state to continue from;
+        `train.runs.interrupt.deferred_interrupt` and `run.saving` are made for it.
         """
 
     @abstractmethod

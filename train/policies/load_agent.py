@@ -14,6 +14,7 @@ from agents.prance_ppo.files import WEIGHTS
 from agents.protocol import Agent
 from agents.sb3.saved import load_model
 from prance_env.settings import EnvSettings
+from supernet.staging import finish_commit
 
 from ..runs.folder import read_config
 from .registry import ALGORITHMS
@@ -56,6 +57,7 @@ def _load_trained(path: Path, settings: EnvSettings) -> Any:
         return load_prance_selector(path, num_rates, settings.normalize_actions)
     if path.suffix == ".zip" and path.is_file():
         return load_model(path)
+    finish_commit(path)
     if (path / WEIGHTS).is_file():
         return PrancePPO.load(path)
     if any(path.glob("model*")):

@@ -7,46 +7,62 @@ from pathlib import Path
 from agents.protocol import Agent
 
 from ..runs.folder import open_run
+from ..runs.pace import SAVE_FREQ
+from ..runs.progress import Progress
 from .algorithm import TrainingRun
 from .registry import ALGORITHMS
 from .settings import AgentTraining
 
 
-def train_agent(settings: AgentTraining, out: Path, resume: bool = False, progress_bar: bool = True) -> Agent:
+def train_agent(
+    settings: AgentTraining,
+    out: Path,
+    resume: bool = False,
+    progress_bar: bool = True,
+    save_freq: float = SAVE_FREQ,
+    advice: str = "continue with --resume",
+) -> Agent:
     """Trains an agent and writes it to `out`.
 
     Args:
         settings: What to train.
         out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `command.txt`,
-            `metrics.jsonl`, TensorBoard events.
-        resume: Continue from `out`'s last checkpoint.
+            `metrics.jsonl`, `progress.json`, TensorBoard events.
+        resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`; a run that was killed before the
+            first one starts over.
         progress_bar: Whether to show one.
+        save_freq: Seconds between two checkpoints; what is trained does not depend on it.
+        advice: What to tell whoever stops the training.
 
     Returns:
         The SB3 model, the PrancePPO, or what else the algorithm trains.
 
     Raises:
-        FileExistsError: If `out` holds a run and `resume` is False.
-        FileNotFoundError: If `resume` is True and there is no checkpoint.
-        ValueError: If the checkpoint was written with other settings.
+        FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
+        FileNotFoundError: If `resume` is True and there is no run.
+        ValueError: If the run was begun with other settings.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in ("last", "model"))
     suffixes = sorted({ALGORITHMS[name].suffix for name in ALGORITHMS})
     held = [out / f"{name}{suffix}" for name in ("last", "model") for suffix in suffixes]
-    open_run(out, settings, last, resume, held)
-    run = TrainingRun(
-        env=settings.env,
-        env_arguments=settings.env_arguments,
-        total_timesteps=settings.timesteps,
-        n_envs=settings.n_envs,
-        preset=settings.preset,
-        conf_file=settings.conf_file,
-        seed=settings.seed,
-        device=settings.environment.get("device", "cpu"),
-        out=out,
-        last=last,
-        model=model,
-        resume=resume,
-        progress_bar=progress_bar,
-    )
-    return settings.algorithm.train(run)
+    with open_run(out, settings, last, resume, held, may_change=("total_timesteps",)) as going_on:
+        run = TrainingRun(
+            env=settings.env,
+            env_arguments=settings.env_arguments,
+            total_timesteps=settings.timesteps,
+            n_envs=settings.n_envs,
+            preset=settings.preset,
+            conf_file=settings.conf_file,
+            seed=settings.seed,
+            device=settings.environment.get("device", "cpu"),
+            out=out,
+            last=last,
+            model=model,
+            resume=going_on,
+            progress_bar=progress_bar,
+            save_freq=save_freq,
+            advice=advice,
+            progress=Progress(out),
+        )
+        return settings.algorithm.train(run)

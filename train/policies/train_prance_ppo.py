@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from gymnasium.vector import AutoresetMode
 
 from agents.prance_ppo.algorithm import PrancePPO
@@ -12,10 +13,12 @@ from agents.prance_ppo.config import PrancePPOConfig
 from agents.protocol import Agent
 from prance_env import PranceVectorEnv
 
+from ..runs.curves import forget_curves_after
 from ..runs.interrupt import deferred_interrupt
-from .algorithm import ROLLOUTS_PER_CHECKPOINT, Algorithm, TrainingRun
+from ..runs.pace import Pace
+from .algorithm import ROLLOUTS_PER_STRETCH, Algorithm, TrainingRun
 
-NAME = "prance_ppo"
+NAME, PLACE = "prance_ppo", "place.pt"
 TIMESTEPS = 400_000
 PRESETS = {"tuned": PrancePPOConfig.tuned, "paper": PrancePPOConfig.paper}
 
@@ -30,40 +33,48 @@ class PrancePPOAlgorithm(Algorithm):
         return TIMESTEPS
 
     def train(self, run: TrainingRun) -> Agent:
-        """Trains on the device of the supernet; `metrics.jsonl` gets a row per update.
-
-        Ctrl-C is heeded at the next checkpoint, so that nothing is lost.
-        """
+        """Trains on the device of the supernet; `metrics.jsonl` gets a row per update."""
         config = fitted_config(run.preset, run.n_envs, run.env_settings().config().space.num_decisions)
         env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, **run.env_kwargs())
         if run.resume:
             agent = PrancePPO.load(run.last, env, run.device, tensorboard_log=str(run.out))
             run.forget_after(agent.num_timesteps)
+            forget_curves_after(run.out / f"{NAME}_1", agent.num_timesteps)
+            if (place := run.last / PLACE).is_file():
+                agent.go_to(torch.load(place, weights_only=True))
         else:
             agent = PrancePPO(env, config, run.seed, run.device, tensorboard_log=str(run.out))
-        with deferred_interrupt() as pressed:
-            announced = stopped = False
+        remaining = run.total_timesteps - agent.num_timesteps
+        if remaining <= 0:
+            run.say_done(agent.num_timesteps)
+            if not run.model.exists():
+                agent.save(run.model)
+            return agent
+        pace = Pace(run.save_freq)
+
+        def save(agent: PrancePPO, also: Path | None = None) -> None:
+            with run.saving(agent.num_timesteps) as folder:
+                agent.save(folder / run.last.name)
+                torch.save(agent.place(), folder / run.last.name / PLACE)
+                if also is not None:
+                    agent.save(folder / also.name)
+
+        with deferred_interrupt() as interrupted:
 
             def after_update(agent: PrancePPO) -> bool:
-                nonlocal announced, stopped
                 run.write_row(
                     agent.num_timesteps, **{k: agent.metrics[f"rollout/{k}"] for k in ("accuracy", "macs_fraction")}
                 )
-                if agent.n_updates % agent.config.restart_every == 0:
-                    agent.save(run.last)
-                    stopped = pressed()
-                elif pressed() and not announced:
-                    announced = True
-                    print("\nStopping at the next checkpoint, in a moment; Ctrl-C again stops now.")
-                return not stopped
+                if interrupted() or pace.due():
+                    save(agent)
+                return not interrupted()
 
-            remaining = run.total_timesteps - agent.num_timesteps
-            if remaining > 0:
-                agent.learn(remaining, after_update, run.progress_bar, not run.resume, tb_log_name=NAME)
-        if stopped and agent.num_timesteps < run.total_timesteps:
-            run.say_stopped(agent.num_timesteps)
-            raise KeyboardInterrupt
-        agent.save(run.model)
+            agent.learn(remaining, after_update, run.progress_bar, not run.resume, tb_log_name=NAME)
+            if interrupted() and agent.num_timesteps < run.total_timesteps:
+                run.say_stopped(agent.num_timesteps)
+            else:
+                save(agent, run.model)
+            interrupted.heed()
         return agent
 
     def load(self, path: Path) -> Agent:
@@ -79,7 +90,7 @@ def fitted_config(preset: str, n_envs: int | None, num_decisions: int) -> Prance
         n_envs: Images at a time; None is the preset's number.
         num_decisions: Decisions of an episode.
     """
-    config = PRESETS[preset](restart_every=ROLLOUTS_PER_CHECKPOINT)
+    config = PRESETS[preset](restart_every=ROLLOUTS_PER_STRETCH)
     n_envs = n_envs or config.n_envs
     episodes = max(1, round(config.n_envs * config.n_steps / (n_envs * num_decisions)))
     return replace(config, n_envs=n_envs, n_steps=episodes * num_decisions)

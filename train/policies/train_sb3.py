@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.protocol import Agent
-from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
+from agents.sb3.checkpoint import load_checkpoint, read_place, save_checkpoint, save_model
 from agents.sb3.hyperparams import algorithm_class, read_preset
 from agents.sb3.make import make_sb3
+from agents.sb3.place import go_to, place_of
 from prance_env import make_sb3_env
 from supernet.files import write_atomically
 
-from .algorithm import ROLLOUTS_PER_CHECKPOINT, Algorithm, TrainingRun
+from ..runs.curves import forget_curves_after
+from ..runs.interrupt import Interruption, deferred_interrupt
+from ..runs.pace import Pace
+from .algorithm import ROLLOUTS_PER_STRETCH, Algorithm, TrainingRun
 
 # Off-policy algorithms have no rollouts: this many steps of all environments, a multiple of whole episodes, stand in.
 OFF_POLICY_STEPS = 60
@@ -46,27 +51,34 @@ class SB3Algorithm(Algorithm):
         n_envs = run.n_envs or read_preset(self.name, run.conf_file, run.env).n_envs
         env = make_sb3_env(run.env, n_envs, seed=run.seed, **run.env_arguments)
         if run.resume:
-            model = load_checkpoint(algorithm_class(self.name), run.last, env)
+            model, place = load_checkpoint(algorithm_class(self.name), run.last, env), read_place(run.last)
             run.forget_after(model.num_timesteps)
+            forget_curves_after(run.out / f"{self.name}_1", model.num_timesteps)
         else:
             model = make_sb3(self.name, env, run.seed, preset=run.conf_file, tensorboard_log=str(run.out))
+            place = None
         remaining = run.total_timesteps - model.num_timesteps
+        if remaining <= 0:
+            run.say_done(model.num_timesteps)
+            if not run.model.exists():
+                write_atomically(run.model, lambda name: save_model(model, Path(name)))
+            return model
         # Off-policy algorithms count episodes, and would otherwise log at every fourth.
         log_interval = OFF_POLICY_STEPS // 3 * n_envs if isinstance(model, OffPolicyAlgorithm) else 1
-        try:
-            if remaining > 0:
-                model.learn(
-                    remaining,
-                    callback=Checkpoints(run),
-                    log_interval=log_interval,
-                    progress_bar=run.progress_bar,
-                    tb_log_name=self.name,
-                    reset_num_timesteps=not run.resume,
-                )
-        except KeyboardInterrupt:
-            run.say_stopped(model.num_timesteps)
-            raise
-        write_atomically(run.model, lambda name: save_model(model, Path(name)))
+        with deferred_interrupt() as interrupted:
+            checkpoints = Checkpoints(run, interrupted, place)
+            model.learn(
+                remaining,
+                callback=checkpoints,
+                log_interval=log_interval,
+                progress_bar=run.progress_bar,
+                tb_log_name=self.name,
+                reset_num_timesteps=not run.resume,
+            )
+            with run.saving(model.num_timesteps) as folder:
+                save_checkpoint(model, folder / run.last.name, checkpoints.place())
+                save_model(model, folder / run.model.name)
+            interrupted.heed()
         return model
 
     def load(self, path: Path) -> Agent:
@@ -75,29 +87,44 @@ class SB3Algorithm(Algorithm):
 
 
 class Checkpoints(BaseCallback):
-    """Saves at rollout boundaries and starts every stretch between two checkpoints from (seed, time step) alone.
+    """Saves at rollout boundaries, when it is time or somebody wants to stop.
 
-    A resumed run therefore sees the same random numbers and images as an uninterrupted one, bit for bit on the CPU.
+    A resumed run goes on with the random numbers and images of an uninterrupted one, bit for bit on the CPU, wherever
+    it was interrupted. Every stretch of rollouts begins anew from (seed, time step).
 
     Args:
-        run: Where to save, and the seed.
+        run: Where to save, how often, and the seed.
+        interrupted: Whether somebody wants to stop.
+        place: Where to go on from.
     """
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, interrupted: Interruption, place: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.run = run
+        self.run, self.interrupted, self.pace = run, interrupted, Pace(run.save_freq)
+        self._resumed_at = place
         self.rollout = 0
-        self._ends: list[tuple[float, float]] = []
+        self._ends: list[list[float]] = []
 
     def _init_callback(self) -> None:
         # SB3 calls every training step of an off-policy algorithm a rollout.
         frequency = getattr(getattr(self.model, "train_freq", None), "frequency", OFF_POLICY_STEPS)
         self.rollouts_per_row = max(1, OFF_POLICY_STEPS // frequency)
 
+    def place(self) -> dict[str, Any]:
+        """Where the training stands between two rollouts."""
+        return {**place_of(self.model), "rollout": self.rollout, "ends": self._ends}
+
     def _on_rollout_start(self) -> None:
-        if self.rollout % (self.rollouts_per_row * ROLLOUTS_PER_CHECKPOINT) == 0:
-            if self.num_timesteps > 0:
-                write_atomically(self.run.last, lambda name: save_checkpoint(self.model, Path(name)))
+        if self._resumed_at is not None:
+            go_to(self.model, self._resumed_at)
+            self.rollout, self._ends, self._resumed_at = self._resumed_at["rollout"], self._resumed_at["ends"], None
+        elif self.interrupted() or self.pace.due():
+            with self.run.saving(self.num_timesteps) as folder:
+                save_checkpoint(self.model, folder / self.run.last.name, self.place())
+            if self.interrupted():
+                self.run.say_stopped(self.num_timesteps)
+                self.interrupted.heed()
+        if self.rollout % (self.rollouts_per_row * ROLLOUTS_PER_STRETCH) == 0:
             seed = int(np.random.SeedSequence([self.run.seed, self.num_timesteps]).generate_state(1)[0] // 2)
             self.model.set_random_seed(seed)
             env = self.model.get_env()
@@ -107,7 +134,9 @@ class Checkpoints(BaseCallback):
         self.rollout += 1
 
     def _on_step(self) -> bool:
-        self._ends += [(i["is_success"], i["macs_fraction"]) for i in self.locals["infos"] if "macs_fraction" in i]
+        self._ends += [
+            [float(i["is_success"]), i["macs_fraction"]] for i in self.locals["infos"] if "macs_fraction" in i
+        ]
         return True
 
     def _on_rollout_end(self) -> None:

@@ -18,11 +18,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from agents.protocol import Agent
-from agents.sb3.hyperparams import ALGORITHMS, PRESETS, algorithm_class, check_hyperparams, read_preset
+from agents.sb3.hyperparams import ALGORITHMS, PRESETS, Preset, algorithm_class, check_hyperparams, read_preset
 from agents.sb3.make import make_sb3
 from prance_env import make_sb3_env
 from prance_env.settings import EnvArguments, EnvSettings
-from supernet.files import write_text
+from supernet.staging import staged
 
 from ..options import choice
 from ..play import mean_return
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import optuna
 
 OfSB3 = Annotated[str, choice(lambda: ALGORITHMS)]
-STUDY, BEST = "study.journal", "best.yml"
+STUDY, BEST = "study.db", "best.yml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,51 +77,73 @@ def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: 
 
     Args:
         settings: What to search.
-        out: Folder: `study.journal` (Optuna's storage), `best.yml` (a preset), `trials.csv`, `config.yml`,
+        out: Folder: `study.db` (Optuna's storage, SQLite), `best.yml` (a preset), `trials.csv`, `config.yml`,
             `command.txt`.
         resume: Go on with the search in `out`, also with more trials.
         progress_bar: Whether to show one.
 
     Raises:
-        FileExistsError: If `out` holds a search and `resume` is False.
+        FileExistsError: If `out` holds a search and `resume` is False, or another process writes to it.
         FileNotFoundError: If `resume` is True and there is none.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM; the trial that was running is lost.
         ValueError: If the search in `out` has other settings, or the ranges are damaged.
         ModuleNotFoundError: If Optuna is missing.
     """
-    optuna = _optuna()
+    _optuna()
     preset = read_preset(settings.algo, settings.conf_file, settings.env)
     ranges = read_ranges(settings.algo, settings.ranges)
-    open_run(out, settings, out / STUDY, resume, what="search", go_on="go on with it", may_change=("trials",))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / STUDY)))
+    with open_run(out, settings, out / STUDY, resume, (), "search", "go on with it", may_change=("trials",)):
+        study = _open_study(settings, out)
+        try:
+            _search(study, settings, preset, ranges, out, progress_bar)
+        except KeyboardInterrupt:
+            print(f"\nStopped after {_num_finished(study)} of {settings.trials} trials; go on with --resume.")
+            raise
+    return study
+
+
+def _open_study(settings: TuneSettings, out: Path) -> optuna.Study:
+    """The search in `out`, where trials that were killed have failed."""
+    optuna = _optuna()
+    # Interrupted trials are nothing to tell about, and errors are raised.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        storage=storage,
+        storage=optuna.storages.RDBStorage(f"sqlite:///{out / STUDY}"),
         study_name=settings.algo,
         direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup_trials // 2, n_warmup_steps=2),
     )
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it was killed, and will be repeated
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it will be repeated
+    return study
+
+
+def _search(
+    study: optuna.Study, settings: TuneSettings, preset: Preset, ranges: dict[str, Any], out: Path, progress_bar: bool
+) -> None:
+    """Runs trials until there are enough, and writes what came of them after every one."""
+    optuna = _optuna()
     total = settings.trials * settings.evaluations
     with tqdm(total=total, desc=f"tune {settings.algo}", unit="evaluation", disable=not progress_bar) as bar:
-        while (finished := _num_finished(study)) < settings.trials:
+
+        def shown(value: float) -> None:
+            bar.update(1)
+            bar.set_postfix_str(f"now {value:.4f}, best {_best_value(study):.4f}")
+
+        while True:
+            finished = _num_finished(study)
             bar.update(finished * settings.evaluations - bar.n)
+            _write_results(study, settings, out)
+            if finished >= settings.trials:
+                return
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=settings.startup_trials,
                 seed=int(np.random.SeedSequence([settings.seed, finished]).generate_state(1)[0]),
             )
             if finished == 0 and not study.get_trials(states=(optuna.trial.TrialState.WAITING,)):
                 study.enqueue_trial(_as_params(preset.hyperparams, ranges))
-
-            def shown(value: float) -> None:
-                bar.update(1)
-                bar.set_postfix_str(f"now {value:.4f}, best {_best_value(study):.4f}")
-
             study.optimize(lambda trial: _run_trial(trial, settings, ranges, shown), n_trials=1)
-            _write_results(study, settings, out)
-        bar.update(total - bar.n)
-    return study
 
 
 def read_ranges(algo: str, path: str | Path | None = None) -> dict[str, Any]:
@@ -283,9 +305,14 @@ def _is_interval(span: Any) -> bool:
     return good and (span["low"] > 0 or not span.get("log"))
 
 
-def _num_finished(study: optuna.Study) -> int:
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that have ended, in order; those that were killed are not among them."""
     states = _optuna().trial.TrialState
-    return len(study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED)))
+    return study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+
+
+def _num_finished(study: optuna.Study) -> int:
+    return len(_finished(study))
 
 
 def _best_value(study: optuna.Study) -> float:
@@ -299,25 +326,25 @@ def _write_results(study: optuna.Study, settings: TuneSettings, out: Path) -> No
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
     writer.writerow(columns)
-    for trial in study.get_trials(deepcopy=False):
+    for number, trial in enumerate(_finished(study)):
         attributes = trial.user_attrs
         if "accuracy" in attributes:
             seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
             value = trial.intermediate_values[max(trial.intermediate_values)]
             judged = [f"{v:.5f}" for v in (value, attributes["accuracy"], attributes["macs_fraction"])]
-            writer.writerow([trial.number, trial.state.name, *judged, seconds, json.dumps(attributes["hyperparams"])])
-    write_text(out / "trials.csv", rows.getvalue())
-    if np.isnan(_best_value(study)):
-        return
-    preset = read_preset(settings.algo, settings.conf_file, settings.env)
-    entry = {
-        "n_envs": settings.n_envs or preset.n_envs,
-        "n_timesteps": settings.total_timesteps,
-        "policy": "MlpPolicy",
-        "env_kwargs": {"reward": settings.env_arguments["reward"]},
-        **study.best_trial.user_attrs["hyperparams"],
-    }
-    write_text(out / BEST, yaml.safe_dump({"default": entry}, sort_keys=False))
+            writer.writerow([number, trial.state.name, *judged, seconds, json.dumps(attributes["hyperparams"])])
+    with staged(out) as folder:
+        (folder / "trials.csv").write_text(rows.getvalue())
+        if not np.isnan(_best_value(study)):
+            preset = read_preset(settings.algo, settings.conf_file, settings.env)
+            entry = {
+                "n_envs": settings.n_envs or preset.n_envs,
+                "n_timesteps": settings.total_timesteps,
+                "policy": "MlpPolicy",
+                "env_kwargs": {"reward": settings.env_arguments["reward"]},
+                **study.best_trial.user_attrs["hyperparams"],
+            }
+            (folder / BEST).write_text(yaml.safe_dump({"default": entry}, sort_keys=False))
 
 
 def _optuna() -> Any:

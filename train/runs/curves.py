@@ -1,4 +1,4 @@
-"""What a training logged for TensorBoard, read back for figures."""
+"""What a training logged for TensorBoard: read back for figures, and forgotten after a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from torch.utils.tensorboard import SummaryWriter
 
 CURVES = ("rollout/ep_rew_mean", "rollout/accuracy", "rollout/macs_fraction")
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -27,3 +28,9 @@ def read_curves(run: Path) -> dict[str, Curve]:
             kept = {step: v for step, v in found.get(name, {}).items() if step < scalars[0].step}
             found[name] = kept | {s.step: s.value for s in scalars}
     return {name: (np.array([*found[name]]), np.array([*found[name].values()])) for name in CURVES if name in found}
+
+
+def forget_curves_after(folder: Path, step: int) -> None:
+    """Tells TensorBoard not to show what was logged to a folder after a step: it is logged again."""
+    if folder.is_dir():
+        SummaryWriter(str(folder), purge_step=step + 1).close()

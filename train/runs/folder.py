@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ import yaml
 from prance_env.settings import EnvSettings
 from supernet.files import write_text
 
+from .lock import only_writer
+from .progress import PROGRESS
+from .rows import ROWS
 
+CONFIG = "config.yml"
+
+
+@contextmanager
 def open_run(
     out: Path,
     settings: Any,
@@ -24,41 +32,67 @@ def open_run(
     what: str = "run",
     go_on: str = "continue it",
     may_change: Collection[str] = (),
-) -> None:
+) -> Iterator[bool]:
     """Begins a run in `out`, or goes on with the one that is there; writes `command.txt` and `config.yml`.
+
+    No other process can open it meanwhile. A run that was killed before its first checkpoint starts over, with `resume`
+    or without; nothing of the dead one stays.
 
     Args:
         out: Run folder.
         settings: A dataclass, the settings of the run.
         last: What a run goes on from.
         resume: Whether to go on.
-        held: What else tells that there is a run in `out`.
+        held: What else tells that there is something in `out` that must not be lost.
         what: "run", or another word for messages.
         go_on: What --resume does, for messages.
         may_change: Settings that a run may go on with other values of.
 
+    Yields:
+        Whether there is a checkpoint to go on from.
+
     Raises:
-        FileExistsError: If `out` holds a run and `resume` is False.
-        FileNotFoundError: If `resume` is True and there is nothing to go on from.
+        FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
+        FileNotFoundError: If `resume` is True and there is no run, or one that is done and has no checkpoint.
         ValueError: If the run was begun with other settings.
     """
-    held = [last, *held]
-    if not resume:
-        check_free(out, held, what, f"pass --resume to {go_on}, or another --out")
-        write_command(out, settings)
-        return
-    nothing = FileNotFoundError(f"{last} does not exist, so there is nothing to resume; drop --resume.")
-    if not any(path.exists() for path in held):
-        raise nothing
-    if changed := [name for name in changed_settings(out, settings) if name not in may_change]:
-        if may_change:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
-            raise ValueError(f"{out} holds a {what} with other values of {changed}; only {flags} may change.")
-        raise ValueError(f"{out} was trained with other values of {changed}; resume with the same settings.")
-    if not last.exists():
-        raise nothing
-    if may_change:
-        write_command(out, settings)
+    if resume and not (out / CONFIG).is_file():
+        raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
+    with only_writer(out):
+        if not resume:
+            check_free(out, [last, *held], what, f"pass --resume to {go_on}, or another --out")
+        else:
+            flags = "".join(f"; only --{name.replace('_', '-')} may change" for name in may_change)
+            remedy = f"Leave them out, and they are taken from the folder{flags}"
+            check_settings(out, settings, remedy, what, may_change)
+        going_on = last.exists()
+        if not going_on:
+            check_free(out, held, what, f"it is done, and has no checkpoint to {go_on} from; pass another --out")
+            _forget_beginning(out)
+        if not going_on or may_change:
+            write_command(out, settings)
+        yield going_on
+
+
+def check_settings(out: Path, settings: Any, remedy: str, what: str = "run", may_change: Collection[str] = ()) -> None:
+    """Checks that a run has the settings that are wanted.
+
+    Raises:
+        ValueError: If others than `may_change` differ; they are named with both values, and what to do about it.
+    """
+    changed = {k: v for k, v in changed_settings(out, settings).items() if k not in may_change}
+    if changed:
+        values = "; ".join(f"{name}={now!r} instead of {noted!r}" for name, (noted, now) in changed.items())
+        raise ValueError(f"{out} holds a {what} with other values of {[*changed]}: {values}. {remedy}.")
+
+
+def _forget_beginning(out: Path) -> None:
+    """Removes what a run that has no checkpoint logged."""
+    for name in (ROWS, PROGRESS):
+        (out / name).unlink(missing_ok=True)
+    folders = [out, *(f for f in out.iterdir() if f.is_dir() and not (f / CONFIG).exists())]
+    for events in (path for folder in folders for path in folder.glob("events.out.tfevents.*")):
+        events.unlink()
 
 
 def check_free(out: Path, held: Iterable[Path], what: str, remedy: str = "pass another --out") -> None:
@@ -75,7 +109,7 @@ def write_command(folder: Path, settings: Any) -> None:
     """Writes `command.txt` and `config.yml` (the fields of the dataclass `settings`)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
-    write_text(folder / "config.yml", yaml.safe_dump(plain(settings), sort_keys=False))
+    write_text(folder / CONFIG, yaml.safe_dump(plain(settings), sort_keys=False))
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -90,15 +124,16 @@ def plain(settings: Any) -> dict[str, Any]:
     return {k: next((f(v) for t, f in kinds.items() if isinstance(v, t)), v) for k, v in found.items()}
 
 
-def changed_settings(folder: Path, settings: Any) -> list[str]:
-    """Names of the fields of the dataclass `settings` that `config.yml` has other values of.
+def changed_settings(folder: Path, settings: Any) -> dict[str, tuple[Any, Any]]:
+    """The fields of the dataclass `settings` that `config.yml` has other values of: name, noted value, value now.
 
     An argument of the environment that is not noted is at its default, as version 0.1 noted all that it knew.
     """
     default = {f.name: f.default for f in fields(EnvSettings)} | {"dataset": None}
     noted, now = read_config(folder), plain(settings)
     names = {*now, *(set(noted) & set(default))}
-    return sorted(k for k in names if noted.get(k, default.get(k)) != now.get(k, default.get(k)))
+    values = {k: (noted.get(k, default.get(k)), now.get(k, default.get(k))) for k in sorted(names)}
+    return {k: (then, value) for k, (then, value) in values.items() if then != value}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -107,7 +142,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If the folder is not a run folder.
     """
-    path = folder / "config.yml"
+    path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it holds no config.yml.")
+        raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}.")
     return yaml.safe_load(path.read_text())

@@ -9,6 +9,9 @@ from typing import Any
 
 from supernet.files import flush, write_atomically
 
+ROWS = "metrics.jsonl"
+"""Name of the log in a run folder."""
+
 
 class RowLog:
     """A file that rows are added to while a run goes on.

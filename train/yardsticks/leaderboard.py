@@ -6,7 +6,6 @@ seed. All choices are made on training and validation images; test images are on
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,8 @@ from ..policies.train_agent import train_agent
 from ..report.leaderboard_page import benchmark_page
 from ..report.plots import plot_fronts
 from ..report.tables import write_json
-from ..runs.folder import changed_settings
+from ..runs.folder import CONFIG, check_settings
+from ..runs.progress import read_progress
 from ..runs.trained import env_of_run
 from ..timing.clock import machine
 from .compute import YardstickSettings, run_yardsticks
@@ -127,7 +127,7 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         board[name] = {
             **standing_of(seen, full, yardsticks, settings.resamples),
             "shuffled": [_score(shuffled) for _, shuffled in played],
-            "cpu_seconds": [_seconds(run) for run in runs[name]],
+            "cpu_seconds": [read_progress(run).get("cpu_seconds") for run in runs[name]],
             "total_timesteps": training.timesteps,
         }
         for price in played[0][0]:
@@ -215,13 +215,10 @@ def seeds_and_images_interval(
 
 def _train(training: AgentTraining, run: Path, console: Console) -> None:
     if (run / f"model{training.algorithm.suffix}").exists():
-        if changed := changed_settings(run, training):
-            raise ValueError(f"{run} was trained with other values of {changed}; choose another --out.")
+        check_settings(run, training, "Choose another --out")
         return
     console.print(f"Training {run.name}")
-    begun = time.process_time()
-    train_agent(training, run, resume=(run / f"last{training.algorithm.suffix}").exists())
-    write_json(run / "cpu_seconds.json", time.process_time() - begun)
+    train_agent(training, run, resume=(run / CONFIG).exists(), advice="the same command goes on")
 
 
 def _play(run: Path, split: str) -> tuple[dict[float | None, Evaluation], Evaluation]:
@@ -237,11 +234,6 @@ def _play(run: Path, split: str) -> tuple[dict[float | None, Evaluation], Evalua
 def _score(e: Evaluation) -> dict[str, float]:
     accuracy, macs = float(e.correct.mean()), float(e.macs_fraction.mean())
     return {"accuracy": accuracy, "macs_fraction": macs, "score": accuracy - PRICE * macs}
-
-
-def _seconds(run: Path) -> float | None:
-    path = run / "cpu_seconds.json"
-    return float(path.read_text()) if path.is_file() else None
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
