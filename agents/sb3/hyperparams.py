@@ -105,6 +105,18 @@ def read_preset(algorithm: str, path: str | Path | None = None, env_id: str = "d
     return Preset(hyperparams, int(n_envs), int(n_timesteps))  # type: ignore[arg-type]
 
 
+def preset_text(preset: Preset, env_kwargs: dict[str, Any]) -> str:
+    """A preset as the text of a file that `read_preset` and rl-zoo take.
+
+    Args:
+        preset: The preset.
+        env_kwargs: Arguments of the environment that rl-zoo makes.
+    """
+    of_the_run = {"n_envs": preset.n_envs, "n_timesteps": preset.n_timesteps, "policy": "MlpPolicy"}
+    entry = {**of_the_run, "env_kwargs": env_kwargs, **preset.hyperparams}
+    return yaml.safe_dump({"default": entry}, sort_keys=False)
+
+
 def check_hyperparams(cls: type[BaseAlgorithm], hyperparams: dict[str, Any]) -> None:
     """Checks the names of hyper-parameters.
 

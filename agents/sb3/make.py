@@ -56,7 +56,7 @@ def make_sb3(
     hyperparams, n_envs, _ = read_preset(algorithm, preset)
     box = cast(gym.spaces.Box, env.action_space)
     arguments = constructor_arguments(
-        {**_fitted(hyperparams, env, n_envs / env.num_envs), **overrides}, int(box.shape[0])
+        {**fitted(hyperparams, env, n_envs / env.num_envs), **overrides}, int(box.shape[0])
     )
     policy = "MultiInputPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpPolicy"
     model = cls(policy, env, seed=seed, device=device, **arguments)
@@ -77,7 +77,14 @@ def _check_env(env: Any) -> None:
         )
 
 
-def _fitted(hyperparams: dict[str, Any], env: VecEnv, ratio: float) -> dict[str, Any]:
+def fitted(hyperparams: dict[str, Any], env: VecEnv, ratio: float) -> dict[str, Any]:
+    """Hyper-parameters for another number of environments than they were chosen for.
+
+    Args:
+        hyperparams: Of a preset.
+        env: The environments.
+        ratio: How many times as many environments they were chosen for.
+    """
     fitted = dict(hyperparams)
     if "gradient_steps" in fitted:
         if fitted["gradient_steps"] > 0:

@@ -9,7 +9,8 @@ import ast
 import inspect
 import signal
 import sys
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, make_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -114,7 +115,8 @@ def parse(words: list[str]) -> Any:
     found, path = _found(words)
     if isinstance(found, Command):
         prog = " ".join(["prance", *path])
-        return tyro.cli(_refusing(found.load()), prog=prog, args=words[len(path) :], config=(OmitArgPrefixes,))
+        kind, options = _refusing(found.load()), words[len(path) :]
+        return tyro.cli(kind, prog=prog, args=options, default=_resumed(kind, options), config=(OmitArgPrefixes,))
     # Whoever completes commands in a shell needs all options.
     complete = any(word.startswith("--tyro-") for word in words)
     return tyro.cli(
@@ -135,6 +137,17 @@ def _refusing(options: type[T]) -> type[T]:
             sys.exit(f"prance: {e}")
 
     return type(options.__name__, (options,), {"__init__": __init__, "__doc__": options.__doc__})
+
+
+def _resumed(kind: type[T], words: list[str]) -> T | None:
+    """What an interrupted run was begun with, if that is what is to go on: what is not typed is as it was."""
+    resumed: Callable[[Path], T | None] | None = getattr(kind, "resumed", None)
+    if "--resume" not in words or resumed is None:
+        return None
+    reader = ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--out", type=Path)
+    out = reader.parse_known_args(words)[0].out
+    return None if out is None else resumed(out)
 
 
 def _found(words: list[str]) -> tuple[Command | Group | None, list[str]]:

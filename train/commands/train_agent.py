@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import Self
+
 from ..options import SaveFreq, Threads, narrowed, set_threads
+from ..policies.algorithm import HYPERPARAMS
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
+from ..runs.folder import noted_fields
 from ..runs.pace import SAVE_FREQ
 
 
@@ -26,14 +30,25 @@ class TrainAgent(AgentTraining):
         prance train agent --out runs/merge --token-mode merge
         prance train agent --out runs/mine --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet
         prance train agent --out runs/agent --resume
+        prance train agent --out runs/agent --resume --total-timesteps 800000
     """
 
     out: Path
     """Run folder."""
     resume: bool = False
-    """Continue an interrupted run from its last checkpoint."""
+    """Continue the run in --out from its last checkpoint, with its settings; more --total-timesteps extend it."""
     save_freq: SaveFreq = SAVE_FREQ
     threads: Threads = 1
+
+    @classmethod
+    def resumed(cls, out: Path) -> Self | None:
+        """The options of the run in a folder; None if there is none."""
+        noted = noted_fields(out, AgentTraining)
+        if noted is None:
+            return None
+        if (conf_file := noted.get("conf_file")) is not None and not Path(conf_file).is_file():
+            noted["conf_file"] = str(out / HYPERPARAMS)
+        return cls(**noted, out=out, resume=True)
 
     def run(self) -> None:
         """Runs the command."""

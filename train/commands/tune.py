@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import Self
+
 from ..options import Threads, narrowed, set_threads
 from ..policies.tune import BEST, TuneSettings, tune
+from ..runs.folder import noted_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +22,21 @@ class Tune(TuneSettings):
     For example:
 
         prance tune --algo sac --trials 40 --out runs/tune-sac
-        prance tune --algo sac --trials 60 --out runs/tune-sac --resume
+        prance tune --out runs/tune-sac --resume --trials 60
         prance train agent --algo sac --conf-file runs/tune-sac/best.yml --out runs/sac
     """
 
     out: Path
     """Folder for best.yml, trials.csv and Optuna's study.db."""
     resume: bool = False
-    """Go on with the search in --out, also with more --trials."""
+    """Go on with the search in --out, with its settings, also with more --trials."""
     threads: Threads = 1
+
+    @classmethod
+    def resumed(cls, out: Path) -> Self | None:
+        """The options of the run in a folder; None if there is none."""
+        noted = noted_fields(out, TuneSettings)
+        return None if noted is None else cls(**noted, out=out, resume=True)
 
     def run(self) -> None:
         """Runs the command."""

@@ -19,6 +19,8 @@ from ..runs.pace import SAVE_FREQ
 from ..runs.progress import Progress
 from ..runs.rows import ROWS, RowLog
 
+HYPERPARAMS = "hyperparams.yml"
+"""Name of a run's own hyper-parameters in its folder, for algorithms that take files of them."""
 ROLLOUTS_PER_STRETCH = 10
 """After so many rollouts, images and random numbers are drawn anew from the seed and the time step."""
 

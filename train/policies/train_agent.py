@@ -9,7 +9,7 @@ from agents.protocol import Agent
 from ..runs.folder import open_run
 from ..runs.pace import SAVE_FREQ
 from ..runs.progress import Progress
-from .algorithm import TrainingRun
+from .algorithm import HYPERPARAMS, TrainingRun
 from .registry import ALGORITHMS
 from .settings import AgentTraining
 
@@ -46,7 +46,10 @@ def train_agent(
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in ("last", "model"))
     suffixes = sorted({ALGORITHMS[name].suffix for name in ALGORITHMS})
     held = [out / f"{name}{suffix}" for name in ("last", "model") for suffix in suffixes]
-    with open_run(out, settings, last, resume, held, may_change=("total_timesteps",)) as going_on:
+    may_change = ["total_timesteps"]
+    if settings.conf_file is not None and Path(settings.conf_file).absolute() == (out / HYPERPARAMS).absolute():
+        may_change.append("conf_file")  # the run's own
+    with open_run(out, settings, last, resume, held, may_change=may_change) as going_on:
         run = TrainingRun(
             env=settings.env,
             env_arguments=settings.env_arguments,

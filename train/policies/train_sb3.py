@@ -11,16 +11,16 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.protocol import Agent
 from agents.sb3.checkpoint import load_checkpoint, read_place, save_checkpoint, save_model
-from agents.sb3.hyperparams import algorithm_class, read_preset
-from agents.sb3.make import make_sb3
+from agents.sb3.hyperparams import Preset, algorithm_class, preset_text, read_preset
+from agents.sb3.make import fitted, make_sb3
 from agents.sb3.place import go_to, place_of
 from prance_env import make_sb3_env
-from supernet.files import write_atomically
+from supernet.files import write_atomically, write_text
 
 from ..runs.curves import forget_curves_after
 from ..runs.interrupt import Interruption, deferred_interrupt
 from ..runs.pace import Pace
-from .algorithm import ROLLOUTS_PER_STRETCH, Algorithm, TrainingRun
+from .algorithm import HYPERPARAMS, ROLLOUTS_PER_STRETCH, Algorithm, TrainingRun
 
 # Off-policy algorithms have no rollouts: this many steps of all environments, a multiple of whole episodes, stand in.
 OFF_POLICY_STEPS = 60
@@ -48,7 +48,8 @@ class SB3Algorithm(Algorithm):
 
     def train(self, run: TrainingRun) -> Agent:
         """Trains on the CPU, whatever the device of the supernet; `metrics.jsonl` gets a row per rollout."""
-        n_envs = run.n_envs or read_preset(self.name, run.conf_file, run.env).n_envs
+        preset = read_preset(self.name, run.conf_file, run.env)
+        n_envs = run.n_envs or preset.n_envs
         env = make_sb3_env(run.env, n_envs, seed=run.seed, **run.env_arguments)
         if run.resume:
             model, place = load_checkpoint(algorithm_class(self.name), run.last, env), read_place(run.last)
@@ -57,6 +58,8 @@ class SB3Algorithm(Algorithm):
         else:
             model = make_sb3(self.name, env, run.seed, preset=run.conf_file, tensorboard_log=str(run.out))
             place = None
+            own = Preset(fitted(preset.hyperparams, env, preset.n_envs / n_envs), n_envs, run.total_timesteps)
+            write_text(run.out / HYPERPARAMS, preset_text(own, {"reward": run.env_arguments["reward"]}))
         remaining = run.total_timesteps - model.num_timesteps
         if remaining <= 0:
             run.say_done(model.num_timesteps)

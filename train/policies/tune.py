@@ -18,7 +18,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from agents.protocol import Agent
-from agents.sb3.hyperparams import ALGORITHMS, PRESETS, Preset, algorithm_class, check_hyperparams, read_preset
+from agents.sb3.hyperparams import (
+    ALGORITHMS,
+    PRESETS,
+    Preset,
+    algorithm_class,
+    check_hyperparams,
+    preset_text,
+    read_preset,
+)
 from agents.sb3.make import make_sb3
 from prance_env import make_sb3_env
 from prance_env.settings import EnvArguments, EnvSettings
@@ -337,14 +345,9 @@ def _write_results(study: optuna.Study, settings: TuneSettings, out: Path) -> No
         (folder / "trials.csv").write_text(rows.getvalue())
         if not np.isnan(_best_value(study)):
             preset = read_preset(settings.algo, settings.conf_file, settings.env)
-            entry = {
-                "n_envs": settings.n_envs or preset.n_envs,
-                "n_timesteps": settings.total_timesteps,
-                "policy": "MlpPolicy",
-                "env_kwargs": {"reward": settings.env_arguments["reward"]},
-                **study.best_trial.user_attrs["hyperparams"],
-            }
-            (folder / BEST).write_text(yaml.safe_dump({"default": entry}, sort_keys=False))
+            n_envs, best = settings.n_envs or preset.n_envs, study.best_trial.user_attrs["hyperparams"]
+            reward = {"reward": settings.env_arguments["reward"]}
+            (folder / BEST).write_text(preset_text(Preset(best, n_envs, settings.total_timesteps), reward))
 
 
 def _optuna() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -13,13 +15,16 @@ from typing import Any
 import yaml
 
 from prance_env.settings import EnvSettings
-from supernet.files import write_text
+from supernet.staging import staged
 
+from ..machine import git_revision, machine, versions
 from .lock import only_writer
 from .progress import PROGRESS
 from .rows import ROWS
 
 CONFIG = "config.yml"
+PATHS = ("checkpoint", "dataset", "cache_dir", "conf_file", "ranges")
+"""Settings that may be paths, or names of something else."""
 
 
 @contextmanager
@@ -33,7 +38,7 @@ def open_run(
     go_on: str = "continue it",
     may_change: Collection[str] = (),
 ) -> Iterator[bool]:
-    """Begins a run in `out`, or goes on with the one that is there; writes `command.txt` and `config.yml`.
+    """Begins a run in `out`, or goes on with the one that is there; see `write_command`.
 
     No other process can open it meanwhile. A run that was killed before its first checkpoint starts over, with `resume`
     or without; nothing of the dead one stays.
@@ -106,22 +111,38 @@ def check_free(out: Path, held: Iterable[Path], what: str, remedy: str = "pass a
 
 
 def write_command(folder: Path, settings: Any) -> None:
-    """Writes `command.txt` and `config.yml` (the fields of the dataclass `settings`)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
-    write_text(folder / CONFIG, yaml.safe_dump(plain(settings), sort_keys=False))
+    """Writes `command.txt`, `config.yml` (the fields of the dataclass `settings`) and `system.json`."""
+    system = {"machine": machine("cpu"), "versions": versions(), "git_revision": git_revision()}
+    with staged(folder) as stage:
+        (stage / "command.txt").write_text(shlex.join(sys.argv) + "\n")
+        (stage / CONFIG).write_text(yaml.safe_dump(plain(settings), sort_keys=False))
+        (stage / "system.json").write_text(json.dumps(system, indent=2) + "\n")
 
 
 def plain(settings: Any) -> dict[str, Any]:
     """The fields of the dataclass `settings` as `config.yml` gives them back: flat, in YAML's and JSON's types.
 
-    What is in the field `environment`, arguments of an environment, stands beside the other fields.
+    What is in the field `environment`, arguments of an environment, stands beside the other fields. Paths are absolute,
+    so that they are found from elsewhere.
     """
     found: dict[str, Any] = {}
     for name, value in asdict(settings).items():
         found |= value if name == "environment" else {name: value}
     kinds = {Path: str, tuple: list}
-    return {k: next((f(v) for t, f in kinds.items() if isinstance(v, t)), v) for k, v in found.items()}
+    return _found_from_elsewhere(
+        {k: next((f(v) for t, f in kinds.items() if isinstance(v, t)), v) for k, v in found.items()}
+    )
+
+
+def _found_from_elsewhere(noted: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which the paths of what exists are absolute."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, dict) and "name" in value:
+            return {**value, "name": absolute(value["name"])}
+        return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
+
+    return {k: absolute(v) if k in PATHS else v for k, v in noted.items()}
 
 
 def changed_settings(folder: Path, settings: Any) -> dict[str, tuple[Any, Any]]:
@@ -130,10 +151,19 @@ def changed_settings(folder: Path, settings: Any) -> dict[str, tuple[Any, Any]]:
     An argument of the environment that is not noted is at its default, as version 0.1 noted all that it knew.
     """
     default = {f.name: f.default for f in fields(EnvSettings)} | {"dataset": None}
-    noted, now = read_config(folder), plain(settings)
+    noted, now = _found_from_elsewhere(read_config(folder)), plain(settings)
     names = {*now, *(set(noted) & set(default))}
     values = {k: (noted.get(k, default.get(k)), now.get(k, default.get(k))) for k in sorted(names)}
     return {k: (then, value) for k, (then, value) in values.items() if then != value}
+
+
+def noted_fields(folder: Path, kind: type[Any]) -> dict[str, Any] | None:
+    """The settings in `config.yml` as the fields of the dataclass `kind`, the inverse of `plain`; None if missing."""
+    if not (folder / CONFIG).is_file():
+        return None
+    noted, names = read_config(folder), {f.name for f in fields(kind)}
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in noted.items() if k in names}
+    return own | {"environment": {k: v for k, v in noted.items() if k not in names and v is not None}}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

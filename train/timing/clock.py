@@ -1,12 +1,9 @@
-"""Timing calls side by side, and what the figures depend on."""
+"""Timing calls side by side."""
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -62,20 +59,3 @@ def check_rounds(repeats: int, warmup: int) -> None:
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats={repeats} must be at least 1, and warmup={warmup} at least 0.")
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What figures depend on: hardware, threads, torch."""
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.processor()
-    return {
-        "device": name or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "timm": version("timm"),
-    }
-
-
-def machine_in_words(info: dict[str, Any]) -> str:
-    """What `machine` found, as the beginning of a line."""
-    return f"{info['device']}, {info['threads']} threads, torch {info['torch']}"

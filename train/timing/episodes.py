@@ -33,10 +33,11 @@ from prance_env.supernets import BUNDLED, checkpoint_folder
 from supernet import create_supernet, runtime, save_pretrained
 from supernet.checkpoint import load_config
 
+from ..machine import machine, machine_in_words
 from ..options import SupernetName, environment_options
 from ..report.tables import write_json
 from ..runs.folder import plain
-from .clock import check_rounds, machine, machine_in_words, time_interleaved
+from .clock import check_rounds, time_interleaved
 
 FULL, FIRST, UNCACHED = "full forward", "first visit", "prefix not cached"
 CACHED, SB3, AUTHORS = "prefix cached", "prefix cached, SB3", "as PRANCE's authors"

@@ -24,9 +24,10 @@ from tyro.conf import arg
 from prance_env.supernets import DTYPES
 from supernet import SearchSpace, SubnetConfig, Supernet, extract, freeze, from_timm
 
+from ..machine import machine, machine_in_words
 from ..options import Device, DType, TokenMode
 from ..report.tables import write_json
-from .clock import check_rounds, machine, machine_in_words, time_interleaved
+from .clock import check_rounds, time_interleaved
 from .on_gpu import choices_on, compiled, forward_by_tiles, recorded
 from .peak_memory import peak_memory
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 
+from ..machine import machine, machine_in_words
 from ..options import Split
 from ..play import batches, mean_return
 from ..policies.registry import PRANCE_PPO
@@ -27,7 +28,6 @@ from ..policies.settings import AgentTraining, AlgorithmName, TrainingTask
 from ..policies.train_agent import train_agent
 from ..report.tables import write_json
 from ..runs.folder import plain
-from .clock import machine, machine_in_words
 
 BATCH = 512
 FASTER = 1.3

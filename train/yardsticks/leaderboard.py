@@ -22,6 +22,7 @@ from supernet.files import write_text
 from ..evaluate.budget import at_price
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.intervals import RESAMPLES, difficulty_correlation, ends
+from ..machine import machine
 from ..policies.load_agent import load_agent
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
@@ -31,7 +32,6 @@ from ..report.tables import write_json
 from ..runs.folder import CONFIG, check_settings
 from ..runs.progress import read_progress
 from ..runs.trained import env_of_run
-from ..timing.clock import machine
 from .compute import YardstickSettings, run_yardsticks
 from .fronts import FILE, Yardsticks
 from .standing import standing
