@@ -18,6 +18,7 @@ from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
 from supernet.files import write_text
+from supernet.staging import staged
 
 from .evaluate.evaluation import Evaluation, evaluate
 from .policies.settings import AgentTraining
@@ -54,7 +55,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     training = AgentTraining(env=ENV, total_timesteps=timesteps, seed=seed, environment={"device": device})
     console.rule("1/3  training: PPO chooses widths and patches for every image")
     shutil.rmtree(out / "agent", ignore_errors=True)  # of an earlier demo
-    agent = train_agent(training, out / "agent")
+    agent = train_agent(training, out / "agent", advice="the demo begins anew")
 
     console.rule("2/3  the opponent: an evolutionary search for the best static subnets")
     val = EnvSettings.from_id(ENV, split="val", device=device).engine()
@@ -68,11 +69,12 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     results, metrics = _evaluated(agent, found.actions[front], settings, seed)
     metrics["seed"], metrics["quick"] = seed, quick
 
-    _draw(agent, results, metrics, settings, out)
-    metrics["seconds"] = round(time.perf_counter() - begun, 1)
-    write_json(out / "metrics.json", metrics)
     summaries = {name: metrics[name] for name in results}
-    write_text(out / "report.md", _report(metrics, summaries))
+    with staged(out) as folder:
+        _draw(agent, results, metrics, settings, folder)
+        metrics["seconds"] = round(time.perf_counter() - begun, 1)
+        write_json(folder / "metrics.json", metrics)
+        write_text(folder / "report.md", _report(metrics, summaries))
 
     console.print(results_table("the agent on test, by number of digits", metrics["agent"]["by_difficulty"]))
     fronts = {f"static {i + 1}": s for i, s in enumerate(metrics["static_front"])}

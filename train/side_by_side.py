@@ -17,6 +17,7 @@ from agents.protocol import Agent
 from prance_env.settings import EnvArguments, EnvSettings
 from prance_env.spaces import action_names
 from supernet import SubnetConfig
+from supernet.staging import staged
 
 from .evaluate.budget import at_price, calibrate, front_prices
 from .evaluate.evaluation import Evaluation, evaluate
@@ -30,6 +31,7 @@ from .report.plots import plot_choices, plot_fronts, plot_learning_curves
 from .report.tables import results_table, write_json
 from .runs.curves import read_curves
 from .runs.folder import plain
+from .runs.lock import only_writer
 from .runs.trained import DEFAULTS, environment_of, noted_settings, price_range, shared_settings, trained_settings
 from .timing.agents import measure_latency
 from .yardsticks.fronts import Yardsticks
@@ -83,7 +85,8 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         agents: Names and paths, see `train.policies.load_agent.load_agent`.
         settings: What to evaluate on, and how.
         out: Folder for `metrics.json`, `comparisons.json`, `settings.json`, `pareto.png`, `choices.png` of
-            agents that look, `learning.png` of those with a run folder, and one file of rows per agent and price.
+            agents that look, `learning.png` of those with a run folder, and one file of rows per agent and price; all
+            of them change at once.
 
     Returns:
         What is written to `metrics.json`: `describe` of every agent, with its `macs_weight` if it was chosen here,
@@ -93,6 +96,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         ValueError: If an agent does not fit, trained agents are for different supernets or images, the yardsticks are
             for others, or there is no agent whose price could be chosen as asked.
         FileNotFoundError: If there is no such agent, or there are no yardsticks.
+        FileExistsError: If another process writes to `out`.
     """
     check_format(settings.rows)
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
@@ -127,8 +131,9 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
             metrics[name]["yardsticks"] = standing(result, yardsticks, price, settings.seed, settings.resamples)
         console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
     if out is not None:
-        _write(out, played, metrics, comparisons, settings)
-        write_json(out / SETTINGS, noted_settings(noted))
+        with only_writer(out), staged(out) as folder:
+            _write(folder, played, metrics, comparisons, settings)
+            write_json(folder / SETTINGS, noted_settings(noted))
         console.print(f"Written to {out}")
     return metrics
 
@@ -180,7 +185,6 @@ def _write(
     out: Path, played: _Played, metrics: dict[str, Any], comparisons: dict[str, Any], settings: EvalSettings
 ) -> None:
     """The files of an evaluation, but for its settings."""
-    out.mkdir(parents=True, exist_ok=True)
     difficulty_name = played.env.engine().dataset.difficulty_name
     for name, label in file_names(list(played.results)).items():
         write_rows(out / f"{label}.{settings.rows}", rows_of(played.results[name], difficulty_name))

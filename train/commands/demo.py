@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..demo import run_demo
 from ..options import Device, Threads, set_threads
+from ..runs.lock import only_writer
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,5 @@ class Demo:
     def run(self) -> None:
         """Runs the command."""
         set_threads(self.threads)
-        run_demo(self.out, self.seed, self.quick, self.device)
+        with only_writer(self.out):
+            run_demo(self.out, self.seed, self.quick, self.device)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,8 +20,10 @@ from tyro.conf import arg
 
 from supernet import StaticViT, SubnetConfig, Supernet
 from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
-from supernet.files import WEIGHTS, write_atomically, write_text
+from supernet.files import WEIGHTS
+from supernet.staging import staged
 
+from ..runs.lock import only_writer
 from .subnet_choice import choose_subnet, open_supernet
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": WEIGHTS}
@@ -106,6 +105,7 @@ def export_subnet(
     Raises:
         ValueError: If a format is unknown or an extra is missing, the subnet is not exactly one of the search space, or
             a file's logits differ by more than is allowed. Nothing is written then; earlier files stay.
+        FileExistsError: If another process writes to `out`.
     """
     _check_formats(formats)
     static = extract(net, subnet)
@@ -113,9 +113,8 @@ def export_subnet(
         raise ValueError(
             f"{static.params():,} parameters exceed the 2 GiB of an ONNX file; use --format torch or safetensors."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out, prefix=".export.") as folder:
-        takes = _write_all(static, formats, uint8, Path(folder))
+    with only_writer(out), staged(out) as folder:
+        takes = _write_all(static, formats, uint8, folder)
         images = _random_images(net, uint8, seed)
         with torch.no_grad():
             expected = [net(batch, subnet) for batch in images]
@@ -129,8 +128,6 @@ def export_subnet(
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
-        for path in [*takes, Path(folder) / DESCRIPTION]:
-            write_atomically(out / path.name, partial(os.replace, path))
     return files
 
 
@@ -150,7 +147,7 @@ def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: P
     description = describe(static, [*takes])
     for path, dtypes in takes.items():
         description["files"][path.name]["takes"] = dtypes
-    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
     return takes
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from supernet import Supernet, from_timm, load_prance_checkpoint, reorder, save_pretrained
+from supernet import Supernet, UnitOrder, from_timm, load_prance_checkpoint, reorder, save_pretrained
+from supernet.staging import staged
 
 from ..runs.folder import check_free
+from ..runs.lock import only_writer
 from .importance import Score
 from .ordering import ORDER, OrderSettings, order_network, save_order
 
@@ -42,9 +44,7 @@ def import_timm(
         raise ValueError(f"timm cannot make {model!r}: {' '.join(str(e).split())}") from e
     if order is not None and dataset is not None:
         units, _ = order_network(net, OrderSettings(dataset, score=order))
-        net = reorder(net, units)
-        out.mkdir(parents=True, exist_ok=True)
-        save_order(units, out / ORDER)
+        return _save(reorder(net, units), out, f"timm's {model}", units)
     return _save(net, out, f"timm's {model}")
 
 
@@ -69,8 +69,12 @@ def _check_free(out: Path) -> None:
     check_free(out, [out / "config.json", out / "model.safetensors"], "network")
 
 
-def _save(net: Supernet, out: Path, source: str) -> Supernet:
-    save_pretrained(net, out)
+def _save(net: Supernet, out: Path, source: str, order: UnitOrder | None = None) -> Supernet:
+    with only_writer(out), staged(out) as folder:
+        _check_free(out)
+        save_pretrained(net, folder)
+        if order is not None:
+            save_order(order, folder / ORDER)
     config, space = net.config, net.space
     print(
         f"{source} is now a supernet in {out}: {space.depth} blocks in groups of "

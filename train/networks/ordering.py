@@ -19,9 +19,11 @@ from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SearchSpace, SubnetConfig, Supernet, UnitOrder, importance_order, reorder, save_pretrained
 from supernet.files import read_safetensors, write_atomically, write_text
+from supernet.staging import staged
 
 from ..options import DatasetOption
 from ..runs.folder import check_free
+from ..runs.lock import only_writer
 from .ablation import Ablation, ablate
 from .importance import Score, unit_scores
 from .subnet_choice import open_supernet
@@ -58,22 +60,23 @@ def run_order(settings: OrderSettings, out: Path) -> Supernet:
     """Sorts the units of a supernet and writes it to `out`, with the permutation and a report.
 
     Raises:
-        FileExistsError: If `out` holds a network.
+        FileExistsError: If `out` holds a network, or another process writes to it.
         FileNotFoundError: If there is no such supernet.
         ValueError: If images and supernet do not fit.
     """
-    check_free(out, [out / "config.json", out / "model.safetensors"], "network")
     net = open_supernet(settings.supernet)
-    order, report = order_network(net, settings)
-    moved = reorder(net, order)
-    save_pretrained(moved, out)
-    save_order(order, out / ORDER)
-    if settings.check_images:
-        val = load_dataset(settings.dataset, "val", net.config)
-        check_fits(val, net.config)
-        batches = draw_batches(val, settings.check_images, ABLATION_BATCH, settings.seed)
-        report["accuracy"] = {"before": prefix_accuracies(net, batches), "after": prefix_accuracies(moved, batches)}
-    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+    with only_writer(out), staged(out) as folder:
+        check_free(out, [out / "config.json", out / "model.safetensors"], "network")
+        order, report = order_network(net, settings)
+        moved = reorder(net, order)
+        if settings.check_images:
+            val = load_dataset(settings.dataset, "val", net.config)
+            check_fits(val, net.config)
+            batches = draw_batches(val, settings.check_images, ABLATION_BATCH, settings.seed)
+            report["accuracy"] = {"before": prefix_accuracies(net, batches), "after": prefix_accuracies(moved, batches)}
+        save_pretrained(moved, folder)
+        save_order(order, folder / ORDER)
+        write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     _print(report, settings, out, Console())
     return moved
 

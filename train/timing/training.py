@@ -93,7 +93,8 @@ def measure_training(settings: TrainingBenchSettings, folder: Path, console: Con
             training = settings.training(algo, seed)
             with console.status(f"{algo}, seed {seed} ..."):
                 wall, cpu = time.perf_counter(), time.process_time()
-                agent: Any = train_agent(training, folder / f"{algo}-{seed}", progress_bar=False)
+                run = folder / f"{algo}-{seed}"
+                agent: Any = train_agent(training, run, progress_bar=False, advice="nothing of it is kept")
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             row = {"algo": algo, "seed": seed, "decisions": agent.num_timesteps, "seconds": wall, "cpu_seconds": cpu}
             speeds = {name: row["decisions"] / row[key] for name, key in SPEEDS.items()}

@@ -21,11 +21,13 @@ from agents.baselines import StaticAgent
 from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvArguments, EnvSettings
 from supernet import SubnetConfig
+from supernet.staging import staged
 
 from ..evaluate.evaluation import Evaluation, evaluate, evaluate_actions
 from ..options import EnvironmentOptions, Split
 from ..policies.load_agent import load_agent
 from ..runs.folder import plain
+from ..runs.lock import only_writer
 from ..runs.trained import trained_settings
 from ..search import oracle
 from ..search.confidence import SWEEPS, Rules, static_rules, tune_confidence
@@ -84,7 +86,7 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
 
     Args:
         settings: What to compute.
-        out: Folder for the agents as JSON files, `yardsticks.json` and `outcomes.npz`.
+        out: Folder for the agents as JSON files, `yardsticks.json` and `outcomes.npz`; all of them change at once.
 
     Returns:
         What was written.
@@ -92,31 +94,32 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
     Raises:
         ValueError: If a setting is out of range, or the supernet, the data set or an agent does not fit.
         FileNotFoundError: If there is no such agent.
+        FileExistsError: If another process writes to `out`.
     """
     begun, begun_cpu = time.perf_counter(), time.process_time()
     chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
     val, test = chosen_on.engine(), judged_on.engine()
     learned = [evaluate_static(name, settings) for name in settings.also_static]
-    out.mkdir(parents=True, exist_ok=True)
     index = np.arange(len(val.dataset))
     stratum = val.dataset.difficulty.numpy()
-    with tqdm(total=settings.num_subnets, desc="static subnets", unit="subnet") as bar:
-        found = evolve_static_front(val, index, settings.num_subnets, settings.seed, lambda done: bar.update(1))
-    fronts = {
-        "static": static_front(found, judged_on, out, dict(zip(settings.also_static, learned, strict=True))),
-        "per_stratum": per_stratum_front(found, stratum, judged_on),
-        "confidence": confidence_front(found, val, judged_on, out, settings.seed),
-        **oracle_fronts(found, chosen_on, judged_on, settings),
-    }
-    notes: dict[str, Any] = {
-        **plain(settings),
-        "seconds": round(time.perf_counter() - begun, 1),
-        "cpu_seconds": round(time.process_time() - begun_cpu, 1),
-        "search": search_progress(found),
-    }
-    full = test.start(np.arange(len(test.dataset)))
-    yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
-    yardsticks.save(out)
+    with only_writer(out), staged(out) as folder:
+        with tqdm(total=settings.num_subnets, desc="static subnets", unit="subnet") as bar:
+            found = evolve_static_front(val, index, settings.num_subnets, settings.seed, lambda done: bar.update(1))
+        fronts = {
+            "static": static_front(found, judged_on, folder, dict(zip(settings.also_static, learned, strict=True))),
+            "per_stratum": per_stratum_front(found, stratum, judged_on),
+            "confidence": confidence_front(found, val, judged_on, folder, settings.seed),
+            **oracle_fronts(found, chosen_on, judged_on, settings),
+        }
+        notes: dict[str, Any] = {
+            **plain(settings),
+            "seconds": round(time.perf_counter() - begun, 1),
+            "cpu_seconds": round(time.process_time() - begun_cpu, 1),
+            "search": search_progress(found),
+        }
+        full = test.start(np.arange(len(test.dataset)))
+        yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
+        yardsticks.save(folder)
     console = Console()
     console.print(_table(fronts, settings.split))
     console.print(f"Written to {out}; compare agents with them: prance eval --agent AGENT --yardsticks {out}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
 from supernet.arrays import Floats
-from supernet.files import write_atomically
+from supernet.staging import finish_commit, staged
 
 from ..report.tables import write_json
 
@@ -99,18 +99,15 @@ class Yardsticks:
             )
 
     def save(self, folder: Path) -> None:
-        """Writes `yardsticks.json` to read and `outcomes.npz` to compute with."""
+        """Writes `yardsticks.json` to read and `outcomes.npz` to compute with, both or none of them."""
         arrays: dict[str, Any] = {n: getattr(self, n) for n in ("index", "label", "full_prediction")}
         for name, front in self.fronts.items():
             arrays |= {f"{name}.correct": front.correct, f"{name}.macs_fraction": front.macs_fraction}
 
-        def write(path: str) -> None:
-            with open(path, "wb") as f:  # numpy would add a suffix to a name
-                np.savez_compressed(f, **arrays)
-
-        write_atomically(folder / OUTCOMES, write)
         fronts = {name: front.rows() for name, front in self.fronts.items()}
-        write_json(folder / FILE, {**self.settings, "fronts": fronts})
+        with staged(folder) as stage:
+            np.savez_compressed(stage / OUTCOMES, **arrays)
+            write_json(stage / FILE, {**self.settings, "fronts": fronts})
 
     @staticmethod
     def load(folder: str | Path) -> Yardsticks:
@@ -121,6 +118,7 @@ class Yardsticks:
             ValueError: If a file is damaged.
         """
         folder = Path(folder)
+        finish_commit(folder)
         for name in (FILE, OUTCOMES):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; `prance yardsticks --out {folder}` writes it.")

@@ -18,6 +18,7 @@ from scipy.stats import wilcoxon
 
 from agents.baselines import FullAgent
 from supernet.files import write_text
+from supernet.staging import finish_commit, staged
 
 from ..evaluate.budget import at_price
 from ..evaluate.evaluation import Evaluation, evaluate
@@ -30,6 +31,7 @@ from ..report.leaderboard_page import benchmark_page
 from ..report.plots import plot_fronts
 from ..report.tables import write_json
 from ..runs.folder import CONFIG, check_settings
+from ..runs.lock import only_writer
 from ..runs.progress import read_progress
 from ..runs.trained import env_of_run
 from .compute import YardstickSettings, run_yardsticks
@@ -104,18 +106,34 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: If a run in `out` was made with other settings.
+        FileExistsError: If another process writes to `out`.
     """
     console = Console()
     runs = {name: [out / f"{_slug(name)}-{seed}" for seed in settings.seeds] for name in settings.entries}
-    for name, training in settings.entries.items():
-        for seed, run in zip(settings.seeds, runs[name], strict=True):
-            _train(replace(training, seed=seed), run, console)
-    folder = out / "yardsticks"
-    if not (folder / FILE).is_file():
-        blind = [name for name, training in settings.entries.items() if training.observation == "constant"]
-        static = tuple(str(run) for name in blind for run in runs[name])
-        run_yardsticks(replace(settings.yardsticks, also_static=static), folder)
-    yardsticks = Yardsticks.load(folder)
+    with only_writer(out):
+        for name, training in settings.entries.items():
+            for seed, run in zip(settings.seeds, runs[name], strict=True):
+                _train(replace(training, seed=seed), run, console)
+        folder = out / "yardsticks"
+        finish_commit(folder)
+        if not (folder / FILE).is_file():
+            blind = [name for name, training in settings.entries.items() if training.observation == "constant"]
+            static = tuple(str(run) for name in blind for run in runs[name])
+            run_yardsticks(replace(settings.yardsticks, also_static=static), folder)
+        report = _judged(settings, runs, Yardsticks.load(folder), console)
+        page = benchmark_page(report)
+        with staged(out) as stage:
+            write_json(stage / "benchmark.json", report)
+            write_text(stage / "benchmark.md", page)
+            _draw(report, stage / "pareto.png")
+    console.print(page)
+    return report
+
+
+def _judged(
+    settings: BenchmarkSettings, runs: Mapping[str, list[Path]], yardsticks: Yardsticks, console: Console
+) -> dict[str, Any]:
+    """What all agents reach on the same images."""
     judged_on = settings.yardsticks.settings(settings.yardsticks.split)
     yardsticks.check(judged_on.engine())
     full = evaluate(FullAgent(judged_on.config(), judged_on.observation, judged_on.normalize_actions), judged_on)
@@ -133,7 +151,7 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         for price in played[0][0]:
             label = name if price is None else f"{name} ({price:g})"
             points[label] = _mean([evaluations[price].summary() for evaluations, _ in played])
-    report = {
+    return {
         "machine": machine(judged_on.device),
         "split": settings.yardsticks.split,
         "price": PRICE,
@@ -144,12 +162,6 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         "fronts": {name: front.rows() for name, front in yardsticks.fronts.items()},
         "yardsticks": yardsticks.settings,
     }
-    write_json(out / "benchmark.json", report)
-    page = benchmark_page(report)
-    write_text(out / "benchmark.md", page)
-    _draw(report, out / "pareto.png")
-    console.print(page)
-    return report
 
 
 def _draw(report: Mapping[str, Any], path: Path) -> None:
