@@ -24,10 +24,11 @@ from supernet.files import write_atomically
 from .images.source import ImageSource
 
 MEBIBYTE = 2**20
-FORMAT = 1
+FORMAT = 2
 HEADER_BYTES = 4096
 VERDICT, PREFIX = 1, 2
-# `known` is 0, VERDICT or PREFIX (both); `crc` is over the prefix, if there, and the other two.
+# `known` is 0, VERDICT or PREFIX (both); `crc` is over the file's header, the image's number, the prefix, if there, and
+# the other two.
 RECORD = np.dtype([("known", "<u4"), ("crc", "<u4"), ("prediction", "<i8"), ("prob", "<f8")])
 
 
@@ -61,7 +62,8 @@ class PrefixCache:
         net: Whose prefixes.
         source: The images that the store is about.
         cache_mb: Budget for the prefixes in MiB, of memory on the device of the network or, with a folder, of disk.
-        cache_dir: Folder for a cache that outlives the process; None keeps everything in memory.
+        cache_dir: Folder for a cache that outlives the process; None keeps everything in memory, as does, with a
+            warning, a folder that cannot be written.
         key_mean: Whether the mean key of every token is kept behind its channels.
 
     Attributes:
@@ -70,9 +72,6 @@ class PrefixCache:
         known: (N,) whether the verdict is known.
         prediction: (N,) class that the full network predicts.
         prob: (N,) probability that it gives the label.
-
-    Raises:
-        OSError: If the folder cannot be written.
     """
 
     def __init__(
@@ -88,12 +87,14 @@ class PrefixCache:
         self.shape = shape
         row_bytes = shape[0] * shape[1] * dtype.itemsize
         capacity = min(total, int(cache_mb * MEBIBYTE) // row_bytes)
-        self.store: PrefixStore
-        if cache_dir is None:
-            self.store = MemoryStore(capacity, shape, dtype, device)
-        else:
+        store: PrefixStore | None = None
+        if cache_dir is not None:
             path = Path(cache_dir).expanduser() / f"prefixes-{cache_key(net, source, key_mean)}"
-            self.store = DiskStore(path, total, capacity, shape, dtype, device)
+            try:
+                store = DiskStore(path, total, capacity, shape, dtype, device)
+            except OSError as e:
+                warnings.warn(f"{path} cannot be written ({e}); prefixes are kept in memory.", stacklevel=2)
+        self.store: PrefixStore = store or MemoryStore(capacity, shape, dtype, device)
         self.held, self.known = np.zeros(total, dtype=bool), np.zeros(total, dtype=bool)
         self.prediction: Ints = np.zeros(total, dtype=np.int64)
         self.prob: Floats = np.zeros(total)
@@ -173,8 +174,10 @@ class DiskStore:
         dtype: Type of the entries.
         device: Where `read` puts them.
 
+    Where nothing can be written, a file that is there is read.
+
     Raises:
-        OSError: If the folder cannot be written.
+        OSError: If nothing can be written, and there is no file.
     """
 
     def __init__(
@@ -185,23 +188,39 @@ class DiskStore:
         self._first_row = HEADER_BYTES + total * RECORD.itemsize
         header = {"format": FORMAT, "key": path.name, "total": total, "shape": shape, "dtype": str(dtype)}
         self._header = json.dumps(header).encode().ljust(HEADER_BYTES)
+        self._salt = zlib.crc32(self._header)
         self._writable = True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if path.exists() and not self._is_sound():
-                warnings.warn(f"{path} is damaged or another file; it is made again.", stacklevel=4)
-                path.unlink()
-            if not path.exists():
-                write_atomically(path, lambda name: Path(name).write_bytes(self._header))
-            self._file = os.open(path, os.O_RDWR)
-            weakref.finalize(self, os.close, self._file)
-            size = max(self._first_row + capacity * self._row_bytes, os.fstat(self._file).st_size)
-            # What has not been written takes no room on the disk.
-            os.truncate(self._file, size)
+        try:
+            self._file = self._opened(capacity)
+        except OSError as e:
+            if not path.is_file() or not self._is_sound() or path.stat().st_size < self._first_row:
+                raise
+            warnings.warn(f"{path} can only be read ({e}).", stacklevel=3)
+            self._writable, self._file = False, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        size = os.fstat(self._file).st_size
         self.capacity = (size - self._first_row) // self._row_bytes
         everything = np.memmap(path, np.uint8, "r")
         self._records = everything[HEADER_BYTES : self._first_row].view(RECORD)
         self._rows = everything[self._first_row :].reshape(self.capacity, self._row_bytes)
+
+    def _opened(self, capacity: int) -> int:
+        """The file with room for `capacity` prefixes or more, to write to; what has not been written takes no room."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.path}.lock"):
+            if self.path.exists() and not self._is_sound():
+                warnings.warn(f"{self.path} is damaged or another file; it is made again.", stacklevel=5)
+                self.path.unlink()
+            if not self.path.exists():
+                write_atomically(self.path, lambda name: Path(name).write_bytes(self._header))
+            file = os.open(self.path, os.O_RDWR)
+            try:
+                size = self._first_row + capacity * self._row_bytes
+                os.truncate(file, max(size, os.fstat(file).st_size))
+            except OSError:
+                os.close(file)
+                raise
+        return file
 
     def _is_sound(self) -> bool:
         rows = self.path.stat().st_size - self._first_row
@@ -224,7 +243,7 @@ class DiskStore:
         records["known"] = np.where(index < self.capacity, PREFIX, VERDICT)
         try:
             for i, row, record in zip(index.tolist(), rows, records, strict=True):
-                record["crc"] = _checksum(record, row)
+                record["crc"] = self._checksum(i, record, row)
                 if i < self.capacity:
                     self._put(row.tobytes(), self._first_row + i * self._row_bytes)
                 self._put(record.tobytes(), HEADER_BYTES + i * RECORD.itemsize)
@@ -246,15 +265,16 @@ class DiskStore:
         for k in np.flatnonzero(known):
             has_row = known[k] == PREFIX and index[k] < self.capacity
             row = self._rows[index[k]] if has_row else np.zeros(0, dtype=np.uint8)
-            if known[k] > PREFIX or records["crc"][k] != _checksum(records[k], row):
+            if known[k] > PREFIX or records["crc"][k] != self._checksum(int(index[k]), records[k], row):
                 known[k] = 0
         return known, records["prediction"], records["prob"]
 
-
-def _checksum(record: np.void, row: NDArray[np.uint8]) -> int:
-    """Over the prefix, if the record says that there is one, and the verdict."""
-    start = zlib.crc32(np.ascontiguousarray(row).data) if record["known"] == PREFIX else 0
-    return zlib.crc32(record["prediction"].tobytes() + record["prob"].tobytes(), start)
+    def _checksum(self, image: int, record: np.void, row: NDArray[np.uint8]) -> int:
+        """Over whose verdict it is, the prefix, if the record says that there is one, and the verdict."""
+        crc = zlib.crc32(image.to_bytes(8, "little"), self._salt)
+        if record["known"] == PREFIX:
+            crc = zlib.crc32(np.ascontiguousarray(row).data, crc)
+        return zlib.crc32(record["prediction"].tobytes() + record["prob"].tobytes(), crc)
 
 
 def cache_key(net: Supernet, source: ImageSource, key_mean: bool = False) -> str:

@@ -63,6 +63,10 @@ class DecodeItems:
             return f"{type(e).__name__}: {e}"
 
 
+class BrokenImage(OSError):
+    """An image of a stream that cannot be decoded."""
+
+
 def default_cache_dir() -> Path:
     """`prance_env` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prance_env"
@@ -79,7 +83,7 @@ def pixel_map(
     """The images of a stream, decoded now unless an earlier call has done so.
 
     Several processes may call this at once; one decodes, the others wait for it. A killed one leaves nothing that a
-    later one would take for complete.
+    later one would take for complete. Where nothing can be written, the images are kept in memory, with a warning.
 
     Args:
         stream: Begins the stream.
@@ -90,39 +94,61 @@ def pixel_map(
         on_error: "raise", or "skip": broken images are left out, with a warning each.
 
     Raises:
-        OSError: If an image is broken and `on_error` is "raise", or the folder cannot be written.
+        OSError: If an image is broken and `on_error` is "raise", or the stream cannot be read.
         ValueError: If the stream is empty.
     """
     shape = (transform.in_chans, transform.img_size, transform.img_size)
     key = hashlib.sha256(f"{FORMAT} {identity} {transform} {PIL.__version__} {on_error}".encode()).hexdigest()[:32]
     folder = cache_dir.expanduser() / f"images-{key}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        count = _complete(folder, shape)
-        if count is None:
-            for leftover in folder.glob(".*"):
-                leftover.unlink()
-            labels: list[int] = []
 
-            def write_pixels(name: str) -> None:
-                with open(name, "wb") as file, tqdm(desc=f"decoding into {folder}", unit="image") as bar:
-                    for pixels, label in _decoded(stream(), transform, num_workers, on_error):
-                        file.write(pixels.tobytes())
-                        labels.append(label)
-                        bar.update()
+    def decoded() -> Iterator[tuple[Pixels, int]]:
+        empty = True
+        with tqdm(desc=f"decoding into {folder}", unit="image") as bar:
+            for item in _decoded(stream(), transform, num_workers, on_error):
+                yield item
+                bar.update()
+                empty = False
+        if empty:
+            raise ValueError(f"The stream holds no image that can be decoded: {identity}.")
 
-            write_atomically(folder / "pixels", write_pixels)
-            if not labels:
-                raise ValueError(f"The stream holds no image that can be decoded: {identity}.")
-            array = np.array(labels, dtype=np.int64)
-            write_atomically(folder / "labels", lambda name: Path(name).write_bytes(array.tobytes()))
-            count = len(labels)
-            # Last, because it says that the others are complete.
-            write_text(folder / "header.json", json.dumps({"count": count, "shape": shape}) + "\n")
+    try:
+        count = _write(folder, shape, decoded)
+    except BrokenImage:
+        raise
+    except OSError as e:
+        warnings.warn(f"{folder} cannot be written ({e}); the images are kept in memory.", stacklevel=2)
+        images, classes = zip(*decoded(), strict=True)
+        return ImageDataset.from_tensors(torch.from_numpy(np.stack(images)), torch.tensor(classes), name=key)
     # Private to this process, so that a stray write to the tensor cannot reach the file.
     pixels = np.memmap(folder / "pixels", np.uint8, "c", shape=(count, *shape))
-    labels_read = torch.from_numpy(np.fromfile(folder / "labels", dtype=np.int64))
-    return ImageDataset.from_tensors(torch.from_numpy(pixels), labels_read, name=key)
+    labels = torch.from_numpy(np.fromfile(folder / "labels", dtype=np.int64))
+    return ImageDataset.from_tensors(torch.from_numpy(pixels), labels, name=key)
+
+
+def _write(folder: Path, shape: tuple[int, ...], decoded: Callable[[], Iterator[tuple[Pixels, int]]]) -> int:
+    """Writes the files of a folder, unless they are there; returns the number of images."""
+    if not os.access(folder, os.W_OK) and (count := _complete(folder, shape)) is not None:
+        return count
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if (count := _complete(folder, shape)) is not None:
+            return count
+        for leftover in folder.glob(".*"):
+            leftover.unlink()
+        labels: list[int] = []
+
+        def write_pixels(name: str) -> None:
+            with open(name, "wb") as file:
+                for pixels, label in decoded():
+                    file.write(pixels.tobytes())
+                    labels.append(label)
+
+        write_atomically(folder / "pixels", write_pixels)
+        array = np.array(labels, dtype=np.int64)
+        write_atomically(folder / "labels", lambda name: Path(name).write_bytes(array.tobytes()))
+        # Last, because it says that the others are complete.
+        write_text(folder / "header.json", json.dumps({"count": len(labels), "shape": shape}) + "\n")
+        return len(labels)
 
 
 def _complete(folder: Path, shape: tuple[int, ...]) -> int | None:
@@ -159,6 +185,8 @@ def _decoded(
             if not isinstance(result, str):
                 yield result, item.label
             elif on_error == "raise":
-                raise OSError(f"{item.name} cannot be decoded: {result}. Repair or remove it, or pass on_error='skip'.")
+                raise BrokenImage(
+                    f"{item.name} cannot be decoded: {result}. Repair or remove it, or pass on_error='skip'."
+                )
             else:
                 warnings.warn(f"{item.name} cannot be decoded: {result}; it is left out.", stacklevel=2)

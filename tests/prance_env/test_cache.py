@@ -16,7 +16,7 @@ import torch
 from helpers import PATIENCE, Actions, make_engine, random_net, unit_actions
 
 from prance_env import ImageDataset, InferenceEngine, RewardConfig
-from prance_env.cache import HEADER_BYTES, MEBIBYTE, RECORD, MemoryStore, cache_key
+from prance_env.cache import HEADER_BYTES, MEBIBYTE, RECORD, DiskStore, MemoryStore, cache_key
 from prance_env.engine import CACHE_MB
 from prance_env.images.loading import DIGITS_SCENES
 from supernet import Supernet, supernet_config
@@ -292,10 +292,59 @@ def test_a_full_disk_ends_the_writing_but_not_the_episodes(
         np.testing.assert_array_equal(episodes.prob, expected.prob)
 
 
-def test_a_folder_that_cannot_be_made_is_named(digits_net: Supernet, images: ImageDataset, tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_prefixes_are_kept_in_memory_with_one_warning(
+    digits_net: Supernet, images: ImageDataset, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=str(tmp_path / "file")):
-        on_disk(digits_net, images, tmp_path / "file")
+    expected = InferenceEngine(digits_net, images).start(np.arange(TOTAL))
+    with pytest.warns(UserWarning, match=f"{tmp_path / 'file'}.*cannot be written.*kept in memory") as warned:
+        engine = on_disk(digits_net, images, tmp_path / "file")
+    assert len(warned) == 1
+    assert isinstance(engine.cache.store, MemoryStore)
+    got = engine.start(np.arange(TOTAL))
+    assert torch.equal(got.state.tokens, expected.state.tokens)
+    assert engine.cache.held.all()
+
+
+def test_where_nothing_can_be_written_an_earlier_cache_is_read(
+    digits_net: Supernet, images: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = on_disk(digits_net, images, tmp_path).start(np.arange(TOTAL // 2))
+
+    def read_only(store: DiskStore, capacity: int) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(DiskStore, "_opened", read_only)
+    monkeypatch.setattr(os, "pwrite", None)
+    with pytest.warns(UserWarning, match="can only be read") as warned:
+        engine = on_disk(digits_net, images, tmp_path)
+    got = engine.start(np.arange(TOTAL))
+    assert len(warned) == 1
+    assert engine.cache.held.sum() == TOTAL // 2
+    assert torch.equal(got.state.tokens[: len(expected.state.tokens)], expected.state.tokens)
+
+
+@pytest.mark.parametrize("swapped", ["images", "supernets"])
+def test_a_record_in_anothers_place_is_not_served(
+    swapped: str, digits_net: Supernet, images: ImageDataset, tmp_path: Path
+) -> None:
+    """Whole records with their prefixes, whose checksums would be right where they come from."""
+    on_disk(digits_net, images, tmp_path / "a").start(np.arange(TOTAL))
+    path = cache_file(tmp_path / "a")
+    source = bytearray(path.read_bytes())
+    if swapped == "supernets":
+        other = Supernet(digits_net.config).eval().requires_grad_(False)
+        on_disk(other, images, tmp_path / "b").start(np.arange(TOTAL))
+        source = bytearray(cache_file(tmp_path / "b").read_bytes())
+    target, size = bytearray(path.read_bytes()), row_bytes(digits_net)
+    for start, width in ((HEADER_BYTES, RECORD.itemsize), (HEADER_BYTES + TOTAL * RECORD.itemsize, size)):
+        taken = source[start + 5 * width : start + 6 * width]
+        target[start + 3 * width : start + 4 * width] = taken
+        if swapped == "supernets":
+            target[start + 5 * width : start + 6 * width] = taken
+    path.write_bytes(target)
+    known = on_disk(digits_net, images, tmp_path / "a").cache.recall(np.arange(TOTAL))
+    assert np.flatnonzero(~known).tolist() == ([3] if swapped == "images" else [3, 5])
 
 
 # ---- killed and many processes --------------------------------------------------------------------------------------

@@ -105,6 +105,26 @@ def test_shards_are_decoded_once_into_a_memory_map(
         load_dataset(name, "nosuch", CONFIG, cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("failing", ["folder", "disk"])
+def test_shards_are_kept_in_memory_where_nothing_can_be_written(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, cache = shards(tmp_path), tmp_path / "cache"
+    if failing == "folder":
+        cache.write_text("")
+    else:
+
+        def full(path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("supernet.files.flush", full)
+    with pytest.warns(UserWarning, match=r"cannot be written.*kept in memory") as warned:
+        source = load_dataset(f"wds/{tmp_path / 'shards'}", "val", CONFIG, cache_dir=cache)
+    assert len([w for w in warned if "kept in memory" in str(w.message)]) == 1
+    torch.testing.assert_close(everything(source), expected_pixels(files), rtol=0, atol=0)
+    assert source.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+
+
 def test_shards_are_given_by_braces_and_labels_by_a_key(tmp_path: Path) -> None:
     shards(tmp_path, info=False, label="kind")
     chosen = {"name": "wds/pictures", "root": str(tmp_path / "shards"), "target_key": "kind"}
