@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import SupernetConfig
-from .files import WEIGHTS, check_tensors, read_safetensors, write_atomically, write_text
+from .files import WEIGHTS, check_tensors, read_safetensors
 from .heads import ImageClassifier, end_layers
 from .plain import check_blocks, check_names, check_plain
+from .staging import finish_commit, staged
 from .static_vit import BlockSizes, StaticBlock, StaticViT
 from .subnet import SubnetConfig
 
@@ -111,7 +112,7 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], zooms: dict[str, flo
 
 
 def save_static(static: StaticViT, folder: str | Path) -> None:
-    """Writes `model.safetensors` and `static.json`, atomically file by file.
+    """Writes `model.safetensors` and `static.json`, both or none of them.
 
     Args:
         static: The network.
@@ -122,10 +123,9 @@ def save_static(static: StaticViT, folder: str | Path) -> None:
     """
     plain = StaticViT(static.config, static.subnet, "meta")
     check_names(static.state_dict(), plain.state_dict(), "This static network")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS, lambda name: write_weights(static, name))
-    write_text(folder / DESCRIPTION, json.dumps(describe(static, [folder / WEIGHTS]), indent=2) + "\n")
+    with staged(Path(folder)) as stage:
+        write_weights(static, stage / WEIGHTS)
+        (stage / DESCRIPTION).write_text(json.dumps(describe(static, [stage / WEIGHTS]), indent=2) + "\n")
 
 
 def write_weights(static: StaticViT, path: str | Path) -> None:
@@ -175,6 +175,7 @@ def load_static(folder: str | Path) -> StaticViT:
         ValueError: If a file is damaged, does not fit, or the two were not written together; nothing is half-loaded.
     """
     folder = Path(folder)
+    finish_commit(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(

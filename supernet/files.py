@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -47,16 +48,25 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that tells which process it belongs to."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+    """A hidden name beside `path` that tells which process of which machine it belongs to."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes were writing to a folder, as `temporary_name` calls it."""
+def remove_leftovers(folder: Path, alone: bool = False) -> None:
+    """Removes what killed processes were writing to a folder, as `temporary_name` calls it.
+
+    Args:
+        folder: May be missing.
+        alone: Whether no other machine writes to it; else what another one has left may be in use.
+    """
     for path in folder.glob(f".*{TEMPORARY}"):
-        writer = path.name.split(".")[-3]
-        if writer.isdigit() and not _is_alive(int(writer)):
+        machine, _, writer = path.name.split(".")[-3].rpartition("-")
+        if writer.isdigit() and not _is_alive(int(writer)) and (alone or machine == _machine()):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    return platform.node().replace(".", "-")
 
 
 def _is_alive(pid: int) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .files import flush, temporary_name
+from .files import flush, remove_leftovers, temporary_name
 
 COMMIT = ".commit"
 """Complete files that are on their way to the folder that this one is in."""
@@ -29,6 +29,7 @@ def staged(folder: Path) -> Iterator[Path]:
         The hidden folder; files may lie in folders of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     stage = temporary_name(folder / "stage")
     stage.mkdir()
     try:

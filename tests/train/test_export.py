@@ -23,7 +23,6 @@ from torch import Tensor
 from prance_env.supernets import BUNDLED
 from supernet import StaticViT, SubnetConfig, Supernet, from_pretrained, load_static, save_pretrained
 from supernet.extract import write_weights
-from supernet.files import write_atomically
 from supernet.tokens.modes import ranking
 from train.networks import export
 from train.networks.export import export_subnet, write_onnx
@@ -206,22 +205,26 @@ def test_a_killed_export_leaves_the_old_files(tmp_path: Path) -> None:
     load_static(out)
 
 
-def test_new_weights_beside_an_old_description_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_export_leaves_the_old_network_and_other_weights_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = small_net("prune")
     subnet = cut_subnet(net)
     export_subnet(net, subnet, tmp_path, ["safetensors"])
-
-    def stop_at_the_description(path: Path, write: Callable[[str], object]) -> None:
-        if path.name == "static.json":
-            raise KeyboardInterrupt
-        write_atomically(path, write)
-
-    monkeypatch.setattr(export, "write_atomically", stop_at_the_description)
+    before = written(tmp_path)
     changed = copy.deepcopy(net)
     changed.norm.weight.data += 1
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "describe", stop)
     with pytest.raises(KeyboardInterrupt):
         export_subnet(changed, subnet, tmp_path, ["safetensors"])
-    assert set(written(tmp_path)) == {"model.safetensors", "static.json"}
+    assert written(tmp_path) == before
+    monkeypatch.undo()
+    export_subnet(changed, subnet, tmp_path / "other", ["safetensors"])
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match=r"not the file that static\.json lists.*only one of the two was replaced"):
         load_static(tmp_path)
 

@@ -23,7 +23,6 @@ from supernet.extract import DESCRIPTION, describe, extract, load_static, write_
 from supernet.files import WEIGHTS
 from supernet.staging import staged
 
-from ..runs.lock import only_writer
 from .subnet_choice import choose_subnet, open_supernet
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": WEIGHTS}
@@ -105,7 +104,6 @@ def export_subnet(
     Raises:
         ValueError: If a format is unknown or an extra is missing, the subnet is not exactly one of the search space, or
             a file's logits differ by more than is allowed. Nothing is written then; earlier files stay.
-        FileExistsError: If another process writes to `out`.
     """
     _check_formats(formats)
     static = extract(net, subnet)
@@ -113,7 +111,7 @@ def export_subnet(
         raise ValueError(
             f"{static.params():,} parameters exceed the 2 GiB of an ONNX file; use --format torch or safetensors."
         )
-    with only_writer(out), staged(out) as folder:
+    with staged(out) as folder:
         takes = _write_all(static, formats, uint8, folder)
         images = _random_images(net, uint8, seed)
         with torch.no_grad():

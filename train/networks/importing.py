@@ -9,7 +9,6 @@ from supernet import Supernet, UnitOrder, from_timm, load_prance_checkpoint, reo
 from supernet.staging import staged
 
 from ..runs.folder import check_free
-from ..runs.lock import only_writer
 from .importance import Score
 from .ordering import ORDER, OrderSettings, order_network, save_order
 
@@ -70,7 +69,7 @@ def _check_free(out: Path) -> None:
 
 
 def _save(net: Supernet, out: Path, source: str, order: UnitOrder | None = None) -> Supernet:
-    with only_writer(out), staged(out) as folder:
+    with staged(out) as folder:
         _check_free(out)
         save_pretrained(net, folder)
         if order is not None:

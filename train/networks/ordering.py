@@ -23,7 +23,6 @@ from supernet.staging import staged
 
 from ..options import DatasetOption
 from ..runs.folder import check_free
-from ..runs.lock import only_writer
 from .ablation import Ablation, ablate
 from .importance import Score, unit_scores
 from .subnet_choice import open_supernet
@@ -60,12 +59,12 @@ def run_order(settings: OrderSettings, out: Path) -> Supernet:
     """Sorts the units of a supernet and writes it to `out`, with the permutation and a report.
 
     Raises:
-        FileExistsError: If `out` holds a network, or another process writes to it.
+        FileExistsError: If `out` holds a network.
         FileNotFoundError: If there is no such supernet.
         ValueError: If images and supernet do not fit.
     """
     net = open_supernet(settings.supernet)
-    with only_writer(out), staged(out) as folder:
+    with staged(out) as folder:
         check_free(out, [out / "config.json", out / "model.safetensors"], "network")
         order, report = order_network(net, settings)
         moved = reorder(net, order)

@@ -39,7 +39,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         warnings.warn(f"The file system of {folder} has no locks: let no other process write to it.", stacklevel=3)
     try:
         finish_commit(folder)
-        remove_leftovers(folder)
+        remove_leftovers(folder, alone=True)
         yield
     finally:
         lock.release()
