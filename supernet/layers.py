@@ -168,6 +168,8 @@ class ElasticBlock(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
         self.lln = nn.Linear(embed_dim, embed_dim) if lln else None
         self.reduce = reduce
+        self.drop_path = 0.0
+        """Chance that an image skips one of the block's halves; for training, as long as a recipe sets it."""
 
     @torch.no_grad()
     def init_weights(self) -> None:

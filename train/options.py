@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_origin, get_type_hints
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -126,8 +126,28 @@ def environment_options(without: Collection[str] = (), settings: type[EnvSetting
     return TypedDict("EnvironmentOptions", options, total=False)  # type: ignore[operator]
 
 
+def override_options(settings: type, without: Collection[str] = ()) -> type:
+    """What tyro makes options from that change a preset: the fields of its dataclass, none of which has to be given.
+
+    Args:
+        settings: The dataclass.
+        without: Fields that a command offers in its own words.
+    """
+    hints, docs = get_type_hints(settings, include_extras=True), field_docs(settings)
+    options = {
+        f.name: Annotated[
+            _without_none(hints[f.name]), arg(help=docs[f.name], help_behavior_hint="(as the preset says)")
+        ]
+        for f in fields(settings)
+        if f.name not in without
+    }
+    return TypedDict(f"{settings.__name__}Overrides", options, total=False)  # type: ignore[operator]
+
+
 def _without_none(kind: Any) -> Any:
     """`str | None` to `str`: on a command line, what is not given says None."""
+    if get_origin(kind) is Annotated:
+        return kind
     kinds = [k for k in getattr(kind, "__args__", (kind,)) if k is not type(None)]
     return kinds[0] if len(kinds) == 1 else kind
 

@@ -77,5 +77,10 @@ class ImageTransform:
             ValueError: If the picture is of a kind that cannot be shown.
             OSError: If the file is damaged.
         """
-        pixels = np.asarray(self._resize(upright(image, self.in_chans)))
+        pixels = np.asarray(self.picture(upright(image, self.in_chans)))
         return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
+
+    def picture(self, image: Image.Image) -> Image.Image:
+        """An upright picture, resized and cut."""
+        cut: Image.Image = self._resize(image)
+        return cut

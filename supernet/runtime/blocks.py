@@ -109,7 +109,8 @@ def attention_half(
         if with_keys:
             keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
         out = attention(qkv, lengths, heads, bias)
-        stack.add(x[:, :w], block.proj, out if block.attn_norm is None else prefix_norm(block.attn_norm, out), w)
+        out = out if block.attn_norm is None else prefix_norm(block.attn_norm, out)
+        stack.add(x[:, :w], block.proj, out, w, _kept_paths(block, lengths, x))
     new = new.holding(stack.result())
     return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
@@ -142,7 +143,8 @@ def mlp_half(config: SupernetConfig, block: ElasticBlock, packed: Packed, plan: 
         h = hidden_units(block, config.act, prefix_norm(block.norm2, x, config.zoom(w)), inner)
         h = h if block.mlp_norm is None else prefix_norm(block.mlp_norm, h)
         _zero_beyond(h, hidden[images], new.lengths[images])
-        stack.add(x if lln is None else linear(lln, x, given), block.fc2, h, given)
+        kept = _kept_paths(block, new.lengths[images], x)
+        stack.add(x if lln is None else linear(lln, x, given), block.fc2, h, given, kept)
     return new.holding(stack.result())
 
 
@@ -227,6 +229,15 @@ def _parts(begin: int, end: int, ends: Ints, limit: int) -> list[tuple[int, int]
     return list(pairwise(sorted({begin, *cuts.tolist(), end})))
 
 
+def _kept_paths(block: ElasticBlock, lengths: Ints, like: Tensor) -> Tensor | None:
+    """(rows, 1) factors on what a half of a block adds: 0 for images that skip it, and more than 1 for the others."""
+    if not block.drop_path:
+        return None
+    # Drawn on the CPU, so that one seed means the same on every device.
+    kept = (torch.rand(len(lengths)) >= block.drop_path).to(like) / (1 - block.drop_path)
+    return kept.repeat_interleave(torch.from_numpy(lengths).to(like.device))[:, None]
+
+
 class _Stack:
     """Collects `x + layer(y)` of segment after segment in one (T, widest) buffer, zeros beyond a segment's width."""
 
@@ -237,10 +248,12 @@ class _Stack:
         self.parts: list[Tensor] = []
         self.row, self.widest = 0, widest
 
-    def add(self, x: Tensor, layer: nn.Linear, y: Tensor, width: int) -> None:
-        """Appends x (rows, any) + layer(y) (rows, width)."""
+    def add(self, x: Tensor, layer: nn.Linear, y: Tensor, width: int, kept: Tensor | None = None) -> None:
+        """Appends x (rows, any) + layer(y) (rows, width), the latter times `kept` (rows, 1) where gradients are."""
         if self.out is None:
-            self.parts.append(set_width(linear(layer, y, width) + set_width(x, width), self.widest))
+            branch = linear(layer, y, width)
+            branch = branch if kept is None else branch * kept
+            self.parts.append(set_width(branch + set_width(x, width), self.widest))
             return
         place = self.out[self.row : self.row + y.shape[0]]
         own = set_width(place, width)

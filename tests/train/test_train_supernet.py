@@ -18,7 +18,8 @@ from helpers import PATIENCE
 
 from supernet import SubnetConfig, create_supernet, from_pretrained, supernet_config
 from train.networks.loop import train_supernet
-from train.networks.recipes.digits import PRESETS, DigitsRecipe
+from train.networks.presets import PRESETS
+from train.networks.recipes.digits import DigitsRecipe
 from train.networks.sandwich import min_subnet, random_subnet
 
 TINY = DigitsRecipe(steps=6, batch_size=8, full_only=0.3, checkpoint_every=2, val_scenes=32)
@@ -49,10 +50,10 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     train_supernet(TINY, tmp_path / "whole")
     loss = DigitsRecipe.step_loss
 
-    def interrupt(recipe, net, heads, step, device):  # type: ignore[no-untyped-def]
-        if step == 2:
+    def interrupt(recipe, net, heads, turn):  # type: ignore[no-untyped-def]
+        if turn.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return loss(recipe, net, heads, step, device)
+        return loss(recipe, net, heads, turn)
 
     monkeypatch.setattr(DigitsRecipe, "step_loss", interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from contextlib import closing
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -18,55 +18,15 @@ from supernet import Supernet, save_pretrained
 from supernet.staging import staged
 
 from ..runs.folder import open_run
-from ..runs.interrupt import deferred_interrupt
+from ..runs.interrupt import Interruption, deferred_interrupt
 from ..runs.pace import SAVE_FREQ, Pace
 from ..runs.progress import Progress
 from ..runs.rows import ROWS, RowLog
+from .launch import Team, open_team
+from .optimiser import Stepper, parameter_groups
+from .recipe import Recipe
 
 LAST = "last.pt"
-
-
-@dataclass(frozen=True)
-class Recipe(ABC):
-    """What a supernet is trained for, and the settings of the loop; derive from it for another task."""
-
-    steps: int = 5000
-    """Optimiser steps."""
-    batch_size: int = 128
-    """Images per step."""
-    lr: float = 2e-3
-    """Peak learning rate of AdamW; 5 % linear warm-up, then cosine to zero."""
-    weight_decay: float = 0.05
-    """Weight decay of matrices; other parameters have none."""
-    ema_decay: float = 0.998
-    """Decay of the averaged weights, which are the ones that are saved."""
-    checkpoint_every: int = 500
-    """Steps between validations, each with a checkpoint."""
-    seed: int = 0
-    """Fixes everything."""
-
-    @abstractmethod
-    def make_net(self) -> Supernet:
-        """The supernet before training."""
-
-    @abstractmethod
-    def make_heads(self, net: Supernet) -> nn.Module:
-        """What is trained beside the supernet and thrown away; `nn.Module()` if nothing is."""
-
-    @abstractmethod
-    def step_loss(self, net: Supernet, heads: nn.Module, step: int, device: torch.device) -> Tensor:
-        """The loss of one training step; everything random in it has to come from (seed, step)."""
-
-    @abstractmethod
-    def validate(self, net: Supernet) -> dict[str, float]:
-        """Accuracies on validation images by name, "full" and "min" among them."""
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step."""
-        warmup = 0.05 * self.steps
-        if step < warmup:
-            return self.lr * (step + 1) / warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
 
 
 class _Training:
@@ -75,42 +35,47 @@ class _Training:
     Args:
         recipe: What is trained.
         out: Run folder.
-        device: Torch device.
+        team: The processes that train it.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, device: str) -> None:
+    def __init__(self, recipe: Recipe, out: Path, team: Team) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.out, self.device = recipe, out, torch.device(device)
-        self.net = recipe.make_net().to(device).train()
-        self.heads = recipe.make_heads(self.net).to(device)
-        self.params = [*self.net.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self.params if p.ndim > 1], "weight_decay": recipe.weight_decay},
-                {"params": [p for p in self.params if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=recipe.lr,
-            betas=(0.9, 0.95),
-        )
-        self.ema = recipe.make_net().to(device)
+        self.recipe, self.out, self.team = recipe, out, team
+        self.net = recipe.make_net().to(team.device).train()
+        self.heads = recipe.make_heads(self.net).to(team.device)
+        groups = parameter_groups(self.net, self.heads, recipe.weight_decay, recipe.layer_decay)
+        params = [*self.net.parameters(), *self.heads.parameters()]
+        self.stepper = Stepper(groups, params, recipe.lr, recipe.amp, team)
+        self.ema = recipe.make_net().to(team.device)
         self.ema.load_state_dict(self.net.state_dict())
         self.step, self.progress, self.rows = 0, Progress(out), RowLog(out / ROWS)
+        # The best mean accuracy so far, and how many validations ago that was.
+        self.best, self.age = -1.0, 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        patience = self.recipe.patience
+        return self.step >= self.recipe.steps or bool(patience and self.age >= patience)
 
     def _parts(self) -> dict[str, Any]:
         # "aux" is the name in checkpoints of version 0.1.
-        return {"net": self.net, "aux": self.heads, "ema": self.ema, "optimizer": self.optimizer}
+        return {"net": self.net, "aux": self.heads, "ema": self.ema, "optimizer": self.stepper}
 
     def load(self, last: Path) -> None:
         """Goes back to a checkpoint."""
-        checkpoint = torch.load(last, map_location=self.device, weights_only=True)
+        checkpoint = torch.load(last, map_location=self.team.device, weights_only=True)
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint[name])
-        self.step = checkpoint["step"]
-        self.rows.forget_after(self.step)
+        self.step, self.best, self.age = (checkpoint[k] for k in ("step", "best", "age"))
+        if self.team.is_main:
+            self.rows.forget_after(self.step)
 
     def save(self) -> None:
-        """Writes a checkpoint and the averaged weights, which take their places at once."""
-        state = {"settings": asdict(self.recipe), "step": self.step}
+        """Writes a checkpoint and the averaged weights, which take their places at once; the main process does."""
+        if not self.team.is_main:
+            return
+        state = {"settings": asdict(self.recipe), "step": self.step, "best": self.best, "age": self.age}
         state |= {name: part.state_dict() for name, part in self._parts().items()}
         self.rows.flush()
         with staged(self.out) as folder:
@@ -124,19 +89,61 @@ class _Training:
         Raises:
             FloatingPointError: If the loss is not finite.
         """
-        recipe, step = self.recipe, self.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(step)
-        loss = recipe.step_loss(self.net, self.heads, step, self.device)
+        recipe, step, team = self.recipe, self.step, self.team
+        turns = recipe.turns(step, team.device, team.rank, team.size)
+        losses = (loss for turn in turns for loss in recipe.losses(self.net, self.heads, turn))
+        loss = self.stepper.step(losses, len(turns), recipe.learning_rate(step))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"The loss is {loss.item()} at step {step}; lower --lr (now {recipe.lr}).")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.params, 1.0)
-        self.optimizer.step()
+        recipe.after_step(self.net, self.heads, step)
         _average(self.ema, self.net, min(recipe.ema_decay, (step + 1) / (step + 10)))
         self.step += 1
         return loss
+
+    def validated(self) -> dict[str, float]:
+        """Accuracies of the averaged weights by name."""
+        found = self.recipe.validate(self.ema.eval())
+        mean = sum(found.values()) / len(found)
+        self.best, self.age = (mean, 0) if mean > self.best else (self.best, self.age + 1)
+        return found
+
+
+class _Log:
+    """What is said about a training, by the main process only.
+
+    Args:
+        training: The training.
+    """
+
+    def __init__(self, training: _Training) -> None:
+        step, self._main = training.step, training.team.is_main
+        self._writer = SummaryWriter(str(training.out), purge_step=step) if self._main else None
+        total = training.recipe.steps
+        self.bar = tqdm(
+            initial=step, total=total, desc="supernet", unit="step", mininterval=1, disable=not self._main or None
+        )
+
+    def note(self, training: _Training, loss: Tensor) -> None:
+        """Validates, and adds a row to `metrics.jsonl` and TensorBoard."""
+        row = {"step": training.step, "loss": loss.item(), "seconds": training.progress.seconds}
+        row |= {f"val_accuracy_{k}": v for k, v in training.validated().items()}
+        training.rows.write(row)
+        for k, v in row.items():
+            if self._writer is not None:
+                self._writer.add_scalar(f"supernet/{k}", v, training.step)
+        self.bar.set_postfix(full=row["val_accuracy_full"], min=row["val_accuracy_min"], loss=row["loss"])
+
+    def say(self, text: str) -> None:
+        """Prints a line below the bar."""
+        self.bar.close()
+        if self._main:
+            print(text)
+
+    def close(self) -> None:
+        """Ends the bar and TensorBoard's file."""
+        self.bar.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 @torch.no_grad()
@@ -150,7 +157,12 @@ def _average(ema: Supernet, net: Supernet, decay: float) -> None:
 
 
 def train_supernet(
-    recipe: Recipe, out: Path, device: str = "cpu", resume: bool = False, save_freq: float = SAVE_FREQ
+    recipe: Recipe,
+    out: Path,
+    device: str = "cpu",
+    resume: bool = False,
+    save_freq: float = SAVE_FREQ,
+    max_hours: float | None = None,
 ) -> Supernet:
     """Trains a supernet and writes it to `out`.
 
@@ -158,10 +170,11 @@ def train_supernet(
         recipe: What is trained, and the settings.
         out: Run folder: `model.safetensors` and `config.json` (averaged weights), `last.pt`, `metrics.jsonl`,
             TensorBoard events.
-        device: Torch device.
+        device: Torch device; with several processes "cpu" or "cuda".
         resume: Continue from `out/last.pt`; the result is the same as without interruption. A run that was killed
             before its first checkpoint starts over.
         save_freq: Seconds between two checkpoints, beside those that are validated.
+        max_hours: Stop with a checkpoint after so many hours; None: at the end.
 
     Returns:
         The averaged supernet, in evaluation mode.
@@ -172,36 +185,44 @@ def train_supernet(
         ValueError: If the run was begun with other settings.
         FloatingPointError: If the loss is not finite.
     """
-    last = out / LAST
-    with open_run(out, recipe, last, resume) as going_on:
-        training = _Training(recipe, out, device)
-        if going_on:
+    team = open_team(device)
+    recipe, last = recipe.prepared(), out / LAST
+    with ExitStack() as stack:
+        if team.is_main:
+            stack.enter_context(open_run(out, recipe, last, resume, may_change=recipe.may_change))
+        team.wait()
+        training = _Training(recipe, out, team)
+        if last.exists():
             training.load(last)
-        writer = SummaryWriter(str(out), purge_step=training.step)
-        remaining = range(training.step, recipe.steps)
-        bar = tqdm(remaining, initial=training.step, total=recipe.steps, desc="supernet", unit="step", mininterval=1)
-        pace = Pace(save_freq)
-        with deferred_interrupt() as interrupted, closing(writer):
-            for _ in bar:
-                loss = training.advance()
-                whole = training.step % recipe.checkpoint_every == 0 or training.step == recipe.steps
-                if whole:
-                    row = _noted(training, loss, writer)
-                    bar.set_postfix(full=row["val_accuracy_full"], min=row["val_accuracy_min"], loss=row["loss"])
-                if whole or interrupted() or pace.due():
-                    training.save()
-                if interrupted():
-                    bar.close()
-                    print(f"Stopped after step {training.step} of {recipe.steps}; continue with --resume.")
-                    interrupted.heed()
-        return training.ema.eval()
+        interrupted = stack.enter_context(deferred_interrupt())
+        log = stack.enter_context(_logging(training))
+        _run(training, interrupted, log, Pace(save_freq), max_hours)
+        interrupted.heed()
+    return training.ema.eval()
 
 
-def _noted(training: _Training, loss: Tensor, writer: SummaryWriter) -> dict[str, float]:
-    """Validates, and adds a row to `metrics.jsonl` and TensorBoard."""
-    row = {"step": training.step, "loss": loss.item(), "seconds": training.progress.seconds}
-    row |= {f"val_accuracy_{k}": v for k, v in training.recipe.validate(training.ema.eval()).items()}
-    training.rows.write(row)
-    for k, v in row.items():
-        writer.add_scalar(f"supernet/{k}", v, training.step)
-    return row
+@contextmanager
+def _logging(training: _Training) -> Iterator[_Log]:
+    log = _Log(training)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _run(training: _Training, interrupted: Interruption, log: _Log, pace: Pace, max_hours: float | None) -> None:
+    """Steps until there is nothing left to do, or a reason to stop."""
+    recipe, team, begun = training.recipe, training.team, time.monotonic()
+    while not team.any(training.is_over):
+        loss = training.advance()
+        log.bar.update()
+        whole = training.step % recipe.checkpoint_every == 0 or training.step == recipe.steps
+        if whole and team.is_main:
+            log.note(training, loss)
+        late = max_hours is not None and time.monotonic() - begun > 3600 * max_hours
+        stop = team.any(interrupted() or late)
+        if whole or stop or pace.due():
+            training.save()
+        if stop and training.step < recipe.steps:
+            log.say(f"Stopped after step {training.step} of {recipe.steps}; continue with --resume.")
+            return

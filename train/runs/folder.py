@@ -23,7 +23,7 @@ from .progress import PROGRESS
 from .rows import ROWS
 
 CONFIG = "config.yml"
-PATHS = ("checkpoint", "dataset", "cache_dir", "conf_file", "ranges")
+PATHS = ("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent")
 """Settings that may be paths, or names of something else."""
 
 

@@ -8,6 +8,7 @@ digit a patch shows, how many digits there are, where the class token looks).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from prance_env.images.digits import MAX_DIGITS, make_scenes
 from supernet import GroupChoice, SubnetConfig, Supernet, create_supernet
 
-from ..loop import Recipe
 from ..losses import attention_loss, patch_loss
+from ..recipe import Recipe, Turn
 from ..sandwich import min_subnet, random_subnet
 
 BLANK_WEIGHT = 0.3
@@ -59,18 +60,23 @@ class DigitsRecipe(Recipe):
         """Read-outs for the auxiliary losses."""
         return AuxiliaryHeads(net.config.embed_dim)
 
-    def step_loss(self, net: Supernet, heads: nn.Module, step: int, device: torch.device) -> Tensor:
-        """The loss of training step `step` on scenes of its own."""
+    def losses(self, net: Supernet, heads: nn.Module, turn: Turn) -> Iterator[Tensor]:
+        """One loss, on scenes of the step's own."""
+        yield self.step_loss(net, heads, turn)
+
+    def step_loss(self, net: Supernet, heads: nn.Module, turn: Turn) -> Tensor:
+        """The loss of some scenes of a training step."""
         assert isinstance(heads, AuxiliaryHeads)
-        scenes = make_scenes(self.batch_size, "train", seed=[self.seed, 1000 + step])
-        rng = np.random.default_rng([self.seed, 2, step])
-        images, labels, cells = scenes.images.to(device), scenes.labels.to(device), scenes.cells.to(device)
-        space, batch = net.space, self.batch_size
-        progress = step / self.steps
+        scenes = make_scenes(self.batch_size, "train", seed=[self.seed, 1000 + turn.step])
+        rng = np.random.default_rng([self.seed, 2, turn.step])
+        parts = (scenes.images, scenes.labels, scenes.cells, scenes.num_digits)
+        images, labels, cells, num_digits = (part[turn.rows].to(turn.device) for part in parts)
+        space, batch = net.space, len(images)
+        progress = turn.step / self.steps
         fade = 1 - 0.8 * progress
 
         start = net.begin(images)
-        loss = self.count_weight * F.cross_entropy(heads.count(start.class_token), scenes.num_digits.to(device) - 1)
+        loss = self.count_weight * F.cross_entropy(heads.count(start.class_token), num_digits - 1)
         state = start
         for group in range(1, len(space.groups)):
             choice = GroupChoice.full(space, group, batch)
@@ -105,9 +111,3 @@ class DigitsRecipe(Recipe):
             logits = net.finish(start, subnet.expand(self.val_scenes))
             out[name] = (logits.argmax(-1).cpu() == scenes.labels).double().mean().item()
         return out
-
-
-PRESETS = {
-    "digits": DigitsRecipe(),
-    "digits-quick": DigitsRecipe(steps=600, batch_size=96, checkpoint_every=200, ema_decay=0.98),
-}

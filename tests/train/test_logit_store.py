@@ -1,0 +1,101 @@
+"""Stores of a teacher's answers: what was written is read, whatever happened in between."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from train.networks.logit_store import LogitStore, StoreInfo, dense
+
+INFO = StoreInfo(num_images=10, num_classes=7, top_k=3, epochs=2, images="these", view={"img_size": 8}, teacher="it")
+
+
+def probabilities(count: int, classes: int = 7, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, classes, generator=torch.Generator().manual_seed(seed)).mul(3).softmax(1)
+
+
+def filled(folder: Path, info: StoreInfo = INFO) -> LogitStore:
+    store = LogitStore.create(folder, info)
+    for epoch in range(info.epochs):
+        for start in range(0, info.num_images, 5):
+            probs = probabilities(5, info.num_classes, seed=100 * epoch + start)
+            store.write(store.done, np.arange(start, start + 5) + 1000 * epoch, probs)
+    return store
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    filled(tmp_path)
+    store, order = LogitStore.open(tmp_path), np.array([7, 0, 3])
+    assert store.seeds(1, order).tolist() == [1007, 1000, 1003]
+    assert store.seeds(3, order).tolist() == [1007, 1000, 1003]  # after the last epoch the first comes again
+    expected = torch.cat([probabilities(5, seed=100), probabilities(5, seed=105)])[torch.from_numpy(order)]
+    targets = store.targets(1, order)
+    top = expected.topk(3)
+    assert torch.allclose(targets.gather(1, top.indices), top.values, atol=1e-3)
+    assert torch.equal(targets.topk(3).indices, top.indices)
+    assert torch.allclose(targets.sum(1), torch.ones(3), atol=1e-6)
+
+
+def test_files_have_the_size_that_the_format_says(tmp_path: Path) -> None:
+    filled(tmp_path)
+    assert INFO.dtype.itemsize == 4 + 4 * 3
+    assert (tmp_path / "epoch_0001.bin").stat().st_size == 10 * 16
+    big = replace(INFO, num_images=14_197_122, num_classes=21_841, top_k=100, epochs=90)
+    assert big.num_bytes / 2**30 == pytest.approx(480.8, abs=0.05)
+    small = replace(INFO, num_images=1_281_167, num_classes=1000, top_k=10, epochs=300)
+    assert small.num_bytes / 2**30 == pytest.approx(15.75, abs=0.005)
+
+
+def test_more_classes_than_two_bytes_can_count(tmp_path: Path) -> None:
+    info = replace(INFO, num_images=2, num_classes=70_000, epochs=1)
+    store, probs = LogitStore.create(tmp_path, info), torch.zeros(2, 70_000)
+    probs[0, 69_999], probs[1, 65_536] = 0.9, 0.8
+    store.write(0, np.array([1, 2]), probs)
+    assert LogitStore.open(tmp_path).targets(0, np.array([0, 1])).argmax(1).tolist() == [69_999, 65_536]
+
+
+def test_with_all_classes_the_gradient_is_that_of_the_divergence_from_the_teacher() -> None:
+    teacher = probabilities(4)
+    listed = teacher.topk(7)
+    target = dense(listed.indices, listed.values.half().float(), 7)
+    assert torch.allclose(target, teacher, atol=1e-3)
+    exact = dense(listed.indices, listed.values, 7)
+    student = torch.randn(4, 7, requires_grad=True)
+    (own,) = torch.autograd.grad(F.cross_entropy(student, exact), student)
+    divergence = F.kl_div(student.log_softmax(1), teacher, reduction="batchmean")
+    (expected,) = torch.autograd.grad(divergence, student)
+    assert torch.allclose(own, expected, atol=1e-6)
+
+
+def test_a_store_that_was_begun_goes_on_and_is_not_read_before_it_is_whole(tmp_path: Path) -> None:
+    store = LogitStore.create(tmp_path, INFO)
+    store.write(0, np.arange(5), probabilities(5))
+    with pytest.raises(ValueError, match="holds 5 of 20 records; finish it with prance distill --resume"):
+        LogitStore.open(tmp_path)
+    again = LogitStore.create(tmp_path, INFO)
+    assert again.done == 5
+    again.write(5, np.arange(5, 10), probabilities(5, seed=5))
+    assert again.seeds(0, np.arange(10)).tolist() == list(range(10))
+    with pytest.raises(ValueError, match=r"begun with other values of \['top_k'\]"):
+        LogitStore.create(tmp_path, replace(INFO, top_k=2))
+
+
+def test_damaged_stores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no store\.json"):
+        LogitStore.open(tmp_path)
+    filled(tmp_path)
+    (tmp_path / "epoch_0001.bin").write_bytes(b"short")
+    with pytest.raises(ValueError, match="not 160 bytes long"):
+        LogitStore.open(tmp_path)
+    for text in ("[]", "{", json.dumps({"format": 9}), json.dumps({"format": 1, "teacher": "x"})):
+        (tmp_path / "store.json").write_text(text)
+        with pytest.raises(ValueError, match="does not describe a store"):
+            LogitStore.open(tmp_path)
+    with pytest.raises(ValueError, match=r"top_k=8 must lie in 1\.\.7"):
+        replace(INFO, top_k=8)

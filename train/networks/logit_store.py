@@ -1,0 +1,198 @@
+"""A teacher's answers in a file: for every image and epoch the seed of a view and the most probable classes.
+
+TinyViT's fast distillation (arXiv 2207.10666): the teacher runs once, and any number of trainings read what it said.
+A store is a folder with `store.json`, `progress.json` and one `epoch_XXXX.bin` for each epoch, records of fixed size in
+the order of the images: seed (4 bytes), K classes (2 bytes each; 4 where there are more than 65,536 classes) and their
+probabilities (float16).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supernet.arrays import Ints
+from supernet.files import flush, write_text
+
+DESCRIPTION, PROGRESS = "store.json", "progress.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store holds.
+
+    Attributes:
+        num_images: Images of the data set, in whose order records stand.
+        num_classes: Classes of the teacher.
+        top_k: Classes that a record lists.
+        epochs: Views of every image.
+        images: Identity of the images, so that a store is not read with others.
+        view: Fields of `train.networks.views.View`.
+        teacher: What the teacher was, in words.
+        format: Version of the files.
+    """
+
+    num_images: int
+    num_classes: int
+    top_k: int
+    epochs: int
+    images: str
+    view: Mapping[str, Any]
+    teacher: str
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        # As JSON gives it back, so that both compare equal.
+        object.__setattr__(self, "view", json.loads(json.dumps(dict(self.view))))
+        if not 1 <= self.top_k <= self.num_classes or min(self.num_images, self.epochs) < 1:
+            raise ValueError(
+                f"top_k={self.top_k} must lie in 1..{self.num_classes}, the teacher's classes, and there must be "
+                f"images ({self.num_images}) and epochs ({self.epochs})."
+            )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of one record."""
+        classes = "<u2" if self.num_classes <= 1 << 16 else "<u4"
+        return np.dtype([("seed", "<u4"), ("classes", classes, (self.top_k,)), ("probs", "<f2", (self.top_k,))])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all records."""
+        return self.num_images * self.epochs * self.dtype.itemsize
+
+
+class LogitStore:
+    """A store that is there, or that is being written.
+
+    Args:
+        folder: Holds the files.
+        info: What `store.json` says.
+    """
+
+    def __init__(self, folder: Path, info: StoreInfo) -> None:
+        self.folder, self.info = folder, info
+        self._maps: dict[int, NDArray[Any]] = {}
+
+    @classmethod
+    def create(cls, folder: Path, info: StoreInfo) -> LogitStore:
+        """An empty store, or the same one that was begun before.
+
+        Raises:
+            ValueError: If the folder holds another store.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / DESCRIPTION).exists():
+            store = cls._opened(folder)
+            if store.info != info:
+                now, then = asdict(info), asdict(store.info)
+                changed = [k for k in now if now[k] != then[k]]
+                raise ValueError(f"{folder} was begun with other values of {changed}; pass the same, or another --out.")
+            return store
+        write_text(folder / DESCRIPTION, json.dumps(asdict(info), indent=2) + "\n")
+        return cls(folder, info)
+
+    @classmethod
+    def open(cls, folder: Path) -> LogitStore:
+        """A complete store.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is damaged or not complete.
+        """
+        if not (folder / DESCRIPTION).is_file():
+            raise FileNotFoundError(f"{folder} is no store of logits: it holds no {DESCRIPTION}; run prance distill.")
+        store = cls._opened(folder)
+        done, wanted = store.done, store.info.num_images * store.info.epochs
+        if done < wanted:
+            raise ValueError(f"{folder} holds {done} of {wanted} records; finish it with prance distill --resume.")
+        for epoch in range(store.info.epochs):
+            store._records(epoch, "r")
+        return store
+
+    @classmethod
+    def _opened(cls, folder: Path) -> LogitStore:
+        try:
+            data = json.loads((folder / DESCRIPTION).read_text())
+            if data.get("format") != FORMAT:
+                raise ValueError(f"format={data.get('format')!r} is not {FORMAT}")
+            return cls(folder, StoreInfo(**data))
+        except (TypeError, AttributeError, ValueError) as e:
+            raise ValueError(f"{folder / DESCRIPTION} does not describe a store of logits ({e}); write it anew.") from e
+
+    @property
+    def done(self) -> int:
+        """Records that are written, epoch after epoch."""
+        path = self.folder / PROGRESS
+        return int(json.loads(path.read_text())["records"]) if path.is_file() else 0
+
+    def write(self, first: int, seeds: Ints, probabilities: Tensor) -> None:
+        """Appends records of one epoch; they count when they are on the disk.
+
+        Args:
+            first: Number of the first record, counted over all epochs; `done`.
+            seeds: (B,) of the views.
+            probabilities: (B, num_classes) of the teacher.
+        """
+        epoch, start = divmod(first, self.info.num_images)
+        records = self._records(epoch, "r+")[start : start + len(seeds)]
+        top = probabilities.float().topk(self.info.top_k, dim=1)
+        records["seed"] = seeds
+        records["classes"] = top.indices.cpu().numpy()
+        records["probs"] = top.values.cpu().numpy()
+        whole = self._maps[epoch]
+        assert isinstance(whole, np.memmap)
+        whole.flush()
+        flush(self._path(epoch))
+        write_text(self.folder / PROGRESS, json.dumps({"records": first + len(seeds)}) + "\n")
+
+    def seeds(self, epoch: int, indices: Ints) -> Ints:
+        """(B,) seeds of the views of some images; epochs after the last begin anew."""
+        return self._read(epoch, indices)["seed"].astype(np.int64)
+
+    def targets(self, epoch: int, indices: Ints) -> Tensor:
+        """(B, num_classes) float32 probabilities; what the listed classes leave is shared by the others."""
+        records = self._read(epoch, indices)
+        return dense(
+            torch.from_numpy(records["classes"].astype(np.int64)),
+            torch.from_numpy(records["probs"].astype(np.float32)),
+            self.info.num_classes,
+        )
+
+    def _read(self, epoch: int, indices: Ints) -> NDArray[Any]:
+        found: NDArray[Any] = self._records(epoch % self.info.epochs, "r")[indices]
+        return found
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"epoch_{epoch:04d}.bin"
+
+    def _records(self, epoch: int, mode: str) -> NDArray[Any]:
+        if epoch not in self._maps:
+            path, shape, size = self._path(epoch), (self.info.num_images,), self.info.dtype.itemsize
+            if mode == "r+" and not path.exists():
+                mode = "w+"
+            elif not path.is_file() or path.stat().st_size != shape[0] * size:
+                raise ValueError(f"{path} is missing or not {shape[0] * size} bytes long; write the store anew.")
+            self._maps[epoch] = np.memmap(path, self.info.dtype, mode, shape=shape)  # type: ignore[call-overload]
+        return self._maps[epoch]
+
+
+def dense(classes: Tensor, probabilities: Tensor, num_classes: int) -> Tensor:
+    """(B, num_classes) distributions out of (B, K) classes and probabilities; the rest is shared evenly by the others.
+
+    Rounding of float16 can push a sum over 1: then it is divided by it.
+    """
+    batch, k = classes.shape
+    listed = probabilities.sum(1, keepdim=True)
+    probabilities = probabilities / listed.clamp_min(1.0) if k < num_classes else probabilities / listed
+    rest = (1 - probabilities.sum(1, keepdim=True)).clamp_min(0) / max(num_classes - k, 1)
+    return rest.expand(batch, num_classes).scatter(1, classes, probabilities)

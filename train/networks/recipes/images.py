@@ -1,0 +1,281 @@
+"""Stage 1 on any supernet and any source of images: the sandwich rule with distillation.
+
+Every step trains the full network on labels and, if there is one, on a frozen teacher; and the narrowest and some
+random subnets, one for the whole batch each, on what the full network (in place) and the teacher say. Subnets begin at
+the full network's first group, which is not decided: its output is computed once, and detached, so that what they want
+does not reach it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from torch import Tensor, nn
+
+from prance_env.images.loading import load_dataset
+from prance_env.images.source import ImageSource, check_fits
+from supernet import SubnetConfig, Supernet, reorder
+from supernet.layers import ElasticBlock
+
+from ...options import DatasetOption
+from ..importance import Score
+from ..ordering import OrderSettings, draw_batches, order_network, prefix_subnets
+from ..recipe import Recipe, Turn
+from ..sandwich import draw_smallest, draw_subnet, limits_at
+from ..sources import NetworkSource
+from ..teachers import open_teacher
+from ..training_images import TrainingImages, open_store
+from ..views import View, seeded
+
+STORE = "store:"
+VAL_BATCH = 250
+
+
+@dataclass(frozen=True)
+class ImagesRecipe(Recipe):
+    """How a supernet is trained on images of any source."""
+
+    source: str = "digits"
+    """Network to begin with: a folder (of a run, or written by save_pretrained), timm:NAME, or a registered name."""
+    init: str | None = None
+    """Its weights: random, a folder or a safetensors file; by default those that come with it (timm's: downloaded)."""
+    dataset: DatasetOption = "digits"
+    """Images: digits, a folder in ImageNet's layout, a timm name, or JSON (docs/images.md)."""
+    num_classes: int | None = None
+    """Classes of the data set, if the network has others: it gets a new classifier."""
+    img_size: int | None = None
+    """Pixels of a network of timm, whose positions are resampled."""
+    in_chans: int | None = None
+    """Channels of a network of timm."""
+    embed_dims: tuple[int, ...] = ()
+    """Widths of subnets, of a network of timm; by default up to four from two thirds."""
+    mlp_ratios: tuple[float, ...] = ()
+    """MLP ratios of subnets, of a network of timm."""
+    num_heads: tuple[int, ...] = ()
+    """Heads at every width, of a network of timm."""
+    groups: tuple[int, ...] = ()
+    """Blocks between decisions, of a network of timm."""
+    token_mode: str | None = None
+    """How patches leave; as the network says if not given."""
+    lln: bool = False
+    """Add linear maps over group boundaries to a network of timm."""
+    order: Score | None = None
+    """Sort the units by importance before training (prance order)."""
+    epochs: float = 0.0
+    """Training in epochs instead of --steps."""
+
+    subnets: int = 2
+    """Random subnets a step, beside the full network and the narrowest."""
+    smallest: bool = True
+    """Whether the narrowest subnet is trained at every step."""
+    full_labels: float = 1.0
+    """Weight of the labels in the full network's loss."""
+    full_teacher: float = 0.0
+    """Weight of the teacher in the full network's loss."""
+    sub_labels: float = 0.0
+    """Weight of the labels in the subnets' losses."""
+    sub_full: float = 1.0
+    """Weight of the full network's answer in the subnets' losses (in-place distillation)."""
+    sub_teacher: float = 0.0
+    """Weight of the teacher in the subnets' losses."""
+    teacher: str | None = None
+    """Frozen teacher: original (the network before training), timm:NAME, a supernet's folder, or store:FOLDER."""
+    temperature: float = 1.0
+    """Of the teacher's and the full network's answers."""
+    label_smoothing: float = 0.0
+    """Smoothing of labels."""
+    shared_start: bool = True
+    """Subnets begin at the full network's first group, and do not train it."""
+    shrink: float = 0.0
+    """Share of the steps over which smaller sizes enter, nearest first (progressive shrinking); 0: all at once."""
+    token_curriculum: float = 0.0
+    """Share of the steps over which the smallest keep rate falls from 1; 0: at once."""
+    drop_path: float = 0.0
+    """Chance that an image skips half a block in the full network, rising linearly to this at the last block."""
+
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    """Share of an image's area that random crops take; 1 1: as in evaluation."""
+    flip: float = 0.0
+    """Chance of a horizontal flip."""
+    rand_augment: str = ""
+    """RandAugment in timm's words, such as rand-m9-mstd0.5-inc1."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0: none."""
+    val_images: int = 2000
+    """Validation images, drawn once."""
+    num_workers: int = 0
+    """Processes that draw training images; results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("embed_dims", "mlp_ratios", "num_heads", "groups", "crop_scale"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if (self.full_teacher or self.sub_teacher) and self.teacher is None:
+            raise ValueError("full_teacher and sub_teacher weigh a teacher's answers; pass --teacher.")
+        if self.teacher is not None and not (self.full_teacher or self.sub_teacher):
+            raise ValueError(f"teacher={self.teacher!r} teaches nobody; pass --full-teacher or --sub-teacher above 0.")
+        if self._store_folder is not None and (self.mixup or self.cutmix):
+            raise ValueError("A store holds answers to single images: mixup and cutmix must be 0 with it.")
+        if self.temperature <= 0 or not 0 <= self.drop_path < 1:
+            raise ValueError(f"temperature={self.temperature} must be above 0, drop_path={self.drop_path} in [0, 1).")
+
+    # ---- what is trained ----------------------------------------------------------------------------------------
+
+    @property
+    def may_change(self) -> tuple[str, ...]:
+        """No result depends on the processes that draw images."""
+        return ("num_workers",)
+
+    def prepared(self) -> ImagesRecipe:
+        """The same with `epochs` turned into steps."""
+        if not self.epochs:
+            return self
+        return replace(
+            self, steps=max(1, round(self.epochs * len(self._loaded("train")) / self.batch_size)), epochs=0.0
+        )
+
+    @cached_property
+    def _initial(self) -> Supernet:
+        space: dict[str, Any] = {
+            k: getattr(self, k) for k in ("embed_dims", "mlp_ratios", "num_heads", "groups") if getattr(self, k)
+        }
+        if self.token_mode is not None:
+            space["token_mode"] = self.token_mode
+        sizes = (self.num_classes, self.img_size, self.in_chans)
+        net = NetworkSource(self.source, self.init, *sizes, space=tuple(space.items()), lln=self.lln).open()
+        if self.order is not None:
+            units, _ = order_network(net, OrderSettings(self.dataset, score=self.order, seed=self.seed))
+            net = reorder(net, units)
+        return net
+
+    def make_net(self) -> Supernet:
+        """The network to begin with."""
+        return copy.deepcopy(self._initial).requires_grad_(True)
+
+    def make_heads(self, net: Supernet) -> nn.Module:
+        """Nothing is trained beside the network."""
+        return nn.Module()
+
+    # ---- images -------------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> View:
+        """How training images are drawn."""
+        c = self._initial.config
+        return View(c.img_size, c.in_chans, self.crop_scale, self.flip, self.rand_augment)
+
+    @cached_property
+    def _images(self) -> TrainingImages:
+        classes, mix, store = self._initial.config.num_classes, None, self._store_folder
+        if self.mixup or self.cutmix:
+            mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=classes)
+        opened = None if store is None else open_store(store, classes)
+        view, source = self.view, self._loaded("train")
+        return TrainingImages(source, view, self.batch_size, self.seed, self.num_workers, opened, mix)
+
+    def _loaded(self, split: str) -> ImageSource:
+        source = load_dataset(self.dataset, split, self._initial.config, self.num_workers)
+        check_fits(source, self._initial.config)
+        return source
+
+    @property
+    def _store_folder(self) -> str | None:
+        stored = self.teacher is not None and self.teacher.startswith(STORE)
+        return self.teacher.removeprefix(STORE) if stored and self.teacher else None
+
+    # ---- losses -------------------------------------------------------------------------------------------------
+
+    def losses(self, net: Supernet, heads: nn.Module, turn: Turn) -> Iterator[Tensor]:
+        """The full network's loss, then those of the narrowest and of random subnets."""
+        batch = self._images.batch(net, turn)
+        x, labels = batch.images, batch.labels
+        answer = self._answer(x) if batch.answers is None else batch.answers
+        with seeded(self.seed, 7, turn.step, turn.rows.start), dropping_paths(net, self.drop_path):
+            start = net.begin(x)
+            logits = net.finish(start)
+        yield self._loss(logits, labels, self.full_labels, [(self.full_teacher, answer)])
+        own = self._softened(logits.detach())
+        frozen = start.detach() if self.shared_start else None
+        for subnet in self.sandwich(net, turn.step):
+            out = net(x, subnet) if frozen is None else net.finish(frozen, subnet)
+            yield self._loss(out, labels, self.sub_labels, [(self.sub_full, own), (self.sub_teacher, answer)])
+
+    def sandwich(self, net: Supernet, step: int) -> list[SubnetConfig]:
+        """The subnets of a step, beside the full network; one for all images each."""
+        rng = np.random.default_rng([self.seed, 2, step])
+        limits = limits_at(net.space, step / self.steps, self.shrink, self.token_curriculum)
+        drawn = [draw_smallest(net.space, limits, rng)] if self.smallest else []
+        return drawn + [draw_subnet(net.space, limits, rng) for _ in range(self.subnets)]
+
+    def _softened(self, logits: Tensor) -> Tensor:
+        return (logits.float() / self.temperature).softmax(-1)
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor, label_weight: float, answers: list[tuple[float, Tensor | None]]
+    ) -> Tensor:
+        logits = logits.float()
+        loss = logits.sum() * 0
+        if label_weight:
+            smoothing = 0.0 if labels.ndim == 2 else self.label_smoothing
+            loss = loss + label_weight * F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        for weight, target in answers:
+            if weight and target is not None:
+                soft = F.cross_entropy(logits / self.temperature, target) * self.temperature**2
+                loss = loss + weight * soft
+        return loss
+
+    @cached_property
+    def _frozen(self) -> nn.Module | None:
+        if self.teacher is None or self._store_folder is not None:
+            return None
+        return open_teacher(self.teacher, self._initial, lambda: self._initial)
+
+    def _answer(self, x: Tensor) -> Tensor | None:
+        if self._frozen is None:
+            return None
+        with torch.no_grad():
+            return self._softened(self._frozen.to(x.device)(x))
+
+    # ---- validation ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _val(self) -> list[tuple[Tensor, Tensor]]:
+        return draw_batches(self._loaded("val"), self.val_images, VAL_BATCH)
+
+    @torch.inference_mode()
+    def validate(self, net: Supernet) -> dict[str, float]:
+        """Accuracy of the full, the smallest, the narrowest and random subnets (one per image)."""
+        fixed = {"full": SubnetConfig.full(net.space), "min": SubnetConfig.min(net.space)}
+        fixed["narrowest"] = prefix_subnets(net.space)["narrowest"]
+        generator, device = torch.Generator().manual_seed(0), net.pos_embed.device
+        right, total = dict.fromkeys([*fixed, "random"], 0), 0
+        for images, labels in self._val:
+            x, y = images.to(device), labels.to(device)
+            chosen = fixed | {"random": SubnetConfig.random(net.space, len(y), generator)}
+            for name, subnet in chosen.items():
+                right[name] += int((net(x, subnet).argmax(-1) == y).sum())
+            total += len(y)
+        return {name: count / total for name, count in right.items()}
+
+
+@contextmanager
+def dropping_paths(net: Supernet, chance: float) -> Iterator[None]:
+    """Halves of blocks are skipped by chance, rising linearly from none in the first block to this in the last."""
+    for i, block in enumerate(net.blocks):
+        cast(ElasticBlock, block).drop_path = chance * i / max(len(net.blocks) - 1, 1)
+    try:
+        yield
+    finally:
+        for block in net.blocks:
+            cast(ElasticBlock, block).drop_path = 0.0

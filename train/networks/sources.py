@@ -1,0 +1,127 @@
+"""Networks by what a command line says: a folder, a registered name, or a name of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from supernet import SearchSpace, Supernet, create_supernet, from_timm, list_supernets, load_weights
+from supernet.config import with_space
+
+from .subnet_choice import open_supernet
+
+TIMM = "timm:"
+
+
+@dataclass(frozen=True)
+class NetworkSource:
+    """Which network training begins with.
+
+    Attributes:
+        name: Folder of a supernet or of a run, a registered name, or "timm:NAME".
+        init: None: the weights that come with it (a folder's own; timm's, which are downloaded; random ones for a
+            registered name without any). "random": random weights. Else a folder or a safetensors file of weights.
+        num_classes: Classes of the data set; a network of another number gets a new classifier. None: its own.
+        img_size: Of a network of timm, whose positions are resampled; None: its own.
+        in_chans: Of a network of timm; None: its own.
+        space: Fields of `SearchSpace` to set; widths are of networks of timm only.
+        lln: Whether linear maps over group boundaries are added to a network of timm.
+    """
+
+    name: str
+    init: str | None = None
+    num_classes: int | None = None
+    img_size: int | None = None
+    in_chans: int | None = None
+    space: tuple[tuple[str, Any], ...] = ()
+    lln: bool = False
+
+    def open(self) -> Supernet:
+        """The network, in evaluation mode on the CPU.
+
+        Raises:
+            FileNotFoundError: If there is no such folder or file.
+            ValueError: If the name is unknown, weights do not fit or cannot be had, or the space does not fit.
+        """
+        net = self._of_timm() if self.name.startswith(TIMM) else self._of_ours()
+        if self.init not in (None, "random"):
+            path = Path(str(self.init))
+            load_weights(net, path / "model.safetensors" if path.is_dir() else path)
+        if self.num_classes is not None and self.num_classes != net.config.num_classes:
+            net = with_classes(net, self.num_classes)
+        return net.eval()
+
+    def _of_ours(self) -> Supernet:
+        named = self.name in list_supernets()
+        if self.img_size or self.in_chans or self.lln or any(k != "token_mode" for k, _ in self.space):
+            raise ValueError(
+                f"{self.name!r} has sizes of its own: img_size, in_chans, lln, and a space other than its token_mode "
+                "are chosen for networks of timm (timm:NAME) only."
+            )
+        net = create_supernet(self.name) if named and self.init is not None else open_supernet(self.name)
+        if not self.space and (named or self.init != "random"):
+            return net
+        config = with_space(net.config, **dict(self.space))
+        other = Supernet(config)
+        if self.init != "random":
+            net.run_by(config)
+            other.load_state_dict(net.state_dict())
+        return other
+
+    def _of_timm(self) -> Supernet:
+        model = timm_model(
+            self.name.removeprefix(TIMM), self.init is None, self.num_classes, self.img_size, self.in_chans
+        )
+        net = from_timm(model, lln=self.lln)
+        if not self.space:
+            return net
+        return from_timm(model, SearchSpace(**{**vars(net.space), **dict(self.space)}), lln=self.lln)
+
+
+def timm_model(
+    name: str,
+    pretrained: bool,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    in_chans: int | None = None,
+) -> nn.Module:
+    """A model of timm, in evaluation mode.
+
+    Raises:
+        ValueError: If timm does not know it, or its weights cannot be had.
+    """
+    import timm
+
+    sizes: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+    given = {k: v for k, v in sizes.items() if v is not None}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **given)
+    except (RuntimeError, OSError, TypeError) as e:
+        raise ValueError(f"timm cannot make {name!r}: {' '.join(str(e).split())}") from e
+    return model.eval()
+
+
+def with_classes(net: Supernet, num_classes: int) -> Supernet:
+    """The same network with a new, random classifier."""
+    other = Supernet(replace(net.config, num_classes=num_classes))
+    state = other.state_dict()
+    state |= {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
+    other.load_state_dict(state)
+    return other
+
+
+def space_options(
+    embed_dims: Sequence[int],
+    mlp_ratios: Sequence[float],
+    num_heads: Sequence[int],
+    groups: Sequence[int],
+    token_mode: str | None,
+) -> tuple[tuple[str, Any], ...]:
+    """Those fields of a `SearchSpace` that were given."""
+    given = {"embed_dims": embed_dims, "mlp_ratios": mlp_ratios, "num_heads": num_heads, "groups": groups}
+    chosen: dict[str, Any] = {k: tuple(v) for k, v in given.items() if v}
+    return tuple((chosen | ({} if token_mode is None else {"token_mode": token_mode})).items())

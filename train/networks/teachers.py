@@ -1,0 +1,85 @@
+"""Frozen networks whose answers a supernet learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supernet import Supernet, from_pretrained
+
+from .importance import full_network
+from .sources import TIMM, timm_model
+
+ORIGINAL = "original"
+Teacher = Callable[[Tensor], Tensor]
+
+
+def open_teacher(name: str, student: Supernet, original: Callable[[], Supernet]) -> nn.Module:
+    """A frozen teacher that takes the student's images and gives logits of the student's classes.
+
+    Args:
+        name: "original", the network before training; "timm:NAME" (its weights are downloaded); or a supernet's folder.
+        student: The network that learns.
+        original: Gives the network before training.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the teacher is unknown or has other classes.
+    """
+    model: nn.Module
+    if name == ORIGINAL:
+        model = full_network(original())
+    elif name.startswith(TIMM):
+        model = ResizedTeacher(timm_model(name.removeprefix(TIMM), pretrained=True), student)
+    elif Path(name).is_dir():
+        net = from_pretrained(name)
+        if (net.config.img_size, net.config.in_chans) != (student.config.img_size, student.config.in_chans):
+            raise ValueError(
+                f"The teacher {name} takes images of {net.config.in_chans}x{net.config.img_size} pixels, the supernet "
+                f"of {student.config.in_chans}x{student.config.img_size}; take another teacher."
+            )
+        model = full_network(net)
+    else:
+        raise ValueError(f"teacher={name!r} is unknown; pass '{ORIGINAL}', '{TIMM}NAME', or the folder of a supernet.")
+    c = student.config
+    with torch.inference_mode():
+        classes = model(torch.zeros(1, c.in_chans, c.img_size, c.img_size)).shape[1]
+    if classes != c.num_classes:
+        raise ValueError(
+            f"The teacher {name} gives {classes} logits, the supernet {c.num_classes}; take one of the same classes."
+        )
+    return model.eval().requires_grad_(False)
+
+
+class ResizedTeacher(nn.Module):
+    """A model of timm for images that were normalised and sized for somebody else.
+
+    Args:
+        model: The model; its `pretrained_cfg` says how it wants its images.
+        student: Whose images they are.
+    """
+
+    def __init__(self, model: nn.Module, student: Supernet) -> None:
+        super().__init__()
+        self.model = model
+        cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+        self.size = int(cfg.get("input_size", (0, student.config.img_size))[-1])
+        mean, std = (torch.tensor(cfg.get(k, (0.5,) * 3)).view(1, -1, 1, 1) for k in ("mean", "std"))
+        self.scale: Tensor
+        self.shift: Tensor
+        # To pixels in 0..1 and to what the model wants, in one line.
+        self.register_buffer("scale", student.std.cpu() / std)
+        self.register_buffer("shift", (student.mean.cpu() - mean) / std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of (B, C, H, W) floats that are normalised for the student."""
+        images = images * self.scale + self.shift
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True)
+        out: Tensor = self.model(images)
+        return out

@@ -1,0 +1,139 @@
+"""The images that a step of training shows to a supernet: which ones, in which views, with which targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data.mixup import Mixup
+from torch import Tensor
+
+from prance_env.images.source import ImageSource
+from supernet import Supernet
+from supernet.arrays import Ints
+
+from .logit_store import LogitStore
+from .recipe import Turn
+from .views import Shuffle, View, ViewLoader, seeded, view_seeds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one turn of a step trains on.
+
+    Attributes:
+        images: (B, C, H, W) normalised floats.
+        labels: (B,) int64, or (B, num_classes) where images are mixed.
+        answers: (B, num_classes) what a store says of the teacher; None without one.
+    """
+
+    images: Tensor
+    labels: Tensor
+    answers: Tensor | None
+
+
+class TrainingImages:
+    """Batches of views of a source, each a function of (seed, step).
+
+    Args:
+        source: Labelled images.
+        view: How they are drawn.
+        batch_size: Images a step.
+        seed: Fixes order and views.
+        num_workers: Processes that draw.
+        store: Answers of a teacher, whose views are then drawn again; None: views of the seed's own.
+        mix: Mixes images; None: nobody does.
+
+    Raises:
+        ValueError: If there are fewer images than a batch holds, or the store was written for others.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        view: View,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        store: LogitStore | None = None,
+        mix: Mixup | None = None,
+    ) -> None:
+        self.source, self.seed, self.store, self.mix = source, seed, store, mix
+        self._ahead = num_workers > 0
+        self._shuffle = Shuffle(len(source), batch_size, seed)
+        self._loader = ViewLoader(source, view, num_workers)
+        if store is not None:
+            check_store(store, source, view)
+
+    def batch(self, net: Supernet, turn: Turn) -> Batch:
+        """The images of a turn, on its device, normalised for a supernet."""
+        images, epochs, seeds = self._drawn(turn)
+        pixels = self._loader.batch(images, seeds)
+        if self._ahead:
+            following, _, following_seeds = self._drawn(replace(turn, step=turn.step + 1))
+            self._loader.prefetch(following, following_seeds)
+        x = net.normalised(pixels.to(turn.device))
+        labels = self.source.labels[torch.from_numpy(images)].to(turn.device)
+        if self.mix is not None:
+            with seeded(self.seed, 5, turn.step, turn.rows.start):
+                x, labels = self.mix(x, labels)
+        return Batch(x, labels, self._answers(images, epochs, turn.device))
+
+    def _drawn(self, turn: Turn) -> tuple[Ints, Ints, Ints]:
+        """Images of a turn, their epochs, and the seeds of their views."""
+        images, epochs = (part[turn.rows] for part in self._shuffle.drawn(turn.step))
+        seeds = np.empty_like(images)
+        for epoch in np.unique(epochs).tolist():
+            own = epochs == epoch
+            if self.store is None:
+                seeds[own] = view_seeds(self.seed, epoch, len(self.source))[images[own]]
+            else:
+                seeds[own] = self.store.seeds(epoch, images[own])
+        return images, epochs, seeds
+
+    def _answers(self, images: Ints, epochs: Ints, device: torch.device) -> Tensor | None:
+        if self.store is None:
+            return None
+        parts = [self.store.targets(int(e), images[i : i + 1]) for i, e in enumerate(epochs)]
+        return torch.cat(parts).to(device)
+
+
+def check_store(store: LogitStore, source: ImageSource, view: View) -> None:
+    """Checks that a store was written for these images and views.
+
+    Raises:
+        ValueError: If not; the message names what differs.
+    """
+    own: dict[str, Any] = {"num_images": len(source), "images": source.identity()}
+    wrong = [k for k, value in own.items() if getattr(store.info, k) != value]
+    wrong += [k for k, value in stored_view(view).items() if store.info.view.get(k) != value]
+    if wrong:
+        raise ValueError(
+            f"{store.folder} was written for other {', '.join(wrong)}; pass the dataset and the settings of views that "
+            f"prance distill had (views: {dict(store.info.view)})."
+        )
+
+
+def stored_view(view: View) -> Mapping[str, Any]:
+    """The settings of views in JSON's types."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(view).items()}
+
+
+def open_store(folder: str | Path, num_classes: int) -> LogitStore:
+    """A complete store of the right number of classes.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or its teacher had other classes.
+    """
+    store = LogitStore.open(Path(folder))
+    if store.info.num_classes != num_classes:
+        raise ValueError(
+            f"{folder} holds answers of {store.info.num_classes} classes, but the supernet has {num_classes}; write a "
+            "store with a teacher of the same classes."
+        )
+    return store

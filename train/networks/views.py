@@ -1,0 +1,231 @@
+"""Augmented views of training images, each a function of the image and one number.
+
+A view is drawn with timm's own functions while all generators of random numbers stand at the view's seed. Whoever knows
+the seed gets the same pixels again, in any process: stored logits of a teacher belong to the views that it saw.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+
+from prance_env.images.decoded import DecodedSource
+from prance_env.images.source import ImageSource
+from prance_env.images.transform import ImageTransform, Pixels, upright
+from prance_env.images.workers import DecodingPool
+from supernet.arrays import Ints
+
+CHUNK = 16
+Task = list[tuple[int, int]]
+
+
+@contextmanager
+def seeded(*seed: int) -> Iterator[None]:
+    """Sets the global generators of Python, NumPy and PyTorch's CPU, which timm draws from, and puts them back."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    torch.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
+
+
+@dataclass(frozen=True)
+class View:
+    """How a training image is cropped, flipped and distorted.
+
+    Attributes:
+        img_size: Height and width of the result in pixels.
+        in_chans: 1 or 3.
+        crop_scale: Smallest and largest share of the image's area that a random crop takes; (1, 1): the crop of
+            evaluation.
+        flip: Chance of a horizontal flip.
+        rand_augment: RandAugment in timm's words, such as "rand-m9-mstd0.5-inc1"; empty: none.
+        interpolation: "bilinear", "bicubic" or "random".
+        crop_pct: Of the crop of evaluation.
+    """
+
+    img_size: int
+    in_chans: int
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.0
+    rand_augment: str = ""
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    crop_pct: float = 0.875
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1 or not 0 <= self.flip <= 1:
+            raise ValueError(
+                f"crop_scale={self.crop_scale} must be shares of the area in (0, 1], the smaller first, and "
+                f"flip={self.flip} a chance in [0, 1]."
+            )
+        _ = self._distort  # which checks the words
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is random, so that images come as in evaluation."""
+        return tuple(self.crop_scale) == (1, 1) and not self.flip and not self.rand_augment
+
+    @cached_property
+    def _crop(self) -> Any:
+        if tuple(self.crop_scale) == (1, 1):
+            plain = "bicubic" if self.interpolation == "random" else self.interpolation
+            return ImageTransform(self.img_size, self.in_chans, self.crop_pct, plain).picture
+        return RandomResizedCropAndInterpolation(self.img_size, self.crop_scale, interpolation=self.interpolation)
+
+    @cached_property
+    def _distort(self) -> Any:
+        if not self.rand_augment:
+            return None
+        try:
+            return rand_augment_transform(self.rand_augment, {"translate_const": int(self.img_size * 0.45)})
+        except (AssertionError, ValueError, KeyError) as e:
+            raise ValueError(
+                f"rand_augment={self.rand_augment!r} is not in timm's words, such as 'rand-m9-mstd0.5-inc1' ({e!r})."
+            ) from e
+
+    def __call__(self, image: Image.Image, seed: int) -> Pixels:
+        """(in_chans, img_size, img_size) uint8 of a picture that is upright in the right number of channels."""
+        with seeded(seed):
+            picture = self._crop(image)
+            if random.random() < self.flip:
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if self._distort is not None:
+                picture = self._distort(picture.convert("RGB")).convert("L" if self.in_chans == 1 else "RGB")
+        return np.ascontiguousarray(np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Work of the processes: numbers of images and seeds to pixels, or to what is wrong with the file."""
+
+    source: ImageSource
+    view: View
+
+    def __call__(self, task: Task) -> list[Pixels | str]:
+        return [self._one(*pair) for pair in task]
+
+    def _one(self, index: int, seed: int) -> Pixels | str:
+        try:
+            return self.view(self._picture(index), seed)
+        except Exception as e:  # Pillow's decoders raise whatever a damaged file makes them stumble over.
+            return f"{type(e).__name__}: {e}"
+
+    def _picture(self, index: int) -> Image.Image:
+        if isinstance(self.source, DecodedSource):
+            with self.source.samples.open(index) as image:
+                return upright(image, self.view.in_chans)
+        # These have been brought to size already: crops are taken out of that.
+        pixels = self.source.fetch(np.array([index]))[0].numpy()
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+class ViewLoader:
+    """Batches of views, drawn by processes while something else goes on.
+
+    Args:
+        source: The images.
+        view: How they are drawn.
+        num_workers: Processes; 0 draws in this one when a batch is asked for.
+    """
+
+    def __init__(self, source: ImageSource, view: View, num_workers: int = 0) -> None:
+        self.source, self.view = source, view
+        self._pool: DecodingPool[Task, list[Pixels | str]] = DecodingPool(_Draw(source, view), num_workers)
+        self._pending: OrderedDict[tuple[tuple[int, int], ...], list[Future[list[Pixels | str]]]] = OrderedDict()
+
+    def prefetch(self, indices: Ints, seeds: Ints) -> None:
+        """Begins a batch that `batch` will ask for."""
+        if self.view.is_plain:
+            self.source.prefetch(indices)
+        elif self._pool.num_workers:
+            self._begin(tuple(zip(indices.tolist(), seeds.tolist(), strict=True)))
+
+    def batch(self, indices: Ints, seeds: Ints) -> Tensor:
+        """(B, C, H, W) uint8 views of some images.
+
+        Args:
+            indices: (B,) which images.
+            seeds: (B,) one number for each.
+
+        Raises:
+            OSError: If an image is broken.
+        """
+        if self.view.is_plain:
+            return self.source.fetch(indices)
+        pairs = tuple(zip(indices.tolist(), seeds.tolist(), strict=True))
+        futures = self._pending.pop(pairs, None) or self._begin(pairs)
+        self._pending.pop(pairs, None)
+        drawn = [pixels for future in futures for pixels in self._pool.result(future)]
+        return torch.from_numpy(np.stack([self._checked(p, i) for p, (i, _) in zip(drawn, pairs, strict=True)]))
+
+    def _begin(self, pairs: Sequence[tuple[int, int]]) -> list[Future[list[Pixels | str]]]:
+        key = tuple(pairs)
+        if key not in self._pending:
+            parts = [list(pairs[i : i + CHUNK]) for i in range(0, len(pairs), CHUNK)]
+            self._pending[key] = [self._pool.submit(part) for part in parts]
+        return self._pending[key]
+
+    def _checked(self, pixels: Pixels | str, index: int) -> Pixels:
+        if isinstance(pixels, str):
+            samples = getattr(self.source, "samples", None)
+            name = f"image {index}" if samples is None else f"{samples.name(index)} (image {index})"
+            raise OSError(f"{name} cannot be decoded: {pixels}. Repair or remove it.")
+        return pixels
+
+
+class Shuffle:
+    """Which images a training step takes: every epoch all of them, in an order of its own.
+
+    Args:
+        total: How many images there are.
+        batch_size: Images a step.
+        seed: Fixes the orders and the seeds of the views.
+
+    Raises:
+        ValueError: If there are fewer images than a batch holds.
+    """
+
+    def __init__(self, total: int, batch_size: int, seed: int) -> None:
+        if total < batch_size:
+            raise ValueError(f"The data set holds {total} images, fewer than batch_size={batch_size}; lower it.")
+        self.total, self.batch_size, self.seed = total, batch_size, seed
+        self._orders: OrderedDict[int, Ints] = OrderedDict()
+
+    def drawn(self, step: int) -> tuple[Ints, Ints]:
+        """(batch_size,) images of a step, and (batch_size,) the epoch that each of them belongs to."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = places // self.total
+        images = np.array([self._order(int(e))[p % self.total] for e, p in zip(epochs, places, strict=True)])
+        return images, epochs
+
+    def _order(self, epoch: int) -> Ints:
+        if epoch not in self._orders:
+            self._orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(self.total)
+            while len(self._orders) > 2:
+                self._orders.popitem(last=False)
+        return self._orders[epoch]
+
+
+def view_seeds(seed: int, epoch: int, total: int) -> Ints:
+    """(total,) the seed of every image's view in an epoch, below 2^31."""
+    return np.random.default_rng([seed, 3, epoch]).integers(2**31, size=total)
