@@ -80,6 +80,25 @@ def split_folder(folder: Path, split: str) -> Path:
     return folder
 
 
+def check_same_classes(folder: Path, *splits: str) -> None:
+    """Checks that all splits have folders of the same classes: labels are numbers of folders, in each split by itself.
+
+    Args:
+        folder: As for `split_folder`.
+        splits: Names of splits.
+
+    Raises:
+        ValueError: If a split lacks a class that another has, or a split is missing.
+    """
+    classes = {split: {p.name for p in split_folder(folder, split).iterdir() if p.is_dir()} for split in splits}
+    for split, own in classes.items():
+        if missing := sorted(set().union(*classes.values()) - own):
+            raise ValueError(
+                f"The split {split!r} of {folder} has no folder of the classes {missing[:8]}, so that its labels would "
+                "mean other classes; add them, or name all classes in a class_map."
+            )
+
+
 def load_folder(
     config: DatasetConfig, split: str, transform: ImageTransform, num_workers: int, on_error: str, num_classes: int
 ) -> DecodedSource:

@@ -82,6 +82,7 @@ COMMANDS: dict[str, Command | Group] = {
         {"timm": Command("import_", "ImportTimm"), "prance": Command("import_", "ImportPrance")},
     ),
     "order": Command("order", "Order"),
+    "distill": Command("distill", "Distill"),
     "bench": Command("bench", "Bench"),
     "bench-env": Command("bench_env", "BenchEnv"),
     "bench-training": Command("bench_training", "BenchTraining"),

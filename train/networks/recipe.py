@@ -105,7 +105,7 @@ class Recipe(ABC):
         """Learning rate of a step."""
         warmup = WARMUP * self.steps
         if step < warmup:
-            return self.lr * (step + 1) / warmup
+            return self.lr * min(1.0, (step + 1) / warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
 
     def turns(self, step: int, device: torch.device, rank: int = 0, ranks: int = 1) -> list[Turn]:

@@ -76,7 +76,7 @@ def limits_at(space: SearchSpace, progress: float, shrink: float, token_curricul
     ratios, dims = turns.count(0) + 1, turns.count(1) + 1
     falls = 1.0 if progress >= token_curriculum else progress / token_curriculum
     lowest = max(space.min_keep_rate, SMALLEST_RATE)
-    return Limits(space.embed_dims[-dims:], space.mlp_ratios[-ratios:], 1 + (lowest - 1) * falls)
+    return Limits(space.embed_dims[-dims:], space.mlp_ratios[-ratios:], lowest + (1 - lowest) * (1 - falls))
 
 
 def draw_smallest(space: SearchSpace, limits: Limits, rng: np.random.Generator) -> SubnetConfig:

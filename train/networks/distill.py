@@ -1,0 +1,185 @@
+"""`prance distill`: a teacher says once what it thinks of augmented views; trainings read it as often as they like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from prance_env.images.loading import load_dataset
+from prance_env.images.source import ImageSource, check_fits
+from supernet import Supernet
+from supernet.arrays import Ints
+
+from ..options import DatasetOption
+from ..runs.folder import check_free
+from ..runs.interrupt import deferred_interrupt
+from ..runs.lock import only_writer
+from .logit_store import DESCRIPTION, LogitStore, StoreInfo
+from .sources import NetworkSource
+from .teachers import open_teacher
+from .training_images import check_store, stored_view
+from .views import View, ViewLoader, view_seeds
+
+TOLERATED = 0.01
+"""Mean difference of probabilities above which a check fails."""
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """What a teacher is asked, and what of its answers is kept."""
+
+    teacher: str
+    """Who is asked: timm:NAME (its weights are downloaded), or a supernet's folder."""
+    dataset: DatasetOption
+    """Images: digits, a folder in ImageNet's layout, a timm name, or JSON (docs/images.md)."""
+    student: str
+    """The network that is going to learn, whose image size and classes count: a folder, a name, or timm:NAME."""
+    epochs: int = 1
+    """Views of every image; trainings of more epochs begin again with the first."""
+    top_k: int = 10
+    """Classes of which the probabilities are kept, the most probable ones; at most all of them."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Share of an image's area that random crops take; 1 1: as in evaluation."""
+    flip: float = 0.5
+    """Chance of a horizontal flip."""
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    """RandAugment in timm's words; an empty text: none."""
+    batch_size: int = 128
+    """Images at a time."""
+    seed: int = 0
+    """Fixes the views."""
+
+
+class Distillation:
+    """A teacher, the images, and how they are drawn.
+
+    Args:
+        settings: What is asked.
+        device: Torch device of the teacher.
+        num_workers: Processes that draw views.
+
+    Raises:
+        FileNotFoundError: If a folder is missing.
+        ValueError: If networks and images do not fit each other.
+    """
+
+    def __init__(self, settings: DistillSettings, device: str = "cpu", num_workers: int = 0) -> None:
+        self.settings, self.device = settings, torch.device(device)
+        # Only its shape counts.
+        self.student: Supernet = NetworkSource(settings.student, "random" if ":" in settings.student else None).open()
+        c = self.student.config
+        self.view = View(c.img_size, c.in_chans, settings.crop_scale, settings.flip, settings.rand_augment)
+        self.source: ImageSource = load_dataset(settings.dataset, "train", c, num_workers)
+        check_fits(self.source, c)
+        self.teacher: nn.Module = open_teacher(settings.teacher, self.student, lambda: self.student).to(self.device)
+        self.student.to(self.device)
+        self.loader = ViewLoader(self.source, self.view, num_workers)
+
+    def info(self) -> StoreInfo:
+        """What the store is going to say about itself."""
+        classes = self.student.config.num_classes
+        return StoreInfo(
+            num_images=len(self.source),
+            num_classes=classes,
+            top_k=min(self.settings.top_k, classes),
+            epochs=self.settings.epochs,
+            images=self.source.identity(),
+            view=stored_view(self.view),
+            teacher=self.settings.teacher,
+        )
+
+    @torch.inference_mode()
+    def answers(self, images: Ints, seeds: Ints) -> Tensor:
+        """(B, num_classes) the teacher's probabilities for views of some images."""
+        pixels = self.loader.batch(images, seeds).to(self.device)
+        probabilities: Tensor = self.teacher(self.student.normalised(pixels)).float().softmax(-1)
+        return probabilities.cpu()
+
+
+def run_distill(
+    settings: DistillSettings, out: Path, resume: bool = False, device: str = "cpu", num_workers: int = 0
+) -> LogitStore:
+    """Writes a store, or goes on with one.
+
+    Args:
+        settings: What is asked.
+        out: Folder of the store.
+        resume: Go on with one that was begun.
+        device: Torch device of the teacher.
+        num_workers: Processes that draw views.
+
+    Raises:
+        FileExistsError: If `out` holds a store and `resume` is False, or another process writes to it.
+        FileNotFoundError: If there is nothing to resume, or a folder is missing.
+        ValueError: If networks and images do not fit each other, or the store was begun with other settings.
+    """
+    if not resume:
+        check_free(out, [out / DESCRIPTION], "store of logits", "pass --resume to go on with it, or another --out")
+    elif not (out / DESCRIPTION).exists():
+        raise FileNotFoundError(f"{out} holds no {DESCRIPTION}, so there is nothing to resume; drop --resume.")
+    work = Distillation(settings, device, num_workers)
+    with only_writer(out), deferred_interrupt() as interrupted:
+        store = LogitStore.create(out, work.info())
+        total, images = store.info.num_images * store.info.epochs, store.info.num_images
+        bar = tqdm(initial=store.done, total=total, desc="distill", unit="image", mininterval=1)
+        while (first := store.done) < total and not interrupted():
+            epoch, start = divmod(first, images)
+            index = np.arange(start, min(start + settings.batch_size, images))
+            seeds = view_seeds(settings.seed, epoch, images)[index]
+            store.write(first, seeds, work.answers(index, seeds))
+            bar.update(len(index))
+        bar.close()
+        if store.done < total:
+            print(f"Stopped after {store.done} of {total} records; continue with --resume.")
+        interrupted.heed()
+    return store
+
+
+@dataclass(frozen=True)
+class StoreCheck:
+    """How well a store agrees with its teacher.
+
+    Attributes:
+        records: How many were compared.
+        difference: Mean absolute difference of the stored probabilities.
+        mismatched: Share of the stored classes that are other ones now.
+    """
+
+    records: int
+    difference: float
+    mismatched: float
+
+
+def check_distill(
+    settings: DistillSettings, out: Path, records: int, device: str = "cpu", num_workers: int = 0
+) -> StoreCheck:
+    """Asks the teacher again about some views of a store.
+
+    Raises:
+        FileNotFoundError: If there is no store.
+        ValueError: If it is not complete or was written for other images or views, or the teacher says something else.
+    """
+    store, work = LogitStore.open(out), Distillation(settings, device, num_workers)
+    check_store(store, work.source, work.view)
+    total = store.info.num_images * store.info.epochs
+    drawn = np.sort(np.random.default_rng(settings.seed).permutation(total)[:records])
+    differences, mismatches = [], []
+    for epoch in np.unique(drawn // store.info.num_images).tolist():
+        own = drawn[drawn // store.info.num_images == epoch] % store.info.num_images
+        for index in np.split(own, range(settings.batch_size, len(own), settings.batch_size)):
+            now = work.answers(index, store.seeds(epoch, index)).topk(store.info.top_k, dim=1)
+            then = store.targets(epoch, index).topk(store.info.top_k, dim=1)
+            differences.append((now.values - then.values).abs().mean(1))
+            mismatches.append((now.indices != then.indices).float().mean(1))
+    found = StoreCheck(len(drawn), float(torch.cat(differences).mean()), float(torch.cat(mismatches).mean()))
+    if not found.difference <= TOLERATED:
+        raise ValueError(
+            f"{out}: the teacher's probabilities differ by {found.difference:.3f} on average from those stored "
+            f"(allowed: {TOLERATED}); it is another teacher, or timm draws views differently now. Write the store anew."
+        )
+    return found
