@@ -61,8 +61,12 @@ class Group(NamedTuple):
 COMMANDS: dict[str, Command | Group] = {
     "demo": Command("demo", "Demo"),
     "train": Group(
-        "Train a supernet or an agent.",
-        {"supernet": Command("train_supernet", "TrainSupernet"), "agent": Command("train_agent", "TrainAgent")},
+        "Train a supernet, an agent, or both together.",
+        {
+            "supernet": Command("train_supernet", "TrainSupernet"),
+            "agent": Command("train_agent", "TrainAgent"),
+            "joint": Command("train_joint", "TrainJoint"),
+        },
     ),
     "tune": Command("tune", "Tune"),
     "eval": Command("eval", "Eval"),

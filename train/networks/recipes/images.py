@@ -34,6 +34,7 @@ from ..importance import Score
 from ..ordering import OrderSettings, draw_batches, order_network, prefix_subnets
 from ..recipe import Recipe, Turn
 from ..sandwich import draw_smallest, draw_subnet, limits_at
+from ..soft_pruning import SoftPruning
 from ..sources import NetworkSource
 from ..teachers import open_teacher
 from ..training_images import TrainingImages, open_store
@@ -105,6 +106,11 @@ class ImagesRecipe(Recipe):
     drop_path: float = 0.0
     """Chance that an image skips half a block in the full network, rising linearly to this at the last block."""
 
+    soft_prune: float = 0.0
+    """Rho of GOHSP's soft pruning (a reconstruction), which moves weights' energy to the narrowest subnet; 0: none."""
+    soft_prune_every: int = 100
+    """Steps between two of its updates."""
+
     crop_scale: tuple[float, float] = (1.0, 1.0)
     """Share of an image's area that random crops take; 1 1: as in evaluation."""
     flip: float = 0.0
@@ -167,8 +173,13 @@ class ImagesRecipe(Recipe):
         return copy.deepcopy(self._initial).requires_grad_(True)
 
     def make_heads(self, net: Supernet) -> nn.Module:
-        """Nothing is trained beside the network."""
-        return nn.Module()
+        """What soft pruning remembers; nothing is trained beside the network."""
+        return SoftPruning(net, self.soft_prune) if self.soft_prune else nn.Module()
+
+    def after_step(self, net: Supernet, heads: nn.Module, step: int) -> None:
+        """Updates what soft pruning remembers, now and then."""
+        if isinstance(heads, SoftPruning) and (step + 1) % self.soft_prune_every == 0:
+            heads.update(net)
 
     # ---- images -------------------------------------------------------------------------------------------------
 
@@ -214,12 +225,14 @@ class ImagesRecipe(Recipe):
         yield self._loss(logits, labels, self.full_labels, [(self.full_teacher, answer)])
         own = self._softened(logits.detach())
         frozen = start.detach() if self.shared_start else None
-        for subnet in self.sandwich(net, turn.step):
+        if isinstance(heads, SoftPruning):
+            yield heads.penalty(net)
+        for subnet in self.sandwich(net, turn.step, x):
             out = net(x, subnet) if frozen is None else net.finish(frozen, subnet)
             yield self._loss(out, labels, self.sub_labels, [(self.sub_full, own), (self.sub_teacher, answer)])
 
-    def sandwich(self, net: Supernet, step: int) -> list[SubnetConfig]:
-        """The subnets of a step, beside the full network; one for all images each."""
+    def sandwich(self, net: Supernet, step: int, images: Tensor) -> list[SubnetConfig]:
+        """The subnets of a step, beside the full network; one for all of these images each."""
         rng = np.random.default_rng([self.seed, 2, step])
         limits = limits_at(net.space, step / self.steps, self.shrink, self.token_curriculum)
         drawn = [draw_smallest(net.space, limits, rng)] if self.smallest else []

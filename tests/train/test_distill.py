@@ -1,0 +1,194 @@
+"""`prance distill` and training from its store: the very same views, any number of processes, killed or not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import prance, refusal
+from PIL import Image
+from training_nets import AUGMENTED, CONFIG, images_recipe, saved_net
+
+from prance_env.images.loading import load_dataset
+from prance_env.images.source import ImageDataset
+from supernet import from_pretrained
+from train.networks import distill
+from train.networks.distill import DistillSettings, run_distill
+from train.networks.logit_store import LogitStore
+from train.networks.recipe import Turn
+from train.networks.sources import NetworkSource
+from train.networks.teachers import ResizedTeacher, open_teacher
+from train.networks.views import Shuffle, View, ViewLoader, seeded
+
+VIEW = View(32, 3, **AUGMENTED)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_net(tmp_path_factory.mktemp("net"))
+
+
+def settings_for(net: str, folder: Path, **changes: Any) -> DistillSettings:
+    given = {"epochs": 2, "top_k": 2, "batch_size": 5, **AUGMENTED, **changes}
+    return DistillSettings(teacher=net, dataset=str(folder), student=net, **given)
+
+
+def test_a_view_is_the_same_in_every_process_and_another_for_another_seed(folder: Path) -> None:
+    source = load_dataset(str(folder), "train", CONFIG)
+    index, seeds = np.arange(20), np.arange(20) + 7
+    here = ViewLoader(source, VIEW).batch(index, seeds)
+    there = ViewLoader(source, VIEW, num_workers=2)
+    there.prefetch(index, seeds)
+    assert torch.equal(there.batch(index, seeds), here)
+    assert torch.equal(ViewLoader(source, VIEW).batch(index[3:5], seeds[3:5]), here[3:5])
+    assert not torch.equal(ViewLoader(source, VIEW).batch(index, seeds + 1), here)
+    in_memory = ImageDataset.from_tensors(here, torch.zeros(20, dtype=torch.int64))
+    assert torch.equal(ViewLoader(in_memory, View(32, 3)).batch(index, seeds), here)
+    assert ViewLoader(in_memory, VIEW).batch(index, seeds).shape == (20, 3, 32, 32)
+
+
+def test_generators_stand_where_they_stood_after_a_view() -> None:
+    torch.manual_seed(3)
+    first = torch.rand(2)
+    torch.manual_seed(3)
+    with seeded(1, 2):
+        torch.rand(5)
+    assert torch.equal(torch.rand(2), first)
+
+
+def test_grey_pictures_are_distorted_as_well() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40)).astype(np.uint8))
+    assert View(32, 1, **AUGMENTED)(picture, 5).shape == (1, 32, 32)
+
+
+def test_a_broken_image_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "train" / "class_0").mkdir(parents=True)
+    (tmp_path / "train" / "class_0" / "broken.png").write_text("no image")
+    source = load_dataset(str(tmp_path), "train", CONFIG)
+    with pytest.raises(OSError, match=r"broken\.png \(image 0\) cannot be decoded"):
+        ViewLoader(source, VIEW).batch(np.array([0]), np.array([0]))
+
+
+def test_every_epoch_shows_every_image_once_in_another_order() -> None:
+    shuffle = Shuffle(10, 4, seed=0)
+    drawn = [shuffle.drawn(step) for step in range(5)]
+    images = np.concatenate([d[0] for d in drawn])
+    assert sorted(images[:10].tolist()) == sorted(images[10:].tolist()) == list(range(10))
+    assert images[:10].tolist() != images[10:].tolist()
+    assert drawn[2][1].tolist() == [0, 0, 1, 1]
+
+
+def test_training_reads_what_the_teacher_said_about_the_views_it_sees(net: str, folder: Path, tmp_path: Path) -> None:
+    store = run_distill(settings_for(net, folder), tmp_path / "store")
+    assert store.done == 72
+    recipe = images_recipe(net, folder, teacher=f"store:{tmp_path / 'store'}", full_teacher=1.0, **AUGMENTED)
+    student = recipe.make_net()
+    batch = recipe._images.batch(student, Turn(7, slice(1, 5), torch.device("cpu")))  # the second epoch
+    with torch.no_grad():
+        said = from_pretrained(net)(batch.images).softmax(-1)
+    assert batch.answers is not None
+    assert torch.equal(batch.answers.topk(2).indices, said.topk(2).indices)
+    assert torch.allclose(batch.answers, said, atol=2e-3)
+
+
+def test_a_store_for_other_images_or_views_is_refused(net: str, folder: Path, tmp_path: Path, checkpoint: str) -> None:
+    run_distill(settings_for(net, folder), tmp_path / "store")
+    teacher = {"teacher": f"store:{tmp_path / 'store'}", "full_teacher": 1.0}
+    with pytest.raises(ValueError, match="was written for other flip, rand_augment"):
+        images_recipe(net, folder, crop_scale=(0.5, 1.0), **teacher)._images  # noqa: B018
+    with pytest.raises(ValueError, match="was written for other num_images, images"):
+        images_recipe(net, folder / "train", **teacher, **AUGMENTED)._images  # noqa: B018
+
+
+def test_a_stopped_store_goes_on_to_the_same_bytes(
+    net: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(net, folder)
+    run_distill(settings, tmp_path / "whole")
+    answers, calls = distill.Distillation.answers, []
+
+    def interrupt(self: Any, images: Any, seeds: Any) -> torch.Tensor:
+        calls.append(len(images))
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return answers(self, images, seeds)
+
+    monkeypatch.setattr(distill.Distillation, "answers", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_distill(settings, tmp_path / "parts")
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match="--resume"):
+        run_distill(settings, tmp_path / "parts")
+    with pytest.raises(ValueError, match="begun with other values"):
+        run_distill(settings_for(net, folder, top_k=3), tmp_path / "parts", resume=True)
+    assert LogitStore.create(tmp_path / "parts", LogitStore.open(tmp_path / "whole").info).done == 41
+    run_distill(settings, tmp_path / "parts", resume=True, num_workers=2)
+    for name in ("epoch_0000.bin", "epoch_0001.bin", "progress.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        run_distill(settings, tmp_path / "none", resume=True)
+
+
+def test_the_command_writes_a_store_and_checks_it(
+    net: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", "--student", net, "--dataset", folder, "--top-k", 2, "--out", tmp_path / "store"]
+    words += ["--rand-augment", "rand-m5-n1", "--crop-scale", "0.5", "1"]
+    prance(monkeypatch, *words, "--teacher", net)
+    assert "36 images, 1 view(s) each, 432 bytes" in capsys.readouterr().out
+    prance(monkeypatch, *words, "--teacher", net, "--check", 10)
+    text = capsys.readouterr().out
+    assert "10 records asked again" in text
+    assert "0.00% of the classes" in text
+    other = saved_net(tmp_path / "other")
+    weights = from_pretrained(other)
+    with torch.no_grad():
+        weights.head.bias += torch.tensor([3.0, 0, 0])  # type: ignore[union-attr]
+    from supernet import save_pretrained
+
+    save_pretrained(weights, other)
+    assert "the teacher's probabilities differ" in refusal(monkeypatch, *words, "--teacher", other, "--check", 10)
+
+
+def test_a_teacher_of_timm_sees_the_pictures_as_it_wants_them(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = from_pretrained(net)
+
+    class Seen(torch.nn.Module):
+        pretrained_cfg = {"input_size": (3, 64, 64), "mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}  # noqa: RUF012
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.images = images
+            return images.new_zeros(len(images), 3)
+
+    seen = Seen()
+    pixels = torch.full((2, 3, 32, 32), 200, dtype=torch.uint8)
+    ResizedTeacher(seen, student)(student.normalised(pixels))
+    expected = (200 / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3])
+    assert seen.images.shape == (2, 3, 64, 64)
+    assert torch.allclose(seen.images.mean((0, 2, 3)), expected, atol=1e-5)
+    monkeypatch.setattr("train.networks.teachers.timm_model", lambda name, pretrained: seen)
+    teacher = open_teacher("timm:any", student, lambda: student)
+    assert not teacher.training
+
+
+def test_networks_come_from_folders_names_and_timm(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert NetworkSource(net, num_classes=5).open().config.num_classes == 5
+    kept, fresh = from_pretrained(net), NetworkSource(net, num_classes=5).open()
+    assert torch.equal(kept.pos_embed, fresh.pos_embed)
+    named = NetworkSource("digits", init="random").open()
+    assert not torch.equal(named.pos_embed, NetworkSource("digits").open().pos_embed)
+    merged = NetworkSource(net, space=(("token_mode", "merge"),)).open()
+    assert merged.space.token_mode == "merge"
+    assert torch.equal(merged.pos_embed, kept.pos_embed)
+    again = NetworkSource(
+        "timm:vit_tiny_patch16_224", "random", 4, 32, 1, (("embed_dims", (96, 192)), ("num_heads", (3,)))
+    )
+    config = again.open().config
+    assert (config.num_classes, config.img_size, config.in_chans, config.space.embed_dims) == (4, 32, 1, (96, 192))
+    with pytest.raises(ValueError, match="does not fit this network"):
+        NetworkSource("digits", init=net).open()

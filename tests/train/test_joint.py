@@ -1,0 +1,94 @@
+"""Stage 3: the subnets that the policy chooses are trained, and the pair is judged before and after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import prance
+from training_nets import saved_net
+
+from prance_env.settings import EnvSettings
+from supernet import SubnetConfig, from_pretrained
+from train.evaluate import evaluate
+from train.joint import JointRecipe, JointSettings, run_joint
+from train.policies.load_agent import load_agent
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
+from train.runs.trained import env_of_run
+
+SHORT: dict[str, Any] = {"steps": 2, "batch_size": 6, "checkpoint_every": 1, "val_images": 12}
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, Path]:
+    """Run folders of barely trained agents: for one price, and for a range of prices."""
+    root = tmp_path_factory.mktemp("agents")
+    environment: Any = {"checkpoint": saved_net(root / "net"), "dataset": str(folder)}
+    for name, price in {"one": 0.05, "many": (0.01, 0.3)}.items():
+        settings = AgentTraining(
+            env="Prance-Tiny-v0",
+            algo="prance_ppo",
+            n_envs=6,
+            total_timesteps=12,
+            macs_weight=price,
+            environment=environment,
+        )
+        train_agent(settings, root / name, progress_bar=False)
+    return {name: root / name for name in ("one", "many")}
+
+
+@pytest.mark.parametrize("name", ["one", "many"])
+def test_the_subnets_of_a_step_are_those_that_the_policy_chooses(
+    name: str, agents: dict[str, Path], folder: Path
+) -> None:
+    run = agents[name]
+    settings = env_of_run(run, "train")
+    recipe = JointRecipe(source=str(settings.checkpoint), dataset=str(folder), agent=str(run), subnets=1, **SHORT)
+    net = recipe.make_net()
+    images = settings.engine().dataset.fetch(__import__("numpy").arange(36))
+    chosen, random = recipe.sandwich(net, 0, images)
+    assert len(chosen) == 36
+    assert len(random) == 1
+    if name == "one":
+        played = evaluate(load_agent(str(run), settings), settings)
+        expected = SubnetConfig.from_actions(net.space, torch.from_numpy(played.actions))
+        assert torch.equal(chosen.embed_dim, expected.embed_dim)
+        assert torch.allclose(chosen.keep_rate, expected.keep_rate)
+
+
+def test_supernet_and_policy_are_trained_in_rounds_and_judged(agents: dict[str, Path], tmp_path: Path) -> None:
+    settings = JointSettings(agent=str(agents["one"]), rounds=2, agent_timesteps=12, changes=SHORT)
+    report = run_joint(settings, tmp_path)
+    assert json.loads((tmp_path / "joint.json").read_text()) == report
+    assert set(report["before"]) == set(report["after"]) == {"full", "policy"}
+    before = env_of_run(agents["one"], "val")
+    assert report["before"]["policy"] == evaluate(load_agent(str(agents["one"]), before), before).summary()
+    net = from_pretrained(tmp_path)
+    assert torch.equal(net.pos_embed, from_pretrained(tmp_path / "round_2" / "supernet").pos_embed)
+    assert not torch.equal(net.pos_embed, from_pretrained(str(before.checkpoint)).pos_embed)
+    assert report["agent"] == str(tmp_path / "round_2" / "agent")
+    assert env_of_run(tmp_path / "round_2" / "agent", "val").checkpoint == str(tmp_path / "round_2" / "supernet")
+    assert run_joint(settings, tmp_path, resume=True) == report
+    with pytest.raises(FileExistsError, match="--resume"):
+        run_joint(settings, tmp_path)
+
+
+def test_the_command_prints_both_sides(
+    agents: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "joint", "--agent", agents["many"], "--out", tmp_path, "--steps", 1, "--batch-size", 6]
+    prance(monkeypatch, *words, "--val-images", 6)
+    text = capsys.readouterr().out
+    assert "accuracy before" in text
+    assert f"Supernet written to {tmp_path}" in text
+
+
+def test_only_a_policy_that_can_go_on_is_trained_further(tmp_path: Path) -> None:
+    (tmp_path / "config.yml").write_text("algo: ppo\nenv: Prance-Digits-v0\n")
+    with pytest.raises(ValueError, match="was not trained by prance_ppo"):
+        run_joint(JointSettings(agent=str(tmp_path), agent_timesteps=1), tmp_path / "out")
+    assert EnvSettings.from_id().split == "train"

@@ -1,0 +1,54 @@
+"""`prance train joint`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import arg
+
+from ..joint import JointRecipe, JointSettings, run_joint
+from ..options import Device, Threads, narrowed, override_options, set_threads
+
+OF_THE_AGENT = ("source", "init", "agent", "dataset")
+Changes = Annotated[
+    dict[str, Any], arg(constructor_factory=lambda: override_options(JointRecipe, OF_THE_AGENT), name="")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJoint(JointSettings):
+    """Stage 3: fine-tune a supernet on the subnets that its agent chooses.
+
+    The full network stays what it was, because it learns from what it said before. For example:
+
+        prance train joint --agent runs/agent --out runs/joint
+        prance train joint --agent runs/agent --rounds 3 --agent-timesteps 100000 --out runs/joint
+        prance train joint --agent runs/agent --out runs/joint --resume
+    """
+
+    out: Path
+    """Run folder; the supernet in it is used with --checkpoint."""
+    changes: Changes = field(default_factory=dict)
+    """Settings of the training."""
+    resume: bool = False
+    """Go on with an interrupted run."""
+    max_hours: float | None = None
+    """Stop the training of a supernet with a checkpoint after so many hours; --resume goes on."""
+    device: Device = "cpu"
+    threads: Threads = 1
+
+    def run(self) -> None:
+        """Runs the command."""
+        set_threads(self.threads)
+        report = run_joint(narrowed(self, JointSettings), self.out, self.resume, self.device, self.max_hours)
+        table = Table("", "accuracy before", "after", "MACs before", "after", title=f"{self.split} images")
+        for name, before in report["before"].items():
+            after = report["after"][name]
+            numbers = [r[k] for k in ("accuracy", "macs_fraction") for r in (before, after)]
+            table.add_row(name, *(f"{number:.1%}" for number in numbers))
+        Console().print(table)
+        print(f"Supernet written to {self.out}; its agent is {report['agent']}")

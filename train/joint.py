@@ -1,0 +1,182 @@
+"""Stage 3: the supernet is fine-tuned on the subnets that a trained policy chooses, and the policy on it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from agents.adaptive import AdaptiveViT
+from agents.baselines import FullAgent
+from agents.prance_ppo.algorithm import PrancePPO
+from agents.protocol import Agent
+from prance_env import PranceVectorEnv
+from prance_env.settings import EnvSettings
+from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
+from supernet.files import write_text
+
+from .evaluate import evaluate
+from .networks.loop import train_supernet
+from .networks.recipes.images import ImagesRecipe
+from .policies.load_agent import load_agent
+from .policies.settings import AgentTraining
+from .runs.folder import read_config, write_command
+from .runs.trained import env_of_run
+
+REPORT = "joint.json"
+
+
+@dataclass(frozen=True)
+class JointRecipe(ImagesRecipe):
+    """How a supernet is fine-tuned to a policy."""
+
+    steps: int = 1000
+    """Optimiser steps of a round."""
+    batch_size: int = 64
+    """Images per step, of all processes together."""
+    lr: float = 5e-5
+    """Peak learning rate of AdamW; 5 % linear warm-up, then cosine to zero."""
+    ema_decay: float = 0.99
+    """Decay of the averaged weights, which are the ones that are saved."""
+    checkpoint_every: int = 250
+    """Steps between validations, each with a checkpoint."""
+    layer_decay: float = 0.8
+    """Factor on the learning rate from a block to the one before it: below 1 for pretrained weights."""
+    subnets: int = 0
+    """Random subnets a step, beside the full network and those that the policy chooses."""
+    smallest: bool = False
+    """Whether the narrowest subnet is trained at every step."""
+    teacher: str | None = "original"
+    """Frozen teacher: original (the network before training), timm:NAME, a supernet's folder, or store:FOLDER."""
+    full_teacher: float = 1.0
+    """Weight of the teacher in the full network's loss."""
+    sub_labels: float = 1.0
+    """Weight of the labels in the subnets' losses."""
+    agent: str = ""
+    """Run folder of the policy (prance train agent), which stays as it is."""
+
+    @cached_property
+    def _environment(self) -> EnvSettings:
+        return env_of_run(Path(self.agent), "train")
+
+    @cached_property
+    def _policy(self) -> Agent:
+        return load_agent(self.agent, self._environment)
+
+    def sandwich(self, net: Supernet, step: int, images: Tensor) -> list[SubnetConfig]:
+        """What the policy chooses for these images on the network as it is now, and further subnets for all of them."""
+        settings, price = self._environment, None
+        if settings.conditioning is not None:
+            low, high = settings.conditioning.low, settings.conditioning.high
+            price = float(np.random.default_rng([self.seed, 4, step]).uniform(low, high))
+        adaptive = AdaptiveViT(
+            net, self._policy, settings.observation, settings.normalize_actions, settings.conditioning
+        )
+        return [adaptive(images, price).subnet, *super().sandwich(net, step, images)]
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """What `prance train joint` does."""
+
+    agent: str
+    """Run folder of the policy (prance train agent); its supernet and its images are taken."""
+    rounds: int = 1
+    """Rounds; in each the supernet is trained, and then the policy, if --agent-timesteps is above 0."""
+    agent_timesteps: int = 0
+    """Decisions of further policy training a round (algorithm prance_ppo only)."""
+    split: str = "val"
+    """Images on which the pair is evaluated before and after."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `JointRecipe`."""
+
+    def recipe(self, agent: str, source: str) -> JointRecipe:
+        """The recipe of a round."""
+        dataset = env_of_run(Path(self.agent), "train").dataset
+        if dataset is None:
+            raise ValueError(f"{self.agent} says nothing of its images; train an agent with --dataset.")
+        return JointRecipe(**{"dataset": dataset, **self.changes, "agent": agent, "source": source})
+
+
+def run_joint(
+    settings: JointSettings, out: Path, resume: bool = False, device: str = "cpu", max_hours: float | None = None
+) -> dict[str, Any]:
+    """Fine-tunes supernet and policy to each other.
+
+    Args:
+        settings: What is done.
+        out: Run folder; `model.safetensors` and `config.json` in the end, `joint.json`, and a folder for each round.
+        resume: Go on with an interrupted run.
+        device: Torch device.
+        max_hours: For the training of the supernet in one round.
+
+    Returns:
+        What is written to `joint.json`: accuracy and MACs of the full network and of the policy, before and after.
+
+    Raises:
+        FileExistsError: If `out` holds a run and `resume` is False.
+        FileNotFoundError: If there is no agent, or nothing to resume.
+        ValueError: If the policy cannot be trained further.
+    """
+    if settings.agent_timesteps and read_config(Path(settings.agent)).get("algo") != "prance_ppo":
+        raise ValueError(
+            f"{settings.agent} was not trained by prance_ppo, which alone goes on; leave --agent-timesteps."
+        )
+    first = env_of_run(Path(settings.agent), settings.split)
+    agent, source = settings.agent, str(first.checkpoint or first.supernet)
+    report: dict[str, Any] = {"split": settings.split, "before": _judged(agent, first)}
+    for number in range(1, settings.rounds + 1):
+        folder = out / f"round_{number}"
+        going_on = resume and (folder / "supernet" / "config.yml").exists()
+        recipe = settings.recipe(agent, source)
+        train_supernet(recipe, folder / "supernet", device, going_on, max_hours)
+        source = str(folder / "supernet")
+        if settings.agent_timesteps:
+            agent = str(_further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent"))
+    save_pretrained(from_pretrained(source), out)
+    last = replace(first, checkpoint=str(out))
+    report |= {"after": _judged(agent, last), "agent": agent, "rounds": settings.rounds}
+    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _judged(agent: str, settings: EnvSettings) -> dict[str, dict[str, float]]:
+    """Summaries of the full network and of the policy; at the middle of its prices, if it has several."""
+    if settings.conditioning is not None:
+        low, high = settings.conditioning.low, settings.conditioning.high
+        settings = replace(settings, cost_conditioning=(low, high, (low * high) ** 0.5))
+    full = FullAgent(settings.config(), settings.observation, settings.normalize_actions)
+    pair = {"full": full, "policy": load_agent(agent, settings)}
+    return {name: evaluate(each, settings).summary() for name, each in pair.items()}
+
+
+def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path) -> Path:
+    """A run folder with the policy after more training on another supernet; the one that is there, if it is done."""
+    if (out / "model").is_dir():
+        return out
+    noted = read_config(run)
+    names = ("env", "observation", "macs_weight", "preset", "seed", "n_envs")
+    environment = {k: v for k, v in noted.items() if k not in (*names, "algo", "total_timesteps", "conf_file")}
+    price = noted["macs_weight"]
+    training = AgentTraining(
+        **{k: noted[k] for k in names if k != "macs_weight"},
+        algo="prance_ppo",
+        macs_weight=tuple(price) if isinstance(price, list) else price,
+        total_timesteps=timesteps,
+        environment={**environment, "checkpoint": checkpoint},  # type: ignore[typeddict-item]
+    )
+    agent = PrancePPO.load(run / "model")
+    chosen = EnvSettings.from_id(training.env, **training.env_arguments)
+    arguments = {f.name: getattr(chosen, f.name) for f in fields(chosen)}
+    agent.set_env(PranceVectorEnv(agent.config.n_envs, AutoresetMode.SAME_STEP, **arguments))
+    agent.learn(timesteps, progress_bar=True, reset_num_timesteps=False)
+    write_command(out, training)
+    agent.save(out / "model")
+    return out
