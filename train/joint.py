@@ -28,6 +28,7 @@ from .networks.recipes.images import ImagesRecipe
 from .policies.load_agent import load_agent
 from .policies.settings import AgentTraining
 from .runs.folder import read_config, write_command
+from .runs.pace import SAVE_FREQ
 from .runs.trained import env_of_run
 
 REPORT = "joint.json"
@@ -106,7 +107,7 @@ class JointSettings:
 
 
 def run_joint(
-    settings: JointSettings, out: Path, resume: bool = False, device: str = "cpu", max_hours: float | None = None
+    settings: JointSettings, out: Path, resume: bool = False, device: str = "cpu", save_freq: float = SAVE_FREQ
 ) -> dict[str, Any]:
     """Fine-tunes supernet and policy to each other.
 
@@ -115,7 +116,7 @@ def run_joint(
         out: Run folder; `model.safetensors` and `config.json` in the end, `joint.json`, and a folder for each round.
         resume: Go on with an interrupted run.
         device: Torch device.
-        max_hours: For the training of the supernet in one round.
+        save_freq: Seconds between two checkpoints of a supernet.
 
     Returns:
         What is written to `joint.json`: accuracy and MACs of the full network and of the policy, before and after.
@@ -136,7 +137,7 @@ def run_joint(
         folder = out / f"round_{number}"
         going_on = resume and (folder / "supernet" / "config.yml").exists()
         recipe = settings.recipe(agent, source)
-        train_supernet(recipe, folder / "supernet", device, going_on, max_hours)
+        train_supernet(recipe, folder / "supernet", device, going_on, save_freq)
         source = str(folder / "supernet")
         if settings.agent_timesteps:
             agent = str(_further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent"))

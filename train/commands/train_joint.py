@@ -11,7 +11,8 @@ from rich.table import Table
 from tyro.conf import arg
 
 from ..joint import JointRecipe, JointSettings, run_joint
-from ..options import Device, Threads, narrowed, override_options, set_threads
+from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
+from ..runs.pace import SAVE_FREQ
 
 OF_THE_AGENT = ("source", "init", "agent", "dataset")
 Changes = Annotated[
@@ -36,15 +37,14 @@ class TrainJoint(JointSettings):
     """Settings of the training."""
     resume: bool = False
     """Go on with an interrupted run."""
-    max_hours: float | None = None
-    """Stop the training of a supernet with a checkpoint after so many hours; --resume goes on."""
+    save_freq: SaveFreq = SAVE_FREQ
     device: Device = "cpu"
     threads: Threads = 1
 
     def run(self) -> None:
         """Runs the command."""
         set_threads(self.threads)
-        report = run_joint(narrowed(self, JointSettings), self.out, self.resume, self.device, self.max_hours)
+        report = run_joint(narrowed(self, JointSettings), self.out, self.resume, self.device, self.save_freq)
         table = Table("", "accuracy before", "after", "MACs before", "after", title=f"{self.split} images")
         for name, before in report["before"].items():
             after = report["after"][name]

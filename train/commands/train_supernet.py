@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,9 @@ class TrainSupernet:
         """The options of the run in a folder; None if there is none."""
         if not (out / CONFIG).is_file():
             return None
-        noted = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(out).items() if v is not None}
+        noted: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in read_config(out).items() if v is not None
+        }
         source = noted.pop("source", None)
         return cls(out, "digits" if source is None else "scratch", source, noted, resume=True)
 
@@ -65,5 +68,8 @@ class TrainSupernet:
         """Runs the command."""
         set_threads(self.threads)
         changes = dict(self.changes) | ({} if self.source is None else {"source": self.source})
-        train_supernet(recipe_of(self.preset, changes), self.out, self.device, self.resume, self.save_freq, self.max_hours)
-        print(f"Supernet written to {self.out}; use it with --checkpoint {self.out}")
+        train_supernet(
+            recipe_of(self.preset, changes), self.out, self.device, self.resume, self.save_freq, self.max_hours
+        )
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"Supernet written to {self.out}; use it with --checkpoint {self.out}")

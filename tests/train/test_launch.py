@@ -1,0 +1,93 @@
+"""Several processes that train one network: as one process does, and stopped and resumed as one process is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import PATIENCE
+from training_nets import AUGMENTED, assert_equal_weights, images_recipe, saved_net, weights
+
+from train.networks.launch import Team, open_team
+from train.networks.loop import train_supernet
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def launch(source: str, folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """`accelerate launch -m train train supernet` with two processes on this machine's CPUs."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    words += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(free_port()),
+        "-m",
+        "train",
+    ]
+    words += ["train", "supernet", "--preset", "scratch", "--from", source, "--dataset", str(folder), "--out", str(out)]
+    words += ["--batch-size", "6", "--lr", "0.001", "--val-images", "12", "--crop-scale", "0.5", "1", "--flip", "0.5"]
+    words += ["--rand-augment", "rand-m5-n1", "--sub-labels", "0", "--sub-full", "1", "--shared-start", *more]
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(words, env=os.environ | paths, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    text, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, text
+    return text
+
+
+def test_a_process_by_itself_is_a_team() -> None:
+    team = open_team("cpu")
+    tensor = torch.ones(3)
+    team.average([tensor])
+    team.wait()
+    assert (team.is_main, team.size, team.any(True), team.any(False)) == (True, 1, True, False)
+    assert tensor.tolist() == [1, 1, 1]
+    assert not Team(torch.device("cpu"), rank=1, size=2).is_main
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_go_on_after_sigterm(folder: Path, tmp_path: Path) -> None:
+    source = saved_net(tmp_path / "net")
+    recipe = images_recipe(source, folder, **AUGMENTED)
+    train_supernet(recipe, tmp_path / "one")
+    text = finished(launch(source, folder, tmp_path / "two", "--steps", "4", "--checkpoint-every", "2"))
+    assert text.count("Supernet written to") == 1
+    # The processes add up in another order than one does, and Adam divides by what may be next to nothing.
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        assert float((one[name] - two[name]).abs().mean()) < 1e-4, name
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [2, 4]
+    assert len([*(tmp_path / "two").glob("events.out.tfevents.*")]) == 1
+
+    long = ("--steps", "60", "--checkpoint-every", "30")
+    process = launch(source, folder, tmp_path / "parts", *long, "--save-freq", "0")
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "parts" / "last.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=PATIENCE)
+    step = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["step"]
+    assert 0 < step < 60, text
+    finished(launch(source, folder, tmp_path / "parts", *long, "--resume"))
+    finished(launch(source, folder, tmp_path / "whole", *long))
+    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
