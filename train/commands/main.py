@@ -90,6 +90,7 @@ COMMANDS: dict[str, Command | Group] = {
     "bench": Command("bench", "Bench"),
     "bench-env": Command("bench_env", "BenchEnv"),
     "bench-training": Command("bench_training", "BenchTraining"),
+    "bench-supernet": Command("bench_supernet", "BenchSupernet"),
     "profile": Command("profile", "Profile"),
     "list": Command("list", "List"),
 }

@@ -29,7 +29,7 @@ from .recipe import Recipe
 LAST = "last.pt"
 
 
-class _Training:
+class Training:
     """A training at some step: networks, optimiser, log, and the seconds that it has taken.
 
     Args:
@@ -95,6 +95,8 @@ class _Training:
         loss = self.stepper.step(losses, len(turns), recipe.learning_rate(step))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"The loss is {loss.item()} at step {step}; lower --lr (now {recipe.lr}).")
+        # Statistics of batch norm: every process has seen its own share of the images.
+        team.average([b for name, b in self.net.named_buffers() if "running" in name])
         recipe.after_step(self.net, self.heads, step)
         _average(self.ema, self.net, min(recipe.ema_decay, (step + 1) / (step + 10)))
         self.step += 1
@@ -115,15 +117,13 @@ class _Log:
         training: The training.
     """
 
-    def __init__(self, training: _Training) -> None:
+    def __init__(self, training: Training) -> None:
         step, self._main = training.step, training.team.is_main
         self._writer = SummaryWriter(str(training.out), purge_step=step) if self._main else None
         total = training.recipe.steps
-        self.bar = tqdm(
-            initial=step, total=total, desc="supernet", unit="step", mininterval=1, disable=not self._main or None
-        )
+        self.bar = tqdm(initial=step, total=total, desc="supernet", unit="step", mininterval=1, disable=not self._main)
 
-    def note(self, training: _Training, loss: Tensor) -> None:
+    def note(self, training: Training, loss: Tensor) -> None:
         """Validates, and adds a row to `metrics.jsonl` and TensorBoard."""
         row = {"step": training.step, "loss": loss.item(), "seconds": training.progress.seconds}
         row |= {f"val_accuracy_{k}": v for k, v in training.validated().items()}
@@ -191,7 +191,7 @@ def train_supernet(
         if team.is_main:
             stack.enter_context(open_run(out, recipe, last, resume, may_change=recipe.may_change))
         team.wait()
-        training = _Training(recipe, out, team)
+        training = Training(recipe, out, team)
         if last.exists():
             training.load(last)
         interrupted = stack.enter_context(deferred_interrupt())
@@ -202,7 +202,7 @@ def train_supernet(
 
 
 @contextmanager
-def _logging(training: _Training) -> Iterator[_Log]:
+def _logging(training: Training) -> Iterator[_Log]:
     log = _Log(training)
     try:
         yield log
@@ -210,7 +210,7 @@ def _logging(training: _Training) -> Iterator[_Log]:
         log.close()
 
 
-def _run(training: _Training, interrupted: Interruption, log: _Log, pace: Pace, max_hours: float | None) -> None:
+def _run(training: Training, interrupted: Interruption, log: _Log, pace: Pace, max_hours: float | None) -> None:
     """Steps until there is nothing left to do, or a reason to stop."""
     recipe, team, begun = training.recipe, training.team, time.monotonic()
     while not team.any(training.is_over):

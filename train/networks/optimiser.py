@@ -95,8 +95,8 @@ class Stepper:
             for loss in losses:
                 part = loss if parts == 1 else loss / parts
                 total = total + part.detach()
-                if torch.isfinite(part):
-                    self._backward(part)
+                self._backward(part)
+        # Asked once a step: a GPU would have to be waited for.
         if self.team.any(not bool(torch.isfinite(total))):
             return torch.full_like(total, torch.nan)
         self.team.average([p.grad for p in self.params if p.grad is not None])

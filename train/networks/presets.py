@@ -61,6 +61,6 @@ def recipe_of(preset: str, changes: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"preset={preset!r} is unknown; choose one of {list(PRESETS)}.")
     recipe = PRESETS[preset]
     if unknown := sorted(set(changes) - {f.name for f in fields(recipe)}):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+        flags = ", ".join("--from" if name == "source" else f"--{name.replace('_', '-')}" for name in unknown)
         raise ValueError(f"The preset {preset} has no use for {flags}; take another one, such as pretrained-light.")
     return replace(recipe, **changes)

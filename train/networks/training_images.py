@@ -70,7 +70,12 @@ class TrainingImages:
             check_store(store, source, view)
 
     def batch(self, net: Supernet, turn: Turn) -> Batch:
-        """The images of a turn, on its device, normalised for a supernet."""
+        """The images of a turn, on its device, normalised for a supernet.
+
+        Raises:
+            OSError: If an image is broken.
+            ValueError: If pairs are to be mixed and there is an odd number of images.
+        """
         images, epochs, seeds = self._drawn(turn)
         pixels = self._loader.batch(images, seeds)
         if self._ahead:
@@ -79,6 +84,11 @@ class TrainingImages:
         x = net.normalised(pixels.to(turn.device))
         labels = self.source.labels[torch.from_numpy(images)].to(turn.device)
         if self.mix is not None:
+            if len(x) % 2:
+                raise ValueError(
+                    f"mixup and cutmix mix pairs, but a part of a batch holds {len(x)} images; change batch_size or "
+                    "accumulate."
+                )
             with seeded(self.seed, 5, turn.step, turn.rows.start):
                 x, labels = self.mix(x, labels)
         return Batch(x, labels, self._answers(images, epochs, turn.device))

@@ -11,7 +11,12 @@ from tqdm import tqdm
 
 
 def time_interleaved(
-    calls: dict[str, Callable[[], Any]], device: str, warmup: int, repeats: int, bar: tqdm[Any]
+    calls: dict[str, Callable[[], Any]],
+    device: str,
+    warmup: int,
+    repeats: int,
+    bar: tqdm[Any],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every timed round, by call: all of them once, then all of them again, so that noise hits all alike.
 
@@ -23,22 +28,23 @@ def time_interleaved(
         warmup: Rounds before.
         repeats: Rounds that are timed.
         bar: Progress, one update per call.
+        clock: Seconds on a CPU; `time.process_time` counts this process's only, however busy the machine is.
     """
     cuda = torch.device(device).type == "cuda"
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(warmup + repeats):
         for name, call in calls.items():
-            taken = _seconds_on_gpu(call) if cuda else _seconds(call)
+            taken = _seconds_on_gpu(call) if cuda else _seconds(call, clock)
             if round_ >= warmup:
                 seconds[name].append(taken)
             bar.update()
     return seconds
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    begun = clock()
     call()
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
 def _seconds_on_gpu(call: Callable[[], Any]) -> float:

@@ -162,7 +162,8 @@ class ImagesRecipe(Recipe):
         if self.token_mode is not None:
             space["token_mode"] = self.token_mode
         sizes = (self.num_classes, self.img_size, self.in_chans)
-        net = NetworkSource(self.source, self.init, *sizes, space=tuple(space.items()), lln=self.lln).open()
+        with seeded(self.seed, 11):  # for weights that are drawn
+            net = NetworkSource(self.source, self.init, *sizes, space=tuple(space.items()), lln=self.lln).open()
         if self.order is not None:
             units, _ = order_network(net, OrderSettings(self.dataset, score=self.order, seed=self.seed))
             net = reorder(net, units)
