@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import prance
@@ -49,7 +50,7 @@ def test_the_subnets_of_a_step_are_those_that_the_policy_chooses(
     settings = env_of_run(run, "train")
     recipe = JointRecipe(source=str(settings.checkpoint), dataset=str(folder), agent=str(run), subnets=1, **SHORT)
     net = recipe.make_net()
-    images = settings.engine().dataset.fetch(__import__("numpy").arange(36))
+    images = settings.engine().dataset.fetch(np.arange(36))
     chosen, random = recipe.sandwich(net, 0, images)
     assert len(chosen) == 36
     assert len(random) == 1
