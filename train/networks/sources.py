@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class NetworkSource:
             path = Path(str(self.init))
             load_weights(net, path / "model.safetensors" if path.is_dir() else path)
         if self.num_classes is not None and self.num_classes != net.config.num_classes:
-            net = with_classes(net, self.num_classes)
+            net.reset_classifier(self.num_classes)
         return net.eval()
 
     def _of_ours(self) -> Supernet:
@@ -103,25 +102,3 @@ def timm_model(
     except (RuntimeError, OSError, TypeError) as e:
         raise ValueError(f"timm cannot make {name!r}: {' '.join(str(e).split())}") from e
     return model.eval()
-
-
-def with_classes(net: Supernet, num_classes: int) -> Supernet:
-    """The same network with a new, random classifier."""
-    other = Supernet(replace(net.config, num_classes=num_classes))
-    state = other.state_dict()
-    state |= {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
-    other.load_state_dict(state)
-    return other
-
-
-def space_options(
-    embed_dims: Sequence[int],
-    mlp_ratios: Sequence[float],
-    num_heads: Sequence[int],
-    groups: Sequence[int],
-    token_mode: str | None,
-) -> tuple[tuple[str, Any], ...]:
-    """Those fields of a `SearchSpace` that were given."""
-    given = {"embed_dims": embed_dims, "mlp_ratios": mlp_ratios, "num_heads": num_heads, "groups": groups}
-    chosen: dict[str, Any] = {k: tuple(v) for k, v in given.items() if v}
-    return tuple((chosen | ({} if token_mode is None else {"token_mode": token_mode})).items())

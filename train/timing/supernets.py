@@ -97,9 +97,8 @@ def measure_steps(settings: SupernetBenchSettings, device: str = "cpu") -> dict[
         trainings = {name: Training(kind, Path(folder), team) for name, kind in kinds.items()}
         calls: dict[str, Callable[[], Any]] = {PLAIN: _plain_step(recipe, team.device)}
         calls |= {name: training.advance for name, training in trainings.items()}
-        clock = time.perf_counter if team.device.type == "cuda" else time.process_time
         with tqdm(total=rounds * len(calls), desc="steps", unit="step") as bar:
-            return time_interleaved(calls, device, settings.warmup, settings.repeats, bar, clock)
+            return time_interleaved(calls, device, settings.warmup, settings.repeats, bar, time.process_time)
 
 
 def _plain_step(recipe: NoiseRecipe, device: torch.device) -> Callable[[], Any]:
