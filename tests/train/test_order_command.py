@@ -10,8 +10,11 @@ import timm
 import torch
 from command_line import prance, refusal
 
-from supernet import from_pretrained, reorder
-from train.networks.ordering import load_order
+from prance_env.images.loading import load_dataset
+from prance_env.supernets import BUNDLED
+from supernet import from_pretrained, reorder, reorder_by_importance
+from train.networks.importance import random_scores, taylor_scores
+from train.networks.ordering import draw_batches, load_order, prefix_accuracies
 
 
 def test_a_supernet_is_sorted_with_a_report_and_can_be_sorted_back(
@@ -59,3 +62,16 @@ def test_a_model_of_timm_is_sorted_when_it_is_imported(
     plain, net = from_pretrained(tmp_path / "plain"), from_pretrained(tmp_path / "net")
     order = load_order(tmp_path / "net" / "order.safetensors")
     assert torch.equal(reorder(plain, order).pos_embed, net.pos_embed)
+
+
+@pytest.mark.slow
+def test_taylor_finds_the_units_that_a_trained_network_needs() -> None:
+    net = from_pretrained(BUNDLED["digits"])
+    train, val = (load_dataset("digits", split) for split in ("train", "val"))
+    shuffled = reorder_by_importance(net, random_scores(net.config, seed=1))
+    ordered = reorder_by_importance(shuffled, taylor_scores(shuffled, draw_batches(train, 256, 8)))
+    batches = draw_batches(val, 400, 200)
+    before, after = (prefix_accuracies(n, batches) for n in (shuffled, ordered))
+    assert after["full"] == before["full"] > 0.9
+    assert after["width 48"] > before["width 48"] + 0.1
+    assert after["mlp 1"] >= before["mlp 1"]
