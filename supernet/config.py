@@ -159,6 +159,9 @@ class SupernetConfig:
             query attends to in the patches (SigLIP).
         final_norm: Whether there is a norm after the last block.
         fc_norm: Whether the mean is taken before the last norm instead of after it.
+        text_dim: Dimension of the space that images share with the texts that the classes are (CLIP's zero-shot
+            classifier, `supernet.zero_shot.ZeroShotHead`); None for a linear classifier.
+        text_fitted: Whether every width has a projection of its own into that space.
         lln: Whether a learned linear map carries the residual over a group boundary (PRANCE's `lln`).
         mean: Per-channel mean of images in [0, 1]; uint8 images are normalised by the network, floats are not.
         std: Per-channel standard deviation.
@@ -192,6 +195,8 @@ class SupernetConfig:
     global_pool: str = "token"
     final_norm: bool = True
     fc_norm: bool = False
+    text_dim: int | None = None
+    text_fitted: bool = False
     lln: bool = True
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -211,6 +216,15 @@ class SupernetConfig:
         for name in ("img_size", "patch_size", "in_chans", "head_dim", *may_be_zero):
             if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < (name not in may_be_zero):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a positive integer.")
+        if self.text_dim is not None and (int(self.text_dim) != self.text_dim or self.text_dim < 1):
+            raise ValueError(f"text_dim={self.text_dim!r} must be a positive integer, or None for a linear classifier.")
+        if self.text_dim is None and self.text_fitted:
+            raise ValueError("text_fitted=True needs text_dim=, the dimension of the text embeddings.")
+        if self.text_dim is not None and (self.distilled or (self.text_fitted and self.global_pool == "map")):
+            raise ValueError(
+                "text_dim= goes with one classifier, not with distilled=True; and text_fitted=True with features that "
+                "have a width, not with global_pool='map'."
+            )
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")

@@ -19,6 +19,7 @@ from .plain import check_blocks, check_names, check_plain
 from .staging import finish_commit, staged
 from .static_vit import BlockSizes, StaticBlock, StaticViT
 from .subnet import SubnetConfig
+from .zero_shot import head_sources
 
 DESCRIPTION = "static.json"
 FORMAT = 1
@@ -57,7 +58,7 @@ def extract(net: ElasticNet, subnet: SubnetConfig) -> StaticViT:
         zooms |= {f"blocks.{i}.{name}": zoom for name, zoom in _zooms(net.config, width).items()}
     check_extractable(net)
     check_names(weights.keys() & static.state_dict(), static.state_dict(), "This supernet")
-    _fill(static, weights, zooms)
+    _fill(static, weights, zooms, head_sources(net.config, widths[-1]))
     static.mean, static.std = net.mean.clone(), net.std.clone()
     return static.eval()
 
@@ -99,12 +100,17 @@ def _zooms(config: SupernetConfig, width: int) -> dict[str, float]:
     return {f"norm{n}.weight": config.zoom(width) for n in (1, 2)}
 
 
-def _fill(module: nn.Module, weights: Mapping[str, Tensor], zooms: dict[str, float]) -> None:
-    """Gives a module on "meta" copies of the first entries of the weights along every dimension, times a factor."""
-    cut = {
-        name: weights[name][tuple(slice(n) for n in target.shape)].clone(memory_format=torch.contiguous_format)
-        for name, target in module.state_dict().items()
-    }
+def _fill(
+    module: nn.Module, weights: Mapping[str, Tensor], zooms: dict[str, float], sources: Mapping[str, str] | None = None
+) -> None:
+    """Gives a module on "meta" copies of the first entries of the weights along every dimension, times a factor.
+
+    `sources` names the weights that have another name in the supernet.
+    """
+    sources, cut = sources or {}, {}
+    for name, target in module.state_dict().items():
+        own = weights[sources.get(name, name)][tuple(slice(n) for n in target.shape)]
+        cut[name] = own.clone(memory_format=torch.contiguous_format)
     for name, zoom in zooms.items():
         if name in cut:
             cut[name] *= zoom

@@ -17,6 +17,7 @@ from .plan import hidden_dims
 from .runtime.packing import attend_once, by_width, first_rows, mean_patches, take_rows
 from .state import InferenceState
 from .stem import ImageStem
+from .zero_shot import ZeroShotHead, classify, head_layers, init_head, make_classifier
 
 CLASSIFIERS = ("head", "head_dist")
 
@@ -97,28 +98,27 @@ class ImageClassifier(ImageStem):
         config: Architecture.
     """
 
-    def make_head(self, width: int) -> None:
+    def make_head(self, width: int, narrower: tuple[int, ...] = ()) -> None:
         """Makes the last norm, the pooling and the classifiers.
 
         Args:
             width: Channels of the tokens after the last block.
+            narrower: Fewer channels that they may have, too, in a supernet.
         """
         c = self.config
         self.last_width, self.features = width, c.embed_dim if c.global_pool == "map" else width
         self.norm = make_norm(c.norm, width, c.norm_eps) if c.final_norm else nn.Identity()
         self.pool = AttentionPool(c, width) if c.global_pool == "map" else None
-        self.head = nn.Linear(self.features, c.num_classes) if c.num_classes else None
+        self.head = make_classifier(c, self.features, narrower)
         self.head_dist = nn.Linear(self.features, c.num_classes) if c.num_classes and c.distilled else None
 
     def init_classifier(self) -> None:
-        """Draws the classifiers: truncated normal with std .02, zero biases, as in ViT."""
+        """Draws the classifiers: truncated normal with std .02, zero biases, as in ViT; of zero-shot ones see there."""
         for layer in (self.head, self.head_dist):
-            if layer is not None:
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+            init_head(layer)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Puts a new classifier in the place of the old one; `config.num_classes` follows.
+        """Puts a new linear classifier in the place of the old one; `config.num_classes` follows.
 
         Args:
             num_classes: Its classes; 0: none, the network then gives its pooled features.
@@ -126,7 +126,7 @@ class ImageClassifier(ImageStem):
         Raises:
             ValueError: If the number is negative.
         """
-        self.config = replace(self.config, num_classes=num_classes)
+        self.config = replace(self.config, num_classes=num_classes, text_dim=None, text_fitted=False)
         like = self.pos_embed
         for name in CLASSIFIERS:
             wanted = num_classes and (name == "head" or self.config.distilled)
@@ -138,9 +138,17 @@ class ImageClassifier(ImageStem):
         """Checks that the classifiers are those of the configuration: users may have put others in their place.
 
         Raises:
-            ValueError: If one is missing, is no linear layer, or has other sizes.
+            ValueError: If one is missing, is of another kind than the configuration says, or has other sizes.
         """
         classes = self.config.num_classes
+        if self.config.text_dim is not None:
+            if classes and not (isinstance(self.head, ZeroShotHead) and len(self.head.text) == classes):
+                raise ValueError(
+                    f"net.head is {self.head}, but the configuration says {classes} classes as texts (text_dim="
+                    f"{self.config.text_dim}). Put texts in with supernet.convert.clip.with_texts, or call "
+                    "net.reset_classifier(num_classes) for a linear classifier."
+                )
+            return
         for name in CLASSIFIERS:
             layer, wanted = getattr(self, name), classes if name == "head" or self.config.distilled else 0
             if layer is not None and not (isinstance(layer, nn.Linear) and layer.in_features == self.features):
@@ -161,7 +169,7 @@ def end_layers(net: nn.Module) -> dict[str, nn.Module | None]:
     children = dict(net.named_children())
     pool = children.pop("pool", None)
     layers = {} if pool is None else {f"pool.{name}": layer for name, layer in pool.named_children()}
-    return {**layers, **{name: children.get(name) for name in ("norm", *CLASSIFIERS)}}
+    return {**layers, "norm": children.get("norm"), **head_layers({name: children.get(name) for name in CLASSIFIERS})}
 
 
 # ---- a packed batch -------------------------------------------------------------------------------------------------
@@ -182,11 +190,11 @@ def packed_logits(net: ImageClassifier, state: InferenceState) -> Tensor:
     Returns:
         (B, num_classes) logits; without a classifier (B, embed_dim) features, zero beyond an image's width.
     """
-    logits = _classified(net, net.head, *_features(net, state))
+    logits = _classified(net.head, *_features(net, state))
     if not net.config.distilled:
         return logits
     second = by_width(state.token(1), state.token_dim, partial(_normed, net))
-    return (logits + _classified(net, net.head_dist, second, state.token_dim)) / 2
+    return (logits + _classified(net.head_dist, second, state.token_dim)) / 2
 
 
 def _features(net: ImageClassifier, state: InferenceState) -> tuple[Tensor, Ints]:
@@ -205,10 +213,8 @@ def _features(net: ImageClassifier, state: InferenceState) -> tuple[Tensor, Ints
     return net.pool.packed(take_rows(rows, patches), dims[patches], lengths, size), full
 
 
-def _classified(net: ImageClassifier, head: nn.Linear | None, features: Tensor, width: Ints) -> Tensor:
-    if head is None:
-        return features
-    return by_width(features, width, lambda rows, _: linear(head, rows, net.config.num_classes))
+def _classified(head: nn.Module | None, features: Tensor, width: Ints) -> Tensor:
+    return features if head is None else by_width(features, width, lambda rows, _: classify(head, rows))
 
 
 def _normed(net: ImageClassifier, x: Tensor, width: int) -> Tensor:

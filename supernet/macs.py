@@ -92,9 +92,16 @@ def head_macs(config: SupernetConfig, token_dim: Ints, num_tokens: Ints) -> Ints
         num_tokens: (B,) how many they are, class token and registers included.
     """
     if config.global_pool != "map":
-        return token_dim * config.num_classes * (1 + config.distilled)
+        return _classifier_macs(config, token_dim)
     d, hidden, patches = config.embed_dim, _pool_hidden(config), num_tokens - config.num_prefix_tokens
-    return patches * 2 * d * (token_dim + 1) + d * (d + 2 * hidden + config.num_classes)
+    return patches * 2 * d * (token_dim + 1) + d * (d + 2 * hidden) + _classifier_macs(config, np.array(d))
+
+
+def _classifier_macs(config: SupernetConfig, features: Ints) -> Ints:
+    """MACs of the classifier on so many features."""
+    if config.text_dim is None or not config.num_classes:
+        return features * config.num_classes * (1 + config.distilled)
+    return (features + config.num_classes) * config.text_dim
 
 
 def _pool_hidden(config: SupernetConfig) -> int:
@@ -155,7 +162,14 @@ def subnet_params(config: SupernetConfig, subnet: SubnetConfig) -> Ints:
         units = _pool_hidden(config)
         params += 2 * d * (last + 1) + d * (d + 3 + affine) + units * (d + 1) + d * units
         features = np.full_like(last, d)
-    return params + (1 + config.distilled) * config.num_classes * (features + 1)
+    return params + _classifier_params(config, features)
+
+
+def _classifier_params(config: SupernetConfig, features: Ints) -> Ints:
+    """(B,) parameters of the classifier of static networks with so many features."""
+    if config.text_dim is None or not config.num_classes:
+        return (1 + config.distilled) * config.num_classes * (features + 1)
+    return config.text_dim * (features + 1 + config.num_classes) + 1
 
 
 def _stem_params(config: SupernetConfig) -> int:

@@ -36,7 +36,7 @@ _IN_BLOCK = {
     "fc2": ("embed_dim", "hidden"),
     "lln": ("embed_dim", "embed_dim"),
 }
-_OUTSIDE = {
+_OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "cls_token": ("", "", "embed_dim"),
     "reg_token": ("", "", "embed_dim"),
     "pos_embed": ("", "", "embed_dim"),
@@ -45,6 +45,10 @@ _OUTSIDE = {
     "norm": ("embed_dim",),
     "head": ("", "embed_dim"),
     "head_dist": ("", "embed_dim"),
+    "head.proj": ("", "embed_dim"),
+    "head.text": (),
+    "head.logit_scale": (),
+    "head.fitted": None,
 }
 
 
@@ -204,7 +208,7 @@ def _axes(name: str, config: SupernetConfig, stem: tuple[str, ...]) -> tuple[str
     if config.global_pool == "map" and first in ("pool", "head"):
         # Attention pooling reads the channels of the network and gives some of its own.
         return ("", "embed_dim") if rest == "kv.weight" else ()
-    return _OUTSIDE.get(first)
+    return _OUTSIDE.get(".".join(name.split(".")[:2]), _OUTSIDE.get(first))
 
 
 def _rows(what: str, name: str, order: UnitOrder, config: SupernetConfig) -> Tensor:

@@ -59,7 +59,7 @@ class Supernet(ImageClassifier):
             )
             for i in range(space.depth)
         )
-        self.make_head(d)
+        self.make_head(d, space.embed_dims[:-1])
         self.init_weights()
 
     @torch.no_grad()

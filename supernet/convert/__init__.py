@@ -1,1 +1,1 @@
-"""Weights from elsewhere as supernets: timm, and the meta-networks of PRANCE's authors."""
+"""Weights from elsewhere as supernets: timm, CLIP with class names, and the meta-networks of PRANCE's authors."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import SupernetConfig
+from ..zero_shot import classify_rows
 from .tiled import TileBatch
 
 
@@ -33,14 +34,14 @@ def mean_tokens(config: SupernetConfig, batch: TileBatch, rows: Tensor) -> Tenso
     return (torch.where(own[:, None], rows[index], 0) * share[..., None]).sum(1)
 
 
-def class_logits(config: SupernetConfig, norm: nn.LayerNorm, head: nn.Linear | None, batch: TileBatch) -> Tensor:
+def class_logits(config: SupernetConfig, norm: nn.LayerNorm, head: nn.Module | None, batch: TileBatch) -> Tensor:
     """(B, num_classes) logits; without a classifier the normalised features (B, C), zero beyond an image's width."""
     if config.global_pool == "avg" and not config.fc_norm:
         width = batch.have[batch.image.long()]
         features = mean_tokens(config, batch, masked_norm(norm, batch.x, width, config.prance_embed_dim))
     else:
         features = masked_norm(norm, pooled_tokens(config, batch), batch.have, config.prance_embed_dim)
-    return features if head is None else head(features)
+    return features if head is None else classify_rows(head, features, batch.have)
 
 
 def masked_norm(

@@ -1,4 +1,4 @@
-"""`prance import timm` and `prance import prance`."""
+"""`prance import timm`, `prance import clip` and `prance import prance`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..networks.import_clip import ClipClasses, import_clip
 from ..networks.importance import Score
 from ..networks.importing import import_prance, import_timm
 from ..options import DatasetOption
@@ -37,6 +38,42 @@ class ImportTimm:
     def run(self) -> None:
         """Runs the command."""
         import_timm(self.model, self.out, self.pretrained, self.order, self.dataset)
+
+
+@dataclass(frozen=True)
+class ImportClip:
+    """Make an image tower of CLIP elastic, with a zero-shot classifier of classes that are given by name.
+
+    For example:
+
+        prance import clip ViT-B-16 --pretrained datacomp_xl_s13b_b90k --classes names.txt --out runs/clip
+        prance import clip ViT-B-16-quickgelu --pretrained openai --classes names.txt --templates openai --out runs/clip
+        prance import clip ViT-B-16 --pretrained laion2b_s34b_b88k --classes names.txt --fit pictures --out runs/clip
+        prance import clip vit_base_patch16_clip_224 --texts runs/clip/texts.safetensors --out runs/timm
+    """
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Name of a model of open_clip (pip install 'prance-env[clip]'), or of timm."""
+    out: Path
+    """Folder for the supernet, the class names and their embeddings; use it with --checkpoint."""
+    classes: Path | None = None
+    """Text file with one class name a line, in the order of the labels; the model's text tower embeds them."""
+    templates: str = "plain"
+    """Sentences for the names: plain (a photo of a {}.), simple (7), openai (80), or a text file with one a line."""
+    texts: Path | None = None
+    """Embeddings of an earlier import (its texts.safetensors) instead of --classes; no text tower is needed."""
+    pretrained: str | None = None
+    """Tag of the weights, which are downloaded, or a file of them; otherwise they are random. Tags: prance list."""
+    fit: DatasetOption | None = None
+    """Images on which every narrower width gets a projection of its own, by least squares: digits, a folder in
+    ImageNet's layout, a timm name, or JSON (docs/images.md)."""
+    fit_images: int = 2048
+    """How many of them."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        classes = ClipClasses(self.classes, self.templates, self.texts)
+        import_clip(self.model, self.out, classes, self.pretrained, self.fit, self.fit_images)
 
 
 @dataclass(frozen=True)

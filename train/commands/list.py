@@ -15,6 +15,7 @@ from prance_env.observations import list_observations
 from prance_env.spaces import action_space, observation_space
 from prance_env.supernets import BUNDLED, token_modes
 from supernet import SubnetConfig, SupernetConfig, list_supernets, supernet_config, token_mode
+from supernet.convert.clip_tags import CLIP_TAGS, RESULTS
 from supernet.macs import remaining_macs, stem_macs, subnet_params
 
 from ..policies.registry import ALGORITHMS
@@ -34,6 +35,7 @@ class List:
         console = Console()
         console.print(_environments())
         console.print(_supernets())
+        console.print(_clip_tags())
         modes = [f"{m} (two keep rates)" if token_mode(m).num_rates == 2 else m for m in token_modes(SupernetConfig())]
         console.print(f"Observations (observation=): {', '.join(list_observations())}")
         console.print(f"Token modes (token_mode=): {', '.join(modes)}")
@@ -88,4 +90,17 @@ def _supernets() -> Table:
             f"{full_macs / 1e6:.1f}",
             f"{subnet_params(config, SubnetConfig.full(space)).item() / 1e6:.1f} M",
         )
+    return table
+
+
+def _clip_tags() -> Table:
+    """Weights of CLIP, with what they were trained on."""
+    title = "Weights of CLIP (prance import clip MODEL --pretrained TAG)"
+    table = Table(title=title, caption=f"Zero-shot accuracies of {RESULTS}")
+    for column in ("model", "tag"):
+        table.add_column(column, no_wrap=True)
+    for column in ("trained on", "ImageNet"):
+        table.add_column(column)
+    for tag in CLIP_TAGS:
+        table.add_row(tag.model, tag.tag, tag.data, f"{tag.top1:.2f} %")
     return table

@@ -81,9 +81,14 @@ COMMANDS: dict[str, Command | Group] = {
         For example:
 
             prance import timm deit_small_patch16_224 --pretrained --out runs/deit
+            prance import clip ViT-B-16 --pretrained datacomp_xl_s13b_b90k --classes names.txt --out runs/clip
             prance import prance supernet-tiny.pth --out runs/prance-tiny
         """,
-        {"timm": Command("import_", "ImportTimm"), "prance": Command("import_", "ImportPrance")},
+        {
+            "timm": Command("import_", "ImportTimm"),
+            "clip": Command("import_", "ImportClip"),
+            "prance": Command("import_", "ImportPrance"),
+        },
     ),
     "order": Command("order", "Order"),
     "distill": Command("distill", "Distill"),

@@ -34,7 +34,7 @@ def import_timm(
         ValueError: If the model is unknown, of an unsupported kind, or its weights cannot be had; or an order is asked
             for without images.
     """
-    _check_free(out)
+    check_network_free(out)
     if order is not None and dataset is None:
         raise ValueError(f"--order {order} needs images to score the units on; pass --dataset.")
     try:
@@ -43,8 +43,8 @@ def import_timm(
         raise ValueError(f"timm cannot make {model!r}: {' '.join(str(e).split())}") from e
     if order is not None and dataset is not None:
         units, _ = order_network(net, OrderSettings(dataset, score=order))
-        return _save(reorder(net, units), out, f"timm's {model}", units)
-    return _save(net, out, f"timm's {model}")
+        return save_import(reorder(net, units), out, f"timm's {model}", units)
+    return save_import(net, out, f"timm's {model}")
 
 
 def import_prance(checkpoint: Path, out: Path, token_mode: str = "prune") -> Supernet:
@@ -60,17 +60,29 @@ def import_prance(checkpoint: Path, out: Path, token_mode: str = "prune") -> Sup
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it is not a meta-network of a known space.
     """
-    _check_free(out)
-    return _save(load_prance_checkpoint(checkpoint, token_mode=token_mode), out, str(checkpoint))
+    check_network_free(out)
+    return save_import(load_prance_checkpoint(checkpoint, token_mode=token_mode), out, str(checkpoint))
 
 
-def _check_free(out: Path) -> None:
+def check_network_free(out: Path) -> None:
+    """Raises FileExistsError if a folder holds a network."""
     check_free(out, [out / "config.json", out / "model.safetensors"], "network")
 
 
-def _save(net: Supernet, out: Path, source: str, order: UnitOrder | None = None) -> Supernet:
+def save_import(net: Supernet, out: Path, source: str, order: UnitOrder | None = None) -> Supernet:
+    """Writes a supernet, says what it is, and returns it.
+
+    Args:
+        net: The supernet.
+        out: Folder, created if missing.
+        source: What it was before.
+        order: Of its units, which is written beside it; None: their own.
+
+    Raises:
+        FileExistsError: If `out` holds a supernet by now.
+    """
     with staged(out) as folder:
-        _check_free(out)
+        check_network_free(out)
         save_pretrained(net, folder)
         if order is not None:
             save_order(order, folder / ORDER)
