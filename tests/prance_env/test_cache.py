@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PATIENCE, Actions, make_engine, random_net, unit_actions
+from cached_rounds import TOTAL, assert_same, played_through, rounds
+from helpers import PATIENCE, make_engine, random_net, unit_actions
 
-from prance_env import ImageDataset, InferenceEngine, RewardConfig
+from prance_env import ImageDataset, InferenceEngine
 from prance_env.cache import HEADER_BYTES, MEBIBYTE, RECORD, DiskStore, MemoryStore, cache_key
 from prance_env.engine import CACHE_MB
 from prance_env.images.loading import DIGITS_SCENES
 from supernet import Supernet, supernet_config
-
-REWARD = RewardConfig("potential", "mixed", 0.3, 0.1)
-TOTAL = 24
 
 
 @pytest.fixture(scope="module")
@@ -36,31 +34,6 @@ def images(digits_net: Supernet) -> ImageDataset:
 def row_bytes(net: Supernet) -> int:
     """Size of one prefix."""
     return (net.config.num_patches + 1) * net.config.embed_dim * net.cls_token.element_size()
-
-
-def played_through(engine: InferenceEngine, actions: Actions, rounds: list[list[int]]) -> list[np.ndarray[Any, Any]]:
-    """All numbers of some episodes, in rounds of several sizes."""
-    numbers = []
-    for index in rounds:
-        episodes = engine.start(np.array(index))
-        for decision in range(actions.shape[1]):
-            numbers += [episodes.prob, episodes.prediction, episodes.label, engine.observe(episodes, "cls").numpy()]
-            episodes = engine.step(episodes, actions[: len(index), decision], REWARD)
-            numbers += [episodes.reward, episodes.prob, episodes.macs, episodes.index]
-    return numbers
-
-
-def assert_same(a: list[np.ndarray[Any, Any]], b: list[np.ndarray[Any, Any]]) -> None:
-    """Bit for bit."""
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def rounds(seed: int = 0, count: int = 12) -> list[list[int]]:
-    """Images of successive starts: one, two, or many, some of them twice."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(TOTAL, size=rng.choice([1, 2, 3, 7, 20])).tolist() for _ in range(count)]
 
 
 def no_computation(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,9 +109,7 @@ def evolve_static_front(
     """
     space = engine.config.space
     rng = np.random.default_rng(seed)
-    difficulty = engine.dataset.difficulty.numpy()[index]
-    halves = difficulty <= np.median(difficulty), difficulty > np.median(difficulty)
-    strata = [np.ones(len(index), dtype=bool), *(rows for rows in halves if rows.any())]
+    strata = _strata(engine.dataset.difficulty.numpy()[index])
     # Data sets are often sorted by class, so the images to screen by are drawn.
     order = np.random.default_rng(seed).permutation(len(index))
     screen = np.sort(order[: len(index) // SCREEN if len(index) > SCREENED_FROM else 0])
@@ -140,6 +138,12 @@ def evolve_static_front(
         accuracy[:, done] = [correct[done, rows].mean() for rows in strata]
         progress(done + 1)
     return SearchResult(np.stack(tried), macs, correct)
+
+
+def _strata(difficulty: NDArray[np.floating]) -> list[Bools]:
+    """Which images subnets are judged by: all, the easier half, the harder half."""
+    halves = difficulty <= np.median(difficulty), difficulty > np.median(difficulty)
+    return [np.ones(len(difficulty), dtype=bool), *(rows for rows in halves if rows.any())]
 
 
 def _child(
