@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,6 +21,9 @@ WEIGHTS = "model.safetensors"
 
 TEMPORARY = ".tmp"
 """Suffix of what is being written."""
+
+WRAPPER = re.compile(r"^(module\.|_orig_mod\.)+")
+"""What DataParallel and torch.compile put before the names of weights."""
 
 LISTED = 8
 """So many problems are listed in an error, the others counted."""
@@ -182,6 +186,32 @@ def read_weights(path: Path, what: str = "weights") -> Any:
             f"it does not hold weights alone ({reason}). Save the state dict with torch.save(model.state_dict(), path)"
             ", or as safetensors."
         ) from e
+
+
+def weights_by_name(content: Any, first: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Weights by name in what a training script has saved.
+
+    Unwraps what stands around them ("model", "state_dict") and what wrappers put before their names.
+
+    Args:
+        content: What the file held, or the weights.
+        first: More keys under which weights may be, which go before the others.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    for key in (*first, "model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"Expected weights by name, got {type(content).__name__}.")
+    for name, value in content.items():
+        if isinstance(value, Mapping | list | tuple) or value is None:
+            raise ValueError(
+                f"Expected weights by name, but {name!r} is a {type(value).__name__}; save the state dict alone, or "
+                "under 'model' or 'state_dict'."
+            )
+    return {WRAPPER.sub("", str(k)): torch.as_tensor(v) for k, v in content.items() if not isinstance(v, str)}
 
 
 def check_tensors(

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from ..arrays import Floats, Ints, namespace, whole
 from ..config import SearchSpace, SupernetConfig
-from ..files import check_tensors, read_weights
+from ..files import check_tensors, read_weights, weights_by_name
 from ..plan import hidden_dims
 from ..registry import supernet_config
 from ..subnet import GroupChoice
@@ -104,22 +103,15 @@ def load_prance_checkpoint(
 
 
 def _tensors_in(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by name; unwraps what training scripts wrap around them ("model", "state_dict"; "module." in names).
+    """Weights by name.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds something else than weights.
     """
     if isinstance(path_or_state_dict, Mapping):
-        content: Any = path_or_state_dict
-    else:
-        content = read_weights(Path(path_or_state_dict), "checkpoint")
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"Expected weights by name, got {type(content).__name__}.")
-    return {str(k).removeprefix("module."): torch.as_tensor(v) for k, v in content.items() if not isinstance(v, str)}
+        return weights_by_name(path_or_state_dict)
+    return weights_by_name(read_weights(Path(path_or_state_dict), "checkpoint"))
 
 
 def _prance_config(

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from supernet import SearchSpace, SubnetConfig, Supernet, from_timm
-from supernet.convert.timm import default_space
+from supernet.convert.timm import timm_config
+from supernet.convert.timm_kinds import default_space
 
 SMALL = {"img_size": 64, "embed_dim": 64, "depth": 5, "num_heads": 4, "num_classes": 11}
 # What sets the architectures apart, at a size that tests in a moment.
@@ -29,6 +30,25 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "no bias in qkv, grey images": ("vit_tiny_patch16_224", {"qkv_bias": False, "in_chans": 1}),
     "MLP of an odd ratio": ("vit_tiny_patch16_224", {"mlp_ratio": 48 / 11}),
     "any image size": ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
+    "DINOv2, registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "num_classes": 0}),
+    "registers, no class token": ("vit_wee_patch16_reg1_gap_256", {"reg_tokens": 3}),
+    "registers with positions": ("vit_tiny_patch16_224", {"reg_tokens": 2}),
+    "DeiT, distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "DeiT, distilled, no classifier": ("deit_tiny_distilled_patch16_224", {"num_classes": 0}),
+    "SigLIP, attention pooling": ("vit_base_patch16_siglip_224", {}),
+    "SigLIP, mean of the patches": ("vit_so400m_patch14_siglip_gap_224", {"img_size": 56, "mlp_ratio": 3.75}),
+    "query norms": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "norms inside, BEiT-3": ("beit3_base_patch16_224", {}),
+    "RMS norms, gated, patch norm, AIMv2": ("aimv2_large_patch14_224", {"img_size": 56, "mlp_ratio": 2.75}),
+    "gated, packed, DINOv2 giant": (
+        "vit_giant_patch14_reg4_dinov2",
+        {"img_size": 56, "num_classes": 0, "mlp_ratio": 5.5, "init_values": 0.3},
+    ),
+    "no last norm, RADIO": ("vit_base_patch16_radio_v3", {"num_classes": 0, "init_values": 0.3}),
+    "no last norm, InternViT": ("vit_intern300m_patch14_448", {"img_size": 56}),
+    "hybrid, one convolution": ("vit_tiny_r_s16_p8_224", {}),
+    "hybrid, ResNet": ("vit_small_r26_s32_224", {}),
+    "convolutional stem, MobileCLIP": ("vit_base_mci_224", {"embed_dim": 768, "num_heads": 12, "mlp_ratio": 1.0}),
 }
 
 
@@ -159,21 +179,52 @@ def test_the_default_space(sizes: tuple[int, float, int, int], expected: SearchS
     assert default_space(*sizes) == expected
 
 
+def tiny(**changes: Any) -> nn.Module:
+    return timm.create_model("vit_tiny_patch16_224", **(SMALL | changes))
+
+
+def with_part(path: str, part: nn.Module) -> nn.Module:
+    """A model in which one module is another."""
+    model = tiny()
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner), name, part)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: timm.create_model("deit_tiny_distilled_patch16_224"), "has a distillation token"),
-        (lambda: timm.create_model("vit_small_patch14_reg4_dinov2"), "register tokens"),
-        (lambda: timm.create_model("vit_base_patch16_siglip_224", **SMALL), "global_pool='map'"),
-        (lambda: timm.create_model("vit_tiny_patch16_224", qk_norm=True, **SMALL), "attention with q_norm in block 0"),
-        (lambda: timm.create_model("vit_tiny_patch16_224", pos_embed="none", **SMALL), "no position embedding"),
-        (lambda: timm.create_model("vit_tiny_patch16_224", final_norm=False, **SMALL), "no final norm"),
-        (lambda: timm.create_model("vit_srelpos_small_patch16_224"), "VisionTransformerRelPos is not a plain ViT"),
-        (lambda: timm.create_model("resnet18"), "ResNet is not a plain ViT"),
-        (lambda: timm.create_model("vit_small_resnet26d_224"), "a patch embedding that is not one convolution"),
-        (lambda: timm.create_model("vit_tiny_patch16_224", **(SMALL | {"img_size": (64, 32)})), "64x32.*square"),
-        (lambda: timm.create_model("vit_tiny_patch16_224", act_layer=nn.ReLU, **SMALL), "activation ReLU is none of"),
+        (lambda: timm.create_model("test_vit3"), "pooling that includes class token or registers"),
+        (lambda: tiny(pos_embed="none"), "no position embedding"),
+        (lambda: tiny(global_pool="max"), "global_pool='max'"),
+        (lambda: tiny(class_token=False, global_pool="map", fc_norm=True), "a norm behind attention pooling"),
+        (lambda: tiny(dynamic_img_size=True, dynamic_img_pad=True), r"pads \(dynamic_img_pad\)"),
+        (lambda: tiny(scale_attn_norm=True), "a norm inside attention or MLP alone in block 0"),
+        (lambda: tiny(attn_layer="diff"), "attention of type DiffAttention in block 0"),
+        (lambda: timm.create_model("vit_base_patch16_rpn_224", **SMALL), "a block of type ResPostBlock in block 0"),
+        (lambda: timm.create_model("vit_srelpos_small_patch16_224"), "RelPos is not a plain ViT: its attention has a"),
+        (lambda: timm.create_model("eva02_tiny_patch14_224"), "Eva is not a plain ViT: it turns queries and keys"),
+        (lambda: timm.create_model("resnet18"), "ResNet is not a plain ViT. from_timm takes"),
         (lambda: nn.Linear(2, 2), "Linear is not a plain ViT"),
+        (lambda: tiny(img_size=(64, 32)), "64x32.*square"),
+        (lambda: tiny(img_size=70), r"6 pixels are left over.*img_size=64"),
+        (lambda: tiny(act_layer=nn.ReLU), "activation ReLU is none of"),
+        (lambda: with_part("blocks.1.mlp.act", nn.Tanh()), "activation Tanh is none of"),
+        (lambda: with_part("blocks.1.attn", nn.Identity()), "attention of type Identity in block 1"),
+        (lambda: with_part("blocks.3.ls1", nn.Linear(64, 64)), "ls1 of type Linear in block 3"),
+        (lambda: with_part("blocks.3.attn.q_norm", nn.LayerNorm(16)), "a norm of queries or of keys alone in block 3"),
+        (lambda: with_part("blocks.0.attn.attn_drop", nn.ReLU()), "attn_drop of type ReLU in block 0"),
+        (lambda: with_part("head_drop", nn.ReLU()), "head_drop of type ReLU"),
+        (lambda: with_part("head", nn.Sequential(nn.Linear(64, 9), nn.ReLU())), "head of type Sequential is no linear"),
+        (lambda: with_part("blocks.2.mlp.fc1", nn.ReLU()), r"does not run on images of the shape \(2, 3, 64, 64\)"),
+        (lambda: with_part("blocks.2.attn.proj", nn.ReLU()), r"blocks\.2\.attn\.proj of type ReLU is no linear layer"),
+        (lambda: with_part("blocks.1.norm1", nn.LayerNorm(64, eps=1e-3)), r"norms of this model differ in eps"),
+        (lambda: with_part("blocks.1.norm1", nn.RMSNorm(64, eps=1e-6)), r"kinds \['layer', 'rms'\]"),
+        (lambda: with_part("norm", nn.BatchNorm1d(64)), r"kinds \['BatchNorm1d', 'layer'\]"),
+        (
+            lambda: with_part("blocks.4.mlp", tiny(mlp_ratio=2.0).blocks[0].mlp),
+            "blocks of this model differ.*hidden=128",
+        ),
     ],
 )
 def test_other_models_are_refused_with_the_reason(model: Any, message: str) -> None:
@@ -195,8 +246,38 @@ def test_a_space_whose_full_size_is_not_the_models_is_refused(space: SearchSpace
         from_timm(small_vit("vit_tiny_patch16_224"), space)
 
 
+class Doubled(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
 def test_what_nobody_thought_of_is_noticed_by_comparing_outputs() -> None:
-    model = small_vit("vit_tiny_patch16_224")
-    model.blocks[2].register_forward_hook(lambda module, inputs, output: output * 1.1)
     with pytest.raises(ValueError, match="differs from the model's"):
+        from_timm(with_part("blocks.2.norm2", Doubled(64, eps=1e-6)))
+
+
+def test_arguments_for_names_are_refused_beside_modules() -> None:
+    for argument in ({"num_classes": 3}, {"img_size": 32}, {"pretrained": True}, {"weights": "file.safetensors"}):
+        with pytest.raises(ValueError, match="are for models that are given by name"):
+            from_timm(tiny(), **argument)  # type: ignore[arg-type]
+
+
+def test_the_configuration_is_known_without_weights() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("vit_so400m_patch14_siglip_378")
+    config = timm_config(model)
+    assert (config.embed_dim, config.space.depth, config.global_pool, config.num_prefix_tokens) == (1152, 27, "map", 0)
+    with pytest.raises(ValueError, match=r"The model has no weights: .* is on the device 'meta'"):
         from_timm(model)
+    with pytest.raises(ValueError, match="384x384 in patches of 14: 6 pixels are left over"), torch.device("meta"):
+        timm_config(timm.create_model("vit_so400m_patch14_siglip_384"))
+
+
+def test_how_images_are_prepared_is_taken_from_the_model() -> None:
+    config = from_timm(timm.create_model("vit_small_patch14_reg4_dinov2", **(SMALL | {"img_size": 56}))).config
+    assert (config.crop_pct, config.crop_mode, config.interpolation) == (1.0, "center", "bicubic")
+    model = tiny()
+    model.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "crop_mode": "squash", "interpolation": "bilinear"}  # type: ignore
+    config = from_timm(model).config
+    assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    assert (config.crop_pct, config.crop_mode, config.interpolation) == (0.875, "squash", "bilinear")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from command_line import prance, refusal
+from safetensors.torch import save_file
 from small_nets import small_net
 
 from supernet import from_pretrained
@@ -28,11 +31,12 @@ def test_a_model_of_timm_becomes_a_supernets_folder(
 
 @pytest.mark.parametrize("flags", [(), ("--pretrained",)])
 def test_the_weights_of_timm_are_asked_for_only_if_wanted(
-    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def from_timm(name: str, pretrained: bool) -> Any:
+    def from_timm(name: str, pretrained: bool, **rest: Any) -> Any:
+        assert rest == {"weights": None, "num_classes": None, "img_size": None}
         calls.append((name, pretrained))
         return small_net("tome")
 
@@ -40,6 +44,43 @@ def test_the_weights_of_timm_are_asked_for_only_if_wanted(
     prance(monkeypatch, "import", "timm", "some_vit", "--out", str(tmp_path / "net"), *flags)
     assert calls == [("some_vit", bool(flags))]
     assert torch.equal(from_pretrained(tmp_path / "net").pos_embed, small_net("tome").pos_embed)
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("ALL ITS WEIGHTS ARE RANDOM: pass --pretrained" in said) == (not flags)
+
+
+def test_a_new_classifier_is_said_to_be_random(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = copy.deepcopy(small_net())
+    monkeypatch.setattr(importing, "from_timm", lambda name, **settings: net)
+    for classes, caution in ((7, True), (1000, False)):
+        net.reset_classifier(classes)
+        arguments = ["deit_tiny_patch16_224", "--pretrained", "--num-classes", str(classes)]
+        prance(monkeypatch, "import", "timm", *arguments, "--out", str(tmp_path / str(classes)))
+        assert (f"classifier of {classes} classes is random: train it" in capsys.readouterr().out) == caution
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_fine_tuned_checkpoint_becomes_a_supernet_of_its_classes_and_image_size(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file = timm.create_model("test_vit", num_classes=7, img_size=96).eval(), tmp_path / f"tuned.{ending}"
+    state = model.state_dict()
+    if ending == "pth":
+        torch.save({"epoch": 3, "model": {f"module._orig_mod.{k}": v for k, v in state.items()}}, file)
+    else:
+        save_file(state, file)
+    prance(monkeypatch, "import", "timm", "test_vit", "--weights", str(file), "--out", str(tmp_path / "net"))
+    said = capsys.readouterr().out
+    assert f"timm's test_vit with the weights in {file} is now a supernet" in said
+    assert "images 3x96x96, 7 classes" in said
+    assert "RANDOM" not in said
+    net, images = from_pretrained(tmp_path / "net"), torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.allclose(net(images), model(images), atol=1e-5)
+    size = ("--num-classes", "7", "--img-size", "160")
+    prance(monkeypatch, "import", "timm", "test_vit", "--weights", str(file), *size, "--out", str(tmp_path / "large"))
+    assert from_pretrained(tmp_path / "large").config.img_size == 160
 
 
 def test_a_checkpoint_of_the_authors_becomes_a_supernets_folder(
@@ -66,6 +107,8 @@ def test_a_checkpoint_of_the_authors_becomes_a_supernets_folder(
     [
         (("timm", "no_such_vit"), "timm cannot make 'no_such_vit': "),
         (("timm", "resnet18"), "is not a plain ViT"),
+        (("timm", "test_vit", "--weights", "nowhere.pth"), "No weights at nowhere.pth"),
+        (("timm", "test_vit", "--weights", "nowhere.pth", "--pretrained"), "pretrained=True downloads weights, and"),
         (("prance", "nowhere.pth"), "No checkpoint at nowhere.pth"),
     ],
 )
@@ -79,7 +122,7 @@ def test_what_cannot_be_imported_ends_with_one_line_and_no_folder(
 
 
 def test_weights_that_cannot_be_downloaded_end_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(name: str, pretrained: bool) -> Any:
+    def unreachable(name: str, **settings: Any) -> Any:
         raise OSError("no connection\nto the hub")
 
     monkeypatch.setattr(importing, "from_timm", unreachable)

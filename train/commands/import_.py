@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from ..networks.import_clip import ClipClasses, import_clip
 from ..networks.importance import Score
-from ..networks.importing import import_prance, import_timm
+from ..networks.importing import TimmSource, import_prance, import_timm
 from ..options import DatasetOption
 
 
@@ -21,6 +21,7 @@ class ImportTimm:
     For example:
 
         prance import timm deit_small_patch16_224 --pretrained --out runs/deit
+        prance import timm deit_tiny_patch16_224 --weights tuned.pth --num-classes 37 --img-size 160 --out runs/pets
         prance import timm deit_small_patch16_224 --pretrained --order taylor --dataset pictures --out runs/deit
     """
 
@@ -29,7 +30,13 @@ class ImportTimm:
     out: Path
     """Folder for the supernet; use it with --checkpoint."""
     pretrained: bool = False
-    """Download timm's weights; otherwise they are random."""
+    """Download timm's weights; otherwise, and without --weights, they are random."""
+    weights: Path | None = None
+    """File with weights of yours: safetensors, or what torch.save wrote (nothing but weights is read)."""
+    num_classes: int | None = None
+    """Classes; left out, those of --weights or of timm's model."""
+    img_size: int | None = None
+    """Side of the images in pixels; left out, that of --weights or of timm's model."""
     order: Score | None = None
     """Sort the units by importance, so that narrow subnets hold the best of them (prance order); needs --dataset."""
     dataset: DatasetOption | None = None
@@ -37,7 +44,8 @@ class ImportTimm:
 
     def run(self) -> None:
         """Runs the command."""
-        import_timm(self.model, self.out, self.pretrained, self.order, self.dataset)
+        source = TimmSource(self.model, self.pretrained, self.weights, self.num_classes, self.img_size)
+        import_timm(source, self.out, self.order, self.dataset)
 
 
 @dataclass(frozen=True)
