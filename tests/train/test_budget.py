@@ -213,7 +213,7 @@ def test_agents_for_a_range_of_prices_see_them_and_are_loaded_as_such(runs: Path
         cheap, dear = agent.predict(observation, deterministic=True)[0]
         assert not np.array_equal(cheap, dear)
         assert read_config(runs / algo)["macs_weight"] == [LOW, HIGH]
-    with pytest.raises(ValueError, match="trained for observations"):
+    with pytest.raises(ValueError, match="was trained with"):
         load_agent(str(runs / "single"), settings)
 
 

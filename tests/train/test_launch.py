@@ -27,18 +27,12 @@ def free_port() -> int:
 
 
 def launch(source: str, folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    """`accelerate launch -m train train supernet` with two processes on this machine's CPUs."""
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    words += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(free_port()),
-        "-m",
-        "train",
-    ]
+    """`train supernet` in two processes on this machine's CPUs, as torchrun starts them.
+
+    `accelerate launch` does so with GPUs; with `--cpu` it starts a single process, whatever `--num_processes` says.
+    """
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    words += ["--master_port", str(free_port()), "-m", "train"]
     words += ["train", "supernet", "--preset", "scratch", "--from", source, "--dataset", str(folder), "--out", str(out)]
     words += ["--batch-size", "6", "--lr", "0.001", "--val-images", "12", "--crop-scale", "0.5", "1", "--flip", "0.5"]
     words += ["--rand-augment", "rand-m5-n1", "--sub-labels", "0", "--sub-full", "1", "--shared-start", *more]

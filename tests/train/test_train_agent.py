@@ -133,7 +133,7 @@ def test_a_trained_agent_is_loaded_with_the_settings_it_was_trained_with_only(
     train_agent(replace(tiny, observation="constant", total_timesteps=64 * 6), tmp_path / "run", progress_bar=False)
     observation = EnvSettings.from_id("Prance-Digits-v0", split="val", observation="constant")
     assert load_agent(str(tmp_path / "run"), observation) is not None
-    with pytest.raises(ValueError, match="trained for observations"):
+    with pytest.raises(ValueError, match="was trained with"):
         load_agent(str(tmp_path / "run"), EnvSettings.from_id("Prance-Digits-v0", split="val"))
 
 
@@ -187,7 +187,7 @@ def test_a_selector_is_loaded_from_its_own_and_the_authors_file(tmp_path: Path) 
     np.testing.assert_array_equal(rows[0], rows[1])
     assert evaluate(agents[0], settings).summary()["macs_fraction"] < 1
     for name, other in (("other.safetensors", settings), ("actor.pth", EnvSettings.from_id(split="val"))):
-        with pytest.raises(ValueError, match="trained for observations"):
+        with pytest.raises(ValueError, match="was trained with"):
             load_agent(str(tmp_path / name), other)
 
 

@@ -124,9 +124,7 @@ def check_network_free(out: Path) -> None:
     check_free(out, [out / "config.json", out / "model.safetensors"], "network")
 
 
-def save_import(
-    net: Supernet, out: Path, source: str, order: UnitOrder | None = None, caution: str = ""
-) -> Supernet:
+def save_import(net: Supernet, out: Path, source: str, order: UnitOrder | None = None, caution: str = "") -> Supernet:
     """Writes a supernet, says what it is, and returns it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Several processes that train one network together, as `accelerate launch -m train ...` starts them.
+"""Several processes that train one network together, as `accelerate launch` or torchrun `-m train ...` start them.
 
 Every process computes its share of a batch, and gradients are averaged once a step, after all passes of the sandwich.
 Weights, averaged weights and optimiser are then equal everywhere, so that only the main process writes files.
@@ -75,4 +75,6 @@ def open_team(device: str) -> Team:
             "Several processes train together with accelerate; run: pip install 'prance-env[scale]'", name="accelerate"
         ) from e
     accelerator = Accelerator(cpu=device == "cpu")
-    return Team(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
+    # accelerate says "cpu:0", a place from which torch.load restores nothing.
+    own = torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
+    return Team(own, accelerator.process_index, accelerator.num_processes, accelerator)
