@@ -84,7 +84,7 @@ def test_an_image_tower_of_timm_takes_embeddings_of_an_earlier_import(
         asked.append((name, pretrained))
         return model
 
-    monkeypatch.setattr("supernet.convert.timm.timm.create_model", create)
+    monkeypatch.setattr("timm.create_model", create)
     vectors = torch.nn.functional.normalize(torch.randn(5, 24), dim=1)
     TextEmbeddings(NAMES, vectors, 100.0).save(tmp_path / "texts.safetensors")
     words = ["import", "clip", "vit_base_patch16_clip_224", "--out", tmp_path / "net"]

@@ -53,7 +53,7 @@ def test_a_model_of_timm_is_sorted_when_it_is_imported(
 ) -> None:
     torch.manual_seed(0)
     small = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=4, num_heads=2, num_classes=3)
-    monkeypatch.setattr("supernet.convert.timm.timm.create_model", lambda name, pretrained: small)
+    monkeypatch.setattr("timm.create_model", lambda name, pretrained: small)
     words = ["import", "timm", "vit_tiny_patch16_224", "--out", str(tmp_path / "net"), "--order", "taylor"]
     assert "pass --dataset" in refusal(monkeypatch, *words)
     assert not (tmp_path / "net").exists()

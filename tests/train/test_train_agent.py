@@ -187,7 +187,7 @@ def test_a_selector_is_loaded_from_its_own_and_the_authors_file(tmp_path: Path) 
     np.testing.assert_array_equal(rows[0], rows[1])
     assert evaluate(agents[0], settings).summary()["macs_fraction"] < 1
     for name, other in (("other.safetensors", settings), ("actor.pth", EnvSettings.from_id(split="val"))):
-        with pytest.raises(ValueError, match="was trained with"):
+        with pytest.raises(ValueError, match="trained for observations"):
             load_agent(str(tmp_path / name), other)
 
 
