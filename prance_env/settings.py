@@ -27,7 +27,7 @@ from supernet.files import WEIGHTS, state_of
 
 from .engine import CACHE_MB, InferenceEngine
 from .images.config import DatasetConfig, absolute_path
-from .images.loading import DATASETS, ON_ERROR, check_dataset, list_datasets, load_dataset
+from .images.loading import ON_ERROR, check_dataset, dataset_state, list_datasets, load_dataset
 from .rewards.config import RewardConfig
 from .rewards.prices import CostConditioning
 from .spaces import action_space, observation_layout, observation_space
@@ -290,11 +290,9 @@ class SharedEngine:
 
     def _state(self) -> Any:
         """Differs whenever weights or images may differ."""
-        settings, registered = self._settings, list_datasets()
-        folder, dataset = checkpoint_folder(settings.supernet, settings.checkpoint), settings.dataset_config
-        loader = DATASETS[dataset.name] if dataset.name in registered else None
-        paths = [str(folder / CONFIG), str(folder / WEIGHTS), *dataset.paths(registered)]
-        return loader, [state_of(path) for path in paths]
+        s = self._settings
+        folder = checkpoint_folder(s.supernet, s.checkpoint)
+        return state_of(folder / CONFIG), state_of(folder / WEIGHTS), dataset_state(s.dataset_config, s.split)
 
     def _open(self) -> InferenceEngine:
         s = replace(self._settings)  # which reads the checkpoint's configuration again

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import platform
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,27 @@ def state_of(path: str | Path) -> Any:
                 (e.name, state_of(e.path) if e.is_dir() else _stat(e)) for e in sorted(entries, key=lambda e: e.name)
             )
     return _stat(path)
+
+
+def digest_of(paths: Iterable[str], folder: str = "") -> str:
+    """Differs whenever files have been written again, or are others; the same in a copy that keeps times.
+
+    Unlike `state_of` it is to outlive the process: names, sizes and times of writing count.
+
+    Args:
+        paths: Files, and folders of which every file counts.
+        folder: What names are told without, so that it may be moved.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        inside = sorted(str(p) for p in Path(path).rglob("*") if p.is_file()) if os.path.isdir(path) else [path]
+        for file in inside:
+            stat = os.stat(file)
+            digest.update(f"{file.removeprefix(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _stat(entry: Path | os.DirEntry[str]) -> tuple[int, ...] | None:

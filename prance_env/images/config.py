@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+NUMERIC = "numeric"
+"""As `class_map`: the label of a class is the number that it is named by."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 # Prefix of a timm name: the package it needs, how to get it, and which fields of `DatasetConfig` have a meaning for it.
@@ -18,7 +20,7 @@ TIMM_READERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "hfds": ("datasets", "'prance-env[hf]'", (*_READER, "class_map")),
     "hfids": ("datasets", "'prance-env[hf]'", (*_READER, "class_map", "num_samples", "download")),
     "tfds": ("tensorflow_datasets", "tensorflow-datasets tensorflow", (*_READER, "class_map", "download")),
-    "wds": ("webdataset", "'prance-env[wds]'", _READER),
+    "wds": ("webdataset", "'prance-env[wds]'", (*_READER, "num_samples")),
 }
 FOLDER_FIELDS = (*_TRANSFORM, "class_map")
 
@@ -40,11 +42,13 @@ class DatasetConfig:
         root: Folder of a timm data set; for "wds/FOLDER" it is FOLDER unless given.
         crop_pct: The shorter side is resized to `img_size / crop_pct` before the centre is cut out; in (0, 1].
         interpolation: One of `INTERPOLATIONS`.
-        class_map: Text file with one class name per line; line k is label k. None: alphabetical order of the folders,
-            or the labels of the source.
+        class_map: Text file with one class name per line; line k is label k. "numeric": classes are named by their
+            labels, "0", "1", ... None: alphabetical order of the folders of the training split, or the labels of the
+            source.
         input_key: Column or file ending of the images, where a reader has a choice.
         target_key: Column of the labels, where a reader has a choice.
-        num_samples: Length of a stream that does not know its own.
+        num_samples: Length of a stream that does not know its own, or of shards without `_info.json`; fewer images are
+            an error.
         download: Whether timm may download the data set.
     """
 
@@ -101,23 +105,22 @@ class DatasetConfig:
             name = name if name in registered else absolute_path(name)
         elif self.prefix != "torch" and os.path.exists(absolute_path(rest)):
             name = f"{prefix}{slash}{absolute_path(rest)}"
-        root, class_map = (None if path is None else absolute_path(path) for path in (self.root, self.class_map))
+        root = None if self.root is None else absolute_path(self.root)
+        class_map = self.class_map if self.class_map in (None, NUMERIC) else absolute_path(self.class_map)
         return replace(self, name=name, root=root, class_map=class_map)
 
-    def paths(self, registered: list[str]) -> list[str]:
-        """Files and folders that the images and labels come from, as far as they are told; for `absolute` ones.
+    def paths(self) -> list[str]:
+        """Files and folders that timm reads, as far as they are told."""
+        if self.prefix in ("torch", "tfds"):
+            return [] if self.root is None else [self.root]
+        # What Hugging Face's readers call root is their cache.
+        return [self.root if self.prefix == "wds" and self.root is not None else self.name.partition("/")[2]]
 
-        Args:
-            registered: Names of registered data sets, of which nothing is known.
-        """
-        rest = self.name.partition("/")[2]
-        if self.prefix is None:
-            found = [] if self.name in registered else [self.name]
-        elif self.prefix in ("torch", "tfds"):
-            found = [] if self.root is None else [self.root]
-        else:  # what Hugging Face's readers call root is their cache
-            found = [self.root if self.prefix == "wds" and self.root is not None else rest]
-        return [*found, *([] if self.class_map is None else [self.class_map])]
+    def of_folder(self) -> DatasetConfig:
+        """The same as a folder in ImageNet's layout, if it is one by another name."""
+        if self.root is not None and self.name.lower() in ("torch/folder", "torch/image_folder"):
+            return replace(self, name=self.root, root=None, download=False)
+        return self
 
     def check(self, registered: list[str]) -> None:
         """Checks all that can be checked without opening the data set.
@@ -150,13 +153,13 @@ class DatasetConfig:
             raise ValueError(f"dataset={self.name!r} has no use for {excess}; what it takes is {list(allowed)}.")
 
     def read_class_map(self) -> dict[str, int] | None:
-        """Class name to label, or None.
+        """Class name to label as the file says, or None if there is no file.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it is empty or names a class twice.
         """
-        if self.class_map is None:
+        if self.class_map in (None, NUMERIC):
             return None
         path = Path(self.class_map).expanduser()
         if not path.is_file():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +9,11 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from supernet.files import digest_of
+
 from .config import DatasetConfig
 from .decoded import DecodedSource
+from .labels import labels_of, warn_of_few
 from .transform import ImageTransform
 
 SPLIT_FOLDERS = {
@@ -48,11 +48,7 @@ class Files:
 
     def identity(self) -> str:
         """Changes when a file is added, removed or written again."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            stat = os.stat(path)
-            digest.update(f"{path.removeprefix(self.folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        return digest_of(self.paths, self.folder)
 
 
 def split_folder(folder: Path, split: str) -> Path:
@@ -80,23 +76,28 @@ def split_folder(folder: Path, split: str) -> Path:
     return folder
 
 
-def check_same_classes(folder: Path, *splits: str) -> None:
-    """Checks that all splits have folders of the same classes: labels are numbers of folders, in each split by itself.
+def class_folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, by alphabet; hidden ones are no classes."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
-    Args:
-        folder: As for `split_folder`.
-        splits: Names of splits.
 
-    Raises:
-        ValueError: If a split lacks a class that another has, or a split is missing.
-    """
-    classes = {split: {p.name for p in split_folder(folder, split).iterdir() if p.is_dir()} for split in splits}
-    for split, own in classes.items():
-        if missing := sorted(set().union(*classes.values()) - own):
-            raise ValueError(
-                f"The split {split!r} of {folder} has no folder of the classes {missing[:8]}, so that its labels would "
-                "mean other classes; add them, or name all classes in a class_map."
-            )
+def training_classes(root: Path) -> list[str]:
+    """The classes of the training split, whose order is that of the labels in every split; none if there is no such."""
+    names = [name for name in SPLIT_FOLDERS["train"] if (root / name).is_dir()]
+    return class_folders(root / names[0]) if names else []
+
+
+class _Listing(ImageFolder):
+    """Lists files with labels that are given."""
+
+    def __init__(self, folder: str, label_of: dict[str, int]) -> None:
+        self._label_of = label_of
+        super().__init__(folder)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        if not self._label_of:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return list(self._label_of), self._label_of
 
 
 def load_folder(
@@ -117,21 +118,21 @@ def load_folder(
         ValueError: If the split is missing, or there are no classes or images, or the class map lacks a class.
         PermissionError: If the folder cannot be read.
     """
-    folder = split_folder(Path(config.name).expanduser(), split)
+    root = Path(config.name).expanduser()
+    folder = split_folder(root, split)
+    own, by_training = class_folders(folder), training_classes(root)
+    named = own if config.class_map is not None or not by_training else by_training
+    if unknown := [name for name in own if name not in named]:
+        raise ValueError(
+            f"{folder} has the classes {unknown[:8]}, which the training split of {root} lacks, and so their labels "
+            "are not known; remove them, or pass dataset={'name': ..., 'class_map': FILE}."
+        )
+    label_of = labels_of(named, config, str(folder))
     try:
-        listed = ImageFolder(str(folder))
+        listed = _Listing(str(folder), {name: label_of[name] for name in own})
     except FileNotFoundError as e:
         raise ValueError(f"{folder} is not laid out as <class>/<image files>: {e}") from e
-    class_map = config.read_class_map()
-    if class_map is not None and (missing := [c for c in listed.classes if c not in class_map]):
-        raise ValueError(f"class_map={config.class_map!r} lacks the classes {missing[:8]} of {folder}; add them.")
-    if class_map is None and len(listed.classes) < num_classes:
-        warnings.warn(
-            f"{folder} has {len(listed.classes)} classes, the supernet {num_classes}; label k is the k-th folder by "
-            "alphabet. If that is not what the supernet means, pass dataset={'name': ..., 'class_map': FILE}.",
-            stacklevel=2,
-        )
-    label_of = [k if class_map is None else class_map[name] for k, name in enumerate(listed.classes)]
-    labels = torch.tensor([label_of[k] for _, k in listed.samples], dtype=torch.int64)
+    warn_of_few(len(named), num_classes, config, str(folder))
+    labels = torch.tensor([label for _, label in listed.samples], dtype=torch.int64)
     paths = [path for path, _ in listed.samples]
     return DecodedSource(Files(str(folder), paths), labels, transform, num_workers, on_error)

@@ -9,6 +9,7 @@ from typing import Any
 
 from supernet import SupernetConfig
 from supernet.extension import Registry
+from supernet.files import state_of
 
 from .config import DatasetConfig
 from .digits import check_split, make_scenes
@@ -72,9 +73,33 @@ def check_dataset(dataset: str | dict[str, Any] | DatasetConfig, split: str) -> 
         ModuleNotFoundError: If a package that it needs is missing.
     """
     config = DatasetConfig.from_value(dataset)
-    config.check(list_datasets())
+    config.of_folder().check(list_datasets())
     if config.name == "digits":
         check_split(split)
+
+
+def dataset_state(config: DatasetConfig, split: str) -> Any:
+    """Differs whenever the images or labels of a split may differ.
+
+    Of a registered data set it is known only whether it was registered anew.
+
+    Args:
+        config: An `absolute` one.
+        split: As `load_dataset` takes it.
+
+    Raises:
+        ValueError: If the split is missing.
+        OSError: If a folder cannot be read.
+    """
+    if config.name in DATASETS:
+        return DATASETS[config.name]
+    paths, classes, of_folder = config.paths(), None, config.of_folder()
+    if of_folder.prefix is None:
+        from .folders import split_folder, training_classes
+
+        paths, classes = [str(split_folder(Path(of_folder.name), split))], training_classes(Path(of_folder.name))
+    files = [*paths, *([] if config.class_map is None else [config.class_map])]
+    return classes, [state_of(path) for path in files]
 
 
 def load_dataset(
@@ -101,7 +126,7 @@ def load_dataset(
         OSError: If a folder cannot be read.
     """
     check_dataset(dataset, split)
-    chosen = DatasetConfig.from_value(dataset)
+    chosen = DatasetConfig.from_value(dataset).absolute(list_datasets()).of_folder()
     if chosen.name in DATASETS:
         source = DATASETS[chosen.name](split)
         if not isinstance(source, ImageSource):
@@ -126,4 +151,4 @@ def load_dataset(
     from .timm_names import load_timm
 
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    return load_timm(chosen, split, transform, num_workers, on_error, folder)
+    return load_timm(chosen, split, transform, num_workers, on_error, folder, config.num_classes)

@@ -79,6 +79,7 @@ def pixel_map(
     cache_dir: Path,
     num_workers: int,
     on_error: str,
+    least: int = 0,
 ) -> ImageDataset:
     """The images of a stream, decoded now unless an earlier call has done so.
 
@@ -92,19 +93,21 @@ def pixel_map(
         cache_dir: Created if missing; the files are in a folder of it.
         num_workers: Processes that decode.
         on_error: "raise", or "skip": broken images are left out, with a warning each.
+        least: How many images the stream says that it holds.
 
     Raises:
         OSError: If an image is broken and `on_error` is "raise", or the stream cannot be read.
-        ValueError: If the stream is empty.
+        ValueError: If the stream is empty, or holds fewer images than it says.
     """
     shape = (transform.in_chans, transform.img_size, transform.img_size)
-    key = hashlib.sha256(f"{FORMAT} {identity} {transform} {PIL.__version__} {on_error}".encode()).hexdigest()[:32]
+    what = f"{FORMAT} {identity} {transform} {PIL.__version__} {on_error} {least}"
+    key = hashlib.sha256(what.encode()).hexdigest()[:32]
     folder = cache_dir.expanduser() / f"images-{key}"
 
     def decoded() -> Iterator[tuple[Pixels, int]]:
         empty = True
         with tqdm(desc=f"decoding into {folder}", unit="image") as bar:
-            for item in _decoded(stream(), transform, num_workers, on_error):
+            for item in _decoded(_counted(stream(), least), transform, num_workers, on_error):
                 yield item
                 bar.update()
                 empty = False
@@ -149,6 +152,19 @@ def _write(folder: Path, shape: tuple[int, ...], decoded: Callable[[], Iterator[
         # Last, because it says that the others are complete.
         write_text(folder / "header.json", json.dumps({"count": len(labels), "shape": shape}) + "\n")
         return len(labels)
+
+
+def _counted(items: Iterator[StreamItem], least: int) -> Iterator[StreamItem]:
+    """The items of a stream, which has to hold so many."""
+    count = 0
+    for item in items:
+        count += 1
+        yield item
+    if count < least:
+        raise ValueError(
+            f"The stream holds {count} images, but says that it holds {least}: files are missing or cut off. Fetch "
+            "them again, or correct the number (num_samples, or _info.json beside shards)."
+        )
 
 
 def _complete(folder: Path, shape: tuple[int, ...]) -> int | None:

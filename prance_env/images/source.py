@@ -153,7 +153,7 @@ def check_fits(source: ImageSource, config: SupernetConfig) -> None:
     """Checks a source against a supernet.
 
     Raises:
-        ValueError: If it is empty, or images have another size, or labels are missing or too large.
+        ValueError: If it is empty, or images have another size, or labels are missing, no whole numbers or too large.
     """
     expected = (config.in_chans, config.img_size, config.img_size)
     if tuple(source.image_shape) != expected:
@@ -161,6 +161,8 @@ def check_fits(source: ImageSource, config: SupernetConfig) -> None:
     if not len(source):
         raise ValueError("The data set holds no images; check its folder and its split.")
     labels = source.labels
+    if labels.is_floating_point():
+        raise ValueError(f"The labels are {labels.dtype}; expected whole numbers, 0 to {config.num_classes - 1}.")
     if int(labels.min()) < 0:
         raise ValueError(f"Image {int(labels.argmin())} has no label ({int(labels.min())}); take another split.")
     if int(labels.max()) >= config.num_classes:

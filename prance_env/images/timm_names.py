@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from supernet.files import digest_of
+
 from .config import DatasetConfig
 from .decoded import DecodedSource
+from .labels import reader_labels, warn_of_few, whole
 from .pixel_map import StreamItem, pixel_map
 from .source import ImageDataset, ImageSource
 from .transform import ImageTransform
@@ -22,6 +26,7 @@ from .transform import ImageTransform
 # Names of one split, the most usual first; readers differ in which they know.
 _SPLITS = {"val": ("val", "validation", "valid"), "validation": ("validation", "val", "valid")}
 # torchvision's data sets take every unknown split for the test images.
+END_OF_TAR = 1024
 _TORCH_SPLITS = ("train", "training", "val", "valid", "validation", "eval", "test")
 
 
@@ -69,6 +74,7 @@ def load_timm(
     num_workers: int,
     on_error: str,
     cache_dir: Path,
+    num_classes: int,
 ) -> ImageSource:
     """Opens a data set of `timm.data.create_dataset`.
 
@@ -82,28 +88,54 @@ def load_timm(
         num_workers: Processes that decode.
         on_error: "raise" or "skip", what to do with broken images.
         cache_dir: For streams.
+        num_classes: Of the supernet; fewer are worth a warning.
 
     Raises:
-        ValueError: If timm cannot open it, or the split is unknown.
+        ValueError: If timm cannot open it, the split is unknown, a label is no whole number, or a stream holds fewer
+            images than it says.
         OSError: If an image of a stream is broken and `on_error` is "raise".
     """
     if config.prefix == "wds":
         return _load_shards(config, split, transform, num_workers, on_error, cache_dir)
     opened, split = _open(config, split)
+    source = f"{config.name} {split}"
+    reader: Any = getattr(opened, "reader", None)
     if config.prefix == "hfds":
-        _check_columns(opened.reader, config)
+        _check_columns(reader, config)
+    names = _class_names(reader, config, split)
+    label_of = reader_labels(names, config, source)
+    if names:
+        warn_of_few(len(names), num_classes, config, source)
     if config.prefix in ("hfids", "tfds"):
 
         def stream() -> Iterator[StreamItem]:
             for number, (image, label) in enumerate(opened):
-                yield StreamItem(f"{config.name} {split}: [{number}]", image, int(label))
+                name = f"{source}: [{number}]"
+                yield StreamItem(name, image, label_of(label, name))
 
-        identity = f"{config} {split} {transform}"
-        return pixel_map(stream, transform, identity, cache_dir, num_workers, on_error)
-    labels = torch.tensor(_labels(opened), dtype=torch.int64)
-    known = getattr(getattr(getattr(opened, "reader", None), "dataset", None), "_fingerprint", None)
-    fingerprint = known or hashlib.sha256(labels.numpy().tobytes()).hexdigest()
-    return DecodedSource(Items(opened, config, split, fingerprint), labels, transform, num_workers, on_error)
+        identity = f"{config} {config.read_class_map()} {split} {_version(reader.builder)} {transform}"
+        return pixel_map(stream, transform, identity, cache_dir, num_workers, on_error, reader.num_samples)
+    found = enumerate(_labels(opened))
+    labels = torch.tensor(
+        [-1 if label is None else label_of(label, f"{source}: [{i}]") for i, label in found], dtype=torch.int64
+    )
+    known = getattr(getattr(reader, "dataset", None), "_fingerprint", None)
+    if known is None:
+        known = digest_of(config.paths()) + hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+    return DecodedSource(Items(opened, config, split, known), labels, transform, num_workers, on_error)
+
+
+def _version(builder: Any) -> str:
+    """What tells the files of a streaming builder from an earlier or another version of them.
+
+    Args:
+        builder: Of Hugging Face, which knows its files and, on the hub, their revision; or of TensorFlow Datasets.
+    """
+    folder = getattr(builder, "data_dir", None)  # TensorFlow's, with the version in its name
+    files = [str(path) for paths in (getattr(builder.config, "data_files", None) or {}).values() for path in paths]
+    paths = [path for path in (folder, *files) if path is not None and os.path.exists(path)]
+    told = [getattr(builder, name, None) for name in ("config_id", "hash")]
+    return f"{told} {files} {folder} {digest_of(paths)}"
 
 
 def _open(config: DatasetConfig, split: str) -> tuple[Any, str]:
@@ -113,7 +145,6 @@ def _open(config: DatasetConfig, split: str) -> tuple[Any, str]:
     if config.prefix == "torch" and split not in _TORCH_SPLITS:
         raise ValueError(f"split={split!r} is unknown; choose one of {_TORCH_SPLITS}.")
     options: dict[str, Any] = {
-        "class_map": config.read_class_map(),
         "input_key": config.input_key,
         "target_key": config.target_key,
         "num_samples": config.num_samples,
@@ -147,8 +178,22 @@ def _check_columns(reader: Any, config: DatasetConfig) -> None:
             raise ValueError(f"dataset={config.name!r} has no column {what}={key!r}; it has {columns}.")
 
 
-def _labels(opened: Any) -> list[int]:
-    """Labels of an indexable data set, if possible without decoding an image."""
+def _class_names(reader: Any, config: DatasetConfig, split: str) -> list[str]:
+    """What the numbers that a reader of Hugging Face or TensorFlow Datasets gives stand for; empty if unknown."""
+    if config.prefix == "hfds":
+        features = reader.dataset.features
+    elif config.prefix in ("hfids", "tfds"):
+        features = reader.builder.info.features
+        if features is None:  # files say so when they are opened
+            features = reader.builder.as_streaming_dataset(split=split).features
+    else:
+        return []
+    key = config.target_key or "label"
+    return list(getattr(features[key], "names", None) or []) if features is not None and key in features else []
+
+
+def _labels(opened: Any) -> list[Any]:
+    """Labels of an indexable data set as its reader gives them, if possible without decoding an image."""
     reader: Any = getattr(opened, "reader", None)
     if hasattr(reader, "iter_targets"):
         labels = list(reader.iter_targets())
@@ -157,10 +202,7 @@ def _labels(opened: Any) -> list[int]:
     else:
         known = getattr(opened, "targets", None)
         labels = [opened[i][1] for i in range(len(opened))] if known is None else list(known)
-    try:
-        return [-1 if label is None else int(label) for label in labels]
-    except (TypeError, ValueError) as e:
-        raise ValueError(f"The labels are not single whole numbers, but such as {labels[0]!r}; pass target_key.") from e
+    return labels
 
 
 def _load_shards(
@@ -181,16 +223,29 @@ def _load_shards(
             name = f"{sample['__url__']}: {sample['__key__']}"
             image = next((sample[ending] for ending in endings if ending in sample), None)
             try:
-                label = int(json.loads(sample["json"])[target_key] if target_key else sample["cls"])
+                label = whole(json.loads(sample["json"])[target_key] if target_key else sample["cls"], name)
             except (KeyError, TypeError, ValueError) as e:
                 where = f"{target_key!r} in its .json" if target_key else ".cls"
-                raise ValueError(f"{name} has no whole number as label in {where}; pass target_key.") from e
+                raise ValueError(f"{name} has no whole number as label in {where}; pass target_key. ({e})") from e
             if image is None:
                 found = sorted(k for k in sample if not k.startswith("__"))
                 raise ValueError(f"{name} has no image ending in {endings}, only {found}; pass input_key.")
             yield StreamItem(name, image, label)
 
-    stats = [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in shards if os.path.exists(name)]
-    return pixel_map(
-        stream, transform, f"{config} {split} {shards} {stats} {transform}", cache_dir, num_workers, on_error
-    )
+    for shard in shards:
+        _check_whole(shard, on_error)
+    identity = f"{config} {split} {shards} {digest_of([s for s in shards if os.path.exists(s)])} {transform}"
+    return pixel_map(stream, transform, identity, cache_dir, num_workers, on_error, reader.num_samples)
+
+
+def _check_whole(shard: str, on_error: str) -> None:
+    """A tar ends in zeros, at least 1,024 of them; one that was cut between two files is read without complaint."""
+    if not shard.endswith(".tar") or not os.path.isfile(shard):
+        return
+    with open(shard, "rb") as file:
+        file.seek(max(0, os.path.getsize(shard) - END_OF_TAR))
+        if file.read().strip(b"\0") or os.path.getsize(shard) < END_OF_TAR:
+            message = f"{shard} has no end: it was cut off, and images are missing. Copy it again"
+            if on_error == "raise":
+                raise ValueError(f"{message}, or pass on_error='skip'.")
+            warnings.warn(f"{message}.", stacklevel=3)

@@ -12,25 +12,28 @@ from PIL import Image, ImageOps
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 Pixels = NDArray[np.uint8]
+# Formats whose integers Pillow may call 32 bits wide, though they have 16 and use all of them.
+SIXTEEN_BITS = ("PNG", "PPM")
 
 
 def upright(image: Image.Image, in_chans: int) -> Image.Image:
     """The picture that a viewer would show, in grey or in colour.
 
     The orientation that a camera has noted is applied, 16-bit grey is scaled to 8 bits (Pillow would clip it), and what
-    is transparent is shown on white.
+    is transparent is shown on white. What has 32 bits is refused, as nobody knows the range of its numbers.
 
     Args:
         image: Opened by Pillow; loaded or not.
         in_chans: 1 for grey, 3 for colour.
 
     Raises:
-        ValueError: If the image holds floating-point numbers, whose range nobody knows.
+        ValueError: If the image holds floating-point numbers or 32-bit integers.
         OSError: If the file is damaged.
     """
+    if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS) or image.mode == "I;16S":
+        what = "floating point" if image.mode == "F" else "signed or 32-bit integers"
+        raise ValueError(f"mode {image.mode!r} ({what}) has no range to show it in; convert the file to 8 or 16 bits")
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("mode 'F' (floating point) has no range to show it in; convert the file to 8 or 16 bits")
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))

@@ -41,9 +41,20 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     with Image.open(tmp_path / "deep.png") as image:
         shown = np.asarray(upright(image, 1))
     np.testing.assert_array_equal(shown, (ramp / 257).round())
-    wide = Image.fromarray(ramp.astype(np.int32))
-    assert wide.mode == "I"
-    np.testing.assert_array_equal(np.asarray(upright(wide, 1)), shown)
+    with Image.open(tmp_path / "deep.png") as image:  # as Pillow before 11 opens it
+        older = image.convert("I")
+        older.format = "PNG"
+    np.testing.assert_array_equal(np.asarray(upright(older, 1)), shown)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_without_a_range_are_refused_and_not_black(kind: type, tmp_path: Path) -> None:
+    numbers = np.arange(64 * 64).reshape(64, 64) // 16  # 0 to 255, which 16 bits would show as black
+    Image.fromarray(numbers.astype(kind)).save(tmp_path / "wide.tif")
+    with Image.open(tmp_path / "wide.tif") as image, pytest.raises(ValueError, match=r"mode '[IF]'.*8 or 16 bits"):
+        upright(image, 1)
+    with pytest.raises(ValueError, match=r"mode '[IF]'"):
+        upright(Image.fromarray(numbers.astype(kind)), 3)
 
 
 def test_what_is_transparent_is_shown_on_white(tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def written_again(folder: Path) -> None:
 
 
 def a_class_renamed(folder: Path) -> None:
-    (folder / "val" / "class_0").rename(folder / "val" / "class_9")
+    (folder / "val" / "class_0").rename(folder / "val" / "class_2b")
+    (folder / "train" / "class_0").rename(folder / "train" / "class_2b")
 
 
 @pytest.mark.parametrize("change", [added, removed, written_again, a_class_renamed], ids=lambda c: c.__name__)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from image_files import CONFIG, break_files, everything, expected_pixels, files_of, image_folder
+from image_files import CONFIG, everything, expected_pixels, files_of, hugging_face_folder, shards
 
 from prance_env.images.loading import load_dataset
 
@@ -24,22 +21,6 @@ def test_a_torchvision_data_set_by_its_timm_name(folder: Path) -> None:
         load_dataset({"name": "torch/folder", "root": str(folder)}, "tset", CONFIG)
     with pytest.raises(ValueError, match=r"'torch/nosuch'.*could not be opened.*nosuch"):
         load_dataset({"name": "torch/nosuch", "root": str(folder)}, "val", CONFIG)
-
-
-def hugging_face_folder(root: Path, broken: tuple[int, ...] = ()) -> tuple[Path, list[Path]]:
-    """A parquet data set with the splits train and validation, and the files that went into the latter."""
-    datasets = pytest.importorskip("datasets")
-    (root / "data").mkdir()
-    image_folder(root / "files", 3)
-    for split, name in (("train", "train"), ("val", "validation")):
-        files = break_files(root / "files" / split, *broken)
-        rows = {
-            "image": [{"bytes": f.read_bytes(), "path": f.name} for f in files],
-            "label": [int(f.parent.name[-1]) for f in files],
-        }
-        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(3))
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / "data" / f"{name}.parquet"))
-    return root / "data", files
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -63,28 +44,6 @@ def test_a_broken_image_of_a_hugging_face_data_set_is_named(tmp_path: Path) -> N
     source = load_dataset({"name": f"hfds/{data}", "root": str(tmp_path / "hf")}, "val", CONFIG)
     with pytest.raises(OSError, match=rf"{data} validation: {files[4].name} \(image 4\) cannot be decoded"):
         everything(source)
-
-
-def shards(root: Path, broken: tuple[int, ...] = (), info: bool = True, label: str = "cls") -> list[Path]:
-    """Two WebDataset shards of the validation images of a folder, which are returned."""
-    pytest.importorskip("webdataset")
-    image_folder(root / "files", 6)
-    files = break_files(root / "files" / "val", *broken)
-    (root / "shards").mkdir()
-    for shard in range(2):
-        with tarfile.open(root / "shards" / f"pictures-val-{shard}.tar", "w") as tar:
-            for k in range(9 * shard, 9 * shard + 9):
-                value = str(files[k].parent.name[-1])
-                sidecar = ("cls", value) if label == "cls" else ("json", json.dumps({label: int(value)}))
-                for ending, data in ((files[k].suffix[1:], files[k].read_bytes()), (sidecar[0], sidecar[1].encode())):
-                    entry = tarfile.TarInfo(f"sample{k:04d}.{ending}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
-    if info:
-        names = [f"pictures-val-{k}.tar" for k in range(2)]
-        split = {"name": "val", "num_samples": 18, "filenames": names, "shard_lengths": [9, 9]}
-        (root / "shards" / "_info.json").write_text(json.dumps({"splits": {"val": split}}))
-    return files
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

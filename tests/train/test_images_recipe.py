@@ -164,10 +164,10 @@ def test_a_teacher_of_other_classes_or_images_is_refused(source: str, folder: Pa
             train_supernet(recipe, tmp_path / "run")
 
 
-def test_a_class_that_is_missing_in_one_split_is_named(source: str, folder: Path, tmp_path: Path) -> None:
+def test_a_class_that_is_missing_among_the_training_images_is_named(source: str, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "images")
-    shutil.rmtree(tmp_path / "images" / "val" / "class_1")
-    with pytest.raises(ValueError, match=r"The split 'val' .* has no folder of the classes \['class_1'\]"):
+    shutil.rmtree(tmp_path / "images" / "train" / "class_1")
+    with pytest.raises(ValueError, match=r"val has the classes \['class_1'\], which the training split"):
         train_supernet(images_recipe(source, tmp_path / "images"), tmp_path / "run")
 
 

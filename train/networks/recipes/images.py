@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,9 +21,7 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
-from prance_env.images.config import DatasetConfig
-from prance_env.images.folders import check_same_classes
-from prance_env.images.loading import check_dataset, list_datasets, load_dataset
+from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SubnetConfig, Supernet, reorder
 from supernet.layers import ElasticBlock
@@ -200,11 +197,7 @@ class ImagesRecipe(Recipe):
         return TrainingImages(source, view, self.batch_size, self.seed, self.num_workers, opened, mix)
 
     def _loaded(self, split: str) -> ImageSource:
-        check_dataset(self.dataset, split)
-        data = DatasetConfig.from_value(self.dataset)
-        if data.prefix is None and data.class_map is None and data.name not in list_datasets():
-            check_same_classes(Path(data.name).expanduser(), "train", "val")
-        source = load_dataset(data, split, self._initial.config, self.num_workers)
+        source = load_dataset(self.dataset, split, self._initial.config, self.num_workers)
         check_fits(source, self._initial.config)
         return source
 
