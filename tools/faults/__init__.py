@@ -1,0 +1,1 @@
+"""Faults at every file event of every long command: `python -m tools.faults`."""

@@ -1,0 +1,102 @@
+"""`python -m tools.faults`: see `Walk`."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from supernet.files import write_text
+from train.machine import machine
+
+from .cases import Case, cases, small_world
+from .forked import run
+from .walk import Found, Planned, plan, walk_one
+
+
+@dataclass
+class Walk:
+    """Kill, tear and fill the disk at the file events of every long command, go on, and compare with a run that nothing
+    happened to: the folders must hold the same, bit for bit.
+
+    Attributes:
+        commands: Which of them; all if none is named.
+        every: Walk every so many file events.
+        moments: SIGKILLs at random moments of every command, beside those at file events.
+        jobs: Processes.
+        seed: Draws the random moments.
+        out: JSON file for what was found.
+    """
+
+    commands: tuple[str, ...] = ()
+    every: int = 1
+    moments: int = 10
+    jobs: int = 2
+    seed: int = 0
+    out: Path | None = None
+
+    def run(self) -> None:
+        """Walks, prints a table, and ends with status 1 if anything is wrong."""
+        torch.set_num_threads(1)
+        begun, console = time.monotonic(), Console()
+        table = Table("command", "file events", "faults", "of which", "wrong")
+        wrong: list[Found] = []
+        report: dict[str, Any] = {"machine": machine("cpu"), "seed": self.seed, "every": self.every, "commands": {}}
+        with tempfile.TemporaryDirectory(prefix="prance-faults-") as folder, small_world():
+            known = cases(Path(folder))
+            for name in self.commands or known:
+                events, found = self._walk(name, known[name], Path(folder), console)
+                bad = [f for f in found if f.problems]
+                kinds = Counter(f.planned.kind for f in found)
+                table.add_row(name, str(events), str(len(found)), _in_words(kinds), str(len(bad)))
+                report["commands"][name] = {"events": events, "faults": kinds, "wrong": [f.plain() for f in bad]}
+                wrong += bad
+        for f in wrong[:20]:
+            console.print(f"{f.command}, {f.planned}:", *f.problems, sep="\n  ", markup=False, highlight=False)
+        console.print(table)
+        report["seconds"] = round(time.monotonic() - begun, 1)
+        faults = sum(sum(c["faults"].values()) for c in report["commands"].values())
+        console.print(f"{faults} faults in {report['seconds']:.0f} s, {len(wrong)} of them wrong")
+        if self.out is not None:
+            write_text(self.out, json.dumps(report, indent=1) + "\n")
+        sys.exit(1 if wrong else 0)
+
+    def _walk(self, name: str, case: Case, folder: Path, console: Console) -> tuple[int, list[Found]]:
+        whole = folder / name / "whole"
+        reference = run(case.words, whole)
+        if reference.status:
+            sys.exit(f"{name} fails by itself: {reference.text}")
+        planned = [*plan(case, len(reference.events), self.every, self.moments, self.seed)]
+        console.print(f"{name}: {len(reference.events)} file events, {len(planned)} faults")
+        with multiprocessing.get_context("fork").Pool(self.jobs) as pool:
+            parts = [(name, case, planned[job :: self.jobs], whole, reference.seconds) for job in range(self.jobs)]
+            found = [f for part in pool.starmap(_walk_part, parts) for f in part]
+        shutil.rmtree(folder / name)
+        return len(reference.events), found
+
+
+def _walk_part(name: str, case: Case, planned: Sequence[Planned], whole: Path, seconds: float) -> list[Found]:
+    # The same name for every try, as some files hold it.
+    out = Path(tempfile.mkdtemp(prefix="prance-faults-")) / "run"
+    return [walk_one(name, case, p, whole, seconds, out) for p in planned]
+
+
+def _in_words(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+if __name__ == "__main__":
+    tyro.cli(Walk).run()

@@ -1,0 +1,118 @@
+"""The long commands in their shortest forms, on few and small images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import yaml
+
+from agents.sb3.hyperparams import read_preset
+from prance_env.images import loading
+from prance_env.settings import EnvSettings
+from train.commands.main import COMMANDS, Group
+from train.networks.recipes import digits
+from train.search import confidence
+from train.yardsticks import compute, leaderboard
+
+SCENES = {"train": 64, "val": 32, "test": 32}
+FEW_SUBNETS = ("--num-subnets", "8", "--oracle-subnets", "4", "--copies", "1")
+SHORT = {
+    "ppo": {"n_envs": 4, "n_timesteps": 36, "n_steps": 3, "batch_size": 12, "n_epochs": 1},
+    "sac": {
+        "n_envs": 4,
+        "n_timesteps": 24,
+        "learning_starts": 8,
+        "buffer_size": 32,
+        "batch_size": 8,
+        "gradient_steps": 1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command.
+
+    Attributes:
+        words: What is typed, but for --out.
+        resume: What is typed to go on; None: the same again.
+        every: Walk so many events at a time: for what takes long and is made of parts that are walked themselves.
+        done: How a second start says that nothing is left to do; None: it never does.
+    """
+
+    words: tuple[str, ...]
+    resume: tuple[str, ...] | None = None
+    every: int = 1
+    done: str | None = None
+
+
+def cases(files: Path) -> dict[str, Case]:
+    """All of them by name; `files` is a folder for what they read."""
+    for algo, short in SHORT.items():
+        entry = {"policy": "MlpPolicy", **read_preset(algo).hyperparams, **short}
+        (files / f"{algo}.yml").write_text(yaml.safe_dump({"default": entry}))
+    agent, often = ("train", "agent", "--resume", "--save-freq", "0"), ("--save-freq", "0")
+    train = ("train", "agent", *often, "--algo")
+    return {
+        "ppo": Case((*train, "ppo", "--conf-file", str(files / "ppo.yml")), agent),
+        "sac": Case((*train, "sac", "--conf-file", str(files / "sac.yml")), agent),
+        "prance_ppo": Case((*train, "prance_ppo", "--n-envs", "512", "--total-timesteps", "4608"), agent),
+        "supernet": Case(
+            ("train", "supernet", "--preset", "digits-quick", *often),
+            ("train", "supernet", "--preset", "digits-quick", "--resume", *often),
+        ),
+        "tune": Case(
+            (
+                "tune",
+                "--algo",
+                "a2c",
+                "--trials",
+                "2",
+                "--total-timesteps",
+                "24",
+                "--n-envs",
+                "8",
+                "--evaluations",
+                "1",
+            ),
+            ("tune", "--resume"),
+        ),
+        "yardsticks": Case(("yardsticks", *FEW_SUBNETS)),
+        "benchmark": Case(("benchmark", "--seeds", "0", "--total-timesteps", "48", *FEW_SUBNETS), every=8),
+        "eval": Case(("eval", "--agent", "full", "random", "--split", "val", "--controls")),
+        "export": Case(("export", "--format", "safetensors")),
+        "import": Case(("import", "timm", "test_vit"), done="holds a network already"),
+    }
+
+
+def import_everything() -> None:
+    """Whatever commands import, so that forked processes need not."""
+    for command in COMMANDS.values():
+        for part in command.commands.values() if isinstance(command, Group) else [command]:
+            part.load()
+    for name in ("optuna", "sqlalchemy.dialects.sqlite", "torch.utils.tensorboard", "tqdm.rich"):
+        import_module(name)
+
+
+@contextmanager
+def small_world() -> Iterator[None]:
+    """Few scenes, a short recipe, and the engines made beforehand, so that forked processes have them."""
+    quick = replace(digits.PRESETS["digits-quick"], steps=4, batch_size=8, checkpoint_every=2, val_scenes=32)
+    with (
+        mock.patch.dict(loading.DIGITS_SCENES, SCENES),
+        mock.patch.dict(digits.PRESETS, {"digits-quick": quick}),
+        mock.patch.multiple(compute, PRICES=np.array([0.03, 0.3]), CONFIDENCE_PRICES=np.array([0.03])),
+        mock.patch.multiple(confidence, SWEEPS=1, NUM_CANDIDATES=2),
+        mock.patch.object(compute, "SWEEPS", 1),
+        mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
+    ):
+        import_everything()
+        for split in SCENES:
+            EnvSettings.from_id(split=split).engine()
+        yield

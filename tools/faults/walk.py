@@ -1,0 +1,117 @@
+"""Walking the file events of a command: a fault at each, and what comes of going on."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from train.runs.folder import CONFIG
+
+from .cases import Case
+from .events import KINDS, Fault
+from .folders import differences
+from .forked import Outcome, run
+
+KILLED, TERMINATED = -signal.SIGKILL, 128 + signal.SIGTERM
+ENDS = {"kill": {KILLED}, "torn": {KILLED}, "full": {0, 1}, "term": {0, TERMINATED}, "random": {0, KILLED}}
+"""Exit statuses that may follow a fault; a command that is done does not mind that there is no room left."""
+OTHERS = KINDS[1:]
+TWICE = 4
+"""Every so many runs that were killed and resumed are killed as well, at an event of their own, and resumed again."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One fault of the walk.
+
+    Attributes:
+        kind: One of `KINDS`, or "random": SIGKILL at any moment, in the middle of whatever runs.
+        at: The file event, or for "random" the fraction of the command's time.
+        again: At which event the resumed run is killed as well; None: not.
+    """
+
+    kind: str
+    at: float
+    again: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a fault; `problems` is empty if all is well."""
+
+    command: str
+    planned: Planned
+    problems: list[str]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def plan(case: Case, events: int, every: int, moments: int, seed: int) -> Iterator[Planned]:
+    """The faults of a walk through a command.
+
+    Args:
+        case: The command.
+        events: Its file events.
+        every: Walk every so many of them. At each there is a SIGKILL, and another fault; the others take turns.
+        moments: How many SIGKILLs at random moments.
+        seed: Draws them, and the second faults.
+    """
+    rng, stride = random.Random(seed), every * case.every
+    for turn, event in enumerate(range(0, events, stride)):
+        again = rng.randrange(events) if turn % TWICE == 0 else None
+        yield Planned("kill", event, again)
+        yield Planned(OTHERS[turn % len(OTHERS)], event)
+    for _ in range(moments):
+        yield Planned("random", rng.random())
+
+
+def walk_one(name: str, case: Case, planned: Planned, whole: Path, seconds: float, out: Path) -> Found:
+    """Lets one thing go wrong, goes on, and compares.
+
+    Args:
+        name: Of the command.
+        case: The command.
+        planned: The fault.
+        whole: What the command writes when nothing goes wrong.
+        seconds: How long it then takes.
+        out: Where to try; removed at the end.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    if planned.kind == "random":
+        first = run(case.words, out, kill_after=planned.at * seconds)
+    else:
+        first = run(case.words, out, Fault(planned.kind, int(planned.at)))
+    problems = _wrong(first, ENDS[planned.kind], "with the fault")
+    if planned.again is not None:
+        second = run(_words_to_go_on(case, out), out, Fault("kill", planned.again))
+        problems += [] if _is_done(second, case) else _wrong(second, {0, KILLED}, "killed again")
+    last = run(_words_to_go_on(case, out), out)
+    problems += [] if _is_done(last, case) else _wrong(last, {0}, "resumed")
+    problems += differences(whole, out)
+    shutil.rmtree(out, ignore_errors=True)
+    return Found(name, planned, problems)
+
+
+def _words_to_go_on(case: Case, out: Path) -> tuple[str, ...]:
+    """With --resume, if there is a run that can be resumed; what says that there is none says to drop it."""
+    return case.words if case.resume is None or not (out / CONFIG).exists() else case.resume
+
+
+def _is_done(outcome: Outcome, case: Case) -> bool:
+    return case.done is not None and outcome.status == 1 and case.done in outcome.text
+
+
+def _wrong(outcome: Outcome, allowed: set[int], when: str) -> list[str]:
+    problems = []
+    if outcome.status not in allowed:
+        problems.append(f"{when}: exit status {outcome.status} instead of {sorted(allowed)}")
+    if "Traceback" in outcome.text:
+        problems.append(f"{when}: a traceback")
+    return [f"{problem}: {outcome.text[-1500:]}" for problem in problems]
