@@ -32,14 +32,16 @@ def to_host(tree: Any) -> Any:
     """A nest of dicts, tuples and lists with its tensors as numpy arrays, fetched from a device in a single copy."""
     tensors: list[Tensor] = []
 
-    def note(leaf: Any) -> Any:
+    def fetch(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
+            if leaf.device.type == "cpu":
+                return leaf.detach().numpy()
             tensors.append(leaf.detach())
         return leaf
 
-    _mapped(tree, note)
-    if not any(t.device.type != "cpu" for t in tensors):
-        return _mapped(tree, lambda leaf: leaf.detach().numpy() if isinstance(leaf, Tensor) else leaf)
+    tree = _mapped(tree, fetch)
+    if not tensors:
+        return tree
     offsets = _offsets([t.nbytes for t in tensors])
     packed = torch.empty(offsets[-1], dtype=torch.uint8, device=tensors[0].device)
     for tensor, offset in zip(tensors, offsets, strict=False):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet, SupernetConfig
+from supernet import GroupChoice, InferenceState, Supernet, SupernetConfig
 from supernet.arrays import Floats, Ints
 from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
@@ -25,15 +26,16 @@ from .device_episodes import DeviceEpisodes, begun_on_device, decide_on_device
 from .episodes import Episodes
 from .images.source import ImageSource, check_fits
 from .observations import OBSERVATIONS
-from .rewards.config import RewardConfig, accuracy_term, score
+from .rewards.config import RewardConfig, accuracy_term, terms
 from .rewards.costs import LatencyCost, MacsCost
-from .rewards.outcome import Outcome
+from .rewards.outcome import Outcome, call_reward_function
 from .rewards.prices import CostConditioning
 from .spaces import observe
 
 CACHE_BATCH = 256
 CACHE_MB = 1024.0
 STEADY_ROWS = 16
+REWARDED = ("reward", "reward_accuracy", "reward_macs", "reward_tokens", "value")
 
 
 class InferenceEngine:
@@ -105,7 +107,7 @@ class InferenceEngine:
             decision=0,
             embed_dim=np.full((batch, space.depth), c.embed_dim, dtype=np.int64),
             mlp_ratio=np.full((batch, space.depth), space.mlp_ratios[-1]),
-            keep_rate=SubnetConfig.full(space, batch).keep_rate.numpy(),
+            keep_rate=np.ones((batch, space.num_decisions, *((space.num_rates,) if space.num_rates > 1 else ()))),
             macs=np.full(batch, self.full_macs, dtype=np.int64),
             prediction=self._full_prediction[index],
             prob=self._full_prob[index],
@@ -141,7 +143,7 @@ class InferenceEngine:
         space, decision, batch = self.config.space, episodes.decision, len(episodes)
         group = episodes.state.group
         choice = GroupChoice.from_actions(space, torch.from_numpy(actions))
-        state = self.net.run_group(episodes.state, group, choice)
+        state = self.net.run_group(episodes.state, group, choice, known=True)
         paid = reward.mode != "terminal" or decision == space.num_decisions - 1
         macs, prediction, prob = self._to_go(state, episodes.label, paid)
 
@@ -168,20 +170,10 @@ class InferenceEngine:
             latency_spent_ms=latency_spent_ms,
             latency_ms=latency_ms,
         )
-        zeros = np.zeros(batch)
         if not paid:
-            return replace(
-                following, reward=zeros, reward_accuracy=zeros, reward_macs=zeros, reward_tokens=zeros, value=zeros
-            )
-        terms = score(reward, self._outcome(following, reward, full_latency_ms))
-        return replace(
-            following,
-            reward=terms.value - episodes.value if reward.mode == "potential" else terms.value,
-            reward_accuracy=terms.accuracy,
-            reward_macs=terms.macs,
-            reward_tokens=terms.tokens,
-            value=terms.value,
-        )
+            zeros: Any = np.zeros(batch)
+            return replace(following, **dict.fromkeys(REWARDED, zeros))
+        return replace(following, **self._rewards(following, reward, full_latency_ms))
 
     def _memory(self, batch: int) -> AbstractContextManager[None]:
         weights = self.net.pos_embed
@@ -203,22 +195,36 @@ class InferenceEngine:
         unit = unit.to(self.net.pos_embed.device, torch.float64, non_blocking=True)
         return decide_on_device(self.net, self.full_macs, episodes, unit, reward, self._recorder)
 
-    def _outcome(self, episodes: Episodes, reward: RewardConfig, full_latency_ms: float | None) -> Outcome:
-        """What is known after a decision, as reward functions get it."""
-        batch = len(episodes)
+    def _rewards(self, episodes: Episodes, reward: RewardConfig, full_latency_ms: float | None) -> dict[str, Any]:
+        """`REWARDED` after a decision; `episodes.value` is still that of the one before."""
         full_prediction, full_prob = self._full_prediction[episodes.index], self._full_prob[episodes.index]
-        unknown = np.full(batch, np.nan)
+        accuracy = accuracy_term(
+            reward.accuracy, episodes.success, full_prediction == episodes.label, episodes.prob, full_prob
+        )
+        cost: tuple[Any, Any] = (episodes.macs, self.full_macs)
+        if reward.cost == "latency":
+            cost = (episodes.latency_ms, full_latency_ms)
+        price = reward.macs_weight if episodes.macs_weight is None else episodes.macs_weight
+        value, *parts = terms(reward, accuracy, episodes.keep_rate, episodes.decision, *cost, price)
+        if reward.function is not None:
+            value = call_reward_function(reward.function, self._outcome(episodes, reward, accuracy, full_latency_ms))
+        gained = value - episodes.value if reward.mode == "potential" else value
+        return dict(zip(REWARDED, (gained, *parts, value), strict=True))
+
+    def _outcome(
+        self, episodes: Episodes, reward: RewardConfig, accuracy: Floats, full_latency_ms: float | None
+    ) -> Outcome:
+        """What is known after a decision, as reward functions get it."""
+        batch, unknown = len(episodes), np.full(len(episodes), np.nan)
         return Outcome(
             index=episodes.index,
             label=episodes.label,
             decision=np.full(batch, episodes.decision),
             prediction=episodes.prediction,
             prob=episodes.prob,
-            full_prediction=full_prediction,
-            full_prob=full_prob,
-            accuracy=accuracy_term(
-                reward.accuracy, episodes.success, full_prediction == episodes.label, episodes.prob, full_prob
-            ),
+            full_prediction=self._full_prediction[episodes.index],
+            full_prob=self._full_prob[episodes.index],
+            accuracy=accuracy,
             macs=episodes.macs,
             full_macs=np.full(batch, self.full_macs),
             latency_ms=unknown if episodes.latency_ms is None else episodes.latency_ms,
@@ -332,7 +338,5 @@ class InferenceEngine:
 
 def _verdict(logits: Tensor, label: Ints) -> tuple[Ints, Floats]:
     """(B,) class predicted and probability of the label."""
-    probs = logits.float().softmax(-1)
-    at_label = probs.gather(1, torch.from_numpy(label).to(probs.device)[:, None])[:, 0]
-    packed = torch.stack([probs.argmax(-1).float(), at_label]).cpu().numpy()
-    return packed[0].astype(np.int64), packed[1].astype(np.float64)
+    probs = logits.float().softmax(-1).cpu().numpy()
+    return probs.argmax(1), probs[np.arange(len(label)), label].astype(np.float64)

@@ -158,7 +158,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
                 finite numbers. The episode is then as before.
         """
         lanes = self._lanes
-        if lanes is None or bool(lanes.terminated()[0]):
+        if lanes is None or lanes.terminated()[0]:
             raise ResetNeeded("The episode has not begun or is over; call reset() before step().")
         action = check_action_shape(action, self.action_space.shape or ())
         lanes.step(action[None])
@@ -209,4 +209,4 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     @staticmethod
     def _returned(lanes: Lanes) -> tuple[NDArray[np.float32], dict[str, Any]]:
         observations, infos = to_host((lanes.observations(), lanes.infos()))
-        return observations[0], {k: v[0] if v.ndim > 1 else v[0].item() for k, v in infos.items()}
+        return observations[0], {k: v[0] if v.ndim > 1 else v.item() for k, v in infos.items()}

@@ -99,7 +99,7 @@ class Lanes:
                     prices[row] = conditioning.draw(self._generator(lane))
             fresh = self._dressed(self.engine.start(images), None if conditioning is None else prices)
             parts: list[tuple[Ints, Episodes]] = []
-            for members, episodes in self.parts:
+            for members, episodes in self.parts if len(lanes) < self.num_lanes else ():
                 stay = np.flatnonzero(~np.isin(members, lanes))
                 if len(stay):
                     parts.append((members[stay], episodes[stay]))
@@ -143,20 +143,23 @@ class Lanes:
 
     def _unit(self, actions: NDArray[np.floating] | Tensor) -> Floats | Tensor:
         """Actions (N, A) in [0, 1], where they lie."""
-        if isinstance(actions, Tensor) and len(self.parts) == 1 and self._in_order():
+        if isinstance(actions, Tensor) and self._together:
             return decode_actions(actions, self.settings.normalize_actions)
         array = actions.double().cpu().numpy() if isinstance(actions, Tensor) else actions
-        return decode_actions(np.where(self.terminated()[:, None], 0, array), self.settings.normalize_actions)
+        if any(self._over(episodes) for _, episodes in self.parts):
+            array = np.where(self.terminated()[:, None], 0, array)
+        return decode_actions(array, self.settings.normalize_actions)
 
-    def _in_order(self) -> bool:
-        """Whether all lanes are equally far, as one batch in their order."""
-        return len(self.parts) == 1 and np.array_equal(self.parts[0][0], np.arange(self.num_lanes))
+    @property
+    def _together(self) -> bool:
+        """Whether all lanes are equally far, and so one batch in their order."""
+        return len(self.parts) == 1
 
     def observations(self) -> Tensor:
         """(N, O) float32 on the device of the supernet, a fresh tensor that autograd can save."""
         settings = self.settings
         values = [self.engine.observe(e, settings.observation, settings.conditioning) for _, e in self.parts]
-        if self._in_order():
+        if self._together:
             return values[0].clone()
         order = np.argsort(np.concatenate([members for members, _ in self.parts]))
         return torch.cat(values)[torch.from_numpy(order).to(values[0].device)]
@@ -164,18 +167,21 @@ class Lanes:
     def rewards(self) -> Floats | Tensor:
         """(N,) rewards of the last decisions; a tensor if that is where they are."""
         _, first = self.parts[0]
-        if isinstance(first, DeviceEpisodes) and self._in_order():
+        if isinstance(first, DeviceEpisodes) and self._together:
             return first.numbers["reward"]
         return self._gather([e.reward for _, e in self.parts])
 
     def terminated(self) -> Bools:
         """(N,) whether every decision of the episode has been taken."""
-        return self._gather([np.full(len(e), self._over(e)) for _, e in self.parts])
+        out = np.empty(self.num_lanes, dtype=np.bool_)
+        for members, episodes in self.parts:
+            out[members] = self._over(episodes)
+        return out
 
     def infos(self) -> dict[str, Any]:
         """One array with N rows per key, or a tensor if that is where it is; always the same keys, shapes and types."""
         _, first = self.parts[0]
-        if isinstance(first, DeviceEpisodes) and self._in_order():
+        if isinstance(first, DeviceEpisodes) and self._together:
             return _info(first, self.engine.full_macs)
         rows = [_info(e, self.engine.full_macs) for _, e in self.parts]
         return {key: self._gather([r[key] for r in rows]) for key in rows[0]}
@@ -191,6 +197,8 @@ class Lanes:
         return episodes.decision == self.engine.config.space.num_decisions
 
     def _gather(self, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        if self._together:
+            return values[0].copy()
         out = np.empty((self.num_lanes, *values[0].shape[1:]), dtype=values[0].dtype)
         for (members, _), value in zip(self.parts, values, strict=True):
             out[members] = value

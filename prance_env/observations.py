@@ -16,7 +16,8 @@ from torch import Tensor
 from supernet import InferenceState, Supernet, SupernetConfig
 from supernet.arrays import constant
 from supernet.extension import Registry
-from supernet.runtime.packing import runs, take_rows
+from supernet.layers import set_width
+from supernet.runtime.pooling import by_width
 from supernet.runtime.tile_head import masked_norm
 from supernet.tiled_state import TiledState
 
@@ -56,10 +57,11 @@ class Seen:
         numbers[:, 0] = (state.num_tokens - config.num_prefix_tokens) / config.num_patches
         numbers[:, 1] = state.macs / self.full_macs
         numbers[:, 2] = 0 if self.price is None else self.price
-        numbers[np.arange(batch), 3 + np.searchsorted(space.embed_dims, state.embed_dim)] = 1
+        numbers[:, 3 : 3 + widths] = state.embed_dim[:, None] == constant(space.embed_dims, state.embed_dim)
         if decision < space.num_decisions:
             numbers[:, 3 + widths + decision] = 1
-        parts = torch.from_numpy(numbers).to(state.tokens.device).split([1, 1, 1, widths, space.num_decisions], dim=1)
+        sizes = (1, 1, 1, widths, space.num_decisions)
+        parts = torch.from_numpy(numbers).to(state.tokens.device).split_with_sizes(sizes, dim=1)
         return dict(zip(("patches_left", "macs_spent", "macs_weight", "embed_dim", "decision"), parts, strict=True))
 
     def _numbers_on_device(self, state: TiledState, decision: int) -> dict[str, Tensor]:
@@ -86,24 +88,21 @@ class Seen:
             mean_square = token.square().sum(1, keepdim=True) / width[:, None]
             log_norm = mean_square.clamp_min(1e-12).sqrt().log()
             return masked_norm(None, token, width), log_norm.clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
-        normed = torch.zeros(len(self.state), self.net.config.embed_dim, device=token.device)
-        log_norm = torch.zeros(len(self.state), 1, device=token.device)
-        order = np.argsort(width, kind="stable")
-        for a, b in runs(width[order]):
-            w = int(width[order[a]])
-            rows = take_rows(token, order[a:b])[:, :w]
-            index = torch.from_numpy(order[a:b]).to(token.device)
-            normed[index, :w] = F.layer_norm(rows, (w,))
-            log_norm[index] = rows.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt().log()
-        return normed, log_norm.clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
+        full = self.net.config.embed_dim
+
+        def normed(rows: Tensor, width: int) -> Tensor:
+            log_norm = rows.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt().log()
+            return torch.cat([set_width(F.layer_norm(rows, (width,)), full), log_norm], dim=1)
+
+        seen = by_width(token, width, normed)
+        return seen[:, :full], seen[:, full:].clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
 
     @cached_property
     def confidence(self) -> tuple[Tensor, Tensor]:
         """(B, 1) maximum probability, and (B, 1) entropy relative to the largest possible, of the classifier applied to
         the class token."""
-        log_p = self.net.forward_head(self.state).float().log_softmax(-1)
-        p = log_p.exp()
-        entropy = -(p * log_p).sum(1, keepdim=True) / math.log(self.net.config.num_classes)
+        p = self.net.forward_head(self.state).float().softmax(-1)
+        entropy = torch.special.entr(p).sum(1, keepdim=True) / math.log(self.net.config.num_classes)
         return p.amax(1, keepdim=True).clamp(0, 1), entropy.clamp(0, 1)
 
     @cached_property

@@ -53,7 +53,7 @@ def decode_actions(actions: Any, normalize_actions: bool) -> Any:
     if np.isnan(unit).any():
         lane = int(np.flatnonzero(np.isnan(unit).any(axis=1))[0])
         raise ValueError(f"The action of environment {lane} holds NaN: {unit[lane]}; check the policy for divergence.")
-    return np.clip((unit + 1) / 2 if normalize_actions else unit, 0, 1)
+    return np.minimum(np.maximum((unit + 1) / 2 if normalize_actions else unit, 0), 1)
 
 
 def encode_actions(unit: NDArray[np.float64], normalize_actions: bool) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ from .arrays import Ints
 from .config import SupernetConfig
 from .layers import activate, linear, make_norm, prefix_norm, set_width
 from .plan import hidden_dims
-from .runtime.packing import attend_once, by_width, first_rows, mean_patches, take_rows
+from .runtime.packing import first_rows, take_rows
+from .runtime.pooling import attend_once, by_width, mean_patches
 from .state import InferenceState
 from .stem import ImageStem
 from .zero_shot import ZeroShotHead, classify, head_layers, init_head, make_classifier

@@ -65,21 +65,20 @@ def group_macs(config: SupernetConfig, plan: GroupPlan) -> Ints:
     """
     check_counted(config, plan)
     inner, left, arrays = plan.num_heads * config.head_dim, plan.num_left, namespace(plan.num_tokens)
-    macs = arrays.zeros_like(left)
+    attended = plan.attended
+    attention = attended * inner * (3 * plan.reads + plan.widths + 2 * attended)
+    macs: Ints = (attention + left[:, None] * (plan.hidden * ((1 + config.glu) * plan.widths + plan.gives))).sum(1)
+    if plan.carries:
+        macs = macs + left * plan.widths[:, -1] * plan.gives[:, -1]
     if plan.counts is not None:
         mode, prefix = config.token_mode, config.num_prefix_tokens
         dims = plan.widths[:, 0] if mode.metric == "tokens" else arrays.full_like(left, config.head_dim)
-        macs = mode.macs(plan.num_tokens, plan.counts, dims, prefix)
+        reduction = mode.macs(plan.num_tokens, plan.counts, dims, prefix)
         if mode.uses_scores:
-            macs = macs + plan.num_tokens * inner[:, 0]
+            reduction = reduction + plan.num_tokens * inner[:, 0]
         if mode.soft:
-            macs = macs + (plan.num_tokens - prefix) * (left - prefix) * plan.widths[:, 0]
-        macs = arrays.where(plan.reduces, macs, 0)
-    attended = plan.attended
-    macs = macs + (attended * inner * (3 * plan.reads + plan.widths + 2 * attended)).sum(1)
-    macs = macs + left * (plan.hidden * ((1 + config.glu) * plan.widths + plan.gives)).sum(1)
-    if plan.carries:
-        macs = macs + left * plan.widths[:, -1] * plan.gives[:, -1]
+            reduction = reduction + (plan.num_tokens - prefix) * (left - prefix) * plan.widths[:, 0]
+        macs = macs + arrays.where(plan.reduces, reduction, 0)
     return macs
 
 

@@ -9,6 +9,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 # Of these, weight and bias say all there is to say.
 PLAIN = frozenset({nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity})
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PERMANENT = "prune.remove, remove_parametrizations, merge_and_unload, handle.remove"
 REMEDY = (
     "A supernet cuts the weights of its layers to size and does not call them, so that this would be ignored. Do it to "
@@ -23,14 +24,7 @@ def is_plain(layer: nn.Module) -> bool:
     pruning, the older weight norm), or if somebody has put another `forward` into it.
     """
     own = layer.__dict__  # every layer is looked at in every inference
-    return (
-        type(layer) in PLAIN
-        and not own["_forward_hooks"]
-        and not own["_forward_pre_hooks"]
-        and not own["_backward_hooks"]
-        and not own["_backward_pre_hooks"]
-        and "forward" not in own
-    )
+    return type(layer) in PLAIN and not any(own[hooks] for hooks in HOOKS) and "forward" not in own
 
 
 def plain_weights(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -72,10 +66,18 @@ def check_blocks(blocks: nn.ModuleList, numbers: Iterable[int]) -> None:
         ValueError: If there are any, with the name and the remedy.
     """
     for i in numbers:
-        block = blocks[i]
-        if block._forward_hooks or block._forward_pre_hooks or block._backward_hooks or block._backward_pre_hooks:
-            raise ValueError(f"blocks.{i} has hooks. {REMEDY}")
-        check_plain(block._modules, f"blocks.{i}.")
+        check_block(blocks[i], i)
+
+
+def check_block(block: nn.Module, number: int) -> None:
+    """`check_blocks` of one.
+
+    Raises:
+        ValueError: As there.
+    """
+    if any(getattr(block, hooks) for hooks in HOOKS):
+        raise ValueError(f"blocks.{number} has hooks. {REMEDY}")
+    check_plain(block._modules, f"blocks.{number}.")
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], owner: str) -> None:

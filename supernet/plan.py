@@ -75,8 +75,9 @@ class GroupPlan:
     @property
     def attended(self) -> Ints:
         """(B, blocks) int64, tokens that attention runs on: in the first block those before the reduction."""
-        left = [self.num_left] * (self.widths.shape[1] - 1)
-        attended: Ints = namespace(self.num_tokens).stack([self.num_tokens, *left], 1)
+        attended: Ints = namespace(self.widths).empty_like(self.widths)
+        attended[:] = self.num_left[:, None]
+        attended[:, 0] = self.num_tokens
         return attended
 
     def counted(self, counts: Ints) -> GroupPlan:
@@ -226,7 +227,10 @@ def _num_heads(config: SupernetConfig, widths: Ints) -> Ints:
     if len(space.num_heads) == 1:
         out: Ints = namespace(widths).full_like(widths, space.num_heads[0])
     else:
-        # A sum over all widths instead of a search, which tensors want contiguous.
-        place = sum(whole(widths > dim) for dim in space.embed_dims)
+        if isinstance(widths, Tensor):
+            # A sum over all widths instead of a search, which tensors want contiguous.
+            place = sum(whole(widths > dim) for dim in space.embed_dims)
+        else:
+            place = np.searchsorted(space.embed_dims, widths)
         out = constant(space.num_heads, widths)[place]
     return out

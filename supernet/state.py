@@ -80,6 +80,8 @@ class InferenceState:
 
     def token(self, position: int) -> Tensor:
         """(B, C) token at that position of every image."""
+        if len(self) == 1:
+            return self.tokens[position : position + 1]
         if self.num_tokens.min() == self.num_tokens.max():
             return self.tokens.view(len(self), -1, self.tokens.shape[1])[:, position]
         return take_rows(self.tokens, starts(self.num_tokens) + position)

@@ -11,16 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .arrays import constant
+from .arrays import Floats, constant, namespace, whole
 from .config import SearchSpace
 
 # A keep rate of 0 would be an error; the smallest action of a space with min_keep_rate 0 keeps one patch.
 SMALLEST_RATE = 1e-9
-
-
-def round_half_even(values: Tensor) -> Tensor:
-    """`numpy.round`'s rule, so that actions map to the same choices everywhere."""
-    return torch.round(values).long()
 
 
 def _check_keep_rate(keep_rate: Tensor) -> None:
@@ -37,6 +32,44 @@ def _check_rates_shape(shape: tuple[int, ...], space: SearchSpace, leading: tupl
     if shape != leading + _rates_shape(space):
         raise ValueError(
             f"keep_rate has the shape {shape}; token_mode={space.token_mode!r} takes {leading + _rates_shape(space)}."
+        )
+
+
+def check_group(space: SearchSpace, group: int, next_group: int) -> None:
+    """Checks that a group is the next one.
+
+    Raises:
+        ValueError: If it is not, or there is none.
+    """
+    if group != next_group or group >= len(space.groups):
+        raise ValueError(f"group={group} cannot run: the state is before group {next_group} of {len(space.groups)}.")
+
+
+def check_choice(choice: GroupChoice, space: SearchSpace, group: int, next_group: int, batch: int) -> None:
+    """Checks that a group can run so.
+
+    Args:
+        choice: Sizes for every image.
+        space: That they must be in.
+        group: The group that is to run.
+        next_group: The one that the images stand before.
+        batch: How many images there are.
+
+    Raises:
+        ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is not
+            in the search space.
+    """
+    check_group(space, group, next_group)
+    if tuple(choice.embed_dim.shape) != (batch, space.groups[group]):
+        raise ValueError(
+            f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
+            f"({batch}, {space.groups[group]})."
+        )
+    choice.validate(space)
+    if group < space.first_decided and bool((choice.keep_rate != 1).any()):
+        raise ValueError(
+            f"keep_rate={choice.keep_rate.min().item()} before group {group}, which no decision precedes: all "
+            "patches stay there, keep_rate must be 1."
         )
 
 
@@ -139,28 +172,29 @@ class GroupChoice:
         Raises:
             ValueError: If the shape is wrong or an entry lies outside [0, 1].
         """
-        actions = torch.as_tensor(actions).cpu().double()
-        if actions.ndim != 2 or actions.shape[1] != space.action_size:
-            raise ValueError(f"actions have the shape {tuple(actions.shape)}; expected (B, {space.action_size}).")
-        bad = ~((actions >= 0) & (actions <= 1))
-        if bool(bad.any()):
+        # numpy's calls cost a fraction of torch's, and this is asked at every decision.
+        unit = torch.as_tensor(actions).cpu().double().numpy()
+        if unit.ndim != 2 or unit.shape[1] != space.action_size:
+            raise ValueError(f"actions have the shape {unit.shape}; expected (B, {space.action_size}).")
+        inside = (unit >= 0) & (unit <= 1)
+        if not inside.all():
             raise ValueError(
-                f"actions hold {actions[bad].tolist()[:4]}; every entry must lie in [0, 1]: clip them first."
+                f"actions hold {unit[~inside].tolist()[:4]}; every entry must lie in [0, 1]: clip them first."
             )
-        return cls.decoded(space, actions)
+        return cls.decoded(space, unit)
 
     @classmethod
-    def decoded(cls, space: SearchSpace, actions: Tensor) -> GroupChoice:
-        """`from_actions` for (B, A) float64 in [0, 1] that nobody checks, on their device."""
-        n = space.blocks_per_decision
+    def decoded(cls, space: SearchSpace, actions: Tensor | Floats) -> GroupChoice:
+        """`from_actions` for (B, A) float64 in [0, 1] that nobody checks; of a tensor on its device."""
+        n, arrays = space.blocks_per_decision, namespace(actions)
         ratios, dims = constant(space.mlp_ratios, actions), constant(space.embed_dims, actions)
-        return cls(
-            dims[round_half_even(actions[:, n : 2 * n] * (len(dims) - 1))],
-            ratios[round_half_even(actions[:, :n] * (len(ratios) - 1))],
-            (space.min_keep_rate + (1 - space.min_keep_rate) * actions[:, 2 * n :])
-            .clamp(min=SMALLEST_RATE)
-            .reshape(-1, *_rates_shape(space)),
+        rates = (space.min_keep_rate + (1 - space.min_keep_rate) * actions[:, 2 * n :]).clip(min=SMALLEST_RATE)
+        sizes = (
+            dims[whole(arrays.round(actions[:, n : 2 * n] * (len(dims) - 1)))],
+            ratios[whole(arrays.round(actions[:, :n] * (len(ratios) - 1)))],
+            rates.reshape(-1, *_rates_shape(space)),
         )
+        return cls(*(torch.as_tensor(size) for size in sizes))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from . import macs
 from .arrays import Ints
 from .config import SearchSpace, SupernetConfig
 from .extract import extract
+from .full_size import full_macs_to_go, full_plan
 from .heads import ImageClassifier, end_layers, packed_logits, pooled
 from .layers import ElasticBlock
 from .plain import check_blocks, check_plain
@@ -22,7 +23,7 @@ from .runtime.packing import rows_of, take_rows
 from .runtime.tile_head import class_logits, pooled_tokens
 from .state import InferenceState
 from .static_vit import StaticViT
-from .subnet import GroupChoice, SubnetConfig, check_subnet
+from .subnet import GroupChoice, SubnetConfig, check_choice, check_group, check_subnet
 from .tiled_state import TiledState, alike, macs_on_device, run_tiled_group
 
 
@@ -127,14 +128,13 @@ class Supernet(ImageClassifier):
             TypeError: If the images are no tensor.
         """
         tokens = self.embed(images)
-        c, batch = self.config, len(tokens)
+        c = self.config
         carried = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32) if key_mean else None
         state = self._state(0, tokens, carried, macs.stem_macs(c))
         if c.space.decide_first_group:
             if choice is not None:
                 raise ValueError("The first group is decided (decide_first_group=True): pass its choice to run_group.")
             return state
-        choice = GroupChoice.full(c.space, 0, batch) if choice is None else choice
         return self.run_group(state, 0, choice, next_dim)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -166,8 +166,8 @@ class Supernet(ImageClassifier):
             raise ValueError(f"key_mean has the shape {tuple(key_mean.shape)}; expected ({batch}, {n}).")
         spent, group = macs.stem_macs(c), 0
         if not c.space.decide_first_group:
-            plan = plan_group(c, 0, GroupChoice.full(c.space, 0, 1), np.array([n]))
-            spent, group = spent + int(macs.group_macs(c, plan)[0]), 1
+            _, of_group = full_plan(c, 0, np.array([n]), np.array([c.embed_dim]))
+            spent, group = spent + int(of_group[0]), 1
         return self._state(group, tokens, key_mean, spent)
 
     def _state(self, group: int, tokens: Tensor, key_mean: Tensor | None, spent: int) -> InferenceState:
@@ -186,7 +186,12 @@ class Supernet(ImageClassifier):
         )
 
     def run_group(
-        self, state: InferenceState, group: int, choice: GroupChoice, next_dim: Ints | None = None
+        self,
+        state: InferenceState,
+        group: int,
+        choice: GroupChoice | None = None,
+        next_dim: Ints | None = None,
+        known: bool = False,
     ) -> InferenceState:
         """Runs one group of blocks.
 
@@ -197,37 +202,47 @@ class Supernet(ImageClassifier):
         Args:
             state: Where the images are; unchanged.
             group: Must be `state.group`.
-            choice: Sizes for every image of the state.
+            choice: Sizes for every image of the state; None is full size.
             next_dim: (B,) width of the first block of the next group if it is known already; only the authors' rules
                 make use of it.
+            known: Whether the choice is known to fit, as decoded actions are; it is not checked then.
 
         Raises:
             ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is
                 not in the search space; or if layers have hooks, or are not those that the network was made with.
         """
-        self._check_choice(state, group, choice)
-        return self._run(state, choice, next_dim)
-
-    def _run(self, state: InferenceState, choice: GroupChoice, next_dim: Ints | None = None) -> InferenceState:
-        """`run_group` for what is checked already."""
-        check_blocks(self.blocks, self.space.blocks(state.group))
-        if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not alike(state, choice):
-            return run_tiled_group(self.config, self.blocks, TiledState.of(state, self.config), choice, next_dim)
-        plan = plan_group(self.config, state.group, choice, state.num_tokens, state.token_dim, next_dim)
+        if choice is None:
+            check_group(self.space, group, state.group)
+        elif not known:
+            check_choice(choice, self.space, group, state.group, len(state))
+        if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype):
+            choice = self._full(state) if choice is None else choice
+            if not alike(state, choice):
+                check_blocks(self.blocks, self.space.blocks(group))
+                return run_tiled_group(self.config, self.blocks, TiledState.of(state, self.config), choice, next_dim)
+        if choice is None:
+            plan, spent = full_plan(self.config, group, state.num_tokens, state.token_dim, next_dim)
+        else:
+            plan, spent = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim), None
         packed, patch_token, key_mean, plan = run_blocks(
             self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None
         )
         return InferenceState(
-            group=state.group + 1,
+            group=group + 1,
             tokens=packed.x,
             num_tokens=packed.lengths,
             size=packed.size,
             patch_token=patch_token,
             embed_dim=plan.widths[:, -1].copy(),
             token_dim=plan.gives[:, -1].copy(),
-            macs=state.macs + macs.group_macs(self.config, plan),
+            macs=state.macs + (macs.group_macs(self.config, plan) if spent is None else spent),
             key_mean=key_mean,
         )
+
+    def _full(self, state: InferenceState) -> GroupChoice:
+        """Full size for a state's next group, on its device if it plans there."""
+        device = state.patch_token.device if isinstance(state, TiledState) else None
+        return GroupChoice.full(self.space, state.group, len(state), device)
 
     def finish(self, state: InferenceState, subnet: SubnetConfig | None = None) -> Tensor:
         """Runs the rest of the network and the head: Result-to-Go.
@@ -251,10 +266,8 @@ class Supernet(ImageClassifier):
         """`finish` without the head."""
         space = self.config.space
         for group in range(state.group, len(space.groups)):
-            if subnet is None and isinstance(state, TiledState):
-                state = self._run(state, GroupChoice.full(space, group, len(state), state.patch_token.device))
-            elif subnet is None:
-                state = self.run_group(state, group, GroupChoice.full(space, group, len(state)))
+            if subnet is None:
+                state = self.run_group(state, group)
             else:
                 next_dim = next_widths(self.config, group, subnet)
                 state = self.run_group(state, group, subnet.group(space, group), next_dim)
@@ -319,7 +332,7 @@ class Supernet(ImageClassifier):
         Raises:
             ValueError: As in `run_group`.
         """
-        self._check_choice(state, state.group, choice)
+        check_choice(choice, self.space, state.group, state.group, len(state))
         plan = plan_group(self.config, state.group, choice, state.num_tokens, state.token_dim)
         block = cast(ElasticBlock, self.blocks[self.space.blocks(state.group)[0]])
         packed, scores, _ = attention_half(self.config, block, _packed(state), plan, 0, with_scores=True)
@@ -345,7 +358,7 @@ class Supernet(ImageClassifier):
             return macs_on_device(self.config, state).cpu().numpy()
         if state.group == len(self.space.groups):
             return state.macs + macs.head_macs(self.config, state.token_dim, state.num_tokens)
-        return state.macs + macs.remaining_macs(self.config, state.group, state.num_tokens, token_dim=state.token_dim)
+        return state.macs + full_macs_to_go(self.config, state.group, state.num_tokens, state.token_dim)
 
     def params(self, subnet: SubnetConfig | None = None) -> Tensor:
         """(B,) int64 parameters of the networks that `extract` gives."""
@@ -355,24 +368,6 @@ class Supernet(ImageClassifier):
     def extract(self, subnet: SubnetConfig) -> StaticViT:
         """Exactly one subnet as a plain module of fixed sizes, in evaluation mode, with copies of its weights."""
         return extract(self, subnet)
-
-    def _check_choice(self, state: InferenceState, group: int, choice: GroupChoice) -> None:
-        space = self.config.space
-        if group != state.group or group >= len(space.groups):
-            raise ValueError(
-                f"group={group} cannot run: the state is before group {state.group} of {len(space.groups)}."
-            )
-        if tuple(choice.embed_dim.shape) != (len(state), space.groups[group]):
-            raise ValueError(
-                f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
-                f"({len(state)}, {space.groups[group]})."
-            )
-        choice.validate(space)
-        if group < space.first_decided and bool((choice.keep_rate != 1).any()):
-            raise ValueError(
-                f"keep_rate={choice.keep_rate.min().item()} before group {group}, which no decision precedes: all "
-                "patches stay there, keep_rate must be 1."
-            )
 
     def _checked(self, subnet: SubnetConfig | None) -> SubnetConfig:
         subnet = SubnetConfig.full(self.space) if subnet is None else subnet

@@ -22,7 +22,7 @@ from supernet.arrays import Bools, Floats, Ints, namespace
 from supernet.macs import remaining_macs, stem_macs
 
 from .latency import LatencyTable, load_latency_table
-from .outcome import Outcome, call_reward_function, load_reward_function
+from .outcome import load_reward_function
 
 MODES = ("result_to_go", "terminal", "potential")
 ACCURACIES = ("agreement", "top1", "prob", "mixed")
@@ -132,22 +132,6 @@ class Terms(NamedTuple):
     tokens: Floats
 
 
-def score(reward: RewardConfig, outcome: Outcome) -> Terms:
-    """R_t and its terms.
-
-    Raises:
-        ValueError: If a reward function returns something else than (B,) finite numbers.
-    """
-    cost, full = (
-        (outcome.latency_ms, outcome.full_latency_ms) if reward.cost == "latency" else (outcome.macs, outcome.full_macs)
-    )
-    decision, price = int(outcome.decision[0]), outcome.macs_weight
-    found = terms(reward, outcome.accuracy, outcome.keep_rate, decision, cost, full, price)
-    if reward.function is None:
-        return found
-    return found._replace(value=call_reward_function(reward.function, outcome))
-
-
 def terms(
     reward: RewardConfig,
     accuracy: Floats,
@@ -155,7 +139,7 @@ def terms(
     decision: int,
     cost: Floats | Ints,
     full: Floats | Ints | int,
-    macs_weight: Floats,
+    macs_weight: Floats | float,
 ) -> Terms:
     """R_t and its terms, of arrays or of tensors.
 
@@ -166,7 +150,7 @@ def terms(
         decision: Decisions taken, at least 1.
         cost: (B,) what the inference costs.
         full: What the full network costs.
-        macs_weight: (B,) price of the full network.
+        macs_weight: (B,) price of the full network, or one for all.
     """
     kept = keep_rate.reshape(*keep_rate.shape[:2], -1).sum(-1)
     kept = kept[:, decision - 1] if reward.mode == "result_to_go" else kept.mean(1)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from ..arrays import Ints
 from ..config import SupernetConfig
 from ..layers import ElasticBlock, hidden_units, linear, normed_heads, prefix_norm, prefix_weights, set_width
+from ..plain import check_blocks
 from ..plan import GroupPlan
 from .devices import device_costs, working_rows
 from .packing import Packed, attention, packed_class_scores, rows_of, runs, take_rows
-from .reduction import reduce_tokens
+from .reduction import places_after, reduce_tokens
+from .together import cheaper_together, run_together
 
 
 def run_blocks(
@@ -45,9 +47,15 @@ def run_blocks(
     Returns:
         Tokens in the order of the plan, `patch_token` after the group, (T,) keys of the last block, mean over heads and
         channels, or None if not asked for; and the plan, with the counts that its thresholds led to, if it has any.
+
+    Raises:
+        ValueError: If a block or a layer has hooks, or must be called for another reason.
     """
+    if _few(config, plan, packed):
+        return run_together(config, blocks, plan, packed, patch_token, with_key_mean)
     mode, key_mean = config.token_mode, None
     indices = config.space.blocks(plan.group)
+    check_blocks(blocks, indices)
     for i, block_index in enumerate(indices):
         block, last = cast(ElasticBlock, blocks[block_index]), i == len(indices) - 1
         reducing = i == 0 and plan.counts is not None
@@ -60,11 +68,18 @@ def run_blocks(
         if i == 0 and plan.counts is not None:
             packed, into, means, plan = reduce_tokens(config, block.reduce, plan, packed, scores, keys, means)
             moved = into[torch.from_numpy(np.argsort(at)).to(into.device)]
-            patch_token = torch.where(patch_token < 0, -1, moved.gather(1, patch_token.clamp(min=0)))
+            patch_token = places_after(patch_token, moved)
         if means is not None:
             key_mean = take_rows(means, rows_of(np.argsort(at), packed.lengths)).float()
         packed = mlp_half(config, block, packed, plan, i)
     return packed.sorted_by(_order(packed.images)), patch_token, key_mean, plan
+
+
+def _few(config: SupernetConfig, plan: GroupPlan, packed: Packed) -> bool:
+    """Whether all images are computed in one piece: where nothing is recorded, of plain blocks, if that is cheaper."""
+    device = packed.x.device.type
+    records = torch.is_grad_enabled() or torch.is_autocast_enabled(device)
+    return config.plain_blocks and not records and cheaper_together(plan, device)
 
 
 def attention_half(

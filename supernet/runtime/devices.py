@@ -18,6 +18,7 @@ class DeviceCosts:
         call: One more call of attention, over all channels; in multiply-accumulates of query-key products.
         copy: A token that is copied into a padded sequence of attention, per channel.
         segment: One more segment of an MLP: a matrix product for images of a hidden width of their own.
+        piece: One more segment of either half of a block, where all images could be computed in one piece with masks.
         shared_length: Tokens of the sequences that images no longer than that share in attention; 1: none share.
         working_set: Most numbers in a temporary tensor; larger layers are computed in parts.
     """
@@ -25,6 +26,7 @@ class DeviceCosts:
     call: int
     copy: int
     segment: int
+    piece: int
     shared_length: int
     working_set: int
 
@@ -33,11 +35,16 @@ DEVICES = {
     # Measured on x86-64 with one and two threads in float32, on Digits and DeiT-Tiny (docs/runtime.md):
     # - shared_length: the fused kernel takes 2.2 microseconds a head for 15 tokens and 0.8 for 16, and a call for each
     #   of the 16 lengths of Digits would cost more than the arithmetic;
+    # - piece: at Digits' sizes 64 different images take as long in one piece as in 45 segments;
     # - working_set: larger tensors leave the caches, and beyond 32 MB the allocator asks the system for new pages each
     #   time, which made the full network 8 to 20 % slower.
-    "cpu": DeviceCosts(call=800_000, copy=64, segment=2_000_000, shared_length=32, working_set=2_000_000),
+    "cpu": DeviceCosts(
+        call=800_000, copy=64, segment=2_000_000, piece=800_000, shared_length=32, working_set=2_000_000
+    ),
     # Guesses, nothing is measured yet: calls cost much, padding and copies little, and larger tensors are faster.
-    "cuda": DeviceCosts(call=200_000_000, copy=0, segment=200_000_000, shared_length=1, working_set=1_000_000_000),
+    "cuda": DeviceCosts(
+        call=200_000_000, copy=0, segment=200_000_000, piece=0, shared_length=1, working_set=1_000_000_000
+    ),
 }
 """Costs by type of device."""
 

@@ -6,7 +6,6 @@ over a contiguous slice of rows; attention runs over chunks of images of (nearly
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -97,10 +96,46 @@ def places(begins: Ints, counts: Ints, longest: int) -> tuple[Bools, Ints]:
     return position < counts[:, None], begins[:, None] + np.minimum(position, counts[:, None] - 1)
 
 
+class Padding:
+    """Packed tokens as sequences of one length; where all have that length anyway, nothing is copied.
+
+    Args:
+        lengths: (B,) tokens per image.
+        device: Of the tokens.
+
+    Attributes:
+        inside: (B, longest) bool, which places hold a token; None: all do.
+    """
+
+    def __init__(self, lengths: Ints, device: torch.device) -> None:
+        self._shape = len(lengths), int(lengths.max())
+        self.inside: Tensor | None = None
+        if int(lengths.min()) < self._shape[1]:
+            real, index = places(starts(lengths), lengths, self._shape[1])
+            self.inside = torch.from_numpy(real).to(device)
+            self._index = torch.from_numpy(index.ravel()).to(device)
+            self._rows = torch.from_numpy(np.flatnonzero(real)).to(device)
+
+    def padded(self, values: Tensor) -> Tensor:
+        """(T, ...) of tokens as (B, longest, ...); padding repeats an image's last."""
+        rows = values if self.inside is None else values.index_select(0, self._index)
+        return rows.unflatten(0, self._shape)
+
+    def packed(self, padded: Tensor) -> Tensor:
+        """(B, longest, ...) as (T, ...): inverse of `padded`."""
+        flat = padded.flatten(0, 1)
+        return flat if self.inside is None else flat.index_select(0, self._rows)
+
+
 def rows_of(images: Ints, lengths: Ints) -> Ints:
     """Packed rows of `images`, in that order, in a buffer of images of the given lengths."""
     n = lengths[images]
     return np.repeat(starts(lengths)[images] - starts(n), n) + np.arange(n.sum())
+
+
+def row_images(lengths: Ints, device: torch.device) -> Tensor:
+    """(T,) which image each packed row belongs to."""
+    return torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
 
 
 def take_rows(x: Tensor, rows: Ints) -> Tensor:
@@ -120,52 +155,10 @@ def runs(*keys: Ints) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
-def by_width(rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Applies a function to rows of different widths, once per width.
-
-    Args:
-        rows: (R, C).
-        width: (R,) active channels of each row.
-        function: Takes rows (any, width) of one width, and the width.
-
-    Returns:
-        What it gives for every row, in their order.
-    """
-    if width.min() == width.max():
-        return function(rows[:, : width[0]], int(width[0]))
-    order = np.argsort(width, kind="stable")
-    out = [
-        function(take_rows(rows, order[a:b])[:, : width[order[a]]], int(width[order[a]])) for a, b in runs(width[order])
-    ]
-    return take_rows(torch.cat(out), np.argsort(order))
-
-
 def first_rows(lengths: Ints, count: int) -> Ints:
     """(B * count,) rows of the first `count` tokens of every image in the packed buffer."""
     rows: Ints = (starts(lengths)[:, None] + np.arange(count)).ravel()
     return rows
-
-
-def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, prefix: int) -> Tensor:
-    """Mean over the patches of every image.
-
-    Args:
-        rows: (T, C) packed tokens.
-        lengths: (B,) tokens per image.
-        size: (T,) weight of each token; None: one each.
-        prefix: So many first tokens of an image are no patches.
-
-    Returns:
-        (B, C).
-    """
-    weight = torch.ones(len(rows), device=rows.device) if size is None else size
-    weight = weight.clone()
-    if prefix:
-        weight[torch.from_numpy(first_rows(lengths, prefix)).to(rows.device)] = 0
-    image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(rows.device)
-    total = weight.new_zeros(len(lengths)).index_add(0, image, weight)
-    share = (weight / total[image])[:, None].to(rows.dtype)
-    return rows.new_zeros(len(lengths), rows.shape[1]).scatter_add(0, image[:, None].expand_as(rows), rows * share)
 
 
 def length_chunks(lengths: Ints, channels: int, device: str = "cpu") -> list[tuple[int, int]]:
@@ -279,13 +272,15 @@ def attention(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | Non
     Returns:
         (T, num_heads * head_dim).
     """
+    channels = qkv.shape[1] // 3
+    if len(lengths) == 1:
+        return _attention(qkv, (1, len(qkv)), num_heads, log_size)
     if (lengths[1:] < lengths[:-1]).any():
         order = np.argsort(lengths, kind="stable")
         rows = rows_of(order, lengths)
         log_size = None if log_size is None else take_rows(log_size, rows)
         out = attention(take_rows(qkv, rows), lengths[order], num_heads, log_size)
         return take_rows(out, rows_of(np.argsort(order), lengths[order]))
-    channels = qkv.shape[1] // 3
     outs = []
     for call in attention_calls(lengths, channels, qkv.device.type):
         part = qkv[call.rows]
@@ -293,24 +288,46 @@ def attention(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | Non
         if call.index is not None:
             part = take_rows(part, call.index)
             bias = None if bias is None else take_rows(bias, call.index)
-        mask = _mask(call, bias, qkv)
-        q, k, v = part.view(*call.shape, num_heads, 3, channels // num_heads).permute(3, 0, 2, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(-1, channels)
+        out = _attention(part, call.shape, num_heads, bias, call.bias)
         outs.append(out if call.inside is None else take_rows(out, call.inside))
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _mask(call: AttentionCall, log_size: Tensor | None, like: Tensor) -> Tensor | None:
-    """What is added to the logits: (sequences, 1, longest or 1, longest), or None if nothing is."""
-    bias = None if call.bias is None else torch.from_numpy(call.bias).to(like.device, like.dtype)
-    if log_size is None:
-        return bias
-    sizes = log_size.view(call.shape[0], 1, 1, call.shape[1]).to(like.dtype)
-    return sizes if bias is None else bias + sizes
+def _attention(
+    qkv: Tensor,
+    shape: tuple[int, int],
+    num_heads: int,
+    log_size: Tensor | None,
+    unseen: NDArray[np.float32] | None = None,
+) -> Tensor:
+    """Attention within sequences of one length.
+
+    Args:
+        qkv: (sequences * length, num_heads * 3 * head_dim).
+        shape: (sequences, length).
+        num_heads: Number of heads.
+        log_size: (sequences * length,) added to the logits of every key; None adds nothing.
+        unseen: Added to the logits, (sequences, 1, length or 1, length); None adds nothing.
+
+    Returns:
+        (sequences * length, num_heads * head_dim).
+    """
+    mask = None if unseen is None else torch.from_numpy(unseen).to(qkv.device, qkv.dtype)
+    if log_size is not None:
+        sizes = log_size.view(shape[0], 1, 1, shape[1]).to(qkv.dtype)
+        mask = sizes if mask is None else mask + sizes
+    q, k, v = qkv.view(*shape, num_heads, 3, -1).permute(3, 0, 2, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(len(qkv), -1)
 
 
 def packed_class_scores(
-    qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | None, class_token: bool, reg_tokens: int = 0
+    qkv: Tensor,
+    lengths: Ints,
+    num_heads: int,
+    log_size: Tensor | None,
+    class_token: bool,
+    reg_tokens: int = 0,
+    share: Tensor | None = None,
 ) -> Tensor:
     """What the class tokens of a packed batch attend to: one query row an image, no attention matrix is built.
 
@@ -321,50 +338,46 @@ def packed_class_scores(
         log_size: (T,) added to the logits of every key (proportional attention); None adds nothing.
         class_token: Whether there is one; otherwise the mean of the patches' queries takes its place.
         reg_tokens: Register tokens before the patches.
+        share: (T, num_heads) what each head counts in the mean; None: all the same.
 
     Returns:
         (T,) float32, attention of the class token to every token of its image, mean over heads.
     """
     device = qkv.device
     q, k, _ = qkv.view(len(qkv), num_heads, 3, -1).unbind(2)
-    image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
     if class_token:
-        query = q.index_select(0, torch.from_numpy(starts(lengths)).to(device))
+        query = take_rows(q, starts(lengths))
     else:
         if reg_tokens:
             q = q.index_fill(0, torch.from_numpy(first_rows(lengths, reg_tokens)).to(device), 0)
-        total = q.new_zeros(len(lengths), *q.shape[1:]).index_add(0, image, q)
+        total = q.new_zeros(len(lengths), *q.shape[1:]).index_add(0, row_images(lengths, device), q)
         query = total / torch.from_numpy(lengths - reg_tokens).to(device, q.dtype)[:, None, None]
-    return _shares(query.index_select(0, image), k, lengths, log_size).mean(-1)
+    attended = attention_shares(query, k, lengths, log_size)
+    return attended.mean(-1) if share is None else (attended * share).sum(-1)
 
 
-def attend_once(query: Tensor, k: Tensor, v: Tensor, lengths: Ints, log_size: Tensor | None) -> Tensor:
-    """What one query, the same for all, finds in every image of a packed batch.
+def attention_shares(query: Tensor, k: Tensor, lengths: Ints, log_size: Tensor | None) -> Tensor:
+    """(T, H) float32 softmax, within every image, of queries with keys.
 
     Args:
-        query: (H, head_dim).
-        k: (T, H, head_dim) keys.
-        v: (T, H, head_dim) values.
+        query: (B, H, head_dim) one of every image, or (1, H, head_dim) the same for all.
+        k: (T, H, head_dim).
         lengths: (B,) tokens per image.
         log_size: (T,) added to the logits of every key; None adds nothing.
-
-    Returns:
-        (B, H * head_dim).
     """
-    image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(k.device)
-    shares = _shares(query, k, lengths, log_size).to(v.dtype)
-    return v.new_zeros(len(lengths), *v.shape[1:]).index_add(0, image, v * shares[..., None]).flatten(1)
-
-
-def _shares(query: Tensor, k: Tensor, lengths: Ints, log_size: Tensor | None) -> Tensor:
-    """(T, H) float32 softmax, within every image, of queries (T or 1, H, head_dim) with keys (T, H, head_dim)."""
-    logits = (k * query).sum(-1).float() * k.shape[-1] ** -0.5
+    padding = Padding(lengths, k.device)
+    if padding.inside is None:
+        logits = (padding.padded(k) * query[:, None]).sum(-1)
+    else:
+        # Numbers are padded, not keys.
+        each = query if len(query) == 1 else query.index_select(0, row_images(lengths, k.device))
+        logits = padding.padded((k * each).sum(-1))
+    logits = logits.float() * k.shape[-1] ** -0.5
     if log_size is not None:
-        logits = logits + log_size[:, None]
-    inside, index = places(starts(lengths), lengths, int(lengths.max()))
-    padded = take_rows(logits, index.ravel()).view(*index.shape, -1)
-    padded = padded.masked_fill(~torch.from_numpy(inside).to(k.device)[..., None], float("-inf"))
-    return take_rows(padded.softmax(1).flatten(0, 1), np.flatnonzero(inside))
+        logits = logits + padding.padded(log_size)[..., None]
+    if padding.inside is not None:
+        logits = logits.masked_fill(~padding.inside[..., None], float("-inf"))
+    return padding.packed(logits.softmax(1))
 
 
 def class_scores(q: Tensor, k: Tensor, bias: Tensor | None, class_token: bool, reg_tokens: int = 0) -> Tensor:

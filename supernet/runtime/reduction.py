@@ -12,7 +12,7 @@ from ..config import SupernetConfig
 from ..layers import set_width
 from ..plan import GroupPlan
 from ..tokens.modes import TokenMode, combine, holders, total_size
-from .packing import Packed, places, runs, starts, take_rows
+from .packing import Packed, Padding, runs, starts, take_rows
 
 Reduced = tuple[Packed, Tensor, Tensor | None, Ints]
 """The shorter sequences, (B, N) where each token of the longer ones went, means (T,) reduced with the tokens, and
@@ -82,6 +82,16 @@ def _reduce_by_width(
     return _joined(parts, packed.x.shape[1])
 
 
+def places_after(patch_token: Tensor, into: Tensor) -> Tensor:
+    """(B, num_patches) which token holds each patch after a reduction, -1 none.
+
+    Args:
+        patch_token: (B, num_patches) which one held it before.
+        into: (B, N) where each token went, images in the same order.
+    """
+    return torch.where(patch_token < 0, -1, into.gather(1, patch_token.clamp(min=0)))
+
+
 def _reduce(
     mode: TokenMode,
     module: nn.Module | None,
@@ -94,11 +104,8 @@ def _reduce(
 ) -> Reduced:
     """Reduces all images, in one call of the mode; counts or thresholds `asked` (B, any) are in their order."""
     lengths, device = packed.lengths, packed.x.device
-    valid, index = (torch.from_numpy(a).to(device) for a in places(starts(lengths), lengths, int(lengths.max())))
-
-    def padded(values: Tensor) -> Tensor:
-        return values.index_select(0, index.view(-1)).view(*index.shape, *values.shape[1:])
-
+    padding = Padding(lengths, device)
+    padded = padding.padded
     size = packed.size
     if size is None:
         size = torch.ones(len(packed.x), device=device)
@@ -126,9 +133,9 @@ def _reduce(
         sizes = take_rows(total_size(padded(size), into, longest).flatten(), rows) if mode.sized else None
         return Packed(mixed(packed.x), kept, sizes, packed.images), holders(into), means, counts
     first = torch.from_numpy(starts(kept)).to(device)[:, None]
-    flat = torch.where(into < 0, -1, into + first)[valid][None]
+    flat = padding.packed(torch.where(into < 0, -1, into + first))[None]
     total = int(kept.sum())
-    shares = None if weight is None else weight[valid][None]
+    shares = None if weight is None else padding.packed(weight)[None]
     x = combine(packed.x[None], flat, total, shares, mode.normalise)[0]
     if means is not None:
         means = combine(means[None, :, None], flat, total, shares, mode.normalise)[0, :, 0]

@@ -77,7 +77,7 @@ def kept_tokens(num_tokens: Ints, keep_rate: Floats, prefix: int = 1) -> Ints:
     """
     patches, arrays = num_tokens - prefix, namespace(num_tokens)
     kept = whole(arrays.ceil(keep_rate * patches - SLACK))
-    out: Ints = arrays.minimum(arrays.maximum(kept, patches.clip(max=1)), patches) + prefix
+    out: Ints = arrays.minimum(arrays.maximum(kept, whole(patches > 0)), patches) + prefix
     return out
 
 

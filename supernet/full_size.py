@@ -1,0 +1,77 @@
+"""Groups at full size, as which the network is finished after every decision: what they compute and cost is looked up.
+
+There it depends on the number of tokens alone, but where tokens leave even at full size, and under the authors' rules,
+by which a group's first block reads what it is handed; there it is derived as for any other choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from .arrays import Ints
+from .config import SupernetConfig
+from .macs import group_macs, remaining_macs
+from .plan import GroupPlan, plan_group
+from .subnet import GroupChoice
+from .tokens.modes import TokenMode
+
+
+def full_plan(
+    config: SupernetConfig, group: int, num_tokens: Ints, token_dim: Ints, next_dim: Ints | None = None
+) -> tuple[GroupPlan, Ints]:
+    """What a group computes at full size, and (B,) its multiply-accumulates.
+
+    Args:
+        config: The supernet.
+        group: Index of the group.
+        num_tokens: (B,) tokens before it, class token included.
+        token_dim: (B,) channels that it is handed.
+        next_dim: As for `plan_group`.
+    """
+    table = _tables(config, config.token_mode)[0][group]
+    if table is None:
+        choice = GroupChoice.full(config.space, group, len(num_tokens))
+        plan = plan_group(config, group, choice, num_tokens, token_dim, next_dim)
+        return plan, group_macs(config, plan)
+    return replace(_sizes(config, config.token_mode, group, len(num_tokens)), num_tokens=num_tokens), table[num_tokens]
+
+
+def full_macs_to_go(config: SupernetConfig, group: int, num_tokens: Ints, token_dim: Ints) -> Ints:
+    """(B,) multiply-accumulates of everything from `group` to the logits; the arguments are those of `full_plan`."""
+    table = _tables(config, config.token_mode)[1][group]
+    if table is None:
+        return remaining_macs(config, group, num_tokens, token_dim=token_dim)
+    return table[num_tokens]
+
+
+Table = Ints | None
+"""By number of tokens; None where it does not depend on that alone."""
+
+
+@lru_cache(maxsize=16)
+def _tables(config: SupernetConfig, mode: TokenMode) -> tuple[list[Table], list[Table]]:
+    """Multiply-accumulates of every group, and of everything from it to the logits. A name may get another mode."""
+    space, tokens = config.space, np.arange(config.num_prefix_tokens, config.num_tokens + 1)
+    plans = [
+        plan_group(config, group, GroupChoice.full(space, group, len(tokens)), tokens)
+        for group in range(len(space.groups))
+    ]
+    if config.prance_embed_dim is not None or any(plan.counts is not None for plan in plans):
+        nothing: list[Table] = [None] * len(plans)
+        return nothing, nothing
+    # No image has no token at all; a row for it spares a subtraction at every look.
+    before = np.zeros(config.num_prefix_tokens, dtype=np.int64)
+    return (
+        [np.concatenate([before, group_macs(config, plan)]) for plan in plans],
+        [np.concatenate([before, remaining_macs(config, plan.group, tokens)]) for plan in plans],
+    )
+
+
+@lru_cache(maxsize=64)
+def _sizes(config: SupernetConfig, mode: TokenMode, group: int, batch: int) -> GroupPlan:
+    """The plan of a group at full size for so many images, whatever tokens they have."""
+    tokens = np.full(batch, config.num_tokens, dtype=np.int64)
+    return plan_group(config, group, GroupChoice.full(config.space, group, batch), tokens)
