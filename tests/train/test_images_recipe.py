@@ -164,6 +164,16 @@ def test_a_teacher_of_other_classes_or_images_is_refused(source: str, folder: Pa
             train_supernet(recipe, tmp_path / "run")
 
 
+def test_a_classifier_that_was_drawn_teaches_nobody(folder: Path, tmp_path: Path) -> None:
+    save_pretrained(Supernet(replace(CONFIG, num_classes=5)), tmp_path / "five")
+    new = images_recipe(str(tmp_path / "five"), folder, num_classes=3, teacher="original", full_teacher=1.0)
+    with pytest.raises(ValueError, match="has a new, random classifier"):
+        train_supernet(new, tmp_path / "run")
+    short = {"source": new.source, "dataset": str(folder), "num_classes": 3, "steps": 1, "batch_size": 6}
+    net = train_supernet(recipe_of("finetune", short | {"teacher": "none", "val_images": 6}), tmp_path / "tuned")
+    assert net.config.num_classes == 3
+
+
 def test_a_class_that_is_missing_among_the_training_images_is_named(source: str, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "images")
     shutil.rmtree(tmp_path / "images" / "train" / "class_1")

@@ -32,16 +32,17 @@ class TrainSupernet:
         prance train supernet --preset digits --out runs/supernet
         prance train supernet --preset digits-quick --out runs/quick
         prance train supernet --preset pretrained-light --from runs/deit --dataset pictures --out runs/supernet
-        prance train supernet --preset pretrained-light --from timm:deit_small_patch16_224 --dataset pictures \\
-            --num-classes 2 --order taylor --out runs/supernet
+        prance train supernet --preset finetune --from timm:deit_small_patch16_224 --dataset pictures \\
+            --num-classes 2 --out runs/tuned
         prance train supernet --preset digits --out runs/supernet --resume
     """
 
     out: Path
     """Run folder."""
     preset: Preset = "digits"
-    """digits, digits-quick: the bundled supernet's recipe, in hours or minutes; pretrained-light: a network that comes
-    with weights; scratch: one that does not; prance-...-imagenet: the paper's spaces (docs/scale.md)."""
+    """digits, digits-quick: the bundled supernet's recipe, in hours or minutes; finetune: the full network alone;
+    pretrained-light: a network that comes with weights; scratch: one that does not; prance-...-imagenet: the paper's
+    spaces (docs/scale.md)."""
     source: Annotated[str | None, arg(name="from", metavar="RUN|NAME|timm:NAME")] = None
     """Network to begin with: a folder (of a run, or written by save_pretrained), timm:NAME, or a registered name."""
     changes: Changes = field(default_factory=dict)

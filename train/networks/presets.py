@@ -34,10 +34,20 @@ IMAGENET: dict[str, Any] = {
 PRESETS: dict[str, Recipe] = {
     "digits": DigitsRecipe(),
     "digits-quick": DigitsRecipe(steps=600, batch_size=96, checkpoint_every=200, ema_decay=0.98),
+    "finetune": ImagesRecipe(
+        subnets=0,
+        smallest=False,
+        steps=1500,
+        batch_size=64,
+        lr=1e-4,
+        layer_decay=0.8,
+        ema_decay=0.99,
+        checkpoint_every=250,
+    ),
     "pretrained-light": ImagesRecipe(
         steps=1500,
         batch_size=64,
-        lr=2e-4,
+        lr=1e-4,
         layer_decay=0.8,
         ema_decay=0.99,
         checkpoint_every=250,

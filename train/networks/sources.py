@@ -54,6 +54,25 @@ class NetworkSource:
             net.reset_classifier(self.num_classes)
         return net.eval()
 
+    def has_random_classifier(self) -> bool:
+        """Whether the classifier is drawn at random: it says nothing before it is trained.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If the name is unknown.
+        """
+        if self.init == "random":
+            return True
+        if self.init is not None:
+            return False
+        if self.name.startswith(TIMM):
+            from timm.models import get_pretrained_cfg_value
+
+            own = get_pretrained_cfg_value(self.name.removeprefix(TIMM), "num_classes")
+        else:
+            own = open_supernet(self.name).config.num_classes
+        return self.num_classes is not None and self.num_classes != own
+
     def _of_ours(self) -> Supernet:
         named = self.name in list_supernets()
         if self.img_size or self.in_chans or self.lln or any(k != "token_mode" for k, _ in self.space):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from ..recipe import Recipe, Turn
 from ..sandwich import draw_smallest, draw_subnet, limits_at
 from ..soft_pruning import SoftPruning
 from ..sources import NetworkSource
-from ..teachers import open_teacher
+from ..teachers import ORIGINAL, open_teacher
 from ..training_images import TrainingImages, open_store
 from ..views import View, seeded
 
@@ -89,7 +89,7 @@ class ImagesRecipe(Recipe):
     sub_teacher: float = 0.0
     """Weight of the teacher in the subnets' losses."""
     teacher: str | None = None
-    """Frozen teacher: original (the network before training), timm:NAME, a supernet's folder, or store:FOLDER."""
+    """Frozen teacher: original (the network before training), timm:NAME, a supernet's folder, store:FOLDER, or none."""
     temperature: float = 1.0
     """Of the teacher's and the full network's answers."""
     label_smoothing: float = 0.0
@@ -127,6 +127,8 @@ class ImagesRecipe(Recipe):
         super().__post_init__()
         for name in ("embed_dims", "mlp_ratios", "num_heads", "groups", "crop_scale"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.teacher == "none":
+            object.__setattr__(self, "teacher", None)
         if (self.full_teacher or self.sub_teacher) and self.teacher is None:
             raise ValueError("full_teacher and sub_teacher weigh a teacher's answers; pass --teacher.")
         if self.teacher is not None and not (self.full_teacher or self.sub_teacher):
@@ -151,16 +153,18 @@ class ImagesRecipe(Recipe):
             self, steps=max(1, round(self.epochs * len(self._loaded("train")) / self.batch_size)), epochs=0.0
         )
 
+    @property
+    def _source(self) -> NetworkSource:
+        names = ("embed_dims", "mlp_ratios", "num_heads", "groups", "token_mode")
+        space = tuple((name, getattr(self, name)) for name in names if getattr(self, name))
+        return NetworkSource(
+            self.source, self.init, self.num_classes, self.img_size, self.in_chans, space=space, lln=self.lln
+        )
+
     @cached_property
     def _initial(self) -> Supernet:
-        space: dict[str, Any] = {
-            k: getattr(self, k) for k in ("embed_dims", "mlp_ratios", "num_heads", "groups") if getattr(self, k)
-        }
-        if self.token_mode is not None:
-            space["token_mode"] = self.token_mode
-        sizes = (self.num_classes, self.img_size, self.in_chans)
         with seeded(self.seed, 11):  # for weights that are drawn
-            net = NetworkSource(self.source, self.init, *sizes, space=tuple(space.items()), lln=self.lln).open()
+            net = self._source.open()
         if self.order is not None:
             units, _ = order_network(net, OrderSettings(self.dataset, score=self.order, seed=self.seed))
             net = reorder(net, units)
@@ -253,6 +257,11 @@ class ImagesRecipe(Recipe):
     def _frozen(self) -> nn.Module | None:
         if self.teacher is None or self._store_folder is not None:
             return None
+        if self.teacher == ORIGINAL and self._source.has_random_classifier():
+            raise ValueError(
+                "The network has a new, random classifier, so that it can teach nobody; train it first (--preset "
+                "finetune), or pass --teacher none --full-teacher 0."
+            )
         return open_teacher(self.teacher, self._initial, lambda: self._initial)
 
     def _answer(self, x: Tensor) -> Tensor | None:
