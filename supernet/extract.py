@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .block_sizes import BlockSizes, sizes_from
 from .config import SupernetConfig
 from .files import WEIGHTS, check_tensors, read_safetensors
 from .heads import ImageClassifier, end_layers
 from .plain import check_blocks, check_names, check_plain
 from .staging import finish_commit, staged
-from .static_vit import BlockSizes, StaticBlock, StaticViT
+from .static_vit import StaticBlock, StaticViT
 from .subnet import SubnetConfig
 from .zero_shot import head_sources
 
@@ -127,7 +128,7 @@ def save_static(static: StaticViT, folder: str | Path) -> None:
     Raises:
         ValueError: If layers were replaced or parametrised, so that the folder could not be loaded.
     """
-    plain = StaticViT(static.config, static.subnet, "meta")
+    plain = StaticViT(static.config, static.block_sizes, "meta")
     check_names(static.state_dict(), plain.state_dict(), "This static network")
     with staged(Path(folder)) as stage:
         write_weights(static, stage / WEIGHTS)
@@ -147,7 +148,7 @@ def describe(static: StaticViT, files: list[Path]) -> dict[str, Any]:
         files: Its files; their digests tell later whether they belong to this description.
 
     Returns:
-        Plain data. `config` and `subnet` determine the network; the rest follows from them.
+        Plain data. `config` and `subnet`, or without a subnet `blocks`, determine the network; the rest follows.
 
     Raises:
         ValueError: If its classifier is not the one of its configuration.
@@ -164,7 +165,7 @@ def describe(static: StaticViT, files: list[Path]) -> dict[str, Any]:
         "macs": static.macs(),
         "params": static.params(),
         "blocks": static.sizes(),
-        "subnet": json.loads(static.subnet.to_json()),
+        "subnet": None if static.subnet is None else json.loads(static.subnet.to_json()),
         "config": config.to_dict(),
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files},
     }
@@ -191,12 +192,12 @@ def load_static(folder: str | Path) -> StaticViT:
         data = json.loads(path.read_text())
         if data["format"] != FORMAT:
             raise ValueError(f"format={data['format']!r} is not {FORMAT}")
-        digest, blocks = data["files"].get(WEIGHTS, {}).get("sha256"), data["blocks"]
-        config, subnet = SupernetConfig.from_dict(data["config"]), SubnetConfig.from_json(json.dumps(data["subnet"]))
-        static = StaticViT(config, subnet, "meta")
+        digest, config = data["files"].get(WEIGHTS, {}).get("sha256"), SupernetConfig.from_dict(data["config"])
+        blocks, subnet = sizes_from(data["blocks"], config.head_dim), data["subnet"]
+        static = StaticViT(config, blocks if subnet is None else SubnetConfig.from_json(json.dumps(subnet)), "meta")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{path} does not describe a static network ({e!r}); export the network again.") from e
-    if blocks != json.loads(json.dumps(static.sizes())):
+    if blocks != static.block_sizes:
         raise ValueError(
             f"{path}: `blocks` are not the sizes that its `config` and `subnet` give here. The file was changed, or "
             "written by another version; export the network again."

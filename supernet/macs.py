@@ -65,17 +65,19 @@ def group_macs(config: SupernetConfig, plan: GroupPlan) -> Ints:
     """
     check_counted(config, plan)
     inner, left, arrays = plan.num_heads * config.head_dim, plan.num_left, namespace(plan.num_tokens)
+    queries = inner if plan.queries is None else plan.queries
+    values = inner if plan.values is None else plan.values
     attended = plan.attended
-    attention = attended * inner * (3 * plan.reads + plan.widths + 2 * attended)
+    attention = attended * (queries * (2 * plan.reads + attended) + values * (plan.reads + plan.widths + attended))
     macs: Ints = (attention + left[:, None] * (plan.hidden * ((1 + config.glu) * plan.widths + plan.gives))).sum(1)
     if plan.carries:
         macs = macs + left * plan.widths[:, -1] * plan.gives[:, -1]
     if plan.counts is not None:
         mode, prefix = config.token_mode, config.num_prefix_tokens
-        dims = plan.widths[:, 0] if mode.metric == "tokens" else arrays.full_like(left, config.head_dim)
+        dims = plan.widths[:, 0] if mode.metric == "tokens" else queries[:, 0] // plan.num_heads[:, 0]
         reduction = mode.macs(plan.num_tokens, plan.counts, dims, prefix)
         if mode.uses_scores:
-            reduction = reduction + plan.num_tokens * inner[:, 0]
+            reduction = reduction + plan.num_tokens * queries[:, 0]
         if mode.soft:
             reduction = reduction + (plan.num_tokens - prefix) * (left - prefix) * plan.widths[:, 0]
         macs = macs + arrays.where(plan.reduces, reduction, 0)

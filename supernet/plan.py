@@ -53,6 +53,8 @@ class GroupPlan:
         thresholds: (B, num_rates) keep rates of a mode in which they are thresholds (`TokenMode.threshold`), so that
             `counts` follow from the images; None of other modes, if the mode runs for no image, and once the counts are
             known (`counted`).
+        queries: (B, blocks) channels of all queries of a block, and of all its keys; None: num_heads * head_dim.
+        values: (B, blocks) channels of all its values; None: num_heads * head_dim.
     """
 
     group: int
@@ -66,6 +68,8 @@ class GroupPlan:
     reduces: Bools
     carries: bool
     thresholds: Floats | None = None
+    queries: Ints | None = None
+    values: Ints | None = None
 
     @property
     def num_left(self) -> Ints:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,73 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .block_sizes import BlockSizes, check_sizes, sizes_macs, sizes_of_one
 from .config import SupernetConfig
 from .heads import ImageClassifier
 from .layers import activate, make_norm, set_width
-from .macs import remaining_macs, stem_macs
 from .plain import plain_weights
-from .plan import GroupPlan, check_counted, plan_subnet
 from .runtime.devices import working_rows
 from .runtime.packing import class_scores
-from .subnet import SubnetConfig, check_subnet
+from .subnet import SubnetConfig
 from .tokens.modes import combine, total_size
-
-
-@dataclass(frozen=True)
-class BlockSizes:
-    """Sizes of one block.
-
-    Attributes:
-        reads: Channels read.
-        embed_dim: Its own width.
-        hidden_dim: Hidden width of the MLP.
-        gives: Channels handed on.
-        num_heads: Heads.
-        tokens: Tokens that come in, class token and registers included.
-        counts: Tokens left after every stage of the token mode; None if it does not run here.
-        lln: Whether a linear map carries the residual on.
-    """
-
-    reads: int
-    embed_dim: int
-    hidden_dim: int
-    gives: int
-    num_heads: int
-    tokens: int
-    counts: tuple[int, ...] | None
-    lln: bool
-
-
-def block_sizes(config: SupernetConfig, subnet: SubnetConfig) -> list[BlockSizes]:
-    """Sizes of all blocks of one subnet, which must be in `config.space`.
-
-    Raises:
-        ValueError: If it reduces tokens by thresholds, so that its sizes follow from the image.
-    """
-    return [sizes for plan in plan_subnet(config, subnet) for sizes in group_sizes(config, plan)]
-
-
-def group_sizes(config: SupernetConfig, plan: GroupPlan) -> list[BlockSizes]:
-    """Sizes of the blocks of one group, for the first image of its plan.
-
-    Raises:
-        ValueError: As `block_sizes`.
-    """
-    check_counted(config, plan)
-    blocks = plan.widths.shape[1]
-    return [
-        BlockSizes(
-            reads=int(plan.reads[0, i]),
-            embed_dim=int(plan.widths[0, i]),
-            hidden_dim=int(plan.hidden[0, i]),
-            gives=int(plan.gives[0, i]),
-            num_heads=int(plan.num_heads[0, i]),
-            tokens=int(plan.attended[0, i]),
-            counts=None if plan.counts is None or i else tuple(int(n) for n in plan.counts[0]),
-            lln=plan.carries and i == blocks - 1,
-        )
-        for i in range(blocks)
-    ]
 
 
 class Attended(NamedTuple):
@@ -110,12 +53,12 @@ class StaticBlock(nn.Module):
         self.class_token, self.reg_tokens = config.class_token, config.reg_tokens
         self.tokens = np.array([sizes.tokens])
         self.counts = None if sizes.counts is None else np.array([sizes.counts])
-        width, inner = sizes.embed_dim, sizes.num_heads * config.head_dim
+        width, inner = sizes.embed_dim, sizes.num_heads * sizes.v_dim
         norm = partial(make_norm, config.norm, eps=config.norm_eps)
         self.norm1 = norm(sizes.reads)
-        self.qkv = nn.Linear(sizes.reads, 3 * inner)
-        self.q_norm = norm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = norm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.qkv = nn.Linear(sizes.reads, sizes.qkv_dim)
+        self.q_norm = norm(sizes.qk_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = norm(sizes.qk_dim) if config.qk_norm else nn.Identity()
         self.attn_norm = norm(inner) if config.scale_norm else nn.Identity()
         self.proj = nn.Linear(inner, width)
         self.norm2 = norm(width)
@@ -157,9 +100,10 @@ class StaticBlock(nn.Module):
         return self._mlp(self._attended(x[:, :1], q[:, :, :1], k, v, bias))
 
     def _projected(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """The tokens as the block reads them, (B, H, N, head_dim) queries, keys and values, and the bias of keys."""
-        x = set_width(x, self.sizes.reads)
-        q, k, v = self.qkv(self.norm1(x)).view(*x.shape[:2], self.sizes.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        """The tokens as the block reads them, (B, H, N, channels) queries, keys and values, and the bias of keys."""
+        x, qk = set_width(x, self.sizes.reads), self.sizes.qk_dim
+        parts = self.qkv(self.norm1(x)).view(*x.shape[:2], self.sizes.num_heads, -1).transpose(1, 2)
+        q, k, v = parts.split((qk, qk, self.sizes.v_dim), dim=-1)
         return x, self.q_norm(q), self.k_norm(k), v, None if size is None else size.log()
 
     def _attended(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -207,32 +151,39 @@ def _only_computes() -> bool:
 
 
 class StaticViT(ImageClassifier):
-    """A subnet of a supernet as an ordinary ViT of fixed sizes, with exactly its own parameters.
+    """A ViT of fixed sizes: a subnet of a supernet with exactly its own parameters, or blocks of sizes of their own.
 
-    `Supernet.extract` gives one with weights, and so does `load_static`, without a supernet.
+    `Supernet.extract` gives one with weights, `train.search.global_prune` a smaller one, and so does `load_static`,
+    without a supernet.
 
     Args:
-        config: Architecture of the supernet.
-        subnet: Exactly one subnet.
+        config: Architecture of the supernet; of its space, only the full width and the token mode count where `subnet`
+            is sizes of blocks.
+        subnet: Exactly one subnet, or the sizes of all blocks.
         device: Where the parameters are made, which are random; "meta" if others are going to be assigned.
 
+    Attributes:
+        subnet: The subnet, None if there is none.
+        block_sizes: (depth,) sizes of the blocks.
+
     Raises:
-        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds.
-        TypeError: If it is no SubnetConfig.
+        ValueError: If `subnet` holds more than one, is not in the search space, or reduces tokens by thresholds; or if
+            blocks do not follow on each other.
+        TypeError: If it is neither a SubnetConfig nor sizes of blocks.
     """
 
-    def __init__(self, config: SupernetConfig, subnet: SubnetConfig, device: str = "cpu") -> None:
-        check_subnet(subnet, config.space)
-        if len(subnet) != 1:
-            raise ValueError(f"A static network is one subnet, not {len(subnet)}; index the batch first: subnet[0].")
-        last, sizes = int(subnet.embed_dim[0, -1]), block_sizes(config, subnet)
+    def __init__(
+        self, config: SupernetConfig, subnet: SubnetConfig | Sequence[BlockSizes], device: str = "cpu"
+    ) -> None:
+        sizes = [*subnet] if isinstance(subnet, Sequence) else sizes_of_one(config, subnet)
+        check_sizes(config, sizes)
         with torch.device(device):
             super().__init__(config)
-            self.subnet = subnet
+            self.subnet, self.block_sizes = None if isinstance(subnet, Sequence) else subnet, sizes
             self.blocks = nn.ModuleList(StaticBlock(config, s) for s in sizes)
-            widest = [s.tokens * max(s.hidden_dim, 3 * s.num_heads * config.head_dim) for s in sizes]
+            widest = [s.tokens * max(s.hidden_dim, s.qkv_dim) for s in sizes]
             self._numbers_per_image = sum(widest) // len(sizes)
-            self.make_head(last)
+            self.make_head(sizes[-1].gives)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.
@@ -293,8 +244,7 @@ class StaticViT(ImageClassifier):
             ValueError: If the classifier is not the one of the configuration, which is what is counted.
         """
         self.check_classifier()
-        tokens = np.array([self.config.num_tokens])
-        return stem_macs(self.config) + int(remaining_macs(self.config, 0, tokens, self.subnet)[0])
+        return sizes_macs(self.config, self.block_sizes)
 
     def params(self) -> int:
         """Number of parameters."""
@@ -302,4 +252,4 @@ class StaticViT(ImageClassifier):
 
     def sizes(self) -> list[dict[str, Any]]:
         """`BlockSizes` of every block as plain data."""
-        return [asdict(sizes) for sizes in block_sizes(self.config, self.subnet)]
+        return [asdict(sizes) for sizes in self.block_sizes]

@@ -14,9 +14,10 @@ from torch import Tensor
 from prance_env.engine import InferenceEngine
 from supernet import GroupChoice, InferenceState
 from supernet.arrays import Bools, Floats, Ints
+from supernet.block_sizes import BlockSizes, group_sizes
 from supernet.extract import check_extractable, extract_block
 from supernet.plan import plan_group
-from supernet.static_vit import BlockSizes, StaticBlock, group_sizes
+from supernet.static_vit import StaticBlock
 
 from .state_cache import StateCache
 
