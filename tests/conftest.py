@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cpu_triton  # noqa: F401
 import pytest
 import torch
 from helpers import random_net
@@ -20,9 +20,6 @@ from prance_env import settings
 from prance_env.images import loading
 from supernet import SearchSpace, Supernet, SupernetConfig, save_pretrained, supernet_config
 
-# Before Triton is first imported: its kernels then run in its interpreter.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)
 hypothesis_settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis_settings.load_profile("reproducible")

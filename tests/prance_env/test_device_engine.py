@@ -139,7 +139,7 @@ def test_an_episode_waits_for_nothing_on_a_gpu(engine: InferenceEngine) -> None:
 def test_a_batch_too_large_for_the_gpu_says_how_many_images_fit(
     engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(*args: Any) -> None:
+    def exhausted(*args: Any, **kwargs: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     begun, before = engine.start(np.arange(BATCH)), engine.observe(engine.start(np.arange(BATCH)), "cls")

@@ -58,7 +58,9 @@ def test_a_batchs_plan_is_that_of_its_images_and_the_static_network_has_its_size
     for image in range(6):
         alone = plan_subnet(net.config, subnet[image])
         for whole, one in zip(plans, alone, strict=True):
-            for name in (f.name for f in fields(one) if f.name not in ("group", "carries", "counts", "thresholds")):
+            assert (whole.queries, whole.values) == (None, None)  # sizes of a static network's own
+            others = ("group", "carries", "counts", "thresholds", "queries", "values")
+            for name in (f.name for f in fields(one) if f.name not in others):
                 assert getattr(whole, name)[[image]].tolist() == getattr(one, name).tolist(), name
         static = net.extract(subnet[image])
         sizes = static.sizes()
