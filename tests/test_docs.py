@@ -15,7 +15,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 PAGES += sorted((ROOT / "prance_env" / "weights").glob("*/README.md"))
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 STEPS, FEWER_STEPS = "agent.learn(100_000", "agent.learn(2_000"  # examples/ has those that are trained to the end
-PASTED = [ROOT / "docs" / "extending.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+PASTED = [
+    ROOT / "docs" / "extending.md",
+    ROOT / "docs" / "timm.md",
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+]
 PACKAGES = ["supernet", "prance_env", "agents", "train"]
 
 

@@ -29,6 +29,16 @@ OTHER_FAMILIES = {
 }
 """Why models of other classes are refused."""
 
+_PARALLEL = ", in which attention and MLP run side by side, so that no tokens can leave between them"
+OTHER_PARTS = {
+    "ResPostBlock": ", which norms what attention and MLP give instead of what they read",
+    "ParallelScalingBlock": _PARALLEL,
+    "DiffParallelScalingBlock": _PARALLEL,
+    "ParallelThingsBlock": ", in which several attentions run side by side",
+    "DiffAttention": ", which is the difference of two attentions",
+}
+"""What is different about parts of other classes."""
+
 
 def check_family(model: nn.Module) -> None:
     """Refuses models that are no plain ViTs at all.
@@ -60,7 +70,7 @@ def check_kind(model: Any) -> None:
         f"global_pool={model.global_pool!r} (only 'token', 'avg' and 'map')": model.global_pool
         not in ("token", "avg", "map"),
         # Not before timm 1.0.16.
-        "pooling that includes class token or registers": model.global_pool != "token"
+        "pooling that includes class token or registers (pool_include_prefix)": model.global_pool != "token"
         and getattr(model, "pool_include_prefix", False)
         and model.num_prefix_tokens > 0,
         "a norm behind attention pooling": pool is not None and not does_nothing(model.fc_norm),
@@ -71,7 +81,7 @@ def check_kind(model: Any) -> None:
         obstacles[f"{name} of type {type(part).__name__}"] = not does_nothing(part)
     for i, block in enumerate(model.blocks):
         if inside := [what for what, there in _obstacles_in(block).items() if there]:
-            obstacles[f"{', '.join(inside)} in block {i}"] = True
+            obstacles[f"in block {i} {', '.join(inside)}"] = True
             break
     if pool is not None and not any(obstacles.values()):
         obstacles |= _obstacles_in_pool(pool, model)
@@ -80,14 +90,19 @@ def check_kind(model: Any) -> None:
     _check_norms(model)
 
 
+def _called(part: Any) -> str:
+    name = type(part).__name__
+    return f"{name}{OTHER_PARTS.get(name, '')}"
+
+
 def _obstacles_in(block: Any) -> dict[str, bool]:
     attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
     if type(block) is not Block:
-        return {f"a block of type {type(block).__name__}": True}
+        return {f"a block of type {_called(block)}": True}
     if type(attention) is not Attention:
-        return {f"attention of type {type(attention).__name__}": True}
+        return {f"attention of type {_called(attention)}": True}
     if type(mlp) not in (Mlp, SwiGLU, GluMlp):
-        return {f"an MLP of type {type(mlp).__name__}": True}
+        return {f"an MLP of type {_called(mlp)}": True}
     scaled = [not does_nothing(getattr(part, "norm", None)) for part in (attention, mlp)]
     found = {
         "a norm of queries or of keys alone": does_nothing(attention.q_norm) != does_nothing(attention.k_norm),

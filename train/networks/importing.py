@@ -58,12 +58,12 @@ class TimmSource:
         """What of the weights is random, and what to do about it; empty if nothing is."""
         if not self.pretrained and self.weights is None:
             return (
-                " ALL ITS WEIGHTS ARE RANDOM: pass --pretrained to download timm's, or --weights FILE with yours, or "
+                "ALL ITS WEIGHTS ARE RANDOM: pass --pretrained to download timm's, or --weights FILE with yours, or "
                 "train it."
             )
         classes = net.config.num_classes
         if self.weights is None and self.num_classes and classes != timm_classes(self.model):
-            return f" Its classifier of {classes} classes is random: train it."
+            return f"Its classifier of {classes} classes is random: train it."
         return ""
 
 
@@ -149,6 +149,7 @@ def save_import(net: Supernet, out: Path, source: str, order: UnitOrder | None =
         f"{' '.join(f'{r:g}' for r in space.mlp_ratios)}, heads {' '.join(map(str, space.num_heads))}, token mode "
         f"{space.token_mode}; images {config.in_chans}x{config.img_size}x{config.img_size}, {config.num_classes} "
         f"classes; {net.macs().item() / 1e6:,.1f} MMACs, {net.params().item() / 1e6:,.1f} M parameters at full size."
-        f"{caution}"
     )
+    if caution:
+        print(caution)
     return net
