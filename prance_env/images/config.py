@@ -8,12 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from supernet.config import CROP_MODES, INTERPOLATIONS
+
 NUMERIC = "numeric"
 """As `class_map`: the label of a class is the number that it is named by."""
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 # Prefix of a timm name: the package it needs, how to get it, and which fields of `DatasetConfig` have a meaning for it.
-_TRANSFORM = ("crop_pct", "interpolation")
+_TRANSFORM = ("crop_pct", "crop_mode", "interpolation")
 _READER = (*_TRANSFORM, "root", "input_key", "target_key")
 TIMM_READERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "torch": ("torchvision", "torchvision", (*_TRANSFORM, "root", "download")),
@@ -40,8 +41,10 @@ class DatasetConfig:
         name: "digits", a name given to `register_dataset`, the path of a folder in ImageNet's layout, or a name of
             `timm.data.create_dataset`: "torch/...", "hfds/...", "hfids/...", "tfds/..." or "wds/...".
         root: Folder of a timm data set; for "wds/FOLDER" it is FOLDER unless given.
-        crop_pct: The shorter side is resized to `img_size / crop_pct` before the centre is cut out; in (0, 1].
-        interpolation: One of `INTERPOLATIONS`.
+        crop_pct: Images are resized to `img_size / crop_pct` before the centre is cut out; in (0, 1]. None: as the
+            supernet says, and so for the next two.
+        crop_mode: "center": the shorter side is resized; "squash": both are; "border": the longer one, on a border.
+        interpolation: One of `supernet.config.INTERPOLATIONS`.
         class_map: Text file with one class name per line; line k is label k. "numeric": classes are named by their
             labels, "0", "1", ... None: alphabetical order of the folders of the training split, or the labels of the
             source.
@@ -54,8 +57,9 @@ class DatasetConfig:
 
     name: str
     root: str | None = None
-    crop_pct: float = 0.875
-    interpolation: str = "bicubic"
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    interpolation: str | None = None
     class_map: str | None = None
     input_key: str | None = None
     target_key: str | None = None
@@ -65,10 +69,11 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"dataset={self.name!r} is not a name; pass 'digits', a folder or a timm name.")
-        if not 0 < self.crop_pct <= 1:
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct={self.crop_pct!r} must lie in (0, 1]; 0.875 is usual, 1 crops nothing.")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation={self.interpolation!r} is unknown; choose one of {INTERPOLATIONS}.")
+        for name, allowed in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
+            if getattr(self, name) not in (None, *allowed):
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
 
     @classmethod
     def from_value(cls, value: str | dict[str, Any] | DatasetConfig) -> DatasetConfig:

@@ -141,7 +141,7 @@ def load_dataset(
     # These pull in torchvision and timm, which the bundled data set does not need.
     from .transform import ImageTransform
 
-    transform = ImageTransform(config.img_size, config.in_chans, chosen.crop_pct, chosen.interpolation)
+    transform = ImageTransform.of(config, chosen.crop_pct, chosen.crop_mode, chosen.interpolation)
     if chosen.prefix is None:
         from .folders import load_folder
 

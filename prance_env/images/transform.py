@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+from supernet import SupernetConfig
 
 Pixels = NDArray[np.uint8]
 # Formats whose integers Pillow may call 32 bits wide, though they have 16 and use all of them.
@@ -47,19 +50,22 @@ def upright(image: Image.Image, in_chans: int) -> Image.Image:
 class ImageTransform:
     """timm's evaluation transform, without its normalisation, which a supernet does itself.
 
-    The shorter side is resized to `img_size / crop_pct`, and the centre is cut out.
-
     Attributes:
         img_size: Height and width of the result in pixels.
         in_chans: 1 or 3.
-        crop_pct: In (0, 1].
+        crop_pct: The picture is resized to `img_size / crop_pct`, and the centre is cut out; in (0, 1].
         interpolation: A value of `torchvision.transforms.InterpolationMode`, such as "bicubic".
+        crop_mode: "center": the shorter side is resized; "squash": both are, whatever the shape; "border": the longer
+            one, and what is missing is filled.
+        fill: Of borders, for every channel in 0..255; empty is black.
     """
 
     img_size: int
     in_chans: int
     crop_pct: float
     interpolation: str
+    crop_mode: str = "center"
+    fill: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.in_chans not in (1, 3):
@@ -68,10 +74,46 @@ class ImageTransform:
                 "pass such images with prance_env.register_dataset."
             )
 
+    @classmethod
+    def of(
+        cls,
+        config: SupernetConfig,
+        crop_pct: float | None = None,
+        crop_mode: str | None = None,
+        interpolation: str | None = None,
+    ) -> ImageTransform:
+        """What brings files to the size of a supernet, in the way that its weights were trained for or another one.
+
+        Args:
+            config: The supernet.
+            crop_pct: None: as the supernet says, and so for the next two.
+            crop_mode: See above.
+            interpolation: See above.
+
+        Raises:
+            ValueError: If image files have other channels than it takes.
+        """
+        mode = crop_mode or config.crop_mode
+        fill = tuple(round(255 * v) for v in config.mean) if mode == "border" else ()
+        return cls(
+            config.img_size,
+            config.in_chans,
+            crop_pct or config.crop_pct,
+            interpolation or config.interpolation,
+            mode,
+            fill,
+        )
+
     @cached_property
     def _resize(self) -> Compose:
-        mode = InterpolationMode(self.interpolation)
-        return Compose([Resize(math.floor(self.img_size / self.crop_pct), mode), CenterCrop(self.img_size)])
+        size, mode = math.floor(self.img_size / self.crop_pct), InterpolationMode(self.interpolation)
+        if self.crop_mode == "border":
+            from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio  # seldom needed, and slow to import
+
+            fill: Any = self.fill[0] if len(self.fill) == 1 else self.fill or 0
+            whole = ResizeKeepRatio(size, longest=1.0, interpolation=self.interpolation)
+            return Compose([whole, CenterCropOrPad(self.img_size, fill)])
+        return Compose([Resize((size, size) if self.crop_mode == "squash" else size, mode), CenterCrop(self.img_size)])
 
     def __call__(self, image: Image.Image) -> Pixels:
         """(in_chans, img_size, img_size) uint8.

@@ -30,6 +30,8 @@ from .texts import PLAIN_TEMPLATES, Encoder, TextEmbeddings, embed_classes
 from .timm import from_timm
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# How open_clip resizes images, in timm's words.
+CROPS = {"shortest": "center", "longest": "border", "squash": "squash"}
 # Share of the mean square of features that is added where their covariance is inverted.
 RIDGE = 1e-4
 
@@ -228,9 +230,14 @@ def _from_trunk(visual: Any) -> VisionTransformer:
 
 
 def _normalised_as(model: Any, visual: Any) -> VisionTransformer:
-    """The model, with the mean and std of a tower's images where `from_timm` looks for them."""
+    """The model, with what a tower wants its images to be where `from_timm` looks for it."""
     mean, std = getattr(visual, "image_mean", None) or CLIP_MEAN, getattr(visual, "image_std", None) or CLIP_STD
-    model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), "mean": mean, "std": std}
+    wanted = getattr(visual, "preprocess_cfg", None) or {}
+    cropped = {"crop_pct": 1.0, "crop_mode": CROPS[wanted.get("resize_mode", "shortest")]}
+    # open_clip evaluates with one of these two.
+    cropped["interpolation"] = "bilinear" if wanted.get("interpolation") == "bilinear" else "bicubic"
+    cfg = dict(getattr(model, "pretrained_cfg", None) or {})
+    model.pretrained_cfg = {**cfg, **cropped, "mean": mean, "std": std}
     return model
 
 

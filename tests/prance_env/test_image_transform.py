@@ -2,28 +2,89 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from image_files import picture
+from command_line import prance
+from helpers import ENV_ID, random_net
+from image_files import CONFIG, picture
 from PIL import Image
 from timm.data import create_transform
+from torch import Tensor
 
+from agents import FullAgent
+from prance_env import EnvSettings
 from prance_env.images.transform import ImageTransform, upright
+from supernet import save_pretrained
+from supernet.config import CROP_MODES
+from train.evaluate import evaluate
 
 RGB, GREY = ImageTransform(32, 3, 0.875, "bicubic"), ImageTransform(32, 1, 0.875, "bicubic")
 
 
 @pytest.mark.parametrize("size", [(80, 50), (50, 80), (20, 25)], ids=["wide", "tall", "small"])
-@pytest.mark.parametrize(("crop_pct", "interpolation"), [(0.875, "bicubic"), (1.0, "bilinear")])
-def test_the_transform_is_timms_for_evaluation(size: tuple[int, int], crop_pct: float, interpolation: str) -> None:
-    image = picture(0, size)
-    timm = create_transform((3, 32, 32), interpolation=interpolation, crop_pct=crop_pct, normalize=False)
-    ours = ImageTransform(32, 3, crop_pct, interpolation)(image)
+@pytest.mark.parametrize("mode", CROP_MODES)
+@pytest.mark.parametrize(("crop_pct", "interpolation"), [(0.875, "bicubic"), (1.0, "bilinear"), (0.9, "lanczos")])
+def test_the_transform_is_timms_for_evaluation(
+    size: tuple[int, int], mode: str, crop_pct: float, interpolation: str
+) -> None:
+    image, cropped = picture(0, size), {"crop_pct": crop_pct, "crop_mode": mode, "interpolation": interpolation}
+    timm = create_transform((3, 32, 32), normalize=False, mean=(0.2, 0.5, 0.9), **cropped)
+    config = replace(CONFIG, mean=(0.2, 0.5, 0.9))
+    by_the_supernet = ImageTransform.of(replace(config, **cropped))  # type: ignore[arg-type]
+    assert by_the_supernet == ImageTransform.of(config, crop_pct, mode, interpolation)
+    ours = by_the_supernet(image)
     assert ours.dtype == np.uint8
     np.testing.assert_array_equal(ours, torch.as_tensor(timm(image)))
+
+
+def test_a_border_of_grey_images_is_grey() -> None:
+    config = replace(CONFIG, in_chans=1, mean=(0.5,), std=(0.5,), crop_mode="border", crop_pct=1.0)
+    shown = ImageTransform.of(config)(picture(0, (80, 40)))
+    assert (shown[:, 0] == 128).all()
+    assert len(np.unique(shown[:, 16])) > 2
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> tuple[str, Tensor]:
+    """A supernet whose images are squashed whole, and what it should be shown of two pictures."""
+    config = replace(CONFIG, crop_pct=1.0, crop_mode="squash", interpolation="bilinear")
+    save_pretrained(random_net(config), tmp_path / "net")
+    pixels = []
+    for k, size in enumerate(((80, 50), (50, 80))):
+        (tmp_path / "images" / "val" / str(k)).mkdir(parents=True)
+        picture(k, size).save(tmp_path / "images" / "val" / str(k) / "0.png")
+        squashed = picture(k, size).resize((config.img_size, config.img_size), Image.Resampling.BILINEAR)
+        pixels.append(np.asarray(squashed).transpose(2, 0, 1))
+    return str(tmp_path), torch.from_numpy(np.stack(pixels))
+
+
+def test_images_are_prepared_as_the_supernet_says_through_every_door(
+    prepared: tuple[str, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, pixels = prepared
+    arguments: dict[str, Any] = {"checkpoint": f"{folder}/net", "dataset": f"{folder}/images", "split": "val"}
+    settings = EnvSettings(**arguments)
+    torch.testing.assert_close(settings.engine().dataset.fetch(np.arange(2)), pixels, rtol=0, atol=0)
+    agent = FullAgent(settings.config())
+    expected = settings.engine().net(pixels).argmax(1).numpy()
+    np.testing.assert_array_equal(evaluate(agent, settings).prediction, expected)
+    env = gym.make(ENV_ID, **arguments)
+    for k in range(2):
+        env.reset(options={"index": k})
+        while not (last := env.step(np.ones(env.action_space.shape, dtype=np.float32)))[2]:
+            pass
+        assert last[4]["prediction"] == expected[k]
+    given = (word for name, value in arguments.items() for word in (f"--{name}", value))
+    prance(monkeypatch, "eval", "--agent", "full", *given, "--out", tmp_path / "eval")
+    with (tmp_path / "eval" / "full.csv").open() as f:
+        assert [int(row["prediction"]) for row in csv.DictReader(f)] == expected.tolist()
 
 
 def test_grey_becomes_colour_and_colour_grey() -> None:

@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from clip_models import NAMES, images_of, small_clip
+from image_files import picture
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from prance_env.images.transform import ImageTransform
 from supernet import (
     SearchSpace,
     SubnetConfig,
@@ -24,6 +27,7 @@ from supernet import (
     ZeroShotHead,
     fit_projections,
     from_clip,
+    from_timm,
     reorder_by_importance,
 )
 from supernet.convert.clip import class_embeddings, image_tower, least_squares, load_clip, named_templates, with_texts
@@ -115,6 +119,20 @@ def test_images_are_normalised_with_clips_mean_and_std(clip: Any, texts: TextEmb
     clip.visual.image_mean, clip.visual.image_std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     assert from_clip(clip.visual, texts).config.std == (0.25, 0.25, 0.25)
     del clip.visual.image_mean, clip.visual.image_std
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random"])
+def test_images_are_cropped_as_open_clip_does(mode: str, interpolation: str) -> None:
+    clip, image = small_clip(), picture(0, (80, 50))
+    size = clip.visual.image_size
+    clip.visual.preprocess_cfg = {"size": size, "resize_mode": mode, "interpolation": interpolation}
+    cfg = open_clip.transform.PreprocessCfg(**clip.visual.preprocess_cfg)
+    wanted = open_clip.transform.image_transform_v2(cfg, is_train=False)
+    config = from_timm(image_tower(clip.visual)).config
+    found = ImageTransform.of(config)(image)
+    mean, std = (np.array(v)[:, None, None] for v in (config.mean, config.std))
+    np.testing.assert_allclose((found / 255 - mean) / std, wanted(image).numpy(), atol=1e-5)
 
 
 # ---- below full size -------------------------------------------------------------------------------------------

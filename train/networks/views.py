@@ -24,7 +24,7 @@ from torch import Tensor
 
 from prance_env.images.decoded import DecodedSource
 from prance_env.images.source import ImageSource
-from prance_env.images.transform import ImageTransform, Pixels, upright
+from prance_env.images.transform import Pixels, upright
 from prance_env.images.workers import DecodingPool
 from supernet.arrays import Ints
 
@@ -55,12 +55,10 @@ class View:
     Attributes:
         img_size: Height and width of the result in pixels.
         in_chans: 1 or 3.
-        crop_scale: Smallest and largest share of the image's area that a random crop takes; (1, 1): the crop of
-            evaluation.
+        crop_scale: Smallest and largest share of the image's area that a random crop takes; (1, 1): as in evaluation.
         flip: Chance of a horizontal flip.
         rand_augment: RandAugment in timm's words, such as "rand-m9-mstd0.5-inc1"; empty: none.
-        interpolation: "bilinear", "bicubic" or "random".
-        crop_pct: Of the crop of evaluation.
+        interpolation: Of random crops: "bilinear", "bicubic" or "random".
     """
 
     img_size: int
@@ -69,7 +67,6 @@ class View:
     flip: float = 0.0
     rand_augment: str = ""
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
-    crop_pct: float = 0.875
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -83,13 +80,15 @@ class View:
     @property
     def is_plain(self) -> bool:
         """Whether nothing is random, so that images come as in evaluation."""
-        return tuple(self.crop_scale) == (1, 1) and not self.flip and not self.rand_augment
+        return not self.crops and not self.flip and not self.rand_augment
+
+    @property
+    def crops(self) -> bool:
+        """Whether crops are random."""
+        return tuple(self.crop_scale) != (1, 1)
 
     @cached_property
     def _crop(self) -> Any:
-        if tuple(self.crop_scale) == (1, 1):
-            plain = "bicubic" if self.interpolation == "random" else self.interpolation
-            return ImageTransform(self.img_size, self.in_chans, self.crop_pct, plain).picture
         return RandomResizedCropAndInterpolation(self.img_size, self.crop_scale, interpolation=self.interpolation)
 
     @cached_property
@@ -104,9 +103,14 @@ class View:
             ) from e
 
     def __call__(self, image: Image.Image, seed: int) -> Pixels:
-        """(in_chans, img_size, img_size) uint8 of a picture that is upright in the right number of channels."""
+        """(in_chans, img_size, img_size) uint8 of a picture that is upright in the right number of channels.
+
+        Args:
+            image: Of that size already if crops are not random.
+            seed: Fixes what is random.
+        """
         with seeded(seed):
-            picture = self._crop(image)
+            picture = self._crop(image) if self.crops else image
             if random.random() < self.flip:
                 picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             if self._distort is not None:
@@ -133,7 +137,8 @@ class _Draw:
     def _picture(self, index: int) -> Image.Image:
         if isinstance(self.source, DecodedSource):
             with self.source.samples.open(index) as image:
-                return upright(image, self.view.in_chans)
+                whole = upright(image, self.view.in_chans)
+            return whole if self.view.crops else self.source.transform.picture(whole)
         # These have been brought to size already: crops are taken out of that.
         pixels = self.source.fetch(np.array([index]))[0].numpy()
         return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
