@@ -31,7 +31,14 @@ from .images.loading import ON_ERROR, check_dataset, dataset_state, list_dataset
 from .rewards.config import RewardConfig
 from .rewards.prices import CostConditioning
 from .spaces import action_space, observation_layout, observation_space
-from .supernets import check_complete, checked_dtype, checkpoint_folder, resolved_config
+from .supernets import (
+    check_complete,
+    checked_device,
+    checked_dtype,
+    checkpoint_folder,
+    resolved_config,
+    usable_device,
+)
 
 IMPORTED_IN = os.getpid()
 RENDER_MODES = ["rgb_array", "ansi"]
@@ -133,10 +140,7 @@ class EnvSettings:
         checked_dtype(self.dtype)
         if reward.table is not None:
             reward.table.check(config)
-        try:
-            torch.device(self.device)
-        except RuntimeError as e:
-            raise ValueError(f"device={self.device!r} is unknown; pass one such as 'cpu' or 'cuda:0'.") from e
+        checked_device(self.device)
         if self.render_mode is not None and self.render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode={self.render_mode!r} is unknown; choose None or one of {RENDER_MODES}.")
         self.layout()
@@ -296,9 +300,10 @@ class SharedEngine:
 
     def _open(self) -> InferenceEngine:
         s = replace(self._settings)  # which reads the checkpoint's configuration again
+        device = usable_device(s.device)
         net = freeze(from_pretrained(checkpoint_folder(s.supernet, s.checkpoint)))
         net.run_by(s.config())
-        net = net.to(torch.device(s.device), checked_dtype(s.dtype))
+        net = net.to(device, checked_dtype(s.dtype))
         source = load_dataset(s.dataset_config, s.split, s.config(), s.num_workers, s.on_error, s.cache_dir)
         return InferenceEngine(net, source, s.cache_mb, s.cache_dir, key_mean=s.observation == "key_mean")
 

@@ -86,6 +86,36 @@ def checked_dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device by name, whether it is there or not.
+
+    Raises:
+        ValueError: If torch knows no such device, or nothing is computed on it.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"device={device!r} is unknown; pass one such as 'cpu' or 'cuda:0'.") from e
+    if found.type == "meta":
+        raise ValueError("device='meta' has shapes and no numbers; pass one that computes, such as 'cpu' or 'cuda:0'.")
+    return found
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by name that is there.
+
+    Raises:
+        ValueError: If it is not, or torch knows no such device.
+    """
+    found = checked_device(device)
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ImportError) as e:
+        reason = str(e).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(f"device={str(device)!r} cannot be used here ({reason}); pass 'cpu'.") from e
+    return found
+
+
 def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:
     """Folder of the weights: `checkpoint`, or the bundled one of `supernet`.
 

@@ -11,6 +11,9 @@ from .layers import ACTIVATIONS, NORMS
 from .stems import check_stem
 from .tokens.modes import TokenMode, token_mode
 
+HIDDEN_SLACK = 1e-6
+"""What the product of a width and a ratio may lack to the next whole number of hidden units: float noise."""
+
 
 def _ascending(name: str, values: tuple[Any, ...], minimum: float) -> None:
     if not values or any(not math.isfinite(v) or v < minimum for v in values):
@@ -48,6 +51,11 @@ class SearchSpace:
         object.__setattr__(self, "mlp_ratios", tuple(float(v) for v in self.mlp_ratios))
         _ascending("embed_dims", self.embed_dims, 1)
         _ascending("mlp_ratios", self.mlp_ratios, 1e-6)
+        if self.embed_dims[0] * self.mlp_ratios[0] < 1 - HIDDEN_SLACK:
+            raise ValueError(
+                f"embed_dims={self.embed_dims!r} with mlp_ratios={self.mlp_ratios!r}: an MLP of ratio "
+                f"{self.mlp_ratios[0]} at width {self.embed_dims[0]} would have no hidden unit; raise one of the two."
+            )
         decided = self.groups[self.first_decided :]
         if not decided or min(self.groups) < 1 or len(set(decided)) != 1:
             raise ValueError(
@@ -233,7 +241,7 @@ class SupernetConfig:
         self._check_tokens()
         if self.img_size % self.patch_size:
             raise ValueError(f"img_size={self.img_size} must be a multiple of patch_size={self.patch_size}.")
-        check_stem(self.stem, self.patch_size)
+        check_stem(self.stem, self.patch_size, self.embed_dim)
         if self.patch_norm and self.stem != "patch":
             raise ValueError(
                 f"patch_norm=True goes with stem='patch', not with {self.stem!r}, which has its own norms."

@@ -26,7 +26,7 @@ import numpy as np
 from torch import Tensor
 
 from .arrays import Bools, Floats, Ints, constant, namespace, whole
-from .config import SupernetConfig
+from .config import HIDDEN_SLACK, SupernetConfig
 from .subnet import GroupChoice, SubnetConfig
 
 
@@ -91,7 +91,7 @@ class GroupPlan:
 
 def hidden_dims(embed_dim: Ints, mlp_ratio: Ints) -> Ints:
     """Hidden width of an MLP: int(embed_dim * mlp_ratio), with a slack against float noise."""
-    hidden: Ints = whole(embed_dim * mlp_ratio + 1e-6)
+    hidden: Ints = whole(embed_dim * mlp_ratio + HIDDEN_SLACK)
     return hidden
 
 

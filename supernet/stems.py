@@ -50,11 +50,11 @@ def register_stem(name: str, make: Stem | None = None) -> Any:
     return STEMS.add(name, make)
 
 
-def check_stem(stem: str, patch_size: int) -> None:
+def check_stem(stem: str, patch_size: int, embed_dim: int) -> None:
     """Checks what can be checked without making it.
 
     Raises:
-        ValueError: If there is no such stem, or none for patches of that size.
+        ValueError: If there is no such stem, or none for patches of that size or of that width.
     """
     if stem not in OWN_STEMS and not stem.startswith(TIMM) and stem not in STEMS:
         raise ValueError(
@@ -63,6 +63,10 @@ def check_stem(stem: str, patch_size: int) -> None:
         )
     if stem == "conv" and patch_size % 4:
         raise ValueError(f"stem='conv' needs a patch_size that is a multiple of 4, not {patch_size}.")
+    if stem == "conv" and embed_dim < 4:
+        raise ValueError(
+            f"stem='conv' needs an embed_dim of 4 or more, not {embed_dim}: it begins with a quarter of it."
+        )
 
 
 def make_stem(config: Any) -> nn.Module:

@@ -17,6 +17,8 @@ from stable_baselines3.common.utils import configure_logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from prance_env.supernets import usable_device
+
 from ..protocol import BatchAgent
 from . import files
 from .config import PrancePPOConfig
@@ -61,7 +63,7 @@ class PrancePPO(BatchAgent):
         self.config = PrancePPOConfig.tuned() if config is None else config
         if not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed!r} must be a whole number in [0, 2**63).")
-        self.seed, self.device = seed, torch.device(device)
+        self.seed, self.device = seed, usable_device(device)
         self.tensorboard_log, self.verbose = tensorboard_log, verbose
         if isinstance(env, str):
             env = make_env(env, self.config.n_envs)

@@ -13,6 +13,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from prance_env.settings import EnvSettings
+from prance_env.supernets import usable_device
+
 from .hyperparams import algorithm_class, check_hyperparams, constructor_arguments, read_preset
 
 # Mean action of an untrained policy, from 0 (everything at its minimum) to 1. The agent then starts from an accurate
@@ -45,13 +48,15 @@ def make_sb3(
         overrides: Arguments of the SB3 class, or what a preset may hold instead, that replace those of the preset.
 
     Raises:
-        ValueError: If the algorithm or a hyper-parameter is unknown, or the actions are no Box.
+        ValueError: If the algorithm, a hyper-parameter or the device is unknown, the actions are no Box, or the
+            environment is not one of this package.
         TypeError: If `env` is no `VecEnv`.
         FileNotFoundError: If there is no such preset.
         ModuleNotFoundError: If sb3-contrib is needed and missing.
     """
     cls = algorithm_class(algorithm)
     _check_env(env)
+    usable_device(device if device != "auto" else "cpu")
     check_hyperparams(cls, overrides)
     hyperparams, n_envs, _ = read_preset(algorithm, preset)
     box = cast(gym.spaces.Box, env.action_space)
@@ -70,11 +75,23 @@ def _check_env(env: Any) -> None:
             f"env is a {type(env).__name__}; pass a VecEnv of Stable-Baselines3, such as "
             "make_sb3_env('Prance-Digits-v0', n_envs=256)."
         )
+    if not all(isinstance(s, EnvSettings) for s in _settings(env)):
+        raise ValueError(
+            f"env holds {env.get_attr('spec')[0] or env} and no environment of prance_env, which the presets are for; "
+            "make the model without a preset: PPO('MlpPolicy', env)."
+        )
     if not isinstance(env.action_space, gym.spaces.Box):
         raise ValueError(
             f"The actions of env are {env.action_space}, but the presets are for the environment's own, a Box. Leave "
             "the wrapper out, or make the model without a preset, as examples/sb3_dqn.py does: PPO('MlpPolicy', env)."
         )
+
+
+def _settings(env: VecEnv) -> list[Any]:
+    try:
+        return env.get_attr("settings")
+    except AttributeError:
+        return [None]
 
 
 def fitted(hyperparams: dict[str, Any], env: VecEnv, ratio: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from supernet import GroupChoice, InferenceState, Supernet, SupernetConfig, freeze
 from supernet.arrays import Floats
 
+from ..supernets import usable_device
 from .latency import LatencyTable
 
 Progress = Callable[[int, int], object]
@@ -67,7 +68,7 @@ def measure_latency_table(
     for name, value in (("batch_size", batch_size), ("num_token_counts", num_token_counts), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    space, target = config.space, torch.device(device)
+    space, target = config.space, usable_device(device)
     watch = _Stopwatch(target, batch_size, repeats)
     grid_side = config.img_size // config.patch_size
     sides = np.unique(np.linspace(grid_side, 1, num_token_counts).round().astype(int))

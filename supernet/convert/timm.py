@@ -13,7 +13,7 @@ from ..vit import Supernet
 from .timm_kinds import check_family, check_kind, config_of
 from .timm_models import create_model
 from .timm_weights import converted, simplify
-from .unwrap import evaluation_copy, unwrapped
+from .unwrap import check_weights, evaluation_copy, unwrapped
 
 TOLERANCE = 1e-3
 
@@ -61,6 +61,7 @@ def from_timm(
     if isinstance(name_or_module, str):
         model = create_model(name_or_module, pretrained, weights, num_classes, img_size)
         check_family(model)
+        check_weights(model)
         model = model.eval()
     elif pretrained or weights is not None or num_classes is not None or img_size is not None:
         raise ValueError("pretrained, weights, num_classes and img_size are for models that are given by name.")

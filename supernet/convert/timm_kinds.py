@@ -304,7 +304,7 @@ def default_space(embed_dim: int, mlp_ratio: float, num_heads: int, depth: int) 
     Up to four widths from two thirds of the full one, with their share of the heads; three MLP ratios from a half; and
     four groups (fewer for a shallow model), the first of which takes what does not divide.
     """
-    step = next(n for n in (32, 16, 8, 1) if embed_dim % n == 0 and embed_dim >= 4 * n)
+    step = next((n for n in (32, 16, 8) if embed_dim % n == 0 and embed_dim >= 4 * n), 1)
     widths = sorted({max(step, step * round(embed_dim * f / step)) for f in WIDTHS})
     blocks = max(1, depth // GROUPS)
     decided = min(GROUPS, depth) - 1

@@ -58,14 +58,23 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
                 f"The method forward of {name or 'the model'} was replaced, which a supernet would not call; pass the "
                 "model without it (of accelerate: unwrap_model(model, keep_fp32_wrapper=False))."
             )
-    if meta := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
-        raise ValueError(f"The model has no weights: {meta[0]} is on the device 'meta'. Load them first.")
+    check_weights(model)
     copied = copy.deepcopy(model).float().cpu().eval()
     for part in copied.modules():
         for name, child in part.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(part, name, inner)
     return copied
+
+
+def check_weights(model: nn.Module) -> None:
+    """Whether there are any.
+
+    Raises:
+        ValueError: If some of the model's are on the device "meta".
+    """
+    if meta := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
+        raise ValueError(f"The model has no weights: {meta[0]} is on the device 'meta'. Load them first.")
 
 
 def does_nothing(module: Any) -> bool:

@@ -73,6 +73,11 @@ def test_presets_are_for_the_environments_own_actions(wrapper: Any) -> None:
         make_sb3("ppo", make_sb3_env(ENV_ID, 2, wrappers=[wrapper]))
 
 
+def test_environments_of_others_are_refused_and_not_stumbled_over() -> None:
+    with pytest.raises(ValueError, match=r"env holds .*Pendulum-v1.* no environment of prance_env.*PPO\('MlpPolicy'"):
+        make_sb3("ppo", make_vec_env("Pendulum-v1", 2))
+
+
 def test_environments_of_sb3s_own_making_and_dict_observations_are_taken() -> None:
     for env in (
         make_vec_env(ENV_ID, 2),

@@ -6,11 +6,15 @@ import copy
 import inspect
 import pickle
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, get_type_hints
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
 
 import pytest
 import tyro
+from command_line import refusal
 
+from agents import PrancePPO, make_sb3
 from prance_env import EnvSettings, PranceEnv, PranceVectorEnv, make_sb3_env
 from prance_env.settings import EnvArguments, field_docs, takes_settings
 from tools.environment_page import split_docstring
@@ -89,6 +93,30 @@ def test_settings_are_equal_and_share_an_engine_however_the_data_set_is_named() 
     assert one.engine() is other.engine()
     assert one.engine_settings() != EnvSettings(split="val", observation="key_mean").engine_settings()
     assert one.engine_settings() == EnvSettings(split="val", render_mode="ansi", reward={}).engine_settings()
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [("meta", "has shapes and no numbers"), ("gpu", "is unknown"), (None, "device=None is unknown")],
+)
+def test_devices_that_compute_nothing_are_refused_at_once(device: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"{words}.*'cpu'"):
+        EnvSettings(device=device)
+    for make in (PrancePPO, partial(make_sb3, "ppo")):
+        with pytest.raises(ValueError, match=words):
+            make(make_sb3_env(n_envs=2), device=device)
+
+
+def test_a_device_that_is_not_there_is_a_sentence_when_it_is_first_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = EnvSettings(device="cuda:99")
+    with pytest.raises(ValueError, match=r"device='cuda:99' cannot be used here \(.*\); pass 'cpu'"):
+        settings.engine()
+    for command in ("eval --agent full", "bench", "profile", "train supernet --preset digits", "train agent", "demo"):
+        words = refusal(monkeypatch, *command.split(), "--device", "cuda:99", "--out", tmp_path / "out")
+        assert "device='cuda:99' cannot be used here" in words
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_field_without_description_is_found() -> None:

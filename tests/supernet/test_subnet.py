@@ -274,6 +274,11 @@ def test_actions_of_a_wrong_shape_are_refused() -> None:
         (lambda: SupernetConfig(class_token=False), r"global_pool='token'.*class_token=True.*global_pool='avg'"),
         (lambda: SupernetConfig(stem="unet"), r"stem='unet'.*\('patch', 'conv'\)"),
         (lambda: SupernetConfig(stem="conv", patch_size=14), "multiple of 4, not 14"),
+        (lambda: SupernetConfig(SearchSpace(embed_dims=(2,)), stem="conv"), "embed_dim of 4 or more, not 2"),
+        (
+            lambda: SearchSpace(embed_dims=(8, 16), mlp_ratios=(0.12, 1)),
+            "ratio 0.12 at width 8 would have no hidden unit",
+        ),
         (lambda: SupernetConfig(stem="conv", patch_norm=True), "patch_norm=True goes with stem='patch'"),
         (lambda: SupernetConfig(norm="batch"), r"norm='batch'.*\('layer', 'rms'\)"),
         (lambda: SupernetConfig(reg_tokens=-1), "reg_tokens=-1 .*integer"),

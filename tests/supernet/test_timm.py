@@ -272,8 +272,17 @@ def test_the_configuration_is_known_without_weights() -> None:
     assert (config.embed_dim, config.space.depth, config.global_pool, config.num_prefix_tokens) == (1152, 27, "map", 0)
     with pytest.raises(ValueError, match=r"The model has no weights: .* is on the device 'meta'"):
         from_timm(model)
+    with pytest.raises(ValueError, match="on the device 'meta'"), torch.device("meta"):
+        from_timm("vit_tiny_patch16_224")
     with pytest.raises(ValueError, match="384x384 in patches of 14: 6 pixels are left over"), torch.device("meta"):
         timm_config(timm.create_model("vit_so400m_patch14_siglip_384"))
+
+
+@pytest.mark.parametrize("embed_dim", [2, 3, 8])
+def test_the_narrowest_of_models_have_a_space_around_them(embed_dim: int) -> None:
+    net = from_timm(timm.create_model("vit_tiny_patch16_224", **(SMALL | {"embed_dim": embed_dim, "num_heads": 1})))
+    assert net.space.embed_dims[-1] == embed_dim
+    assert net(torch.rand(3, 3, 64, 64), SubnetConfig.random(net.space, 3)).isfinite().all()
 
 
 def test_how_images_are_prepared_is_taken_from_the_model() -> None:

@@ -184,11 +184,22 @@ def _overview(group: Group, commands: Mapping[str, Command | Group], complete: b
     return overview
 
 
+def _check_device(command: Any) -> None:
+    """Before anything is written."""
+    device = getattr(command, "device", None) or getattr(command, "environment", {}).get("device", "cpu")
+    if device != "cpu":
+        from prance_env.supernets import usable_device
+
+        usable_device(device)
+
+
 def main() -> None:
     """Entry point: errors that a user can mend are one line, Ctrl-C and SIGTERM are quiet."""
     try:
         with sigterm_as_interrupt():
-            parse(sys.argv[1:]).run()
+            command = parse(sys.argv[1:])
+            _check_device(command)
+            command.run()
     except Terminated:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:

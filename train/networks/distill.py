@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
+from prance_env.supernets import usable_device
 from supernet import Supernet
 from supernet.arrays import Ints
 
@@ -69,7 +70,7 @@ class Distillation:
     """
 
     def __init__(self, settings: DistillSettings, device: str = "cpu", num_workers: int = 0) -> None:
-        self.settings, self.device = settings, torch.device(device)
+        self.settings, self.device = settings, usable_device(device)
         # Only its shape counts.
         self.student: Supernet = NetworkSource(settings.student, "random" if ":" in settings.student else None).open()
         c = self.student.config

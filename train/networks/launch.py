@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prance_env.supernets import usable_device
+
 
 @dataclass(frozen=True)
 class Team:
@@ -67,7 +69,7 @@ def open_team(device: str) -> Team:
         ModuleNotFoundError: If there are several processes and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Team(torch.device(device))
+        return Team(usable_device(device))
     try:
         from accelerate import Accelerator
     except ModuleNotFoundError as e:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tyro.conf import arg
 
-from prance_env.supernets import DTYPES
+from prance_env.supernets import DTYPES, usable_device
 from supernet import SearchSpace, SubnetConfig, Supernet, extract, freeze, from_timm
 
 from ..machine import machine, machine_in_words
@@ -121,7 +121,7 @@ def tome_net(model: nn.Module, full: Supernet, macs: float) -> tuple[Supernet, S
 
 def contenders(settings: BenchSettings, name: str, batch_size: int) -> list[Contender]:
     """What is timed for one model and batch size."""
-    device, dtype = torch.device(settings.device), DTYPES[settings.dtype]
+    device, dtype = usable_device(settings.device), DTYPES[settings.dtype]
     torch.manual_seed(settings.seed)
     model = timm.create_model(name).eval()
     net = from_timm(model)

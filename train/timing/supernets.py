@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from prance_env.images.source import ImageDataset, ImageSource
+from prance_env.supernets import usable_device
 
 from ..machine import machine, machine_in_words
 from ..networks.importance import full_network
@@ -92,7 +93,7 @@ def measure_steps(settings: SupernetBenchSettings, device: str = "cpu") -> dict[
         "four passes, shared start": recipe,
         "four passes": replace(recipe, shared_start=False),
     }
-    team, rounds = Team(torch.device(device)), settings.warmup + settings.repeats
+    team, rounds = Team(usable_device(device)), settings.warmup + settings.repeats
     with tempfile.TemporaryDirectory(prefix="prance-") as folder:
         trainings = {name: Training(kind, Path(folder), team) for name, kind in kinds.items()}
         calls: dict[str, Callable[[], Any]] = {PLAIN: _plain_step(recipe, team.device)}
