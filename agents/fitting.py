@@ -244,9 +244,16 @@ def _check_spaces(agent: Agent, seen: Any, taken: Any, interface: Interface) -> 
         )
     if not fits or taken not in (None, wanted["action"]):
         raise ValueError(
-            f"The agent was trained for observations {seen} and actions {taken}; these settings have "
-            f"{wanted['observation']} and {wanted['action']}: {_remedy(seen, taken, interface)}."
+            f"The agent was trained for observations {_brief(seen)} and actions {_brief(taken)}; these settings have "
+            f"{_brief(wanted['observation'])} and {_brief(wanted['action'])}: {_remedy(seen, taken, interface)}."
         )
+
+
+def _brief(space: Any) -> str:
+    """A space on one line: a box by its extreme bounds."""
+    if not isinstance(space, gym.spaces.Box):
+        return "of any kind" if space is None else " ".join(str(space).split())
+    return f"Box({space.low.min():g}, {space.high.max():g}, {space.shape})"
 
 
 def _remedy(seen: Any, taken: Any, interface: Interface) -> str:

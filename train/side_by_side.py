@@ -25,7 +25,7 @@ from .evaluate.intervals import RESAMPLES, describe
 from .evaluate.pairs import compare
 from .evaluate.replay import SETTINGS
 from .evaluate.rows import check_format, rows_of, write_rows
-from .options import EnvironmentOptions, Split
+from .options import EnvironmentOptions, Observation, Split
 from .policies.load_agent import load_agent
 from .report.plots import plot_choices, plot_fronts, plot_learning_curves
 from .report.tables import results_table, write_json
@@ -64,6 +64,10 @@ class EvalSettings:
     """Two more lines per agent that looks: with the observations of other images, and its mean action for all."""
     yardsticks: str | None = None
     """Folder that `prance yardsticks` wrote: what every agent saves, and what share of what there is to win."""
+    observation: Observation | None = None
+    """What agents without a run folder observe, such as zip files of Stable-Baselines3; cls if not given."""
+    normalize_actions: bool = True
+    """Whether their actions are those of Box(-1, 1) instead of Box(0, 1)."""
     resamples: int = RESAMPLES
     """Resamples of the bootstrap that gives the intervals."""
     seed: int = 0
@@ -166,6 +170,9 @@ def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, c
     players: dict[str, tuple[Agent, EnvSettings]] = {}
     for name in names:
         env = environment_of(name, noted, settings.split, settings.environment)
+        if not trained_settings(name):
+            seen = settings.observation or env.observation
+            env = replace(env, observation=seen, normalize_actions=settings.normalize_actions)
         with console.status(f"{name} on {settings.split} ..."):
             agent = load_agent(name, env, settings.seed)
             chosen = {name: env}

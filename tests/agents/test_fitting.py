@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,17 @@ def test_the_command_line_judges_files_as_python_does(
     words = refusal(monkeypatch, "eval", "--agent", tmp_path / "paper.zip", *chosen)
     assert "paper.zip: The agent was trained for" in words
     assert "normalize_actions=False" in words
+    assert len(words) < 300
+    out = ("--no-normalize-actions", *chosen, "--out", tmp_path / "paper")
+    prance(monkeypatch, "eval", "--agent", tmp_path / "paper.zip", "full", "random", *out)
+    found = json.loads((tmp_path / "paper" / "metrics.json").read_text())
+    expected = evaluate(paper, replace(settings, normalize_actions=False)).summary()
+    assert found[str(tmp_path / "paper.zip")]["accuracy"] == expected["accuracy"]
+    for name in ("paper.zip", "full", "random"):
+        prance(monkeypatch, "validate", tmp_path / "paper" / f"{name}.csv")
+    constant = case(native(observation="constant"))(tiny)[0]
+    constant.save(tmp_path / "constant.zip")
+    prance(monkeypatch, "eval", "--agent", tmp_path / "constant.zip", "--observation", "constant", *chosen)
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

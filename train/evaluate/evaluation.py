@@ -33,7 +33,7 @@ class Evaluation:
         patches: (N, T) fraction of the image's patches left after each decision.
         actions: (N, T, A) in [0, 1], what was chosen.
         macs: (N,) MACs of the chosen inference.
-        taken: (N, T, A) actions of the environment's Box, as the agent gave them.
+        taken: (N, T, A) actions as the agent gave them, of Box(-1, 1) whatever the environment's.
         params: (N,) parameters of the subnet that was chosen.
         params_fraction: (N,) these / parameters of the full network.
     """
@@ -101,7 +101,7 @@ def evaluate(
     def record(index: NDArray[np.int64]) -> Played:
         return play(agent, settings, engine, index, None if donors is None else donors[index])
 
-    return _evaluation(engine, record, batch_size)
+    return _evaluation(settings, engine, record, batch_size)
 
 
 def evaluate_actions(actions: NDArray[np.float64], settings: EnvSettings, batch_size: int = 512) -> Evaluation:
@@ -123,7 +123,7 @@ def evaluate_actions(actions: NDArray[np.float64], settings: EnvSettings, batch_
     def record(index: NDArray[np.int64]) -> Played:
         return play_actions(taken[index], settings, engine, index)
 
-    return _evaluation(engine, record, batch_size)
+    return _evaluation(settings, engine, record, batch_size)
 
 
 def others(total: int, seed: int) -> NDArray[np.int64]:
@@ -140,7 +140,13 @@ def others(total: int, seed: int) -> NDArray[np.int64]:
     return donors
 
 
-def _evaluation(engine: InferenceEngine, record: Callable[[NDArray[np.int64]], Played], batch_size: int) -> Evaluation:
+def _evaluation(
+    settings: EnvSettings,
+    engine: InferenceEngine,
+    record: Callable[[NDArray[np.int64]], Played],
+    batch_size: int,
+) -> Evaluation:
+    normalized = settings.normalize_actions
     total, config = len(engine.dataset), engine.config
     full_params = subnet_params(config, SubnetConfig.full(config.space)).item()
     parts: list[dict[str, NDArray[Any]]] = []
@@ -160,7 +166,7 @@ def _evaluation(engine: InferenceEngine, record: Callable[[NDArray[np.int64]], P
                 "patches": np.stack(patches, axis=1),
                 "actions": chosen.to_actions(config.space).numpy(),
                 "macs": end.macs,
-                "taken": taken,
+                "taken": taken if normalized else 2 * taken.astype(np.float64) - 1,
                 "params": params,
                 "params_fraction": params / full_params,
             }
