@@ -117,9 +117,9 @@ class EnvSettings:
     on_error: str = "raise"
     """What to do about an image that cannot be decoded: "raise", or "skip" it for the next good one."""
     token_mode: str | None = None
-    """How patches leave: "prune", "prune_fused", "merge", "prune_merge", "tome", by thresholds "prune_mass" and
-    "merge_above" (see `supernet.tokens`), or a name given to `register_token_mode`; None: as the checkpoint says.
-    "prune_merge" has two keep rates."""
+    """How patches leave: "prune", "prune_fused", "merge", "prune_merge", "tome", "semantic_frozen", what a supernet was
+    trained for ("semantic" and its kin), by thresholds "prune_mass" and "merge_above" (see `supernet.tokens`), or a
+    name given to `register_token_mode`; None: as the checkpoint says. "prune_merge" has two keep rates."""
     dtype: str = "float32"
     """Precision of the supernet: "float32", "bfloat16" or "float16". Observations are float32 all the same."""
     decide_first_group: bool | None = None

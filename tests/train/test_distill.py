@@ -183,6 +183,10 @@ def test_networks_come_from_folders_names_and_timm(net: str, tmp_path: Path, mon
     merged = NetworkSource(net, space=(("token_mode", "merge"),)).open()
     assert merged.space.token_mode == "merge"
     assert torch.equal(merged.pos_embed, kept.pos_embed)
+    learned = NetworkSource(net, space=(("token_mode", "semantic"),)).open()
+    fresh_parts = {name for name in learned.state_dict() if ".reduce." in name}
+    assert fresh_parts
+    assert all(torch.equal(t, learned.state_dict()[name]) for name, t in merged.state_dict().items())
     again = NetworkSource(
         "timm:vit_tiny_patch16_224", "random", 4, 32, 1, (("embed_dims", (96, 192)), ("num_heads", (3,)))
     )

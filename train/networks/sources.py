@@ -86,8 +86,10 @@ class NetworkSource:
         config = with_space(net.config, **dict(self.space))
         other = Supernet(config)
         if self.init != "random":
-            net.run_by(config)
-            other.load_state_dict(net.state_dict())
+            # Parameters of another token mode stay as they were drawn, for training.
+            same = config.space.token_mode == net.space.token_mode
+            kept = {name: t for name, t in net.state_dict().items() if same or ".reduce." not in name}
+            other.load_state_dict(kept, strict=same)
         return other
 
     def _of_timm(self) -> Supernet:
