@@ -6,6 +6,7 @@ permuting the patches permutes nothing, since centres begin in places.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -265,7 +266,7 @@ def test_a_mixed_batch_its_images_alone_and_static_networks_are_one_and_cost_wha
 
 @pytest.mark.parametrize("mode", LEARNED)
 def test_all_that_is_learned_learns(mode: str) -> None:
-    net = net_of(mode, "class-token").requires_grad_(True)
+    net = copy.deepcopy(net_of(mode, "class-token")).requires_grad_(True)
     (net(images_for(net), subnets_for(net)) ** 2).sum().backward()
     learned = {name: p for name, p in net.named_parameters() if ".reduce." in name}
     assert len(learned) == (8 if mode == "semantic" else 5) * 2
@@ -289,7 +290,7 @@ def test_its_weights_are_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_weights_that_were_trained_without_run_by_the_frozen_one_only() -> None:
-    net = net_of("prune", "class-token")
+    net = copy.deepcopy(net_of("prune", "class-token"))
     with pytest.raises(ValueError, match=r"token_mode='semantic' has learned parameters, which blocks \[1, 3\]"):
         net.run_by(replace(net.config, space=replace(net.space, token_mode="semantic")))
     net.run_by(replace(net.config, space=replace(net.space, token_mode="semantic_frozen")))
