@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from torch import Tensor, nn
 
 from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions, observe
-from supernet import GroupChoice, SubnetConfig, Supernet
-from supernet.arrays import Ints
+from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet
+from supernet.runtime.choice import precision, records_graphs, runs_tiles
+from supernet.runtime.graphs import Recorder
+from supernet.staging import finish_commit
+from supernet.tiled_state import TiledState, run_tiled_group
 
+from .deployed import files
+from .deployed.budgets import Budget, Calibration, prices_of
+from .deployed.calibrate import BATCH, PRICES, calibration_of
+from .deployed.card import model_card
+from .deployed.convert import plain_agent
+from .deployed.networks import NetworkPolicy
+from .deployed.pictures import Picture, Preprocessing, checked_names, class_names
+from .deployed.prediction import Prediction
+from .deployed.runs import agent_of_run, settings_of_run
 from .fitting import Interface, fitted
 from .protocol import Agent, ask
 
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What an adaptive network says about B images.
-
-    Attributes:
-        logits: (B, num_classes), on the device of the network.
-        subnet: What was chosen for every image; groups that no decision precedes are at full size.
-        macs: (B,) multiply-accumulates of every image, without those of the agent.
-        patches: (B, num_decisions) patches left after every decision.
-    """
-
-    logits: Tensor
-    subnet: SubnetConfig
-    macs: Ints
-    patches: Ints
-
-    def __len__(self) -> int:
-        return len(self.macs)
+Budgets = Budget | Sequence[Budget | None] | None
+CALIBRATION_IMAGES = 1024
 
 
-class AdaptiveViT:
+class AdaptiveViT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="prance-env",
+    tags=["image-classification", "adaptive-inference", "vision-transformer"],
+    paper_url="https://arxiv.org/abs/2407.05010",
+):
     """A supernet with an agent that chooses, while an image is classified, how wide and how long it goes on.
 
     Nothing is cached or looked up: this is what is deployed, and it takes images that no environment has seen.
 
-        model = AdaptiveViT.from_settings(EnvSettings.from_id("Prance-Digits-v0"), agent)
+        model = AdaptiveViT.from_run("runs/agent")
+        prediction = model.predict(["cat.jpg", "dog.png"])  # paths, bytes, Pillow's images or arrays, of any size
         prediction = model(images)  # (B, C, H, W) uint8, or floats that are normalised already
-        prediction.logits.argmax(1), prediction.macs
+        prediction.logits.argmax(1), prediction.macs, [*prediction.rows()]
+        model.save_pretrained("exported")  # safetensors and JSON; AdaptiveViT.from_pretrained("exported")
+
+    A model holds no state of a call, so that threads can share it.
 
     Args:
         net: The supernet, frozen.
@@ -54,10 +61,18 @@ class AdaptiveViT:
         observation: What the agent is shown, a name that `prance_env.list_observations` has.
         normalize_actions: Whether the agent's actions are those of Box(-1, 1) instead of Box(0, 1).
         conditioning: Range of the prices that a cost-conditioned agent was trained for; None: one price.
+        preprocessing: What `predict` does to pictures.
+        names: Of the classes, by label; None: their numbers.
+        calibration: What the model spends at which price.
 
     Raises:
-        ValueError: If the agent is for other observations, actions or wrappers, see `agents.fitting.fitted`.
+        ValueError: If the agent is for other observations, actions or wrappers, see `agents.fitting.fitted`; or there
+            are not as many names as classes.
     """
+
+    def __new__(cls, *args: Any, **named: Any) -> AdaptiveViT:
+        """Without the mixin's copy of the arguments, which may be environments: `files.write` knows what to save."""
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -66,15 +81,22 @@ class AdaptiveViT:
         observation: str = "cls",
         normalize_actions: bool = True,
         conditioning: CostConditioning | None = None,
+        preprocessing: Preprocessing | None = None,
+        names: Sequence[str] | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        self.net, self.observation = net, observation
-        self.agent = fitted(agent, Interface(net.config, observation, normalize_actions, conditioning))
-        self.normalize_actions, self.conditioning = normalize_actions, conditioning
+        super().__init__()
+        self.interface = Interface(net.config, observation, normalize_actions, conditioning)
+        self.net, self.agent = net, fitted(agent, self.interface)
+        self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
+        self.names, self.calibration = checked_names(names, max(net.config.num_classes, 0)), calibration
         self.full_macs = int(net.macs().item())
+        self._recorder = Recorder()
+        self.train(net.training)
 
     @classmethod
     def from_settings(cls, settings: EnvSettings, agent: Agent) -> AdaptiveViT:
-        """The supernet of an environment with an agent for that environment.
+        """The supernet of an environment, which is shared with it, and an agent for that environment.
 
         Args:
             settings: Of the environment that the agent was trained in, or of one with the same spaces.
@@ -83,43 +105,261 @@ class AdaptiveViT:
         Raises:
             ValueError: If the agent is for other observations, actions or wrappers.
         """
-        net = settings.engine().net
-        return cls(net, agent, settings.observation, settings.normalize_actions, settings.conditioning)
+        return cls._of(settings, settings.engine().net, agent)
+
+    @classmethod
+    def from_run(
+        cls,
+        run: str | Path,
+        checkpoint: str | None = None,
+        dataset: str | dict[str, Any] | None = None,
+        names: Sequence[str] | None = None,
+        images: int = CALIBRATION_IMAGES,
+    ) -> AdaptiveViT:
+        """What `prance train agent` trained, with what it spends measured on validation images.
+
+        The agent's file may be Stable-Baselines3's, which holds pickled objects: load only runs that you trust. The
+        model itself has none.
+
+        Args:
+            run: The run folder.
+            checkpoint: Another supernet than that of the training, such as the one of `prance train joint`.
+            dataset: Where the images lie now; None: where they lay.
+            names: Of the classes; None: those of the data set's folders, or numbers.
+            images: Validation images to calibrate on; 0: no calibration, and no images are needed.
+
+        Raises:
+            FileNotFoundError: If there is no such run, or it holds no agent.
+            ValueError: If the agent cannot be saved without pickling, or something does not fit.
+        """
+        settings = settings_of_run(run, "val", checkpoint=checkpoint, dataset=dataset)
+        interface = Interface.of(settings)
+        agent = plain_agent(fitted(agent_of_run(run), interface), interface)
+        model = cls._of(settings, settings.network(), agent, names)
+        if images:
+            source = settings.engine().dataset
+            index = np.linspace(0, len(source) - 1, min(images, len(source))).astype(np.int64)
+            model.calibrate(source.fetch(index), source.labels[torch.from_numpy(source.shown(index))])
+        return model
+
+    @classmethod
+    def _of(cls, settings: EnvSettings, net: Supernet, agent: Agent, names: Sequence[str] | None = None) -> AdaptiveViT:
+        dataset, classes = settings.dataset_config, net.config.num_classes
+        return cls(
+            net,
+            agent,
+            settings.observation,
+            settings.normalize_actions,
+            settings.conditioning,
+            Preprocessing.of(dataset),
+            class_names(dataset, classes) if names is None else names,
+        )
+
+    # ---- classifying --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, macs_weight: float | None = None) -> Prediction:
+    def forward(self, images: Tensor, budget: Budgets = None) -> Prediction:
         """Classifies images.
 
         Args:
             images: (B, in_chans, img_size, img_size): uint8, or floats that are normalised already.
-            macs_weight: Price of computation for a cost-conditioned agent: the higher, the less it computes; None takes
-                the fixed one of its settings.
+            budget: For an agent that was trained for a range of prices: a price of computation, such as 0.05, the
+                higher the less it computes; a share of the full network's MACs, "40%"; or milliseconds an image, "12ms"
+                (`agents.deployed.budgets`). One for all images, or one for each; None takes the fixed price of its
+                settings.
 
         Raises:
-            ValueError: If the images do not fit, the agent needs a price and has none, the price lies outside the range
-                that it was trained for, or the agent knows no prices.
+            ValueError: If the images do not fit, the agent needs a budget and has none, the budget is out of reach, or
+                the agent knows no prices.
         """
-        net, space = self.net, self.net.space
-        state = net.begin(images.to(net.pos_embed.device), key_mean=self.observation == "key_mean")
-        price, memory, chosen, patches = self._price(macs_weight, len(images)), None, [], []
-        for group in range(space.first_decided, len(space.groups)):
-            seen = observe(net, state, self.observation, self.full_macs, price).cpu().numpy()
-            actions, memory = ask(self.agent, seen, memory, space.action_size)
-            unit = torch.from_numpy(decode_actions(actions, self.normalize_actions))
-            state = net.run_group(state, group, GroupChoice.from_actions(space, unit))
-            chosen.append(unit)
-            patches.append(state.num_tokens - net.config.num_prefix_tokens)
-        subnet = SubnetConfig.from_actions(space, torch.stack(chosen, dim=1))
-        return Prediction(net.forward_head(state), subnet, net.macs_to_go(state), np.stack(patches, axis=1))
+        state, unit, patches = self._played(images, budget)
+        subnet = SubnetConfig.from_actions(self.net.space, unit)
+        macs = self.net.macs_to_go(state)
+        return Prediction(self.net.forward_head(state), subnet, macs, patches, self.full_macs, self.names)
 
-    def _price(self, macs_weight: float | None, batch: int) -> Any:
-        """(B,) what a cost-conditioned agent observes of its price; None for other agents."""
-        if self.conditioning is None:
-            if macs_weight is not None:
-                raise ValueError(f"macs_weight={macs_weight} was given, but the agent was trained for one price only.")
-            return None
-        price = self.conditioning.fixed if macs_weight is None else macs_weight
-        if price is None:
-            low, high = self.conditioning.low, self.conditioning.high
-            raise ValueError(f"The agent was trained for a range of prices; pass macs_weight= in [{low}, {high}].")
-        return self.conditioning.observe(np.full(batch, self.conditioning.check(price, ())))
+    @torch.inference_mode()
+    def forward_features(self, images: Tensor, budget: Budgets = None) -> InferenceState:
+        """All blocks; `forward_head` takes the result. Arguments and errors are those of a call of the model."""
+        return self._played(images, budget)[0]
+
+    @torch.inference_mode()
+    def forward_head(self, state: InferenceState) -> Tensor:
+        """(B, num_classes) logits of what `forward_features` gave."""
+        return self.net.forward_head(state)
+
+    def predict(
+        self, pictures: Picture | Sequence[Picture], budget: Budgets = None, batch_size: int = BATCH
+    ) -> Prediction:
+        """Classifies pictures of any size, cut and scaled as the data set of the training was.
+
+        Args:
+            pictures: One or several: paths, bytes of files, Pillow's images, or uint8 arrays (H, W), (H, W, C) or
+                (C, H, W).
+            budget: As of a call of the model.
+            batch_size: So many are computed at a time.
+
+        Raises:
+            ValueError: If a picture cannot be read, or as a call of the model.
+        """
+        images = self.preprocessing(pictures, self.net.config)
+        budgets = budget if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(images)
+        begins = range(0, len(images), batch_size)
+        if len(budgets) != len(images):
+            raise ValueError(f"There are {len(budgets)} budgets for {len(images)} pictures; pass one, or one for each.")
+        return joined([self(images[b : b + batch_size], [*budgets[b : b + batch_size]]) for b in begins])
+
+    def _played(self, images: Tensor, budget: Budgets) -> tuple[InferenceState, Tensor, Any]:
+        """The state after the last group, (B, T, A) actions in [0, 1], and (B, T) patches left."""
+        net, space, prefix = self.net, self.net.space, self.net.config.num_prefix_tokens
+        prices, price = prices_of(budget, self.interface.conditioning, self.calibration, len(images)), None
+        if prices is not None:
+            assert self.interface.conditioning is not None
+            price = self.interface.conditioning.observe(prices)
+        device, dtype = net.pos_embed.device, net.pos_embed.dtype
+        state = net.begin(images.to(device, non_blocking=True), key_mean=self.interface.observation == "key_mean")
+        if isinstance(self.agent, NetworkPolicy) and runs_tiles(net.config, device, dtype):
+            return self._played_on_device(TiledState.of(state, net.config), price)
+        memory, chosen, patches = None, [], []
+        for group in range(space.first_decided, len(space.groups)):
+            seen = observe(net, state, self.interface.observation, self.full_macs, price)
+            unit, memory = self._asked(seen, memory)
+            state = net.run_group(state, group, GroupChoice.from_actions(space, unit), known=True)
+            chosen.append(unit)
+            patches.append(state.num_tokens - prefix)
+        return state, torch.stack(chosen, dim=1), np.stack(patches, axis=1)
+
+    def _asked(self, seen: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """(B, A) actions in [0, 1] on the CPU, and what the agent wants back at the next decision."""
+        normalised, size = self.interface.normalize_actions, self.net.space.action_size
+        if isinstance(self.agent, NetworkPolicy):
+            actions = self.agent(seen).cpu().numpy()
+        else:
+            actions, memory = ask(self.agent, seen.cpu().numpy(), memory, size)
+        return torch.from_numpy(decode_actions(actions, normalised)), memory
+
+    def _played_on_device(self, state: TiledState, price: Any) -> tuple[InferenceState, Tensor, Any]:
+        """`_played` on a GPU, where nothing waits for the device until all is launched; each step is one CUDA graph."""
+        net, space, agent = self.net, self.net.space, cast(NetworkPolicy, self.agent)
+        device, most, chosen, left = state.patch_token.device, state.batch.most, [], []
+        shown = {} if price is None else {"price": torch.from_numpy(price).to(device)}
+        for group in range(space.first_decided, len(space.groups)):
+
+            def step(inputs: dict[str, Tensor], group: int = group) -> dict[str, Tensor]:
+                before = TiledState.of_tensors(group, most, inputs)
+                seen = observe(net, before, self.interface.observation, self.full_macs, inputs.get("price"))
+                unit = decode_actions(cast(Tensor, agent(seen)), self.interface.normalize_actions)
+                after = run_tiled_group(net.config, net.blocks, before, GroupChoice.decoded(space, unit))
+                return after.tensors() | {"unit": unit}
+
+            inputs = state.tensors() | shown
+            name = (group, self.interface.observation, precision())
+            out = self._recorder.run(name, step, inputs) if records_graphs(device) else step(inputs)
+            state = TiledState.of_tensors(group + 1, most, out)
+            chosen.append(out["unit"])
+            left.append(state.batch.lengths - net.config.num_prefix_tokens)
+        return state, torch.stack(chosen, dim=1).cpu(), torch.stack(left, dim=1).cpu().numpy()
+
+    # ---- budgets ------------------------------------------------------------------------------------------------
+
+    def calibrate(
+        self, images: Tensor, labels: Tensor | None = None, prices: int = PRICES, timed: int | None = None
+    ) -> Calibration:
+        """Measures what the model spends, so that budgets can be shares of the MACs or milliseconds; kept, and saved.
+
+        Args:
+            images: (N, C, H, W) like those that the model is going to see.
+            labels: (N,) their classes; None: no accuracy is noted.
+            prices: How many of the agent's range, evenly spaced on a logarithmic scale.
+            timed: Also times so many images at a time; None: no times.
+        """
+        self.calibration = calibration_of(self, images, labels, prices, timed)
+        return self.calibration
+
+    # ---- files --------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Writes `model.safetensors`, `config.json` and a model card with what was measured, all of them or none.
+
+        Args:
+            save_directory: Created if missing.
+            config: Not used: the model knows its own.
+            repo_id: Of the hub, if it is pushed; None: the folder's name.
+            push_to_hub: Whether to push it to the hub, too.
+            model_card_kwargs: Not used: the card is made of what was measured.
+            **push_to_hub_kwargs: As of `push_to_hub`.
+
+        Raises:
+            ValueError: If the agent cannot be saved without pickling.
+        """
+        agent = plain_agent(self.agent, self.interface)
+        parts = files.Parts(self.net, agent, self.interface, self.preprocessing, self.names, self.calibration, None)
+        files.write(parts, model_card(parts), Path(save_directory))
+        if push_to_hub:
+            return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+        return None
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> AdaptiveViT:  # type: ignore[override]
+        """Loads what `save_pretrained` wrote, in evaluation mode on the CPU.
+
+        Args:
+            name: The folder, or a name of the Hugging Face hub.
+            **options: Of the hub: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
+
+        Raises:
+            FileNotFoundError: If there is no such folder, or it is not complete.
+            ValueError: If a file is damaged or does not fit.
+        """
+        path = Path(name)
+        if path.is_dir():
+            finish_commit(path)
+        elif path.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
+            raise FileNotFoundError(
+                f"There is no folder {name}; pass one that AdaptiveViT.save_pretrained wrote, or OWNER/NAME of the hub."
+            )
+        return super().from_pretrained(str(name), **options)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> AdaptiveViT:
+        """What the mixin calls; the hub's files are fetched as a folder."""
+        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        folder = model_id
+        if not Path(model_id).is_dir():
+            wanted = {k: options[k] for k in names if k in options}
+            folder = snapshot_download(model_id, allow_patterns=[files.WEIGHTS, files.CONFIG, files.CARD], **wanted)
+        parts = files.read(Path(folder))
+        seen = parts.interface
+        return cls(
+            parts.net,
+            parts.agent,
+            seen.observation,
+            seen.normalize_actions,
+            seen.conditioning,
+            parts.preprocessing,
+            parts.names,
+            parts.calibration,
+        )
+
+
+def joined(parts: Sequence[Prediction]) -> Prediction:
+    """Predictions of one model, one after the other, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    subnets = [p.subnet for p in parts]
+    return Prediction(
+        torch.cat([p.logits for p in parts]),
+        SubnetConfig(*(torch.cat([getattr(s, k) for s in subnets]) for k in ("embed_dim", "mlp_ratio", "keep_rate"))),
+        np.concatenate([p.macs for p in parts]),
+        np.concatenate([p.patches for p in parts]),
+        parts[0].full_macs,
+        parts[0].names,
+    )

@@ -90,14 +90,17 @@ class BaselineAgent(BatchAgent):
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file."""
-        data = {
+        write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the file holds, JSON-able."""
+        return {
             "agent": type(self).__name__,
             "supernet": self.config.to_dict(),
             "observation": self.observation,
             "normalize_actions": self.normalize_actions,
             **self._extra(),
         }
-        write_text(Path(path), json.dumps(data, indent=2) + "\n")
 
     def _extra(self) -> dict[str, Any]:
         """What the file holds beside the arguments of this class; as `_restore` reads it."""
@@ -110,6 +113,13 @@ class BaselineAgent(BatchAgent):
         return cls(config, observation, normalized)
 
     @staticmethod
+    def from_dict(data: dict[str, Any]) -> BaselineAgent:
+        """Inverse of `to_dict`, for any baseline; what is something else raises KeyError, TypeError or ValueError."""
+        config = SupernetConfig.from_dict(data["supernet"])
+        kind = BaselineAgent._kinds[data["agent"]]
+        return kind._restore(data, config, data["observation"], data["normalize_actions"])
+
+    @staticmethod
     def load(path: str | Path) -> BaselineAgent:
         """Loads any baseline that `save` wrote.
 
@@ -118,10 +128,7 @@ class BaselineAgent(BatchAgent):
             ValueError: If it is not an agent's file.
         """
         try:
-            data = json.loads(Path(path).read_text())
-            config = SupernetConfig.from_dict(data["supernet"])
-            kind = BaselineAgent._kinds[data["agent"]]
-            return kind._restore(data, config, data["observation"], data["normalize_actions"])
+            return BaselineAgent.from_dict(json.loads(Path(path).read_text()))
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} is not a baseline agent's file ({e!r}); save the agent again.") from e
 

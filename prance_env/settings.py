@@ -21,7 +21,7 @@ import gymnasium as gym
 import torch
 from typing_extensions import Unpack
 
-from supernet import SupernetConfig, freeze, from_pretrained
+from supernet import Supernet, SupernetConfig, freeze, from_pretrained
 from supernet.checkpoint import CONFIG
 from supernet.files import WEIGHTS, state_of
 
@@ -254,6 +254,18 @@ class EnvSettings:
             )
         return engine
 
+    def network(self) -> Supernet:
+        """The supernet with its weights, frozen; a new one at every call.
+
+        Raises:
+            ValueError: If the weights do not fit.
+            FileNotFoundError: If they are missing.
+        """
+        device = usable_device(self.device)
+        net = freeze(from_pretrained(checkpoint_folder(self.supernet, self.checkpoint)))
+        net.run_by(self.config())
+        return net.to(device, checked_dtype(self.dtype))
+
     def engine_settings(self) -> EnvSettings:
         """These settings with everything at its default that the engine does not depend on, and names resolved.
 
@@ -300,10 +312,7 @@ class SharedEngine:
 
     def _open(self) -> InferenceEngine:
         s = replace(self._settings)  # which reads the checkpoint's configuration again
-        device = usable_device(s.device)
-        net = freeze(from_pretrained(checkpoint_folder(s.supernet, s.checkpoint)))
-        net.run_by(s.config())
-        net = net.to(device, checked_dtype(s.dtype))
+        net = s.network()
         source = load_dataset(s.dataset_config, s.split, s.config(), s.num_workers, s.on_error, s.cache_dir)
         return InferenceEngine(net, source, s.cache_mb, s.cache_dir, key_mean=s.observation == "key_mean")
 

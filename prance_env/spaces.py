@@ -131,7 +131,7 @@ class IntegerActions:
     """
 
     def __init__(self, normalize_actions: bool, tables: Sequence[Floats]) -> None:
-        self._normalize, self._tables = normalize_actions, tables
+        self._normalize, self.tables = normalize_actions, tables
 
     def decode(self, action: Any, shape: tuple[int, ...], space: gym.Space[Any]) -> NDArray[np.float32]:
         """Integers as actions of the Box.
@@ -147,10 +147,10 @@ class IntegerActions:
         array = as_array(action)
         if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"The action is {array.dtype} of shape {array.shape}; expected integers of shape {shape}.")
-        columns = [array] if len(self._tables) == 1 else np.moveaxis(array, -1, 0)
-        if any((column < 0).any() or (column >= len(t)).any() for column, t in zip(columns, self._tables, strict=True)):
+        columns = [array] if len(self.tables) == 1 else np.moveaxis(array, -1, 0)
+        if any((column < 0).any() or (column >= len(t)).any() for column, t in zip(columns, self.tables, strict=True)):
             raise ValueError(f"The action {array.tolist()} is out of range; expected a member of {space}.")
-        unit = np.concatenate([t[column] for column, t in zip(columns, self._tables, strict=True)], axis=-1)
+        unit = np.concatenate([t[column] for column, t in zip(columns, self.tables, strict=True)], axis=-1)
         return encode_actions(unit, self._normalize)
 
 

@@ -93,14 +93,14 @@ def test_a_price_is_what_the_agent_observes_last(digits_net: Supernet) -> None:
 
     agent, images = Spy(engine.config.space.action_size), engine.dataset.fetch(np.arange(2))
     model = AdaptiveViT(digits_net, agent, conditioning=CostConditioning(0.01, 1.0))
-    model(images, macs_weight=0.1)
+    model(images, 0.1)
     np.testing.assert_allclose(seen, 0.5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"trained for a range of prices; pass macs_weight= in \[0.01, 1.0\]"):
+    with pytest.raises(ValueError, match=r"trained for a range of prices; pass budget=, a price in \[0.01, 1.0\]"):
         model(images)
-    with pytest.raises(ValueError, match=r"macs_weight=2 must lie in \[0.01, 1.0\]"):
-        model(images, macs_weight=2)
+    with pytest.raises(ValueError, match=r"macs_weight=2.0 must lie in \[0.01, 1.0\]"):
+        model(images, 2)
     with pytest.raises(ValueError, match="trained for one price only"):
-        AdaptiveViT(digits_net, agent)(images, macs_weight=0.1)
+        AdaptiveViT(digits_net, agent)(images, 0.1)
     fixed = AdaptiveViT(digits_net, agent, conditioning=CostConditioning(0.01, 1.0, 1.0))
     seen.clear()
     fixed(images)

@@ -1,0 +1,1 @@
+"""What an adaptive network needs to be deployed: plain policies, pictures, budgets, menus and files."""

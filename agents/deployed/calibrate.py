@@ -1,0 +1,76 @@
+"""Measuring what a model spends, and how often it is right, at the prices that it was trained for."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .budgets import Calibration
+
+BATCH, PRICES, ROUNDS = 256, 13, 7
+Model = Any
+
+
+def calibration_of(
+    model: Model, images: Tensor, labels: Tensor | None, prices: int = PRICES, timed: int | None = None
+) -> Calibration:
+    """What an `AdaptiveViT`, or its menu, spends.
+
+    Args:
+        model: Called with images and a budget.
+        images: (N, C, H, W).
+        labels: (N,) their classes; None: no accuracy is noted.
+        prices: How many of the agent's range, evenly spaced on a logarithmic scale.
+        timed: Also times so many images at a time; None: no times.
+
+    Raises:
+        ValueError: If there are no images, or not as many labels.
+    """
+    if not len(images) or (labels is not None and len(labels) != len(images)):
+        raise ValueError(f"There are {len(images)} images and {None if labels is None else len(labels)} labels.")
+    conditioning = model.interface.conditioning
+    known: list[float] = []
+    if conditioning is not None:
+        between = np.geomspace(conditioning.low, conditioning.high, prices)[1:-1].tolist()
+        known = [conditioning.low, *between, conditioning.high]
+    spent, right = [], []
+    asked: list[float | None] = [*known] or [None]
+    for price in asked:
+        parts = [model(images[b : b + BATCH], price) for b in range(0, len(images), BATCH)]
+        spent.append(float(np.concatenate([p.macs for p in parts]).mean() / model.full_macs))
+        if labels is not None:
+            found = np.concatenate([p.labels for p in parts])
+            right.append(float((found == labels.numpy()).mean()))
+    full = None
+    if labels is not None:
+        with torch.inference_mode():
+            parts = [
+                model.net(images[b : b + BATCH].to(model.net.pos_embed.device)) for b in range(0, len(images), BATCH)
+            ]
+        full = float((torch.cat(parts).argmax(1).cpu() == labels).float().mean())
+    times = [] if timed is None else _milliseconds(model, images[:timed], asked)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.net.pos_embed.device.type}"
+    return Calibration(
+        tuple(known), tuple(spent), tuple(right), full, tuple(times), len(images), machine if times else "", timed or 0
+    )
+
+
+def _milliseconds(model: Model, images: Tensor, budgets: list[Any]) -> list[float]:
+    """Milliseconds an image at every budget, medians of interleaved rounds."""
+
+    def seconds(call: Callable[[], Any]) -> float:
+        begun = time.perf_counter()
+        call()  # which brings MACs to the host, and so waits for the device
+        return time.perf_counter() - begun
+
+    model(images, budgets[0])
+    rounds = [[seconds(partial(model, images, b)) for b in budgets] for _ in range(ROUNDS)]
+    return [1e3 * statistics.median(times) / len(images) for times in zip(*rounds, strict=True)]

@@ -1,0 +1,125 @@
+"""Pictures of any kind and size as the uint8 images that a network takes, and the names of what they may show."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prance_env.images.config import DatasetConfig
+from prance_env.images.loading import list_datasets
+from prance_env.images.transform import ImageTransform
+from supernet import SupernetConfig
+
+Picture = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
+SINGLE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a picture before the network, as in the evaluation of the data set that an agent was trained on.
+
+    Attributes:
+        crop_pct: The shorter side is resized to `img_size / crop_pct` before the centre is cut out; in (0, 1].
+        interpolation: As of `DatasetConfig`.
+    """
+
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        DatasetConfig("any", crop_pct=self.crop_pct, interpolation=self.interpolation)  # which checks them
+
+    @classmethod
+    def of(cls, dataset: DatasetConfig) -> Preprocessing:
+        """That of a data set; images of registered ones have the right size, so that nothing is cut off others."""
+        if dataset.name in list_datasets():
+            return cls()
+        return cls(dataset.crop_pct, dataset.interpolation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; the arguments of this class."""
+        return asdict(self)
+
+    def __call__(self, pictures: Picture | Sequence[Picture], config: SupernetConfig) -> Tensor:
+        """(B, in_chans, img_size, img_size) uint8.
+
+        Args:
+            pictures: One or several: paths; the bytes of files; Pillow's images; arrays or tensors of uint8, (H, W),
+                (H, W, C) or (C, H, W).
+            config: Says which size and how many channels are wanted.
+
+        Raises:
+            ValueError: If a picture cannot be read, which is named; or there are none.
+        """
+        single = isinstance(pictures, SINGLE) and not (_is_array(pictures) and pictures.ndim == 4)  # type: ignore[union-attr]
+        several: Sequence[Picture] = [pictures] if single else pictures  # type: ignore[list-item,assignment]
+        transform = ImageTransform(config.img_size, config.in_chans, self.crop_pct, self.interpolation)
+        if not len(several):
+            raise ValueError("There are no pictures; pass at least one path, image or array.")
+        return torch.stack([self._one(picture, i, transform) for i, picture in enumerate(several)])
+
+    def _one(self, picture: Picture, number: int, transform: ImageTransform) -> Tensor:
+        name = str(picture) if isinstance(picture, str | Path) else f"picture {number}"
+        try:
+            return torch.from_numpy(np.array(transform(_opened(picture))))
+        except FileNotFoundError as e:
+            raise ValueError(f"{name}: there is no such file.") from e
+        except Exception as e:  # Pillow's readers raise what they like
+            raise ValueError(f"{name} cannot be read as a picture: {e}") from e
+
+
+def _is_array(picture: Any) -> bool:
+    return isinstance(picture, np.ndarray | Tensor)
+
+
+def _opened(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, bytes):
+        return Image.open(io.BytesIO(picture))
+    if isinstance(picture, str | Path):
+        return Image.open(picture)
+    array = picture.cpu().numpy() if isinstance(picture, Tensor) else picture
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise ValueError(
+            f"it is {array.dtype} of the shape {array.shape}; expected uint8 (H, W), (H, W, C) or (C, H, W)"
+        )
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, 2)
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def class_names(dataset: DatasetConfig, num_classes: int) -> tuple[str, ...]:
+    """Names of the classes, by label; numbers where the data set does not tell names without being opened."""
+    numbers = tuple(str(i) for i in range(num_classes))
+    if dataset.class_map not in (None, "numeric") and Path(str(dataset.class_map)).is_file():
+        names = Path(str(dataset.class_map)).read_text().splitlines()
+    elif dataset.class_map is None and dataset.prefix is None and Path(dataset.name).is_dir():
+        from prance_env.images.folders import class_folders, training_classes
+
+        names = training_classes(Path(dataset.name)) or class_folders(Path(dataset.name))
+    else:
+        return numbers
+    names = [name for name in names if name.strip()]
+    return tuple(names) if len(names) == num_classes else (*names, *numbers[len(names) :])[:num_classes]
+
+
+def checked_names(names: Sequence[str] | Mapping[int, str] | None, num_classes: int) -> tuple[str, ...]:
+    """Names of all classes.
+
+    Raises:
+        ValueError: If there are not as many as classes.
+    """
+    if names is None:
+        return tuple(str(i) for i in range(num_classes))
+    if len(names) != num_classes:
+        raise ValueError(f"There are {len(names)} class names for {num_classes} classes; give one for each.")
+    return tuple(str(name) for name in (names.values() if isinstance(names, Mapping) else names))

@@ -1,0 +1,371 @@
+"""A model that is saved and loaded, asked for budgets and shown pictures is the one that was evaluated."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from helpers import make_engine, random_net, settings_for
+from noise_envs import TINY
+from PIL import Image
+from stable_baselines3 import PPO, SAC, TD3
+from wrapped_agents import CASES, IMAGES, Settings, learned, native
+
+from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent, PrancePPO, PrancePPOConfig
+from agents import adaptive as module
+from agents.deployed.convert import plain_agent
+from agents.deployed.networks import NetworkPolicy
+from agents.fitting import Interface, fitted
+from prance_env import EnvSettings
+from prance_env.rewards.prices import CostConditioning
+from supernet import Supernet, runtime
+from train.evaluate import evaluate
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
+
+PRICES = CostConditioning(0.01, 1.0)
+
+
+def pixels(settings: EnvSettings, count: int = IMAGES) -> torch.Tensor:
+    """The first images of a data set."""
+    return settings.engine().dataset.fetch(np.arange(count))
+
+
+def says(model: AdaptiveViT, images: torch.Tensor, budget: Any = None) -> tuple[Any, ...]:
+    """Everything that a model says about images, for `==`; logits without their last bits."""
+    found = model(images, budget)
+    chosen = found.subnet.to_json()
+    return found.labels.tolist(), found.macs.tolist(), found.patches.tolist(), chosen
+
+
+def wide_ranging(model: Any) -> Any:
+    """A policy whose actions differ from image to image."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.policy.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    return model
+
+
+def prance_ppo(interface: Interface) -> PrancePPO:
+    spaces = interface.observation_space, interface.action_space
+    return wide_ranging(PrancePPO(None, PrancePPOConfig.tuned(), spaces=spaces))
+
+
+def saved(model: AdaptiveViT, folder: Path) -> AdaptiveViT:
+    model.save_pretrained(folder)
+    return AdaptiveViT.from_pretrained(folder)
+
+
+@pytest.fixture
+def model(digits_net: Supernet) -> AdaptiveViT:
+    """A model for a range of prices, which matter to it."""
+    agent = prance_ppo(Interface(digits_net.config, conditioning=PRICES))
+    with torch.no_grad():
+        layers: Any = agent.policy.actor
+        layers[0].weight[0], layers[2].weight[0], layers[0].weight[0, -1], layers[2].weight[0, 0] = 0, 0, 4, 2
+        layers[0].bias[0], layers[2].bias[0], layers[-1].bias[:] = -2, 0, 0
+        layers[-1].weight *= 0.3
+        layers[-1].weight[:, 0] = -1.5
+    return AdaptiveViT(digits_net, agent, conditioning=PRICES, names=list("abcdefghij"))
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models_of_sb3_are_saved_without_pickles_and_choose_the_same(name: str, tiny: Settings, tmp_path: Path) -> None:
+    agent, env = CASES[name](tiny)
+    if "Vec" in type(env).__name__ and hasattr(env, "training"):
+        env.training = False
+    settings = EnvSettings.from_id("Prance-Digits-v0", **tiny)
+    before = AdaptiveViT.from_settings(settings, agent)
+    after = saved(before, tmp_path)
+    assert isinstance(after.agent, NetworkPolicy)
+    assert says(after, pixels(settings)) == says(before, pixels(settings))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [SAC, TD3])
+def test_squashed_actions_are_saved_as_they_are(kind: Any, tiny: Settings, tmp_path: Path) -> None:
+    agent = learned(kind("MlpPolicy", native()(tiny), learning_starts=0, seed=0, device="cpu"))
+    settings = EnvSettings.from_id("Prance-Digits-v0", **tiny)
+    before = AdaptiveViT.from_settings(settings, agent)
+    assert says(saved(before, tmp_path), pixels(settings)) == says(before, pixels(settings))
+
+
+def test_agents_of_this_package_are_saved(any_net: Supernet, tmp_path: Path) -> None:
+    settings = settings_for(make_engine(any_net, IMAGES))
+    config = any_net.config
+    size = config.space.action_size
+    rule = ConfidenceRule("max_prob", (0.3,), ((1.0,) * size, (0.2,) * size))
+    rules = [rule] * config.space.num_decisions
+    for agent in (prance_ppo(Interface(config)), FullAgent(config), ConfidenceAgent(rules, config)):
+        before = AdaptiveViT(any_net, agent)
+        after = saved(before, tmp_path / type(agent).__name__)
+        assert says(after, pixels(settings)) == says(before, pixels(settings))
+        expected = evaluate(agent, settings)
+        assert after(pixels(settings)).labels.tolist() == expected.prediction.tolist()
+
+
+def test_what_was_measured_is_saved_and_in_the_card(model: AdaptiveViT, tmp_path: Path) -> None:
+    settings = settings_for(make_engine(model.net, 32))
+    images = pixels(settings, 32)
+    model.calibrate(images, settings.engine().dataset.labels, prices=5, timed=2)
+    after = saved(model, tmp_path)
+    assert after.calibration == model.calibration
+    assert after.names == tuple("abcdefghij")
+    assert says(after, images, "40%") == says(model, images, "40%")
+    card = (tmp_path / "README.md").read_text()
+    assert model.calibration is not None
+    assert model.calibration.full_accuracy == 0.5
+    for figure in [*model.calibration.accuracy, model.calibration.full_accuracy]:
+        assert f"{figure:.2%}" in card
+    loaded = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert loaded.data.library_name == "prance-env"
+
+
+def test_files_that_are_damaged_are_refused(model: AdaptiveViT, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        AdaptiveViT.from_pretrained(tmp_path / "nowhere")
+    whole, weights = (tmp_path / "config.json").read_text(), (tmp_path / "model.safetensors").read_bytes()
+    for text in ("{}", whole.replace('"network"', '"pickle"'), whole.replace('"Tanh"', '"Dropout"')):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="does not describe an AdaptiveViT"):
+            AdaptiveViT.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(whole)
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        AdaptiveViT.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        AdaptiveViT.from_pretrained(tmp_path)
+
+
+def test_agents_of_unknown_kinds_run_but_are_not_saved(digits_net: Supernet, tiny: Settings, tmp_path: Path) -> None:
+    class Mine:
+        def predict(self, observation: Any, deterministic: bool = False) -> tuple[Any, None]:
+            return np.zeros((len(observation), digits_net.space.action_size), np.float32), None
+
+    engine = make_engine(digits_net, 2)
+    model = AdaptiveViT(digits_net, Mine())
+    assert len(model(engine.dataset.fetch(np.arange(2)))) == 2
+    with pytest.raises(ValueError, match="class Mine runs, but how to save it"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    odd = PPO("MlpPolicy", native()(tiny), policy_kwargs={"activation_fn": torch.nn.Hardswish}, device="cpu")
+    interface = Interface.of(EnvSettings.from_id("Prance-Digits-v0", **tiny))
+    with pytest.raises(ValueError, match="has the layer Hardswish"):
+        plain_agent(fitted(odd, interface), interface)
+
+
+def test_the_hub_gets_the_folder_and_gives_it_back(
+    model: AdaptiveViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+
+    class Repo:
+        repo_id = "me/mine"
+
+    def upload(self: Any, folder_path: Path, **rest: Any) -> str:
+        Path(folder_path).rename(hub)
+        return "a commit"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *a, **k: Repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    assert model.push_to_hub("me/mine") == "a commit"
+    assert {p.name for p in hub.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", lambda filename, **k: str(hub / filename))
+    monkeypatch.setattr(module, "snapshot_download", lambda name, **k: str(hub))
+    images = make_engine(model.net, 4).dataset.fetch(np.arange(4))
+    assert says(AdaptiveViT.from_pretrained("me/mine"), images, 0.1) == says(model, images, 0.1)
+
+
+# ---- budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_the_macs_is_kept_to_and_images_may_have_budgets_of_their_own(model: AdaptiveViT) -> None:
+    images = make_engine(model.net, 48).dataset.fetch(np.arange(48))
+    calibration = model.calibrate(images)
+    low, high = min(calibration.macs_fraction), max(calibration.macs_fraction)
+    assert high - low > 0.2
+    for share in np.linspace(low + 0.02, high - 0.02, 4):
+        spent = model(images, f"{100 * share:.3f}%").macs.mean() / model.full_macs
+        assert abs(spent - share) < 0.03
+    mixed = model(images[:3], [0.01, 0.1, "60%"])
+    alone = [model(images[i : i + 1], b) for i, b in enumerate((0.01, 0.1, "60%"))]
+    assert mixed.macs.tolist() == [int(p.macs[0]) for p in alone]
+
+
+def test_budgets_that_cannot_be_kept_are_refused_with_what_can(model: AdaptiveViT) -> None:
+    images = make_engine(model.net, 8).dataset.fetch(np.arange(8))
+    with pytest.raises(ValueError, match="needs a calibration"):
+        model(images, "40%")
+    model.calibrate(images, prices=3)
+    for budget, message in {
+        "1%": r"1\.0% is out of this model's reach, which is \d+\.\d% to",
+        "5ms": "needs times of this machine",
+        "fast": "'fast' is none: pass a price such as 0.05",
+        -1.0: "is none",
+        "nan": "is none",
+        7.0: r"must lie in \[0.01, 1.0\]",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            model(images, budget)
+    with pytest.raises(ValueError, match="2 budgets for 8 images"):
+        model(images, [0.1, 0.2])
+    model.calibrate(images, prices=3, timed=4)
+    assert model.calibration is not None
+    assert model(images, f"{max(model.calibration.milliseconds)}ms").macs.mean() > 0
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_all_kinds_are_the_same_images(model: AdaptiveViT, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 255, (70, 90), np.uint8)
+    picture, path = Image.fromarray(array), tmp_path / "a.png"
+    picture.save(path)
+    kinds: list[Any] = [path, str(path), path.read_bytes(), picture, array, array[None], array[..., None]]
+    kinds += [torch.from_numpy(array), np.repeat(array[..., None], 3, axis=2)]
+    found = model.predict(kinds, 0.1, batch_size=4)
+    assert len(found) == len(kinds)
+    assert len({*found.labels.tolist()}) == len({*found.macs.tolist()}) == 1
+    row = next(model.predict(path, 0.1).rows(top=3))
+    assert row["class"] == "abcdefghij"[row["label"]] == row["top"][0]["class"]
+    assert 0 < row["macs_fraction"] <= 1
+    assert json.loads(json.dumps(row)) == row
+    fits = make_engine(model.net, 3).dataset.fetch(np.arange(3))
+    assert says(model, fits, 0.1)[0] == model.predict(fits, 0.1).labels.tolist()
+
+
+def test_pictures_that_cannot_be_read_are_named(model: AdaptiveViT, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(np.zeros((60, 60), np.uint8)).save(whole, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(whole.getvalue()[:200])
+    (tmp_path / "text.png").write_text("hello")
+    for picture, message in {
+        tmp_path / "cut.jpg": r"cut\.jpg cannot be read as a picture",
+        tmp_path / "text.png": r"text\.png cannot be read as a picture",
+        tmp_path / "none.png": r"none\.png: there is no such file",
+        b"": "picture 0 cannot be read",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            model.predict(picture, 0.1)
+    with pytest.raises(ValueError, match="float64 of the shape"):
+        model.predict(np.zeros((4, 4)), 0.1)
+    with pytest.raises(ValueError, match="There are no pictures"):
+        model.predict([], 0.1)
+
+
+# ---- wherever it runs -----------------------------------------------------------------------------------------------
+
+
+def test_modes_of_torch_and_threads_change_no_choice(model: AdaptiveViT) -> None:
+    images = make_engine(model.net, 16).dataset.fetch(np.arange(16))
+    expected = says(model, images, 0.1)
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with mode():
+            assert says(model, images, 0.1) == expected
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(says(model, images, 0.1))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 4
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(images, 0.1)
+    assert np.mean(rounded.labels == expected[0]) >= 0.75
+    assert isinstance(rounded.probabilities.sum(), np.floating)
+    state = model.forward_features(images, 0.1)
+    torch.testing.assert_close(model.forward_head(state), model(images, 0.1).logits)
+
+
+def test_tiles_choose_what_segments_choose() -> None:
+    net = random_net(TINY)
+    images = make_engine(net, 4).dataset.fetch(np.arange(4))
+    interface = Interface(net.config, conditioning=PRICES)
+    model = AdaptiveViT(net, plain_agent(prance_ppo(interface), interface), conditioning=PRICES)
+    expected = model(images, [0.01, 0.03, 0.1, 1.0])
+    with runtime.use("tiles"):
+        found = model(images, [0.01, 0.03, 0.1, 1.0])
+    assert found.macs.tolist() == expected.macs.tolist()
+    assert found.patches.tolist() == expected.patches.tolist()
+    assert torch.equal(found.subnet.embed_dim, expected.subnet.embed_dim)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+
+
+def test_a_policy_keeps_its_precision(model: AdaptiveViT, tmp_path: Path) -> None:
+    half = saved(model, tmp_path).to(torch.bfloat16)
+    assert half.net.pos_embed.dtype == torch.bfloat16
+    assert {t.dtype for t in half.agent.state_dict().values()} == {torch.float32}  # type: ignore[union-attr]
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, folder: Path) -> Callable[[str], Path]:
+    """Run folders of barely trained agents, by algorithm."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(algo: str) -> Path:
+        if not (root / algo).exists():
+            prices = (0.01, 0.3) if algo == "prance_ppo" else 0.05
+            settings = AgentTraining(
+                env="Prance-Tiny-v0", algo=algo, n_envs=6, total_timesteps=12, macs_weight=prices,
+                environment={"checkpoint": checkpoint, "dataset": str(folder)},
+            )  # fmt: skip
+            train_agent(settings, root / algo, progress_bar=False)
+        return root / algo
+
+    return run
+
+
+@pytest.mark.parametrize("algo", ["ppo", pytest.param("prance_ppo", marks=pytest.mark.slow)])
+def test_a_run_is_the_runners_evaluation_image_for_image(
+    algo: str, runs: Callable[[str], Path], tmp_path: Path, folder: Path
+) -> None:
+    from train.policies.load_agent import load_agent
+    from train.runs.trained import env_of_run
+
+    run = runs(algo)
+    model = AdaptiveViT.from_run(run)
+    settings = env_of_run(run, "val")
+    agent, budget = load_agent(str(run), settings), None
+    if algo == "prance_ppo":
+        budget = 0.1
+        settings = EnvSettings(**{**vars_of(settings), "cost_conditioning": (0.01, 0.3, 0.1)})
+    expected = evaluate(agent, settings)
+    files = sorted((folder / "val").rglob("*.*"))
+    for found in (model.predict(files, budget), saved(model, tmp_path).predict(files, budget)):
+        assert found.labels.tolist() == expected.prediction.tolist()
+        assert found.macs.tolist() == expected.macs.tolist()
+        assert np.array_equal(found.subnet.to_actions(model.net.space).numpy(), expected.actions)
+    assert model.names == tuple(sorted(p.name for p in (folder / "train").iterdir()))
+    assert model.calibration is not None
+    assert model.calibration.images == len(files)
+
+
+def vars_of(settings: EnvSettings) -> dict[str, Any]:
+    """The arguments of settings."""
+    from dataclasses import fields
+
+    return {f.name: getattr(settings, f.name) for f in fields(settings)}
+
+
+def test_folders_that_hold_no_agent_are_named(tmp_path: Path, runs: Callable[[str], Path]) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        AdaptiveViT.from_run(tmp_path)
+    (tmp_path / "config.yml").write_text((runs("ppo") / "config.yml").read_text())
+    with pytest.raises(FileNotFoundError, match=r"holds neither model\.zip nor"):
+        AdaptiveViT.from_run(tmp_path)
