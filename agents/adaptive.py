@@ -88,7 +88,7 @@ class AdaptiveViT(
         super().__init__()
         self.interface = Interface(net.config, observation, normalize_actions, conditioning)
         self.net, self.agent = net, fitted(agent, self.interface)
-        self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
+        self.preprocessing = Preprocessing(crop_pct=1.0) if preprocessing is None else preprocessing
         self.names, self.calibration = checked_names(names, max(net.config.num_classes, 0)), calibration
         self.full_macs = int(net.macs().item())
         self._recorder = Recorder()

@@ -18,6 +18,10 @@ print([*prediction.rows()])
 def model_card(parts: Parts) -> str:
     """The card as Markdown, with the hub's metadata before it."""
     config, seen = parts.net.config, parts.interface
+    scaled = ""
+    if config.in_chans in (1, 3):
+        transform = parts.preprocessing.transform(config)
+        scaled = f", scaled to {config.img_size} / {transform.crop_pct:g} ({transform.interpolation}), centre cut out"
     data = ModelCardData(
         library_name="prance-env",
         pipeline_tag="image-classification",
@@ -34,8 +38,7 @@ def model_card(parts: Parts) -> str:
         f"token mode `{config.space.token_mode}`) and a policy that chooses for every image, before each of the last "
         f"{config.space.num_decisions} groups of blocks, how wide they are and how many patches go on. Made with "
         "prance-env after PRANCE (arXiv 2407.05010).",
-        f"* Images: {config.in_chans} x {config.img_size} x {config.img_size}, shorter side scaled to "
-        f"{config.img_size} / {parts.preprocessing.crop_pct:g} ({parts.preprocessing.interpolation}), centre cut out\n"
+        f"* Images: {config.in_chans} x {config.img_size} x {config.img_size}{scaled}\n"
         f"* Classes: {len(parts.names)}{_some(parts.names)}\n"
         f"* Full network: {int(parts.net.macs()):,} multiply-accumulates an image\n"
         f"* Policy: trained for {prices}; it sees `{seen.observation}`",

@@ -27,22 +27,24 @@ class Preprocessing:
     """What is done to a picture before the network, as in the evaluation of the data set that an agent was trained on.
 
     Attributes:
-        crop_pct: The shorter side is resized to `img_size / crop_pct` before the centre is cut out; in (0, 1].
-        interpolation: As of `DatasetConfig`.
+        crop_pct: As of `DatasetConfig`, and so the others; None: as the supernet says.
+        crop_mode: See above.
+        interpolation: See above.
     """
 
-    crop_pct: float = 1.0
-    interpolation: str = "bicubic"
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    interpolation: str | None = None
 
     def __post_init__(self) -> None:
-        DatasetConfig("any", crop_pct=self.crop_pct, interpolation=self.interpolation)  # which checks them
+        DatasetConfig("any", **asdict(self))  # which checks them
 
     @classmethod
     def of(cls, dataset: DatasetConfig) -> Preprocessing:
         """That of a data set; images of registered ones have the right size, so that nothing is cut off others."""
         if dataset.name in list_datasets():
-            return cls()
-        return cls(dataset.crop_pct, dataset.interpolation)
+            return cls(crop_pct=1.0)
+        return cls(dataset.crop_pct, dataset.crop_mode, dataset.interpolation)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; the arguments of this class."""
@@ -61,10 +63,14 @@ class Preprocessing:
         """
         single = isinstance(pictures, SINGLE) and not (_is_array(pictures) and pictures.ndim == 4)  # type: ignore[union-attr]
         several: Sequence[Picture] = [pictures] if single else pictures  # type: ignore[list-item,assignment]
-        transform = ImageTransform(config.img_size, config.in_chans, self.crop_pct, self.interpolation)
+        transform = self.transform(config)
         if not len(several):
             raise ValueError("There are no pictures; pass at least one path, image or array.")
         return torch.stack([self._one(picture, i, transform) for i, picture in enumerate(several)])
+
+    def transform(self, config: SupernetConfig) -> ImageTransform:
+        """From one of Pillow's pictures to the pixels that a supernet takes."""
+        return ImageTransform.of(config, self.crop_pct, self.crop_mode, self.interpolation)
 
     def _one(self, picture: Picture, number: int, transform: ImageTransform) -> Tensor:
         name = str(picture) if isinstance(picture, str | Path) else f"picture {number}"
