@@ -8,18 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .block_sizes import BlockSizes, sizes_from
+from .block_sizes import BlockSizes, group_sizes, sizes_from
 from .config import SupernetConfig
 from .files import WEIGHTS, check_tensors, read_safetensors
 from .heads import ImageClassifier, end_layers
 from .plain import check_blocks, check_names, check_plain
+from .plan import plan_group
 from .staging import finish_commit, staged
-from .static_vit import StaticBlock, StaticViT
-from .subnet import SubnetConfig
+from .static_group import StaticGroup
+from .static_vit import StaticBlock, StaticEnds, StaticViT
+from .subnet import GroupChoice, SubnetConfig
 from .zero_shot import head_sources
 
 DESCRIPTION = "static.json"
@@ -79,6 +82,45 @@ def check_extractable(net: ElasticNet) -> None:
         net.check_classifier()
 
 
+def extract_ends(net: ElasticNet, width: int) -> StaticEnds:
+    """What is before the first and after the last block, of one width; its weights are views, not copies.
+
+    Args:
+        net: The supernet.
+        width: Channels of the tokens after the last block.
+    """
+    with torch.device("meta"):
+        ends = StaticEnds(net.config, width).requires_grad_(False)
+    zooms, sources = {"norm.weight": net.config.zoom(width)}, head_sources(net.config, width)
+    _fill(ends, net.state_dict(), zooms, sources, copies=False)
+    ends.mean, ends.std = net.mean, net.std
+    return ends.eval()
+
+
+def extract_group(net: ElasticNet, group: int, choice: GroupChoice) -> StaticGroup:
+    """One group of blocks as one choice makes it, for any number of tokens; its weights are views, not copies.
+
+    Args:
+        net: The supernet.
+        group: Which.
+        choice: Exactly one.
+
+    Raises:
+        ValueError: If it reduces tokens by thresholds.
+    """
+    config, weights = net.config, net.state_dict()
+    full = np.array([config.num_tokens])
+    sizes = group_sizes(config, plan_group(config, group, choice, full, np.array([config.embed_dim])))
+    with torch.device("meta"):
+        static = StaticGroup(config, sizes, choice.rates).requires_grad_(False)
+    for number, block in zip(config.space.blocks(group), static.blocks, strict=True):
+        prefix = f"blocks.{number}."
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        width = int(choice.embed_dim[0, number - config.space.blocks(group)[0]])
+        _fill(block, own, _zooms(config, width), copies=False)
+    return static.eval()
+
+
 def extract_block(config: SupernetConfig, weights: Mapping[str, Tensor], number: int, sizes: BlockSizes) -> StaticBlock:
     """Copies the weights that one block of a subnet uses into a plain module, in evaluation mode.
 
@@ -102,19 +144,24 @@ def _zooms(config: SupernetConfig, width: int) -> dict[str, float]:
 
 
 def _fill(
-    module: nn.Module, weights: Mapping[str, Tensor], zooms: dict[str, float], sources: Mapping[str, str] | None = None
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    zooms: dict[str, float],
+    sources: Mapping[str, str] | None = None,
+    copies: bool = True,
 ) -> None:
-    """Gives a module on "meta" copies of the first entries of the weights along every dimension, times a factor.
+    """Gives a module on "meta" the first entries of the weights along every dimension, times a factor.
 
-    `sources` names the weights that have another name in the supernet.
+    `sources` names the weights that have another name in the supernet. Without `copies` they are views, as far as no
+    factor changes them.
     """
     sources, cut = sources or {}, {}
     for name, target in module.state_dict().items():
         own = weights[sources.get(name, name)][tuple(slice(n) for n in target.shape)]
-        cut[name] = own.clone(memory_format=torch.contiguous_format)
+        cut[name] = own.clone(memory_format=torch.contiguous_format) if copies else own
     for name, zoom in zooms.items():
-        if name in cut:
-            cut[name] *= zoom
+        if name in cut and zoom != 1:
+            cut[name] = cut[name] * zoom
     module.load_state_dict(cut, assign=True)
 
 

@@ -86,7 +86,9 @@ class StaticBlock(nn.Module):
 
     def reduce_and_mlp(self, attended: Attended) -> tuple[Tensor, Tensor | None]:
         """The second half: the token mode, if it runs here, and the residual MLP; returns what `forward` does."""
-        x, size = (attended.x, attended.size) if self.counts is None else self._reduce(attended)
+        x, size = attended.x, attended.size
+        if self.counts is not None:
+            x, size = self._reduce(attended, self.tokens, self.counts, int(self.counts[0, -1]))
         return self._mlp(x), size
 
     def class_token_alone(self, x: Tensor, size: Tensor | None) -> Tensor:
@@ -121,13 +123,13 @@ class StaticBlock(nn.Module):
             return activate(self.act, self.fc1(x))
         return activate(self.act, self.gate(x)) * self.fc1(x)
 
-    def _reduce(self, attended: Attended) -> tuple[Tensor, Tensor | None]:
-        assert self.counts is not None
-        mode, kept, prefix = self.mode, int(self.counts[0, -1]), int(self.class_token) + self.reg_tokens
+    def _reduce(self, attended: Attended, tokens: Any, counts: Any, kept: int) -> tuple[Tensor, Tensor | None]:
+        """`kept` tokens and their sizes, of (1,) `tokens` after stages with `counts` (1, stages)."""
+        mode, prefix = self.mode, int(self.class_token) + self.reg_tokens
         x, size, scores, metric = attended
         if size is None:
             size = torch.ones_like(x[..., 0], dtype=torch.float32)
-        into, weight, _ = mode.assignment(self.reduce, scores, metric, size, self.tokens, self.counts, prefix)
+        into, weight, _ = mode.assignment(self.reduce, scores, metric, size, tokens, counts, prefix)
         x = combine(x, into, kept, weight, mode.normalise, prefix)
         return x, total_size(size, into, kept) if mode.sized else None
 
@@ -150,7 +152,54 @@ def _only_computes() -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-class StaticViT(ImageClassifier):
+class StaticEnds(ImageClassifier):
+    """Both ends of a ViT whose last block has one width: tokens of images, and logits of tokens.
+
+    Args:
+        config: Architecture of the supernet.
+        width: Channels of the tokens after the last block.
+    """
+
+    def __init__(self, config: SupernetConfig, width: int) -> None:
+        super().__init__(config)
+        self.make_head(width)
+
+    def forward_head(self, x: Tensor, size: Tensor | None) -> Tensor:
+        """(B, num_classes) logits, or features without a classifier.
+
+        Args:
+            x: (B, N, C) tokens; channels beyond the width are left out.
+            size: (B, N) patches that each stands for; None: one each.
+        """
+        x = x[..., : self.last_width]
+        features = self._features(x, size)
+        logits = features if self.head is None else self.head(features)
+        if not self.config.distilled:
+            return logits
+        second = self.norm(x[:, 1])
+        return (logits + (second if self.head_dist is None else self.head_dist(second))) / 2
+
+    def _features(self, x: Tensor, size: Tensor | None) -> Tensor:
+        """What the classifier sees."""
+        if self.config.global_pool == "token":
+            return self.norm(x[:, 0])
+        if self.config.fc_norm:
+            return self.norm(self._mean(x, size))
+        x = self.norm(x)
+        if self.pool is None:
+            return self._mean(x, size)
+        first = self.config.num_prefix_tokens
+        return self.pool(x[:, first:], None if size is None else size[:, first:])
+
+    def _mean(self, x: Tensor, size: Tensor | None) -> Tensor:
+        first = self.config.num_prefix_tokens
+        if size is None:
+            return x[:, first:].mean(1)
+        weight = size[:, first:, None].to(x.dtype)
+        return (x[:, first:] * weight).sum(1) / weight.sum(1)
+
+
+class StaticViT(StaticEnds):
     """A ViT of fixed sizes: a subnet of a supernet with exactly its own parameters, or blocks of sizes of their own.
 
     `Supernet.extract` gives one with weights, `train.search.global_prune` a smaller one, and so does `load_static`,
@@ -178,12 +227,11 @@ class StaticViT(ImageClassifier):
         sizes = [*subnet] if isinstance(subnet, Sequence) else sizes_of_one(config, subnet)
         check_sizes(config, sizes)
         with torch.device(device):
-            super().__init__(config)
+            super().__init__(config, sizes[-1].gives)
             self.subnet, self.block_sizes = None if isinstance(subnet, Sequence) else subnet, sizes
             self.blocks = nn.ModuleList(StaticBlock(config, s) for s in sizes)
             widest = [s.tokens * max(s.hidden_dim, s.qkv_dim) for s in sizes]
             self._numbers_per_image = sum(widest) // len(sizes)
-            self.make_head(sizes[-1].gives)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images.
@@ -210,32 +258,7 @@ class StaticViT(ImageClassifier):
         x = self.tokens_of(images)
         for block in self.blocks:
             x, size = block(x, size)
-        x = x[..., : self.last_width]
-        features = self._features(x, size)
-        logits = features if self.head is None else self.head(features)
-        if not self.config.distilled:
-            return logits
-        second = self.norm(x[:, 1])
-        return (logits + (second if self.head_dist is None else self.head_dist(second))) / 2
-
-    def _features(self, x: Tensor, size: Tensor | None) -> Tensor:
-        """What the classifier sees."""
-        if self.config.global_pool == "token":
-            return self.norm(x[:, 0])
-        if self.config.fc_norm:
-            return self.norm(self._mean(x, size))
-        x = self.norm(x)
-        if self.pool is None:
-            return self._mean(x, size)
-        first = self.config.num_prefix_tokens
-        return self.pool(x[:, first:], None if size is None else size[:, first:])
-
-    def _mean(self, x: Tensor, size: Tensor | None) -> Tensor:
-        first = self.config.num_prefix_tokens
-        if size is None:
-            return x[:, first:].mean(1)
-        weight = size[:, first:, None].to(x.dtype)
-        return (x[:, first:] * weight).sum(1) / weight.sum(1)
+        return self.forward_head(x, size)
 
     def macs(self) -> int:
         """Multiply-accumulates for one image.
