@@ -15,19 +15,20 @@ from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet
-from supernet.runtime.choice import precision, records_graphs, runs_tiles
+from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
 from supernet.staging import finish_commit
-from supernet.tiled_state import TiledState, run_tiled_group
 
 from .deployed import files
 from .deployed.budgets import Budget, Calibration, prices_of
 from .deployed.calibrate import BATCH, PRICES, calibration_of
 from .deployed.card import model_card
 from .deployed.convert import plain_agent
+from .deployed.menu import Menu, MenuPlan, entries_of
 from .deployed.networks import NetworkPolicy
+from .deployed.on_device import played_on_device
 from .deployed.pictures import Picture, Preprocessing, checked_names, class_names
-from .deployed.prediction import Prediction
+from .deployed.prediction import Prediction, joined
 from .deployed.runs import agent_of_run, settings_of_run
 from .fitting import Interface, fitted
 from .protocol import Agent, ask
@@ -64,6 +65,7 @@ class AdaptiveViT(
         preprocessing: What `predict` does to pictures.
         names: Of the classes, by label; None: their numbers.
         calibration: What the model spends at which price.
+        menu: For `menu`: a few choices for each decision; None: there is none.
 
     Raises:
         ValueError: If the agent is for other observations, actions or wrappers, see `agents.fitting.fitted`; or there
@@ -84,6 +86,7 @@ class AdaptiveViT(
         preprocessing: Preprocessing | None = None,
         names: Sequence[str] | None = None,
         calibration: Calibration | None = None,
+        menu: MenuPlan | None = None,
     ) -> None:
         super().__init__()
         self.interface = Interface(net.config, observation, normalize_actions, conditioning)
@@ -91,7 +94,8 @@ class AdaptiveViT(
         self.preprocessing = Preprocessing(crop_pct=1.0) if preprocessing is None else preprocessing
         self.names, self.calibration = checked_names(names, max(net.config.num_classes, 0)), calibration
         self.full_macs = int(net.macs().item())
-        self._recorder = Recorder()
+        self._recorder, self._menu_plan = Recorder(), menu
+        self._menu: tuple[Any, ...] = ()
         self.train(net.training)
 
     @classmethod
@@ -158,7 +162,7 @@ class AdaptiveViT(
     # ---- classifying --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def forward(self, images: Tensor, budget: Budgets = None) -> Prediction:
+    def forward(self, images: Tensor, budget: Budgets = None, from_menu: bool = False) -> Prediction:
         """Classifies images.
 
         Args:
@@ -167,12 +171,13 @@ class AdaptiveViT(
                 higher the less it computes; a share of the full network's MACs, "40%"; or milliseconds an image, "12ms"
                 (`agents.deployed.budgets`). One for all images, or one for each; None takes the fixed price of its
                 settings.
+            from_menu: Whether the choices are those that `menu` makes, for batches; budgets are as of the model.
 
         Raises:
             ValueError: If the images do not fit, the agent needs a budget and has none, the budget is out of reach, or
                 the agent knows no prices.
         """
-        state, unit, patches = self._played(images, budget)
+        state, unit, patches = self._played(images, budget, self.menu if from_menu else None)
         subnet = SubnetConfig.from_actions(self.net.space, unit)
         macs = self.net.macs_to_go(state)
         return Prediction(self.net.forward_head(state), subnet, macs, patches, self.full_macs, self.names)
@@ -208,7 +213,7 @@ class AdaptiveViT(
             raise ValueError(f"There are {len(budgets)} budgets for {len(images)} pictures; pass one, or one for each.")
         return joined([self(images[b : b + batch_size], [*budgets[b : b + batch_size]]) for b in begins])
 
-    def _played(self, images: Tensor, budget: Budgets) -> tuple[InferenceState, Tensor, Any]:
+    def _played(self, images: Tensor, budget: Budgets, menu: Menu | None = None) -> tuple[InferenceState, Tensor, Any]:
         """The state after the last group, (B, T, A) actions in [0, 1], and (B, T) patches left."""
         net, space, prefix = self.net, self.net.space, self.net.config.num_prefix_tokens
         prices, price = prices_of(budget, self.interface.conditioning, self.calibration, len(images)), None
@@ -217,12 +222,13 @@ class AdaptiveViT(
             price = self.interface.conditioning.observe(prices)
         device, dtype = net.pos_embed.device, net.pos_embed.dtype
         state = net.begin(images.to(device, non_blocking=True), key_mean=self.interface.observation == "key_mean")
-        if isinstance(self.agent, NetworkPolicy) and runs_tiles(net.config, device, dtype):
-            return self._played_on_device(TiledState.of(state, net.config), price)
+        if menu is None and isinstance(self.agent, NetworkPolicy) and runs_tiles(net.config, device, dtype):
+            return played_on_device(net, self.agent, self.interface, self.full_macs, state, price, self._recorder)
         memory, chosen, patches = None, [], []
         for group in range(space.first_decided, len(space.groups)):
             seen = observe(net, state, self.interface.observation, self.full_macs, price)
             unit, memory = self._asked(seen, memory)
+            unit = unit if menu is None else menu.nearest(group - space.first_decided, unit).cpu()
             state = net.run_group(state, group, GroupChoice.from_actions(space, unit), known=True)
             chosen.append(unit)
             patches.append(state.num_tokens - prefix)
@@ -236,28 +242,6 @@ class AdaptiveViT(
         else:
             actions, memory = ask(self.agent, seen.cpu().numpy(), memory, size)
         return torch.from_numpy(decode_actions(actions, normalised)), memory
-
-    def _played_on_device(self, state: TiledState, price: Any) -> tuple[InferenceState, Tensor, Any]:
-        """`_played` on a GPU, where nothing waits for the device until all is launched; each step is one CUDA graph."""
-        net, space, agent = self.net, self.net.space, cast(NetworkPolicy, self.agent)
-        device, most, chosen, left = state.patch_token.device, state.batch.most, [], []
-        shown = {} if price is None else {"price": torch.from_numpy(price).to(device)}
-        for group in range(space.first_decided, len(space.groups)):
-
-            def step(inputs: dict[str, Tensor], group: int = group) -> dict[str, Tensor]:
-                before = TiledState.of_tensors(group, most, inputs)
-                seen = observe(net, before, self.interface.observation, self.full_macs, inputs.get("price"))
-                unit = decode_actions(cast(Tensor, agent(seen)), self.interface.normalize_actions)
-                after = run_tiled_group(net.config, net.blocks, before, GroupChoice.decoded(space, unit))
-                return after.tensors() | {"unit": unit}
-
-            inputs = state.tensors() | shown
-            name = (group, self.interface.observation, precision())
-            out = self._recorder.run(name, step, inputs) if records_graphs(device) else step(inputs)
-            state = TiledState.of_tensors(group + 1, most, out)
-            chosen.append(out["unit"])
-            left.append(state.batch.lengths - net.config.num_prefix_tokens)
-        return state, torch.stack(chosen, dim=1).cpu(), torch.stack(left, dim=1).cpu().numpy()
 
     # ---- budgets ------------------------------------------------------------------------------------------------
 
@@ -274,6 +258,55 @@ class AdaptiveViT(
         """
         self.calibration = calibration_of(self, images, labels, prices, timed)
         return self.calibration
+
+    # ---- one image at a time -------------------------------------------------------------------------------------
+
+    def make_menu(self, images: Tensor, entries: int = 16, budget: Budgets = None) -> Menu:
+        """A few choices for each decision, clustered from what the policy chooses; kept, and saved.
+
+        Args:
+            images: (N, C, H, W) like those that the model is going to see.
+            entries: For each decision, at most.
+            budget: That the menu is for; None: of an agent for a range of prices, all of it.
+
+        Raises:
+            ValueError: If the policy sees what a menu cannot show, is no plain network, or there are no images.
+        """
+        conditioning = self.interface.conditioning
+        budgets: Any = [budget] * len(images)
+        if budget is None and conditioning is not None and conditioning.fixed is None:
+            # Neighbours often are of one class: every price sees images of all.
+            prices = np.geomspace(conditioning.low, conditioning.high, PRICES).clip(conditioning.low, conditioning.high)
+            budgets = prices[np.random.default_rng(0).integers(0, PRICES, len(images))].tolist()
+        parts = [self(images[b : b + BATCH], budgets[b : b + BATCH]) for b in range(0, len(images), BATCH)]
+        chosen = joined(parts).subnet.to_actions(self.net.space).numpy()
+        self._menu_plan = MenuPlan(entries_of(chosen, self.net.space, entries))
+        if conditioning is not None:
+            spent = calibration_of(self, images, None, from_menu=True)
+            self._menu_plan = MenuPlan(self._menu_plan.entries, spent)
+        menu = self.menu
+        assert menu is not None
+        return menu
+
+    @property
+    def menu(self) -> Menu | None:
+        """The model for one image at a time, with the choices that `make_menu` found; None before."""
+        weights = self.net.pos_embed
+        made_for = (self._menu_plan, weights.data_ptr(), weights.dtype)
+        if self._menu_plan is None:
+            return None
+        if not self._menu or self._menu[0] != made_for:
+            policy = plain_agent(self.agent, self.interface)
+            if not isinstance(policy, NetworkPolicy):
+                raise ValueError(
+                    f"A {type(policy).__name__} is no network, and a menu is for policies that are; export its subnet "
+                    "with `prance export --subnet`, or use the model without a menu."
+                )
+            plan = self._menu_plan
+            policy = policy.to(weights.device)
+            menu = Menu(self.net, policy, self.interface, plan.entries, self.names, plan.calibration)
+            self._menu = made_for, menu
+        return cast(Menu, self._menu[1])
 
     # ---- files --------------------------------------------------------------------------------------------------
 
@@ -301,7 +334,9 @@ class AdaptiveViT(
             ValueError: If the agent cannot be saved without pickling.
         """
         agent = plain_agent(self.agent, self.interface)
-        parts = files.Parts(self.net, agent, self.interface, self.preprocessing, self.names, self.calibration, None)
+        parts = files.Parts(
+            self.net, agent, self.interface, self.preprocessing, self.names, self.calibration, self._menu_plan
+        )
         files.write(parts, model_card(parts), Path(save_directory))
         if push_to_hub:
             return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
@@ -347,19 +382,5 @@ class AdaptiveViT(
             parts.preprocessing,
             parts.names,
             parts.calibration,
+            parts.menu,
         )
-
-
-def joined(parts: Sequence[Prediction]) -> Prediction:
-    """Predictions of one model, one after the other, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    subnets = [p.subnet for p in parts]
-    return Prediction(
-        torch.cat([p.logits for p in parts]),
-        SubnetConfig(*(torch.cat([getattr(s, k) for s in subnets]) for k in ("embed_dim", "mlp_ratio", "keep_rate"))),
-        np.concatenate([p.macs for p in parts]),
-        np.concatenate([p.patches for p in parts]),
-        parts[0].full_macs,
-        parts[0].names,
-    )

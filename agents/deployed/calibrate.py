@@ -20,9 +20,14 @@ Model = Any
 
 
 def calibration_of(
-    model: Model, images: Tensor, labels: Tensor | None, prices: int = PRICES, timed: int | None = None
+    model: Model,
+    images: Tensor,
+    labels: Tensor | None,
+    prices: int = PRICES,
+    timed: int | None = None,
+    from_menu: bool = False,
 ) -> Calibration:
-    """What an `AdaptiveViT`, or its menu, spends.
+    """What an `AdaptiveViT` spends.
 
     Args:
         model: Called with images and a budget.
@@ -30,6 +35,7 @@ def calibration_of(
         labels: (N,) their classes; None: no accuracy is noted.
         prices: How many of the agent's range, evenly spaced on a logarithmic scale.
         timed: Also times so many images at a time; None: no times.
+        from_menu: Whether it chooses from its menu.
 
     Raises:
         ValueError: If there are no images, or not as many labels.
@@ -44,7 +50,7 @@ def calibration_of(
     spent, right = [], []
     asked: list[float | None] = [*known] or [None]
     for price in asked:
-        parts = [model(images[b : b + BATCH], price) for b in range(0, len(images), BATCH)]
+        parts = [model(images[b : b + BATCH], price, from_menu) for b in range(0, len(images), BATCH)]
         spent.append(float(np.concatenate([p.macs for p in parts]).mean() / model.full_macs))
         if labels is not None:
             found = np.concatenate([p.labels for p in parts])

@@ -20,6 +20,7 @@ from supernet.staging import finish_commit, staged
 from ..fitting import Interface
 from .budgets import Calibration
 from .convert import Plain, describe, from_description
+from .menu import MenuPlan
 from .pictures import Preprocessing
 
 CONFIG, CARD, FORMAT = "config.json", "README.md", 1
@@ -37,7 +38,7 @@ class Parts:
         preprocessing: Of pictures.
         names: Of the classes.
         calibration: What it spends at which price; None: not measured.
-        menu: Plain data of its menu; None: it has none.
+        menu: Its menu; None: it has none.
     """
 
     net: Supernet
@@ -46,7 +47,7 @@ class Parts:
     preprocessing: Preprocessing
     names: tuple[str, ...]
     calibration: Calibration | None
-    menu: dict[str, Any] | None
+    menu: MenuPlan | None = None
 
 
 def write(parts: Parts, card: str, folder: Path) -> None:
@@ -74,7 +75,7 @@ def write(parts: Parts, card: str, folder: Path) -> None:
         "pictures": parts.preprocessing.to_dict(),
         "classes": [*parts.names],
         "spent": None if parts.calibration is None else parts.calibration.to_dict(),
-        "choices": parts.menu,
+        "choices": None if parts.menu is None else parts.menu.to_dict(),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in _modules(parts.net, parts.agent).state_dict().items()}
     with staged(folder) as stage:
@@ -105,13 +106,14 @@ def read(folder: Path) -> Parts:
         calibration = None if data["spent"] is None else Calibration.from_dict(data["spent"])
         pictures, dtype = Preprocessing(**data["pictures"]), getattr(torch, data["dtype"])
         names = tuple(data["classes"])
+        menu = None if data["choices"] is None else MenuPlan.from_dict(data["choices"], config.space)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{folder / CONFIG} does not describe an AdaptiveViT ({e!r}); save the model again.") from e
     modules = _modules(net.to(dtype), agent)
     found, _ = read_safetensors(folder / WEIGHTS)
     check_tensors(found, {k: tuple(v.shape) for k, v in modules.state_dict().items()}, str(folder / WEIGHTS))
     modules.load_state_dict(found)
-    return Parts(net, agent, interface, pictures, names, calibration, data["choices"])
+    return Parts(net, agent, interface, pictures, names, calibration, menu)
 
 
 def _modules(net: Supernet, agent: Plain) -> nn.ModuleDict:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +26,7 @@ class Prediction:
         patches: (B, num_decisions) patches left after every decision.
         full_macs: Those of the full network.
         names: Of the classes.
+        picked: (B, num_decisions) which entries of a menu; None: there was none.
     """
 
     logits: Tensor
@@ -33,6 +35,7 @@ class Prediction:
     patches: Ints
     full_macs: int
     names: tuple[str, ...]
+    picked: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.macs)
@@ -68,3 +71,19 @@ class Prediction:
             if top > 1:
                 row["top"] = [{"class": self.names[k], "probability": round(float(p[k]), 6)} for k in found]
             yield row
+
+
+def joined(parts: Sequence[Prediction]) -> Prediction:
+    """Predictions of one model, one after the other, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    subnets = [p.subnet for p in parts]
+    return Prediction(
+        torch.cat([p.logits for p in parts]),
+        SubnetConfig(*(torch.cat([getattr(s, k) for s in subnets]) for k in ("embed_dim", "mlp_ratio", "keep_rate"))),
+        np.concatenate([p.macs for p in parts]),
+        np.concatenate([p.patches for p in parts]),
+        parts[0].full_macs,
+        parts[0].names,
+        None if parts[0].picked is None else np.concatenate([p.picked for p in parts if p.picked is not None]),
+    )

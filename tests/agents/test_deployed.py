@@ -13,25 +13,23 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from adaptive_models import PRICES, prance_ppo, price_minded, saved
 from helpers import make_engine, random_net, settings_for
 from noise_envs import TINY
 from PIL import Image
 from stable_baselines3 import PPO, SAC, TD3
 from wrapped_agents import CASES, IMAGES, Settings, learned, native
 
-from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent, PrancePPO, PrancePPOConfig
+from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent
 from agents import adaptive as module
 from agents.deployed.convert import plain_agent
 from agents.deployed.networks import NetworkPolicy
 from agents.fitting import Interface, fitted
 from prance_env import EnvSettings
-from prance_env.rewards.prices import CostConditioning
 from supernet import Supernet, runtime
 from train.evaluate import evaluate
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
-
-PRICES = CostConditioning(0.01, 1.0)
 
 
 def pixels(settings: EnvSettings, count: int = IMAGES) -> torch.Tensor:
@@ -46,35 +44,10 @@ def says(model: AdaptiveViT, images: torch.Tensor, budget: Any = None) -> tuple[
     return found.labels.tolist(), found.macs.tolist(), found.patches.tolist(), chosen
 
 
-def wide_ranging(model: Any) -> Any:
-    """A policy whose actions differ from image to image."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.policy.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-    return model
-
-
-def prance_ppo(interface: Interface) -> PrancePPO:
-    spaces = interface.observation_space, interface.action_space
-    return wide_ranging(PrancePPO(None, PrancePPOConfig.tuned(), spaces=spaces))
-
-
-def saved(model: AdaptiveViT, folder: Path) -> AdaptiveViT:
-    model.save_pretrained(folder)
-    return AdaptiveViT.from_pretrained(folder)
-
-
 @pytest.fixture
 def model(digits_net: Supernet) -> AdaptiveViT:
     """A model for a range of prices, which matter to it."""
-    agent = prance_ppo(Interface(digits_net.config, conditioning=PRICES))
-    with torch.no_grad():
-        layers: Any = agent.policy.actor
-        layers[0].weight[0], layers[2].weight[0], layers[0].weight[0, -1], layers[2].weight[0, 0] = 0, 0, 4, 2
-        layers[0].bias[0], layers[2].bias[0], layers[-1].bias[:] = -2, 0, 0
-        layers[-1].weight *= 0.3
-        layers[-1].weight[:, 0] = -1.5
-    return AdaptiveViT(digits_net, agent, conditioning=PRICES, names=list("abcdefghij"))
+    return price_minded(digits_net)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""An adaptive inference on a GPU: nothing waits for the device until all is launched; a step is one CUDA graph."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from prance_env.spaces import decode_actions, observe
+from supernet import GroupChoice, InferenceState, Supernet
+from supernet.arrays import Floats
+from supernet.runtime.choice import precision, records_graphs
+from supernet.runtime.graphs import Recorder
+from supernet.tiled_state import TiledState, run_tiled_group
+
+from ..fitting import Interface
+from .networks import NetworkPolicy
+
+
+def played_on_device(
+    net: Supernet,
+    policy: NetworkPolicy,
+    interface: Interface,
+    full_macs: int,
+    begun: InferenceState,
+    price: Floats | None,
+    recorder: Recorder,
+) -> tuple[InferenceState, Tensor, Any]:
+    """All decisions and groups after the first one.
+
+    Args:
+        net: The supernet.
+        policy: On the same device.
+        interface: What it sees, and may say.
+        full_macs: MACs of the full network.
+        begun: B images before the first decision.
+        price: (B,) in [0, 1], as it is observed; None: it is not.
+        recorder: Of the steps.
+
+    Returns:
+        The state after the last group, (B, T, A) actions in [0, 1], and (B, T) patches left, both on the host.
+    """
+    space, state = net.space, TiledState.of(begun, net.config)
+    device, most = state.patch_token.device, state.batch.most
+    shown = {} if price is None else {"price": torch.from_numpy(price).to(device)}
+    chosen, left = [], []
+    for group in range(space.first_decided, len(space.groups)):
+
+        def step(inputs: dict[str, Tensor], group: int = group) -> dict[str, Tensor]:
+            before = TiledState.of_tensors(group, most, inputs)
+            seen = observe(net, before, interface.observation, full_macs, inputs.get("price"))
+            unit = decode_actions(cast(Tensor, policy(seen)), interface.normalize_actions)
+            after = run_tiled_group(net.config, net.blocks, before, GroupChoice.decoded(space, unit))
+            return after.tensors() | {"unit": unit}
+
+        inputs = state.tensors() | shown
+        name = (group, interface.observation, precision())
+        out = recorder.run(name, step, inputs) if records_graphs(device) else step(inputs)
+        state = TiledState.of_tensors(group + 1, most, out)
+        chosen.append(out["unit"])
+        left.append(state.batch.lengths - net.config.num_prefix_tokens)
+    return state, torch.stack(chosen, dim=1).cpu(), torch.stack(left, dim=1).cpu().numpy()

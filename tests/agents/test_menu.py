@@ -1,0 +1,103 @@
+"""A menu answers one image at a time what the model answers that is held to the menu, and costs what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from adaptive_models import PRICES, prance_ppo, saved
+from helpers import make_engine
+
+from agents import AdaptiveViT, FullAgent
+from agents.deployed.menu import entries_of
+from agents.fitting import Interface
+from supernet import SubnetConfig, Supernet
+
+IMAGES = 24
+
+
+def images_of(net: Supernet) -> torch.Tensor:
+    return make_engine(net, IMAGES).dataset.fetch(np.arange(IMAGES))
+
+
+@pytest.mark.parametrize("entries", [1, 3, 100])
+def test_a_menu_is_the_model_held_to_it(any_net: Supernet, entries: int) -> None:
+    images = images_of(any_net)
+    model = AdaptiveViT(any_net, prance_ppo(Interface(any_net.config)))
+    menu = model.make_menu(images, entries)
+    assert all(1 <= len(e) <= entries for e in menu.entries)
+    one_by_one, together = menu(images), model(images, from_menu=True)
+    assert one_by_one.macs.tolist() == together.macs.tolist()
+    assert one_by_one.patches.tolist() == together.patches.tolist()
+    np.testing.assert_allclose(one_by_one.subnet.to_actions(any_net.space), together.subnet.to_actions(any_net.space))
+    torch.testing.assert_close(
+        one_by_one.logits, together.logits, rtol=0, atol=1e-4 * float(together.logits.abs().max())
+    )
+    torch.testing.assert_close(any_net.macs(one_by_one.subnet), torch.from_numpy(one_by_one.macs))
+    if entries == 100:
+        free = model(images)
+        assert free.subnet.embed_dim.tolist() == one_by_one.subnet.embed_dim.tolist()
+        assert free.macs.tolist() == one_by_one.macs.tolist()
+
+
+def test_entries_are_few_valid_and_near_to_what_was_chosen(digits_net: Supernet) -> None:
+    space = digits_net.space
+    chosen = np.random.default_rng(0).random((200, space.num_decisions, space.action_size))
+    entries = entries_of(chosen, space, 8)
+    assert [len(e) for e in entries] == [8] * space.num_decisions
+    stacked = torch.from_numpy(np.stack(entries, axis=1))
+    again = SubnetConfig.from_actions(space, stacked).to_actions(space).numpy()
+    np.testing.assert_allclose(again, stacked.numpy(), atol=1e-9)
+    assert all(np.array_equal(a, b) for a, b in zip(entries, entries_of(chosen, space, 8), strict=True))
+    more = entries_of(chosen, space, 64)
+
+    def off(menu: np.ndarray) -> float:
+        return float(((chosen[:, 0, None] - menu) ** 2).sum(-1).min(1).mean())
+
+    assert off(more[0]) < off(entries[0]) < off(entries[0][:1])
+    with pytest.raises(ValueError, match="A menu of 0 entries"):
+        entries_of(chosen, space, 0)
+
+
+def test_a_menu_for_a_range_of_prices_is_saved_with_what_it_spends(digits_net: Supernet, tmp_path: Path) -> None:
+    images = images_of(digits_net)
+    interface = Interface(digits_net.config, conditioning=PRICES)
+    model = AdaptiveViT(digits_net, prance_ppo(interface), conditioning=PRICES)
+    menu = model.make_menu(images, 6)
+    calibration = menu.calibration
+    assert calibration is not None
+    share = f"{100 * float(np.mean(calibration.macs_fraction)):.2f}%"
+    again = saved(model, tmp_path).menu
+    assert again is not None
+    assert again.calibration == calibration
+    for budget in (0.05, share):
+        assert again(images, budget).macs.tolist() == menu(images, budget).macs.tolist()
+    assert menu(images, 0.05).picked is not None
+    with pytest.raises(ValueError, match="trained for a range of prices"):
+        menu(images)
+
+
+def test_a_menu_is_made_anew_for_a_network_that_moved(digits_net: Supernet, tmp_path: Path) -> None:
+    images = images_of(digits_net)
+    model = saved(AdaptiveViT(digits_net, prance_ppo(Interface(digits_net.config))), tmp_path)
+    first = model.make_menu(images, 4)
+    assert model.menu is first
+    model.to(torch.float64)
+    second = model.menu
+    assert second is not None
+    assert second is not first
+    assert second(images.double() / 255).logits.dtype == torch.float64
+
+
+def test_who_cannot_have_a_menu_is_told(digits_net: Supernet) -> None:
+    images = images_of(digits_net)
+    full = AdaptiveViT(digits_net, FullAgent(digits_net.config))
+    assert full.menu is None
+    with pytest.raises(ValueError, match="A FullAgent is no network"):
+        full.make_menu(images)
+    net = digits_net
+    keys = AdaptiveViT(net, prance_ppo(Interface(net.config, "key_mean")), "key_mean")
+    with pytest.raises(ValueError, match=r"shows \['key_mean'\], which a menu does not compute"):
+        keys.make_menu(images)
