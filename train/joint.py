@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +23,14 @@ from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
 from supernet.files import write_text
+from supernet.staging import staged
 
 from .evaluate import evaluate
-from .networks.loop import train_supernet
+from .networks.loop import LAST, train_supernet
 from .networks.recipes.images import ImagesRecipe
 from .policies.load_agent import load_agent
 from .policies.settings import AgentTraining
-from .runs.folder import read_config, write_command
+from .runs.folder import CONFIG, open_run, read_config, write_command
 from .runs.pace import SAVE_FREQ
 from .runs.trained import env_of_run
 
@@ -98,6 +101,10 @@ class JointSettings:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `JointRecipe`."""
 
+    def __post_init__(self) -> None:
+        # As YAML gives it back, so that both compare equal.
+        object.__setattr__(self, "changes", {k: [*v] if isinstance(v, tuple) else v for k, v in self.changes.items()})
+
     def recipe(self, agent: str, source: str) -> JointRecipe:
         """The recipe of a round."""
         dataset = env_of_run(Path(self.agent), "train").dataset
@@ -122,9 +129,9 @@ def run_joint(
         What is written to `joint.json`: accuracy and MACs of the full network and of the policy, before and after.
 
     Raises:
-        FileExistsError: If `out` holds a run and `resume` is False.
+        FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
         FileNotFoundError: If there is no agent, or nothing to resume.
-        ValueError: If the policy cannot be trained further.
+        ValueError: If the policy cannot be trained further, or the run was begun with other settings.
     """
     if settings.agent_timesteps and read_config(Path(settings.agent)).get("algo") != "prance_ppo":
         raise ValueError(
@@ -132,19 +139,23 @@ def run_joint(
         )
     first = env_of_run(Path(settings.agent), settings.split)
     agent, source = settings.agent, str(first.checkpoint or first.supernet)
-    report: dict[str, Any] = {"split": settings.split, "before": _judged(agent, first)}
-    for number in range(1, settings.rounds + 1):
-        folder = out / f"round_{number}"
-        going_on = resume and (folder / "supernet" / "config.yml").exists()
-        recipe = settings.recipe(agent, source)
-        train_supernet(recipe, folder / "supernet", device, going_on, save_freq)
-        source = str(folder / "supernet")
-        if settings.agent_timesteps:
-            agent = str(_further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent"))
-    save_pretrained(from_pretrained(source), out)
-    last = replace(first, checkpoint=str(out))
-    report |= {"after": _judged(agent, last), "agent": agent, "rounds": settings.rounds}
-    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+    with ExitStack() as stack:
+        if int(os.environ.get("RANK", "0")) == 0:  # of several processes, the main one
+            stack.enter_context(open_run(out, settings, out / "round_1" / "supernet" / LAST, resume, [out / REPORT]))
+        report: dict[str, Any] = {"split": settings.split, "before": _judged(agent, first)}
+        for number in range(1, settings.rounds + 1):
+            folder = out / f"round_{number}"
+            recipe = settings.recipe(agent, source)
+            begun = (folder / "supernet" / CONFIG).exists()
+            train_supernet(recipe, folder / "supernet", device, begun, save_freq)
+            source = str(folder / "supernet")
+            if settings.agent_timesteps:
+                agent = str(_further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent"))
+        report |= {"after": _judged(agent, replace(first, checkpoint=source)), "agent": agent}
+        report["rounds"] = settings.rounds
+        with staged(out) as stage:
+            save_pretrained(from_pretrained(source), stage)
+            write_text(stage / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
 

@@ -106,7 +106,6 @@ def test_a_signal_that_tells_nothing_gives_one_level() -> None:
 def test_tuning_beats_where_it_began_and_says_what_an_evaluation_says(
     engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "SWEEPS", 2)
     monkeypatch.setattr(search, "NUM_CANDIDATES", 6)
     monkeypatch.setattr(search, "BATCH", 32)
     price, space = 0.5, engine.config.space
@@ -114,7 +113,7 @@ def test_tuning_beats_where_it_began_and_says_what_an_evaluation_says(
     sweeps: list[int] = []
 
     def tuned(starts: list[Any], **kwargs: Any) -> ConfidenceAgent:
-        return tune_confidence(engine, np.arange(IMAGES), starts, pool, price, **kwargs)
+        return tune_confidence(engine, np.arange(IMAGES), starts, pool, price, sweeps=2, **kwargs)
 
     def score(agent: Any) -> float:
         summary = evaluate(agent, settings_for(engine)).summary()

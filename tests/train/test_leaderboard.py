@@ -49,7 +49,6 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
     monkeypatch.setitem(gym.registry, ENV, replace(gym.spec("Prance-Digits-v0"), id=ENV, kwargs=kwargs))
     monkeypatch.setattr(yardsticks, "PRICES", np.array([0.03, 0.3]))
     monkeypatch.setattr(yardsticks, "CONFIDENCE_PRICES", np.array([0.03]))
-    monkeypatch.setattr("train.search.confidence.SWEEPS", 1)
     monkeypatch.setattr("train.search.confidence.NUM_CANDIDATES", 2)
     monkeypatch.setattr(maker, "FRONT", (0.03, 0.3))
     ours = AgentTraining(env=ENV, algo="prance_ppo", macs_weight=maker.PRICE, total_timesteps=48, n_envs=128)
@@ -58,7 +57,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
         EVERY_BUDGET: replace(ours, macs_weight=maker.PRICES),
         STATIC: replace(ours, observation="constant"),
     }
-    made = YardstickSettings(env=ENV, num_subnets=8, oracle_subnets=4, copies=1)
+    made = YardstickSettings(env=ENV, num_subnets=8, oracle_subnets=4, copies=1, sweeps=1)
     return BenchmarkSettings(entries, made, seeds=(0, 1), resamples=20)
 
 

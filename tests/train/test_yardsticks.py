@@ -144,7 +144,7 @@ def test_files_come_back_or_are_refused(made: Yardsticks, tmp_path: Path) -> Non
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    for name in ("num_subnets", "oracle_subnets", "copies", "seed"):
+    for name in ("num_subnets", "oracle_subnets", "copies", "sweeps", "seed"):
         with pytest.raises(ValueError, match=rf"{name}=-1 must be at least"):
             YardstickSettings(**{name: -1})
 
@@ -162,11 +162,11 @@ def run(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     monkeypatch.setattr(maker, "noisy_copy", lambda settings, seed: NoisyCopy(engine.dataset, seed, 0.02))
     monkeypatch.setattr(maker, "PRICES", np.array([0.1, 0.3, 1.0]))
     monkeypatch.setattr(maker, "CONFIDENCE_PRICES", np.array([0.3]))
-    monkeypatch.setattr("train.search.confidence.SWEEPS", 1)
     monkeypatch.setattr("train.search.confidence.NUM_CANDIDATES", 4)
 
     def made(out: Path, **changes: Any) -> Yardsticks:
-        return run_yardsticks(YardstickSettings(num_subnets=12, oracle_subnets=6, copies=2, **changes), out)
+        short: dict[str, Any] = {"num_subnets": 12, "oracle_subnets": 6, "copies": 2, "sweeps": 1}
+        return run_yardsticks(YardstickSettings(**short, **changes), out)
 
     return made
 

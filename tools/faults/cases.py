@@ -15,13 +15,16 @@ import yaml
 from agents.sb3.hyperparams import read_preset
 from prance_env.images import loading
 from prance_env.settings import EnvSettings
+from prance_env.supernets import BUNDLED
 from train.commands.main import COMMANDS, Group
 from train.networks.recipes import digits
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
 from train.search import confidence
 from train.yardsticks import compute, leaderboard
 
 SCENES = {"train": 64, "val": 32, "test": 32}
-FEW_SUBNETS = ("--num-subnets", "8", "--oracle-subnets", "4", "--copies", "1")
+FEW_SUBNETS = ("--num-subnets", "8", "--oracle-subnets", "4", "--copies", "1", "--sweeps", "1")
 SHORT = {
     "ppo": {"n_envs": 4, "n_timesteps": 36, "n_steps": 3, "batch_size": 12, "n_epochs": 1},
     "sac": {
@@ -58,6 +61,10 @@ def cases(files: Path) -> dict[str, Case]:
         entry = {"policy": "MlpPolicy", **read_preset(algo).hyperparams, **short}
         (files / f"{algo}.yml").write_text(yaml.safe_dump({"default": entry}))
     agent, often = ("train", "agent", "--resume", "--save-freq", "0"), ("--save-freq", "0")
+    weights = str(BUNDLED["digits"])
+    distill = ("distill", "--teacher", weights, "--student", "digits", "--dataset", "digits", "--batch-size", "24")
+    joint = ("train", "joint", "--agent", str(_policy(files / "policy")), *often, "--rounds", "2", "--steps", "2")
+    joint += ("--agent-timesteps", "1536", "--batch-size", "8", "--checkpoint-every", "1", "--val-images", "16")
     train = ("train", "agent", *often, "--algo")
     return {
         "ppo": Case((*train, "ppo", "--conf-file", str(files / "ppo.yml")), agent),
@@ -87,8 +94,17 @@ def cases(files: Path) -> dict[str, Case]:
         "benchmark": Case(("benchmark", "--seeds", "0", "--total-timesteps", "48", *FEW_SUBNETS), every=8),
         "eval": Case(("eval", "--agent", "full", "random", "--split", "val", "--controls")),
         "export": Case(("export", "--format", "safetensors")),
+        "distill": Case(distill, ("distill", "--resume", *distill[1:])),
+        "joint": Case(joint, ("train", "joint", "--resume", *often)),
         "import": Case(("import", "timm", "test_vit"), done="holds a network already"),
     }
+
+
+def _policy(run: Path) -> Path:
+    """Run folder of an agent for stage 3."""
+    settings = AgentTraining(algo="prance_ppo", n_envs=512, total_timesteps=1536, environment={"dataset": "digits"})
+    train_agent(settings, run, progress_bar=False)
+    return run
 
 
 def import_everything() -> None:
@@ -108,8 +124,7 @@ def small_world() -> Iterator[None]:
         mock.patch.dict(loading.DIGITS_SCENES, SCENES),
         mock.patch.dict(digits.PRESETS, {"digits-quick": quick}),
         mock.patch.multiple(compute, PRICES=np.array([0.03, 0.3]), CONFIDENCE_PRICES=np.array([0.03])),
-        mock.patch.multiple(confidence, SWEEPS=1, NUM_CANDIDATES=2),
-        mock.patch.object(compute, "SWEEPS", 1),
+        mock.patch.object(confidence, "NUM_CANDIDATES", 2),
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
     ):
         import_everything()

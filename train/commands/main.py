@@ -92,6 +92,10 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "order": Command("order", "Order"),
     "distill": Command("distill", "Distill"),
+    "casestudy": Group(
+        "Studies from the weights of others to a page of results.",
+        {"fashion": Command("casestudy", "Fashion")},
+    ),
     "bench": Command("bench", "Bench"),
     "bench-env": Command("bench_env", "BenchEnv"),
     "bench-training": Command("bench_training", "BenchTraining"),

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import Self
 from tyro.conf import arg
 
 from ..joint import JointRecipe, JointSettings, run_joint
 from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
+from ..runs.folder import CONFIG, read_config
 from ..runs.pace import SAVE_FREQ
 
 OF_THE_AGENT = ("source", "init", "agent", "dataset")
@@ -28,7 +30,7 @@ class TrainJoint(JointSettings):
 
         prance train joint --agent runs/agent --out runs/joint
         prance train joint --agent runs/agent --rounds 3 --agent-timesteps 100000 --out runs/joint
-        prance train joint --agent runs/agent --out runs/joint --resume
+        prance train joint --out runs/joint --resume
     """
 
     out: Path
@@ -40,6 +42,11 @@ class TrainJoint(JointSettings):
     save_freq: SaveFreq = SAVE_FREQ
     device: Device = "cpu"
     threads: Threads = 1
+
+    @classmethod
+    def resumed(cls, out: Path) -> Self | None:
+        """The options of the run in a folder; None if there is none."""
+        return cls(**read_config(out), out=out, resume=True) if (out / CONFIG).is_file() else None
 
     def run(self) -> None:
         """Runs the command."""

@@ -82,6 +82,7 @@ def tune_confidence(
     price: float,
     seed: int = 0,
     progress: Callable[[int], object] = lambda sweep: None,
+    sweeps: int = SWEEPS,
 ) -> ConfidenceAgent:
     """The confidence heuristic with the highest mean accuracy - price * MACs / full MACs that coordinate ascent finds.
 
@@ -97,7 +98,8 @@ def tune_confidence(
         pool: (K, num_decisions, A) good static subnets.
         price: Of the full network's MACs, in accuracy.
         seed: Fixes the candidates.
-        progress: Called with the number of sweeps over the decisions so far, of `SWEEPS`.
+        progress: Called with the number of sweeps over the decisions so far.
+        sweeps: How many there are.
 
     Returns:
         The agent; on these images it is at least as good as every one of `starts`.
@@ -109,7 +111,7 @@ def tune_confidence(
     best = max(scores_of_starts)
     agent = agents[scores_of_starts.index(best)]
     rules = list(agent.rules)
-    for sweep in range(SWEEPS):
+    for sweep in range(sweeps):
         states = player.begun
         for t in range(config.space.num_decisions):
             known = np.array(rules[t].actions)

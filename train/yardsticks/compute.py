@@ -63,6 +63,8 @@ class YardstickSettings:
     """How many of them the per-image oracle chooses among."""
     copies: int = 4
     """Copies of every image with other noise, on which the oracle chooses."""
+    sweeps: int = SWEEPS
+    """Times that the decisions of the confidence heuristic are made anew at every price."""
     seed: int = 0
     """Fixes everything."""
     also_static: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ class YardstickSettings:
     """What else the environment takes; as its id says if not given."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_subnets", 2), ("oracle_subnets", 1), ("copies", 1), ("seed", 0)):
+        for name, least in (("num_subnets", 2), ("oracle_subnets", 1), ("copies", 1), ("sweeps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
@@ -108,7 +110,7 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
         fronts = {
             "static": static_front(found, judged_on, folder, dict(zip(settings.also_static, learned, strict=True))),
             "per_stratum": per_stratum_front(found, stratum, judged_on),
-            "confidence": confidence_front(found, val, judged_on, folder, settings.seed),
+            "confidence": confidence_front(found, val, judged_on, folder, settings),
             **oracle_fronts(found, chosen_on, judged_on, settings),
         }
         notes: dict[str, Any] = {
@@ -157,12 +159,15 @@ def static_front(found: SearchResult, judged_on: EnvSettings, out: Path, learned
     actions = [*found.actions[found.best_at(PRICES)], *found.actions[best], np.ones_like(found.actions[0])]
     names = [*map(_text, PRICES), *(f"macs-{_text(b / MACS_BANDS)}" for b in bands), "full"]
     results, files = [], []
+    known: dict[bytes, Evaluation] = {}
     for name, subnet in zip(names, tqdm(actions, desc="static front"), strict=True):
         chosen = SubnetConfig.from_actions(space, torch.from_numpy(subnet[None]))
         agent = StaticAgent(chosen, judged_on.config(), judged_on.observation, judged_on.normalize_actions)
         files.append(f"static-{name}.json")
         agent.save(out / files[-1])
-        results.append(evaluate(agent, judged_on))
+        if (key := subnet.tobytes()) not in known:
+            known[key] = evaluate(agent, judged_on)
+        results.append(known[key])
     prices = [*PRICES, *[np.nan] * (len(actions) - len(PRICES) + len(learned))]
     return _front(prices, [*results, *learned.values()], [*files, *learned])
 
@@ -173,20 +178,26 @@ def per_stratum_front(found: SearchResult, stratum: NDArray[np.int64], judged_on
     choice = np.repeat(found.best_at(PRICES)[:, None], len(difficulty), axis=1)
     for s in np.intersect1d(stratum, difficulty):
         choice[:, difficulty == s] = found.best_at(PRICES, stratum == s)[:, None]
-    return _front(PRICES, [evaluate_actions(found.actions[c], judged_on) for c in tqdm(choice, desc="per stratum")])
+    known = {c.tobytes(): c for c in choice}
+    results = {k: evaluate_actions(found.actions[c], judged_on) for k, c in tqdm(known.items(), desc="per stratum")}
+    return _front(PRICES, [results[c.tobytes()] for c in choice])
 
 
-def confidence_front(found: SearchResult, val: InferenceEngine, judged_on: EnvSettings, out: Path, seed: int) -> Front:
+def confidence_front(
+    found: SearchResult, val: InferenceEngine, judged_on: EnvSettings, out: Path, settings: YardstickSettings
+) -> Front:
     """The confidence heuristic tuned at some prices; written as `confidence-PRICE.json`."""
     stratum, index = val.dataset.difficulty.numpy(), np.arange(len(val.dataset))
     pool = np.concatenate([found.best_at(PRICES), *(found.best_at(PRICES, stratum == s) for s in np.unique(stratum))])
     subnets = found.actions[np.unique(pool)]
     results, files = [], []
     known: list[Rules] = []
-    with tqdm(total=len(CONFIDENCE_PRICES) * SWEEPS, desc="confidence heuristic", unit="sweep") as bar:
+    with tqdm(total=len(CONFIDENCE_PRICES) * settings.sweeps, desc="confidence heuristic", unit="sweep") as bar:
         for price, best in zip(CONFIDENCE_PRICES, found.best_at(CONFIDENCE_PRICES), strict=True):
             starts = [static_rules(found.actions[best]), *known]
-            agent = tune_confidence(val, index, starts, subnets, float(price), seed, lambda done: bar.update(1))
+            agent = tune_confidence(
+                val, index, starts, subnets, float(price), settings.seed, lambda done: bar.update(1), settings.sweeps
+            )
             known = [agent.rules]
             files.append(f"confidence-{_text(price)}.json")
             agent.save(out / files[-1])

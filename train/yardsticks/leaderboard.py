@@ -109,7 +109,7 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         FileExistsError: If another process writes to `out`.
     """
     console = Console()
-    runs = {name: [out / f"{_slug(name)}-{seed}" for seed in settings.seeds] for name in settings.entries}
+    runs = {name: [run_folder(out, name, seed) for seed in settings.seeds] for name in settings.entries}
     with only_writer(out):
         for name, training in settings.entries.items():
             for seed, run in zip(settings.seeds, runs[name], strict=True):
@@ -250,6 +250,11 @@ def _score(e: Evaluation) -> dict[str, float]:
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
+
+
+def run_folder(out: Path, name: str, seed: int) -> Path:
+    """Where the training of an entry is."""
+    return out / f"{_slug(name)}-{seed}"
 
 
 def _slug(name: str) -> str:

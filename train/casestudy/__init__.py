@@ -1,0 +1,1 @@
+"""The case study: a pretrained ViT on pictures of clothes, from its weights to a page of results."""
