@@ -70,10 +70,10 @@ class Stages:
         """Everything but the last judging."""
         sizes = self.settings.sizes
         self._trained("plain", "finetune", self.out / "head", sizes.plain_steps)
-        self._trained("plain-longer", "finetune", self.place / "plain", sizes.supernet_steps)
         self._ordered("random", "ordered-randomly")
         self._ordered("taylor", "ordered")
         self._trained("supernet", "pretrained-light", self.place / "ordered", sizes.supernet_steps)
+        self._trained("plain-longer", "finetune", self.place / "plain", sizes.supernet_steps)
         self._benchmark()
         self._joint()
 

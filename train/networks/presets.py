@@ -47,7 +47,7 @@ PRESETS: dict[str, Recipe] = {
     "pretrained-light": ImagesRecipe(
         steps=1500,
         batch_size=64,
-        lr=1e-4,
+        lr=3e-4,
         layer_decay=0.8,
         ema_decay=0.99,
         checkpoint_every=250,
