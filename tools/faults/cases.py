@@ -17,7 +17,8 @@ from prance_env.images import loading
 from prance_env.settings import EnvSettings
 from prance_env.supernets import BUNDLED
 from train.commands.main import COMMANDS, Group
-from train.networks.recipes import digits
+from train.networks.presets import PRESETS
+from train.networks.recipes.digits import DigitsRecipe
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
 from train.search import confidence
@@ -119,10 +120,10 @@ def import_everything() -> None:
 @contextmanager
 def small_world() -> Iterator[None]:
     """Few scenes, a short recipe, and the engines made beforehand, so that forked processes have them."""
-    quick = replace(digits.PRESETS["digits-quick"], steps=4, batch_size=8, checkpoint_every=2, val_scenes=32)
+    quick = replace(DigitsRecipe(), steps=4, batch_size=8, checkpoint_every=2, val_scenes=32)
     with (
         mock.patch.dict(loading.DIGITS_SCENES, SCENES),
-        mock.patch.dict(digits.PRESETS, {"digits-quick": quick}),
+        mock.patch.dict(PRESETS, {"digits-quick": quick}),
         mock.patch.multiple(compute, PRICES=np.array([0.03, 0.3]), CONFIDENCE_PRICES=np.array([0.03])),
         mock.patch.object(confidence, "NUM_CANDIDATES", 2),
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),

@@ -55,6 +55,8 @@ class BenchmarkSettings:
         yardsticks: What agents are measured by; the static policies among the entries join their static front.
         seeds: One training of every entry each.
         resamples: Samples that the bootstrap draws.
+        price: Of the full network's MACs, in accuracy, at which agents are judged; one of `FRONT`, if there are agents
+            for every budget.
 
     Raises:
         ValueError: If there are no seeds, or one twice.
@@ -64,6 +66,7 @@ class BenchmarkSettings:
     yardsticks: YardstickSettings
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     resamples: int = RESAMPLES
+    price: float = PRICE
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -140,11 +143,11 @@ def _judged(
     board, points = {}, {}
     for name, training in settings.entries.items():
         with console.status(f"{name} on {settings.yardsticks.split} ..."):
-            played = [_play(run, settings.yardsticks.split) for run in runs[name]]
-        seen = [evaluations[PRICE] if PRICE in evaluations else evaluations[None] for evaluations, _ in played]
+            played = [_play(run, settings.yardsticks.split, settings.price) for run in runs[name]]
+        seen = [found[settings.price] if settings.price in found else found[None] for found, _ in played]
         board[name] = {
-            **standing_of(seen, full, yardsticks, settings.resamples),
-            "shuffled": [_score(shuffled) for _, shuffled in played],
+            **standing_of(seen, full, yardsticks, settings.resamples, settings.price),
+            "shuffled": [_score(shuffled, settings.price) for _, shuffled in played],
             "cpu_seconds": [read_progress(run).get("cpu_seconds") for run in runs[name]],
             "total_timesteps": training.timesteps,
         }
@@ -154,7 +157,7 @@ def _judged(
     return {
         "machine": machine(judged_on.device),
         "split": settings.yardsticks.split,
-        "price": PRICE,
+        "price": settings.price,
         "seeds": list(settings.seeds),
         "full": full.summary(),
         "agents": board,
@@ -177,7 +180,11 @@ def _draw(report: Mapping[str, Any], path: Path) -> None:
 
 
 def standing_of(
-    seen: list[Evaluation], full: Evaluation, yardsticks: Yardsticks, resamples: int = RESAMPLES
+    seen: list[Evaluation],
+    full: Evaluation,
+    yardsticks: Yardsticks,
+    resamples: int = RESAMPLES,
+    price: float = PRICE,
 ) -> dict[str, Any]:
     """What several trainings of one agent reach.
 
@@ -186,6 +193,7 @@ def standing_of(
         full: Evaluation of the full network.
         yardsticks: For these images.
         resamples: Samples that the bootstrap draws.
+        price: Of the full network's MACs, in accuracy.
 
     Returns:
         Per seed `accuracy`, `macs_fraction`, `patches_fraction`, `macs_difficulty_spearman` and, under "standing",
@@ -196,18 +204,18 @@ def standing_of(
     """
     correct = np.stack([e.correct for e in seen]).astype(np.float64)
     loss = full.correct - correct
-    price, confidence = yardsticks.point("confidence", PRICE)
-    score = (correct - price * np.stack([e.macs_fraction for e in seen])).mean(axis=0)
-    gain = score - (confidence.correct - price * confidence.macs_fraction)
+    nearest, confidence = yardsticks.point("confidence", price)
+    score = (correct - nearest * np.stack([e.macs_fraction for e in seen])).mean(axis=0)
+    gain = score - (confidence.correct - nearest * confidence.macs_fraction)
     return {
         "accuracy": [float(e.correct.mean()) for e in seen],
         "macs_fraction": [float(e.macs_fraction.mean()) for e in seen],
         "patches_fraction": [e.summary()["patches_fraction"] for e in seen],
         "macs_difficulty_spearman": [difficulty_correlation(e) for e in seen],
-        "standing": [standing(e, yardsticks, PRICE, resamples=resamples) for e in seen],
+        "standing": [standing(e, yardsticks, price, resamples=resamples) for e in seen],
         "loss": float(loss.mean()),
         "loss_interval": seeds_and_images_interval(loss, resamples=resamples).tolist(),
-        "confidence_price": price,
+        "confidence_price": nearest,
         "confidence_gain": float(gain.mean()),
         "confidence_p": float(wilcoxon(gain).pvalue) if gain.any() else 1.0,
     }
@@ -233,19 +241,19 @@ def _train(training: AgentTraining, run: Path, console: Console) -> None:
     train_agent(training, run, resume=(run / CONFIG).exists(), advice="the same command goes on")
 
 
-def _play(run: Path, split: str) -> tuple[dict[float | None, Evaluation], Evaluation]:
-    """By price (None if there was one only), and with other images' observations at PRICE."""
+def _play(run: Path, split: str, price: float) -> tuple[dict[float | None, Evaluation], Evaluation]:
+    """By price (None if there was one only), and with other images' observations."""
     env = env_of_run(run, split)
     agent = load_agent(str(run), env)
     if env.cost_conditioning is None:
         return {None: evaluate(agent, env)}, evaluate(agent, env, shuffle_observations=True)
-    played: dict[float | None, Evaluation] = {price: evaluate(agent, at_price(env, price)) for price in FRONT}
-    return played, evaluate(agent, at_price(env, PRICE), shuffle_observations=True)
+    played: dict[float | None, Evaluation] = {p: evaluate(agent, at_price(env, p)) for p in FRONT}
+    return played, evaluate(agent, at_price(env, price), shuffle_observations=True)
 
 
-def _score(e: Evaluation) -> dict[str, float]:
+def _score(e: Evaluation, price: float) -> dict[str, float]:
     accuracy, macs = float(e.correct.mean()), float(e.macs_fraction.mean())
-    return {"accuracy": accuracy, "macs_fraction": macs, "score": accuracy - PRICE * macs}
+    return {"accuracy": accuracy, "macs_fraction": macs, "score": accuracy - price * macs}
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
