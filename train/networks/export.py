@@ -186,7 +186,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         size = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]), axis=0)
         return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
 
-    with _quiet("onnxscript"):
+    with quiet("onnxscript"):
         torch.onnx.export(
             program,
             f=str(path),
@@ -209,7 +209,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """Only errors of a logger, for a while."""
     logger = logging.getLogger(name)
     level = logger.level

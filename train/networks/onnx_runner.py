@@ -1,0 +1,43 @@
+"""Runs an adaptive network that `prance export --adaptive` wrote, with numpy and onnxruntime alone.
+
+python run.py IMAGE.npy [PRICE]    # (C, H, W) uint8
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+class AdaptiveModel:
+    """Network, policy and menu in one graph.
+
+    Args:
+        folder: With model.onnx and adaptive.json.
+        threads: Of the CPU.
+    """
+
+    def __init__(self, folder: "str | Path", threads: int = 1) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.about = json.loads((Path(folder) / "adaptive.json").read_text())
+        self.session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options, ["CPUExecutionProvider"])
+        self.outputs = [o.name for o in self.session.get_outputs()]
+
+    def __call__(self, image: np.ndarray, price: "float | None" = None) -> "dict[str, np.ndarray]":
+        """One image (1, C, H, W), as adaptive.json says it is taken, to logits, picked, patches and macs by name."""
+        given = {"image": image} | ({} if self.about["prices"] is None else {"price": np.array(price, np.float64)})
+        return dict(zip(self.outputs, self.session.run(self.outputs, given), strict=True))
+
+
+if __name__ == "__main__":
+    model = AdaptiveModel(Path(__file__).parent)
+    image = np.load(sys.argv[1])[None]
+    if model.about["takes"] == "float32":
+        mean, std = (np.array(model.about[k], np.float32)[:, None, None] for k in ("mean", "std"))
+        image = (image / np.float32(255) - mean) / std
+    found = model(image, float(sys.argv[2]) if len(sys.argv) > 2 else None)
+    name = model.about["classes"][int(found["logits"].argmax())]
+    print(name, int(found["macs"]), found["patches"].tolist())
