@@ -298,7 +298,7 @@ def _tables(config: Any, group: int, choice: GroupChoice) -> tuple[NDArray[np.in
     return left, spent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MenuPlan:
     """What is kept of a menu with a model.
 

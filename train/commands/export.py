@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from rich.console import Console
+
+from ..deploy.export import export_model
 from ..networks.export import ExportSettings, run_export
 from ..options import narrowed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(ExportSettings):
-    """Write one subnet as files that run without its supernet: ONNX, torch.export's .pt2, or safetensors.
+    """Write one subnet as files that run without its supernet, or a whole adaptive network as one ONNX file.
 
     Every file is run on random images and compared with the supernet before it is kept. Networks take float images
     that are normalised already, with the mean and std in static.json beside them.
@@ -22,11 +25,22 @@ class Export(ExportSettings):
         prance export --out exported --format onnx torch safetensors --subnet min
         prance export --out exported --keep-rate 0.7 --embed-dim 48 --mlp-ratio 1
         prance export --out exported --supernet runs/supernet --subnet subnet.json --uint8
+        prance export --adaptive runs/agent --out model.onnx
     """
 
     out: Path
-    """Folder for model.onnx, model.pt2, model.safetensors and static.json."""
+    """Folder for model.onnx, model.pt2, model.safetensors and static.json; with --adaptive also a file, NAME.onnx."""
+    adaptive: str | None = None
+    """Instead of a subnet: network, policy and menu of a run folder, or of a model that save_pretrained wrote."""
+    entries: int = 16
+    """With --adaptive: entries of the menu for each decision, if the model has none."""
 
     def run(self) -> None:
         """Runs the command."""
-        run_export(narrowed(self, ExportSettings), self.out)
+        if self.adaptive is None:
+            run_export(narrowed(self, ExportSettings), self.out)
+            return
+        own = {f.name: f.default for f in fields(ExportSettings) if f.name not in ("uint8", "seed")}
+        if given := [f"--{k.replace('_', '-')}" for k, v in own.items() if getattr(self, k) != v]:
+            raise ValueError(f"{given[0]} is for one subnet; --adaptive takes --entries, --uint8 and --seed.")
+        export_model(self.adaptive, self.out, self.entries, self.uint8, self.seed, Console())

@@ -75,6 +75,9 @@ COMMANDS: dict[str, Command | Group] = {
     "validate": Command("validate", "Validate"),
     "headroom": Command("headroom", "Headroom"),
     "export": Command("export", "Export"),
+    "predict": Command("predict", "Predict"),
+    "serve": Command("serve", "Serve"),
+    "view": Command("view", "View"),
     "import": Group(
         """Make a supernet out of weights from elsewhere.
 
@@ -100,6 +103,7 @@ COMMANDS: dict[str, Command | Group] = {
     "bench-env": Command("bench_env", "BenchEnv"),
     "bench-training": Command("bench_training", "BenchTraining"),
     "bench-supernet": Command("bench_supernet", "BenchSupernet"),
+    "bench-menu": Command("bench_menu", "BenchMenu"),
     "profile": Command("profile", "Profile"),
     "list": Command("list", "List"),
 }

@@ -134,7 +134,7 @@ def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: P
     graph = "uint8" if uint8 else "float32"
     takes = {folder / FILES[name]: "uint8, float32" if name == "safetensors" else graph for name in formats}
     if {"onnx", "torch"} & {*formats}:
-        program = _traced(static, uint8)
+        program = traced(static, uint8)
     for path in takes:
         if path.suffix == ".onnx":
             write_onnx(program, path)
@@ -159,7 +159,8 @@ def _check_formats(formats: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def _traced(static: StaticViT, uint8: bool) -> ExportedProgram:
+def traced(static: StaticViT, uint8: bool) -> ExportedProgram:
+    """The computation of a static network on batches of any size, of uint8 images or of normalised ones."""
     config = static.config
     # Two images, since a size of one would be taken for a constant.
     images = torch.zeros(2, config.in_chans, config.img_size, config.img_size)

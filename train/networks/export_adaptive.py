@@ -22,7 +22,7 @@ from supernet.static_vit import StaticEnds
 from . import onnx_runner
 from .onnx_menu import OPSET, MenuGraph
 
-GRAPH, DESCRIPTION, RUNNER = "model.onnx", "adaptive.json", "run.py"
+GRAPH, RUNNER, ABOUT = "model.onnx", "run.py", "adaptive"
 CHECKED = 256
 TOLERANCE, LEAST_SAME = 1e-4, 0.995
 
@@ -70,7 +70,7 @@ def export_adaptive(
     Args:
         model: In float32 on the CPU, with a menu.
         images: (N, C, H, W) uint8 to compare on.
-        out: Folder, created if missing.
+        out: The file, if it ends with .onnx; else a folder for `model.onnx` and its runner `run.py`.
         budgets: Prices to compare at, one after the other; empty of agents that know none.
         uint8: Whether the graph takes uint8 images and normalises them, instead of normalised float32 ones.
 
@@ -87,16 +87,19 @@ def export_adaptive(
     if menu is None:
         raise ValueError("The model has no menu; call model.make_menu(images) first.")
     graph = MenuGraph(model.net, menu, onnx)
-    with staged(out) as folder:
+    alone = out.suffix == ".onnx"
+    name = out.name if alone else GRAPH
+    with staged(out.parent if alone else out) as folder:
         written = graph.write(_stem(model, uint8, folder))
+        onnx.helper.set_model_props(written, {ABOUT: json.dumps(_about(model, menu, uint8))})
         onnx.checker.check_model(written)
-        onnx.save(written, folder / GRAPH)
-        (folder / DESCRIPTION).write_text(json.dumps(_description(model, menu, uint8), indent=2) + "\n")
-        shutil.copy(onnx_runner.__file__, folder / RUNNER)
-        checked = compare(menu, folder, images, budgets, uint8)
+        onnx.save(written, folder / name)
+        if not alone:
+            shutil.copy(onnx_runner.__file__, folder / RUNNER)
+        checked = compare(menu, folder / name, images, budgets, uint8)
         if checked.same < LEAST_SAME or not checked.difference <= checked.allowed:
             raise ValueError(
-                f"{GRAPH} picks the same entries for {checked.same:.2%} of {checked.images} images (at least "
+                f"{name} picks the same entries for {checked.same:.2%} of {checked.images} images (at least "
                 f"{LEAST_SAME:.1%} are asked for) and differs by {checked.difference:.1e} (allowed: "
                 f"{checked.allowed:.1e}); it was not kept."
             )
@@ -116,8 +119,8 @@ def _stem(model: AdaptiveViT, uint8: bool, folder: Path) -> Any:
     path = folder / "stem.onnx"
     with quiet("onnxscript"):
         torch.onnx.export(
-            Stem(model.menu.ends), (image,), str(path), input_names=["image"], output_names=["tokens"], dynamo=True,
-            external_data=False, verbose=False, opset_version=OPSET,
+            Stem(model.menu.ends).eval(), (image,), str(path), input_names=["image"], output_names=["tokens"],
+            dynamo=True, external_data=False, verbose=False, opset_version=OPSET,
         )  # fmt: skip
     stem = onnx.load(path)
     path.unlink()
@@ -127,7 +130,7 @@ def _stem(model: AdaptiveViT, uint8: bool, folder: Path) -> Any:
     return stem
 
 
-def _description(model: AdaptiveViT, menu: Menu, uint8: bool) -> dict[str, Any]:
+def _about(model: AdaptiveViT, menu: Menu, uint8: bool) -> dict[str, Any]:
     c, conditioning = model.net.config, model.interface.conditioning
     return {
         "input": [1, c.in_chans, c.img_size, c.img_size],
@@ -143,9 +146,9 @@ def _description(model: AdaptiveViT, menu: Menu, uint8: bool) -> dict[str, Any]:
     }
 
 
-def compare(menu: Menu, folder: Path, images: Tensor, budgets: list[float], uint8: bool) -> Checked:
+def compare(menu: Menu, path: Path, images: Tensor, budgets: list[float], uint8: bool) -> Checked:
     """Runs the file with its own runner on images, and the menu in PyTorch."""
-    run = onnx_runner.AdaptiveModel(folder, threads=torch.get_num_threads())
+    run = onnx_runner.AdaptiveModel(path, threads=torch.get_num_threads())
     asked: list[Any] = budgets or [None]
     same, labels, difference, largest = [], [], 0.0, 1.0
     for number in range(len(images)):
@@ -167,7 +170,8 @@ def compare(menu: Menu, folder: Path, images: Tensor, budgets: list[float], uint
 
 def report(checked: Checked, out: Path, console: Console) -> None:
     """Says what was written."""
-    console.print(f"Written to {out}: {GRAPH} ({(out / GRAPH).stat().st_size:,} bytes), {DESCRIPTION}, {RUNNER}")
+    size = (out if out.suffix == ".onnx" else out / GRAPH).stat().st_size
+    console.print(f"Written to {out} ({size:,} bytes).")
     console.print(
         f"Compared with PyTorch on {checked.images} images, one at a time: the same entries for {checked.same:.2%}, "
         f"the same class for {checked.labels:.2%}, largest difference of logits {checked.difference:.1e} (allowed: "

@@ -15,25 +15,25 @@ class AdaptiveModel:
     """Network, policy and menu in one graph.
 
     Args:
-        folder: With model.onnx and adaptive.json.
+        path: The file that was exported.
         threads: Of the CPU.
     """
 
-    def __init__(self, folder: "str | Path", threads: int = 1) -> None:
+    def __init__(self, path: "str | Path", threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self.about = json.loads((Path(folder) / "adaptive.json").read_text())
-        self.session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options, ["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        self.about = json.loads(self.session.get_modelmeta().custom_metadata_map["adaptive"])
         self.outputs = [o.name for o in self.session.get_outputs()]
 
     def __call__(self, image: np.ndarray, price: "float | None" = None) -> "dict[str, np.ndarray]":
-        """One image (1, C, H, W), as adaptive.json says it is taken, to logits, picked, patches and macs by name."""
+        """One image (1, C, H, W), as `about` says it is taken, to logits, picked, patches and macs by name."""
         given = {"image": image} | ({} if self.about["prices"] is None else {"price": np.array(price, np.float64)})
         return dict(zip(self.outputs, self.session.run(self.outputs, given), strict=True))
 
 
 if __name__ == "__main__":
-    model = AdaptiveModel(Path(__file__).parent)
+    model = AdaptiveModel(Path(__file__).with_name("model.onnx"))
     image = np.load(sys.argv[1])[None]
     if model.about["takes"] == "float32":
         mean, std = (np.array(model.about[k], np.float32)[:, None, None] for k in ("mean", "std"))

@@ -1,0 +1,106 @@
+"""`prance predict` gives a row for every picture that it is shown, and says what it could not read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from adaptive_models import price_minded
+from command_line import prance, refusal
+from helpers import make_engine
+from PIL import Image
+
+from agents import AdaptiveViT
+from supernet import Supernet
+from train.deploy.predicting import picture_paths
+
+
+@pytest.fixture(scope="module")
+def model(digits_net: Supernet, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A saved model with a calibration and a menu."""
+    made = price_minded(digits_net)
+    images = make_engine(digits_net, 24).dataset.fetch(np.arange(24))
+    made.calibrate(images)
+    made.make_menu(images, 4)
+    folder = tmp_path_factory.mktemp("model")
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    (folder / "more").mkdir()
+    for name, size in {"a.png": (48, 48), "b.jpg": (100, 80), "more/c.webp": (60, 200)}.items():
+        Image.fromarray(random.integers(0, 255, size, np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_folders_patterns_and_the_input_name_pictures(pictures: Path) -> None:
+    every = [str(pictures / name) for name in ("a.png", "b.jpg", "more/c.webp")]
+    assert picture_paths([str(pictures)]) == every
+    assert picture_paths([str(pictures / "*.png"), str(pictures / "more")]) == [every[0], every[2]]
+    assert picture_paths(["-"], [f"{every[1]}\n", "\n"]) == [every[1]]
+    for words in ([str(pictures / "*.gif")], ["-"], [str(pictures / "none.png")]):
+        with pytest.raises(FileNotFoundError, match=r"no pattern that matches|There are no pictures"):
+            picture_paths(words)
+
+
+@pytest.mark.parametrize("budget", ["0.1", "60%"])
+def test_rows_are_what_the_model_says(
+    model: str, pictures: Path, budget: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--model", model, "--budget", budget, "--batch-size", "2")
+    prance(monkeypatch, "predict", str(pictures), *options, "--top", "2", "--out", str(tmp_path / "a.csv"))
+    prance(monkeypatch, "predict", str(pictures), *options, "--format", "jsonl", "--out", str(tmp_path / "a.jsonl"))
+    expected = AdaptiveViT.from_pretrained(model).predict(picture_paths([str(pictures)]), budget)
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
+    assert [row["label"] for row in lines] == [int(row["label"]) for row in rows] == expected.labels.tolist()
+    assert [row["macs"] for row in lines] == expected.macs.tolist()
+    assert [Path(row["path"]).name for row in rows] == ["a.png", "b.jpg", "c.webp"]
+    assert len(json.loads(rows[0]["top"])) == 2
+    assert json.loads(rows[0]["patches"]) == expected.patches[0].tolist()
+
+
+def test_a_menu_chooses_the_same_alone_and_together(
+    model: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for size in ("1", "3"):
+        prance(
+            monkeypatch, "predict", str(pictures), "--model", model, "--budget", "0.1", "--menu", "--batch-size", size
+        )
+        found.append([(r["label"], r["macs"]) for r in csv.DictReader(io.StringIO(capsys.readouterr().out))])
+    assert found[0] == found[1]
+
+
+def test_a_broken_picture_is_a_row_and_the_others_are_read(
+    model: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(np.zeros((1, 1_000_000), np.uint8)).save(tmp_path / "long.png")
+    words = [str(pictures / "notes.txt"), str(pictures / "a.png"), str(tmp_path / "long.png")]
+    out = tmp_path / "rows.csv"
+    said = refusal(monkeypatch, "predict", *words, "--model", model, "--budget", "0.1", "--out", str(out))
+    assert "2 of 3 pictures could not be read" in said
+    rows = list(csv.DictReader(out.open()))
+    assert "cannot be read as a picture" in rows[0]["error"]
+    assert "sides may differ by a factor of 64" in rows[2]["error"]
+    assert (rows[1]["error"], rows[1]["class"] != "") == ("", True)
+
+
+def test_mistakes_are_sentences(model: str, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = str(pictures / "a.png")
+    for words, message in {
+        (picture, "--model", model): "pass budget=",
+        (picture, "--model", model, "--budget", "1%"): "out of this model's reach",
+        (picture, "--model", model, "--budget", "much"): "'much' is none",
+        (picture, "--model", "nowhere/at/all"): "There is no folder",
+        (picture, "--model", model, "--budget", "0.1", "--top", "0"): "--top 0",
+    }.items():
+        assert message in refusal(monkeypatch, "predict", *words)

@@ -1,0 +1,242 @@
+"""The service answers what the model says, batches what arrives together, refuses with a sentence, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adaptive_models import price_minded
+from helpers import PATIENCE, make_engine
+from PIL import Image
+
+from agents import AdaptiveViT
+from supernet import Supernet
+from tools.load_test import load
+from train.deploy.batching import Batcher, BusyError, Limits
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+ROOT = Path(__file__).parent.parent.parent
+
+
+# ---- batching -------------------------------------------------------------------------------------------------------
+
+
+def test_what_arrives_while_the_network_is_busy_is_the_next_batch() -> None:
+    sizes: list[int] = []
+
+    def compute(items: Any) -> list[int]:
+        time.sleep(0.05)
+        return [2 * item for item in items]
+
+    async def run() -> list[int]:
+        batcher = Batcher(compute, Limits(seconds=1e6, largest=8), lambda size, seconds: sizes.append(size))
+        first = asyncio.create_task(batcher.ask(0))
+        await asyncio.sleep(0.01)
+        rest = [asyncio.create_task(batcher.ask(i)) for i in range(1, 12)]
+        found = [await task for task in (first, *rest)]
+        await batcher.close()
+        return found
+
+    assert asyncio.run(run()) == [2 * i for i in range(12)]
+    assert sizes == [1, 8, 3]
+
+
+def test_batches_are_as_large_as_the_bound_allows_and_too_many_are_refused() -> None:
+    def compute(items: Any) -> list[int]:
+        time.sleep(0.02 * len(items))
+        return [*items]
+
+    async def run() -> tuple[list[int], int]:
+        sizes: list[int] = []
+        limits = Limits(seconds=0.07, largest=64, waiting=12)
+        batcher = Batcher(compute, limits, lambda size, seconds: sizes.append(size))
+        await batcher.ask(0)
+        asked = [asyncio.create_task(batcher.ask(i)) for i in range(14)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        await batcher.close()
+        return sizes, sum(isinstance(a, BusyError) for a in answers)
+
+    sizes, refused = asyncio.run(run())
+    assert max(sizes) <= 3
+    assert sum(sizes) == 13
+    assert refused == 2
+
+
+def test_an_error_is_told_to_its_batch_and_the_next_one_runs() -> None:
+    def compute(items: Any) -> list[int]:
+        return [1 // item for item in items]
+
+    async def run() -> Any:
+        batcher = Batcher(compute, Limits())
+        with pytest.raises(ZeroDivisionError):
+            await batcher.ask(0)
+        found = await batcher.ask(1)
+        await batcher.close()
+        return found
+
+    assert asyncio.run(run()) == 1
+
+
+# ---- the service ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(digits_net: Supernet, tmp_path_factory: pytest.TempPathFactory) -> str:
+    made = price_minded(digits_net)
+    images = make_engine(digits_net, 24).dataset.fetch(np.arange(24))
+    made.calibrate(images)
+    made.make_menu(images, 4)
+    folder = tmp_path_factory.mktemp("model")
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Service:
+    """A service in a process of its own.
+
+    Args:
+        model: A saved model.
+        words: Further options.
+    """
+
+    def __init__(self, model: str, *words: str) -> None:
+        self.port = free_port()
+        command = [sys.executable, "-m", "train", "serve", "--model", model, "--port", str(self.port), *words]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
+            try:
+                assert self.ask("/healthz")[0] == 200
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the service did not start")
+
+    def ask(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str) -> tuple[int, str]:
+        """Status and text of an answer."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, body, {"Content-Type": "image/png", **headers}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+
+    def end(self) -> int:
+        """Ends it with SIGTERM; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def service(model: str) -> Iterator[Service]:
+    made = Service(model, "--budget", "60%", "--max-mb", "1", "--max-megapixels", "2")
+    yield made
+    made.end()
+
+
+def picture(height: int = 60, width: int = 70, seed: int = 0, kind: str = "PNG") -> bytes:
+    """A file."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width), np.uint8)).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.mark.slow
+def test_it_answers_what_the_model_says(service: Service, model: str) -> None:
+    loaded = AdaptiveViT.from_pretrained(model)
+    bodies = [picture(40 + 5 * i, 60, i) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [*pool.map(lambda body: service.ask("/predict?top=3", body), bodies)]
+    expected = [*loaded.predict(bodies, "60%").rows(3)]
+    for (status, text), row in zip(answers, expected, strict=True):
+        found = json.loads(text)
+        assert status == 200
+        assert (found["label"], found["macs"], found["patches"]) == (row["label"], row["macs"], row["patches"])
+        assert [t["class"] for t in found["top"]] == [t["class"] for t in row["top"]]
+    dear, cheap = (json.loads(service.ask(f"/predict?budget={b}", bodies[0])[1])["macs"] for b in ("0.01", "1.0"))
+    assert dear > cheap
+    status, text = service.ask("/metrics")
+    assert status == 200
+    assert 'prance_requests_total{path="/predict",status="200"} 10.0' in text
+    assert re.search(r"prance_batch_size_sum (\d+)", text)
+    assert "prance_macs_fraction_bucket" in text
+    assert "POST /predict takes the bytes" in service.ask("/")[1]
+
+
+@pytest.mark.slow
+def test_bad_input_is_refused_with_a_sentence_and_the_service_lives(service: Service) -> None:
+    good = picture()
+    cases = {
+        "text": (("/predict", b"hello"), 422, "cannot be read as a picture"),
+        "cut": (("/predict", picture(kind="JPEG")[:400]), 422, "picture cannot be read"),
+        "empty": (("/predict", b""), 422, "The body is empty"),
+        "large": (("/predict", b"x" * (2 << 20)), 413, "larger than 1,048,576 bytes"),
+        "long": (("/predict", picture(1, 1_000_000)[:900_000]), 422, "sides may differ by a factor of 64"),
+        "wide": (("/predict", picture(16, 140_000, kind="PNG")[:1_000_000]), 422, "has 140000 x 16 pixels"),
+        "method": (("/predict",), 405, "GET /predict is no request that this service takes"),
+        "nowhere": (("/nowhere",), 404, "There is no /nowhere here"),
+        "budget": (("/predict?budget=1%25", good), 422, "out of this model's reach"),
+        "words": (("/predict?budget=some", good), 422, "'some' is none"),
+        "top": (("/predict?top=99", good), 422, "whole number from 1 to 10"),
+    }
+    for name, (words, status, message) in cases.items():
+        found, text = service.ask(*words)
+        assert (found, message in json.loads(text)["error"].replace("140000 x 16", "2,240,000")) == (status, True), (
+            name,
+            text,
+        )
+    form = service.ask("/predict", good, **{"Content-Type": "multipart/form-data; boundary=x"})
+    assert form[0] == 415
+    assert "curl --data-binary" in form[1]
+    assert service.ask("/predict", good)[0] == 200
+
+
+@pytest.mark.slow
+def test_many_clients_are_answered_and_sigterm_drains(model: str) -> None:
+    service = Service(model, "--budget", "0.1", "--menu")
+    result = load(f"http://127.0.0.1:{service.port}", clients=40, seconds=4, pid=service.process.pid)
+    assert result["errors"] == 0
+    assert result["answers"] > 40
+    assert result["p99_ms"] >= result["p50_ms"] > 0
+    found: list[tuple[int, str]] = []
+
+    def ask() -> None:
+        found.append(service.ask("/predict", picture()))
+
+    threads = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.15)
+    status = service.end()
+    for thread in threads:
+        thread.join()
+    assert [code for code, _ in found] == [200] * len(found)
+    assert status in (0, 128 + signal.SIGTERM)
+    assert service.process.stderr is not None
+    assert "Traceback" not in service.process.stderr.read()

@@ -1,0 +1,75 @@
+"""`prance predict`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tyro.conf import Positional
+
+from supernet.files import write_atomically
+
+from ..deploy.opening import open_adaptive
+from ..deploy.predicting import picture_paths, predicted, write_predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """What pictures show, and what finding out cost: one row each, as CSV or JSON lines.
+
+    A picture that cannot be read is a row with an error, and the command ends with status 1.
+
+    For example:
+
+        prance predict cat.jpg dog.png --model runs/agent
+        prance predict pictures/ 'more/*.jpg' --model exported --budget 40% --format jsonl --out rows.jsonl
+        find . -name '*.png' | prance predict - --model runs/agent
+    """
+
+    images: Positional[tuple[str, ...]]
+    """Files, folders, patterns, or - for paths on the input, one a line."""
+    model: str
+    """Run folder of `prance train agent`, a folder that save_pretrained wrote, or OWNER/NAME of the hub."""
+    budget: str | None = None
+    """Of agents for a range of prices: a price, a share of the MACs such as 40%, or milliseconds such as 12ms."""
+    format: Literal["csv", "jsonl"] = "csv"
+    """Of the rows."""
+    out: Path | None = None
+    """File for the rows, which appears when all are there; the output if not given."""
+    top: int = 1
+    """With more than one, so many classes are listed with their probabilities."""
+    batch_size: int = 64
+    """Pictures at a time."""
+    menu: bool = False
+    """Choose from the model's menu."""
+    threads: int = 1
+    """CPU threads."""
+    device: str = "cpu"
+    """Where the network runs."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        if self.top < 1 or self.batch_size < 1:
+            raise ValueError(f"--top {self.top} and --batch-size {self.batch_size} must be at least 1.")
+        torch.set_num_threads(self.threads)
+        paths = picture_paths(self.images, sys.stdin)
+        needs_shares = self.budget is not None and not self.budget.replace(".", "").isdigit()
+        opened = open_adaptive(self.model, images=1024 if needs_shares else 0, entries=16 if self.menu else None)
+        model = opened.model.to(self.device)
+        rows = predicted(model, paths, self.budget, self.top, self.batch_size, self.menu)
+        if self.out is None:
+            failed = write_predictions(rows, len(paths), sys.stdout, self.format, self.top)
+        else:
+            counts: list[int] = []
+
+            def write(name: str) -> None:
+                with open(name, "w", newline="") as f:
+                    counts.append(write_predictions(rows, len(paths), f, self.format, self.top))
+
+            write_atomically(self.out, write)
+            failed = counts[0]
+        if failed:
+            raise ValueError(f"{failed} of {len(paths)} pictures could not be read; their rows say why.")

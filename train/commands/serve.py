@@ -1,0 +1,75 @@
+"""`prance serve`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from ..deploy.opening import open_adaptive
+
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Answer over HTTP what pictures show: POST /predict, GET /healthz, /metrics (Prometheus) and a page at /.
+
+    Requests that arrive while the network is busy are computed together. Bound to this machine alone unless --host says
+    otherwise; there is no authentication. SIGTERM answers what has arrived, and ends.
+
+    For example:
+
+        prance serve --model runs/agent
+        prance serve --model exported --budget 40% --port 9000
+        curl --data-binary @cat.jpg 'http://127.0.0.1:8000/predict?top=3'
+    """
+
+    model: str
+    """Run folder of `prance train agent`, a folder that save_pretrained wrote, or OWNER/NAME of the hub."""
+    budget: str | None = None
+    """For requests without one: a price, a share of the MACs such as 40%, or milliseconds such as 12ms."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is all of them."""
+    port: int = 8000
+    """Port; 0 takes a free one."""
+    menu: bool = False
+    """Choose from the model's menu."""
+    latency_ms: float = 100
+    """A batch should take no longer."""
+    batch_size: int = 64
+    """Pictures in a batch, at most."""
+    waiting: int = 1024
+    """Requests that may wait; more are refused with 503."""
+    max_mb: float = 10
+    """Size of a body, at most."""
+    max_megapixels: float = 50
+    """Size of a picture before it is brought to size, at most."""
+    threads: int = 1
+    """CPU threads of the network."""
+    device: str = "cpu"
+    """Where the network runs."""
+    page: bool = True
+    """Whether / shows validation images of a run with what is kept of them."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
+            raise ModuleNotFoundError(f"prance serve needs {', '.join(missing)}: pip install 'prance-env[serve]'.")
+        import uvicorn
+
+        from ..deploy.batching import Limits
+        from ..deploy.page import run_page
+        from ..deploy.service import ServiceSettings, make_service
+
+        torch.set_num_threads(self.threads)
+        opened = open_adaptive(self.model, entries=16 if self.menu else None)
+        model = opened.model.to(self.device)
+        limits = Limits(self.latency_ms / 1e3, self.batch_size, self.waiting)
+        settings = ServiceSettings(
+            self.budget, int(self.max_mb * 2**20), int(self.max_megapixels * 1e6), self.menu, limits
+        )
+        page = (lambda: run_page(opened)) if self.page and opened.settings is not None else None
+        app = make_service(model, settings, page)
+        uvicorn.run(app, host=self.host, port=self.port, log_level="warning", timeout_graceful_shutdown=30)

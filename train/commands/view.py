@@ -1,0 +1,55 @@
+"""`prance view`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tyro.conf import Positional
+
+from supernet.files import write_text
+
+from ..deploy.opening import open_adaptive
+from ..deploy.page import IMAGES, run_page
+from ..options import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Write a page to look at: images, what is kept of them after each decision, and what that costs.
+
+    One HTML file that needs no network: filters by class, difficulty, right and wrong and MACs, and for agents that
+    were trained for a range of prices a slider along their front. Arrow keys, + and - work.
+
+    For example:
+
+        prance view runs/agent
+        prance view runs/agent --out look.html --images 500 --split test
+    """
+
+    run_folder: Positional[str]
+    """Run folder of `prance train agent`."""
+    out: Path | None = None
+    """The file; view.html in the run folder if not given."""
+    images: int = IMAGES
+    """How many images, evenly out of the split."""
+    split: Split = "val"
+    """Of which split."""
+    checkpoint: str | None = None
+    """Another supernet than that of the training."""
+    dataset: str | None = None
+    """Where the images lie now."""
+    threads: int = 1
+    """CPU threads."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        torch.set_num_threads(self.threads)
+        opened = open_adaptive(self.run_folder, self.checkpoint, self.dataset, images=0)
+        html = run_page(opened, self.images, self.split)
+        out = self.out or Path(self.run_folder) / "view.html"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, html)
+        Console().print(f"Written to {out} ({len(html):,} bytes); open it in a browser.")

@@ -1,0 +1,94 @@
+"""An adaptive network by name: a run folder, or what `AdaptiveViT.save_pretrained` wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents import AdaptiveViT
+from agents.deployed.files import CONFIG, KIND
+from agents.deployed.runs import settings_of_run
+from prance_env.settings import EnvSettings
+from supernet.staging import finish_commit
+
+IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, and where it comes from.
+
+    Attributes:
+        model: The model.
+        settings: The environment on validation images; None of a saved model.
+    """
+
+    model: AdaptiveViT
+    settings: EnvSettings | None
+
+    def images(self, count: int = IMAGES, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) validation images evenly out of all, uint8, and their labels.
+
+        Args:
+            count: At most so many.
+            offset: In [0, 1): from where between two images; others give other images.
+
+        Raises:
+            ValueError: If the model was saved, and its images are not known.
+        """
+        if self.settings is None:
+            raise ValueError("A saved model does not know its validation images; pass the run folder instead.")
+        source = self.settings.engine().dataset
+        total = len(source)
+        index = np.unique(((np.arange(min(count, total)) + offset) * max(total / count, 1)).astype(np.int64) % total)
+        return source.fetch(index), source.labels[torch.from_numpy(source.shown(index))]
+
+
+def open_adaptive(
+    name: str,
+    checkpoint: str | None = None,
+    dataset: str | None = None,
+    images: int = IMAGES,
+    entries: int | None = None,
+) -> Opened:
+    """A model by name.
+
+    Args:
+        name: A run folder of `prance train agent`, a folder that `save_pretrained` wrote, or OWNER/NAME of the hub.
+        checkpoint: Of a run: another supernet than that of the training.
+        dataset: Of a run: where its images lie now.
+        images: Of a run: validation images to calibrate on.
+        entries: So many of a menu for each decision, if it has none; None: no menu is made.
+
+    Raises:
+        FileNotFoundError: If there is nothing of that name.
+        ValueError: If it is something else, or a menu is wanted and neither there nor to be made.
+    """
+    path = Path(name)
+    finish_commit(path)
+    if _is_saved(path) or not path.is_dir():
+        if checkpoint or dataset:
+            raise ValueError(
+                f"{name} is a saved model, which has its supernet in it; leave checkpoint and dataset out."
+            )
+        opened = Opened(AdaptiveViT.from_pretrained(name), None)
+    else:
+        model = AdaptiveViT.from_run(name, checkpoint, dataset, images=images)
+        opened = Opened(model, settings_of_run(name, "val", checkpoint=checkpoint, dataset=dataset))
+    if entries is not None and opened.model.menu is None:
+        if opened.settings is None:
+            raise ValueError(f"{name} was saved without a menu; pass its run folder, or call model.make_menu and save.")
+        opened.model.make_menu(opened.images()[0], entries)
+    return opened
+
+
+def _is_saved(path: Path) -> bool:
+    try:
+        return json.loads((path / CONFIG).read_text()).get("kind") == KIND
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,109 @@
+"""`prance predict`: rows of what pictures show, one after the other."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from agents import AdaptiveViT
+from agents.deployed.budgets import prices_of
+
+Row = dict[str, Any]
+COLUMNS = ("path", "class", "label", "probability", "macs", "macs_fraction", "patches", "top", "error")
+
+
+def picture_paths(words: Sequence[str], lines: Iterable[str] = ()) -> list[str]:
+    """Files that words name.
+
+    Args:
+        words: Files, folders (all pictures below them), patterns such as "pictures/*.jpg", or "-": `lines`.
+        lines: One path each.
+
+    Raises:
+        FileNotFoundError: If a word names nothing.
+    """
+    found: list[str] = []
+    for word in words:
+        if word == "-":
+            found += [line.strip() for line in lines if line.strip()]
+        elif Path(word).is_dir():
+            below = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in Image.registered_extensions())
+            if not below:
+                raise FileNotFoundError(f"{word} holds no pictures.")
+            found += below
+        elif matching := sorted(glob.glob(word, recursive=True)) if not Path(word).exists() else [word]:
+            found += matching
+        else:
+            raise FileNotFoundError(f"{word} is no file, no folder, and no pattern that matches any.")
+    if not found:
+        raise FileNotFoundError("There are no pictures; pass files, folders, patterns, or - and paths on the input.")
+    return found
+
+
+def predicted(
+    model: AdaptiveViT, paths: Sequence[str], budget: Any, top: int, batch_size: int, from_menu: bool = False
+) -> Iterator[Row]:
+    """A row for every file, in order: what `Prediction.rows` says, or an `error`.
+
+    Args:
+        model: The model.
+        paths: The files.
+        budget: What each may cost.
+        top: How many classes are listed.
+        batch_size: Files at a time.
+        from_menu: Whether choices are from the model's menu.
+
+    Raises:
+        ValueError: If the model cannot keep to the budget.
+    """
+    menu = model.menu if from_menu else None
+    prices_of(budget, model.interface.conditioning, model.calibration if menu is None else menu.calibration, 1)
+    for begin in range(0, len(paths), batch_size):
+        part, images, rows = paths[begin : begin + batch_size], [], dict[str, Row]()
+        for path in part:
+            try:
+                images.append((path, model.preprocessing(path, model.net.config)))
+            except ValueError as e:
+                rows[path] = {"error": str(e)}
+        if images:
+            batch = torch.cat([image for _, image in images])
+            said = menu(batch, budget) if menu is not None and len(batch) == 1 else model(batch, budget, from_menu)
+            rows |= zip((path for path, _ in images), said.rows(top), strict=True)
+        yield from ({"path": path, **rows[path]} for path in part)
+
+
+def write_predictions(rows: Iterable[Row], total: int, out: TextIO, kind: str, top: int) -> int:
+    """Writes rows as they come, with a progress bar on the error output if that is a terminal.
+
+    Args:
+        rows: The rows.
+        total: How many there will be.
+        out: Where to.
+        kind: "csv" or "jsonl".
+        top: With more than one, CSV has a column for them.
+
+    Returns:
+        How many of them are errors.
+    """
+    failed = 0
+    columns = [c for c in COLUMNS if top > 1 or c != "top"]
+    writer = csv.DictWriter(out, columns, lineterminator="\n") if kind == "csv" else None
+    if writer is not None:
+        writer.writeheader()
+    for row in tqdm(rows, total=total, unit="picture", file=sys.stderr, disable=None):
+        failed += "error" in row
+        if writer is not None:
+            writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
+        else:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        out.flush()
+    return failed

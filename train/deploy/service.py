@@ -1,0 +1,243 @@
+"""`prance serve`: an adaptive network behind HTTP, with FastAPI and Prometheus's client (extra `serve`)."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from torch import Tensor
+
+from agents import AdaptiveViT
+from agents.deployed.budgets import prices_of
+
+from .batching import Batcher, BusyError, Limits
+
+Row = dict[str, Any]
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+HOW = "POST /predict takes the bytes of one picture as its body"
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """What a service allows.
+
+    Attributes:
+        budget: For requests that name none; None: as the model says.
+        most_bytes: Of a body.
+        most_pixels: Of a picture, before it is brought to size.
+        from_menu: Whether choices are from the model's menu.
+        limits: How requests are batched.
+    """
+
+    budget: str | float | None = None
+    most_bytes: int = 10 * 2**20
+    most_pixels: int = 50_000_000
+    from_menu: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture that is to be classified.
+
+    Attributes:
+        image: (C, H, W) uint8.
+        budget: What it may cost.
+        top: How many classes to list.
+    """
+
+    image: Tensor
+    budget: Any
+    top: int
+
+
+class Metrics:
+    """What Prometheus is told."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own: Any = {"registry": self.registry}
+        self.requests = Counter("prance_requests", "Requests by path and status", ["path", "status"], **own)
+        self.seconds = Histogram("prance_request_seconds", "Seconds of answered pictures", buckets=SECONDS, **own)
+        self.batch = Histogram("prance_batch_size", "Pictures computed together", buckets=BATCH_SIZES, **own)
+        self.network = Histogram("prance_network_seconds", "Seconds of a batch", buckets=SECONDS, **own)
+        self.macs = Histogram(
+            "prance_macs_fraction", "MACs / MACs of the full network", buckets=[i / 10 for i in range(1, 11)], **own
+        )
+        self.waiting = Gauge("prance_waiting", "Requests that wait for the network", **own)
+
+    def batched(self, size: int, seconds: float) -> None:
+        """Notes a batch."""
+        self.batch.observe(size)
+        self.network.observe(seconds)
+
+
+def make_service(
+    model: AdaptiveViT, settings: ServiceSettings | None = None, page: Callable[[], str] | None = None
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        model: What answers.
+        settings: What it allows.
+        page: Makes the page at `/`, when it is first asked for; None: a few words.
+    """
+    allowed, metrics = settings or ServiceSettings(), Metrics()
+    prices_of(allowed.budget, model.interface.conditioning, model.calibration, 1) if allowed.budget else None
+    batcher: Batcher[Asked, Row] = Batcher(_computing(model, allowed, metrics), allowed.limits, metrics.batched)
+    metrics.waiting.set_function(lambda: len(batcher))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await batcher.close()
+
+    app = FastAPI(title="prance-env", docs_url=None, redoc_url=None, lifespan=lifespan)
+    shown: dict[str, str] = {}
+    lock = asyncio.Lock()
+
+    @app.post("/predict")
+    async def predict(request: Request, budget: str | None = None, top: str = "1") -> JSONResponse:
+        begun = time.perf_counter()
+        try:
+            wanted = _budget(model, allowed, budget)
+            count = _count(top, len(model.names))
+            body = await _body(request, allowed.most_bytes)
+            image = await run_in_threadpool(_decoded, model, body, allowed.most_pixels)
+        except ValueError as e:
+            raise HTTPException(422, str(e)) from e
+        try:
+            row = await batcher.ask(Asked(image, wanted, count))
+        except BusyError as e:
+            raise HTTPException(503, f"The service is busy: {e}. Try again.", {"Retry-After": "1"}) from e
+        metrics.seconds.observe(time.perf_counter() - begun)
+        return JSONResponse(row)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        return {"status": "ok", "waiting": len(batcher)}
+
+    @app.get("/metrics")
+    async def shown_metrics() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/")
+    async def index() -> HTMLResponse:
+        async with lock:
+            if "page" not in shown:
+                shown["page"] = await run_in_threadpool(page) if page is not None else f"<p>{HOW}.</p>"
+        return HTMLResponse(shown["page"])
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        known = {
+            404: f"There is no {request.url.path} here: {HOW}; GET /, /healthz and /metrics.",
+            405: f"{request.method} {request.url.path} is no request that this service takes: {HOW}.",
+        }
+        return JSONResponse({"error": known.get(error.status_code, error.detail)}, error.status_code, error.headers)
+
+    @app.middleware("http")
+    async def counted(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        answer: Response = await call_next(request)
+        known = request.url.path if request.url.path in ("/", "/predict", "/healthz", "/metrics") else "other"
+        metrics.requests.labels(known, str(answer.status_code)).inc()
+        return answer
+
+    return app
+
+
+def _computing(
+    model: AdaptiveViT, settings: ServiceSettings, metrics: Metrics
+) -> Callable[[Sequence[Asked]], Sequence[Row]]:
+    def compute(batch: Sequence[Asked]) -> Sequence[Row]:
+        images, budgets = torch.stack([asked.image for asked in batch]), [asked.budget for asked in batch]
+        if settings.from_menu and len(batch) == 1 and model.menu is not None:
+            found = model.menu(images, budgets)
+        else:
+            found = model(images, budgets, settings.from_menu)
+        for share in found.macs / found.full_macs:
+            metrics.macs.observe(float(share))
+        rows = [*found.rows(max(asked.top for asked in batch))]
+        for row, asked in zip(rows, batch, strict=True):
+            if asked.top > 1:
+                row["top"] = row["top"][: asked.top]
+            else:
+                row.pop("top", None)
+        return rows
+
+    return compute
+
+
+def _budget(model: AdaptiveViT, settings: ServiceSettings, given: str | None) -> Any:
+    """What a request may cost, checked.
+
+    Raises:
+        ValueError: If the model cannot keep to it, or there must be one and is none.
+    """
+    budget: Any = settings.budget if given is None else given
+    calibration = model.calibration
+    if settings.from_menu and model.menu is not None:
+        calibration = model.menu.calibration
+    prices = prices_of(budget, model.interface.conditioning, calibration, 1)
+    return None if prices is None else float(prices[0])
+
+
+def _count(top: str, classes: int) -> int:
+    if not (top.isdigit() and 1 <= int(top) <= classes):
+        raise ValueError(f"top={top!r} must be a whole number from 1 to {classes}, the number of classes.")
+    return int(top)
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        HTTPException: If it is larger than allowed; the rest is not read.
+        ValueError: If there is none.
+    """
+    told = request.headers.get("content-length", "0")
+    too_large = HTTPException(413, f"The body is larger than {most:,} bytes, which is what this service takes.")
+    if told.isdigit() and int(told) > most:
+        raise too_large
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise HTTPException(415, f"The body is a form; {HOW}: curl --data-binary @FILE, requests.post(url, data=...).")
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        if (size := size + len(part)) > most:
+            raise too_large
+    if not size:
+        raise ValueError(f"The body is empty; {HOW}.")
+    return b"".join(parts)
+
+
+def _decoded(model: AdaptiveViT, body: bytes, most_pixels: int) -> Tensor:
+    """(C, H, W) uint8.
+
+    Raises:
+        ValueError: If it is no picture, or one that is too large.
+    """
+    try:
+        picture = Image.open(io.BytesIO(body))
+    except Exception as e:  # Pillow's readers raise what they like
+        raise ValueError("The body cannot be read as a picture: send the bytes of a JPEG, PNG, WebP, ... file.") from e
+    width, height = picture.size
+    if width * height > most_pixels:
+        raise ValueError(f"The picture has {width} x {height} pixels; this service takes {most_pixels:,} at most.")
+    try:
+        return model.preprocessing(picture, model.net.config)[0]
+    except ValueError as e:
+        raise ValueError(str(e).replace("picture 0", "The picture", 1)) from e
