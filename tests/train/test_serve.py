@@ -207,10 +207,7 @@ def test_bad_input_is_refused_with_a_sentence_and_the_service_lives(service: Ser
     }
     for name, (words, status, message) in cases.items():
         found, text = service.ask(*words)
-        assert (found, message in json.loads(text)["error"].replace("140000 x 16", "2,240,000")) == (status, True), (
-            name,
-            text,
-        )
+        assert (found, message in json.loads(text)["error"]) == (status, True), (name, text)
     form = service.ask("/predict", good, **{"Content-Type": "multipart/form-data; boundary=x"})
     assert form[0] == 415
     assert "curl --data-binary" in form[1]

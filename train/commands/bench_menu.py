@@ -18,7 +18,7 @@ from ..timing.menu import menu_latency, menu_losses, print_latency, print_losses
 class BenchMenu:
     """What a menu loses against free choice, and how long one image takes with it.
 
-    With --agent, menus of several sizes are made on validation images and judged on others of them. With --timm, a
+    With --agent, menus of several sizes are made on validation images and judged on test images. With --timm, a
     network of that size with random weights, a random policy and a menu around --share of the MACs is timed, one image
     at a time, beside timm's full network and beside onnxruntime's.
 
@@ -41,7 +41,7 @@ class BenchMenu:
     repeats: int = 25
     """Rounds of --timm."""
     images: int = 1024
-    """Images that menus are made of, and at most 4 times as many to judge them."""
+    """Validation images that menus are made of, and 4 times as many test images to judge them."""
     threads: int = 1
     """CPU threads."""
     out: Path | None = None
@@ -59,7 +59,7 @@ class BenchMenu:
             opened = open_adaptive(self.agent, images=0)
             conditioned = opened.model.interface.conditioning is not None
             budgets: list[Any] = [*self.macs_weight] if conditioned else [None]
-            made, judged = opened.images(self.images), opened.images(4 * self.images, 0.5)
+            made, judged = opened.images(self.images), opened.images(4 * self.images, split="test")
             found["losses"] = menu_losses(opened.model, made, judged, [*self.entries], budgets)
             print_losses(found["losses"], console)
         if self.timm is not None:

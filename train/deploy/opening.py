@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +31,20 @@ class Opened:
     model: AdaptiveViT
     settings: EnvSettings | None
 
-    def images(self, count: int = IMAGES, offset: float = 0.0) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) validation images evenly out of all, uint8, and their labels.
+    def images(self, count: int = IMAGES, offset: float = 0.0, split: str = "val") -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) images evenly out of all, uint8, and their labels.
 
         Args:
             count: At most so many.
             offset: In [0, 1): from where between two images; others give other images.
+            split: Of which split.
 
         Raises:
             ValueError: If the model was saved, and its images are not known.
         """
         if self.settings is None:
             raise ValueError("A saved model does not know its validation images; pass the run folder instead.")
-        source = self.settings.engine().dataset
+        source = replace(self.settings, split=split).engine().dataset
         total = len(source)
         index = np.unique(((np.arange(min(count, total)) + offset) * max(total / count, 1)).astype(np.int64) % total)
         return source.fetch(index), source.labels[torch.from_numpy(source.shown(index))]

@@ -27,6 +27,7 @@ from .batching import Batcher, BusyError, Limits
 Row = dict[str, Any]
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+PATHS = ("/", "/predict", "/healthz", "/metrics")
 HOW = "POST /predict takes the bytes of one picture as its body"
 
 
@@ -85,75 +86,105 @@ class Metrics:
         self.network.observe(seconds)
 
 
-def make_service(
-    model: AdaptiveViT, settings: ServiceSettings | None = None, page: Callable[[], str] | None = None
-) -> FastAPI:
-    """The service as an ASGI application.
+class Service:
+    """What answers requests.
 
     Args:
-        model: What answers.
-        settings: What it allows.
+        model: What says what pictures show.
+        settings: What is allowed.
         page: Makes the page at `/`, when it is first asked for; None: a few words.
+
+    Raises:
+        ValueError: If the model cannot keep to the budget of the settings.
     """
-    allowed, metrics = settings or ServiceSettings(), Metrics()
-    prices_of(allowed.budget, model.interface.conditioning, model.calibration, 1) if allowed.budget else None
-    batcher: Batcher[Asked, Row] = Batcher(_computing(model, allowed, metrics), allowed.limits, metrics.batched)
-    metrics.waiting.set_function(lambda: len(batcher))
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await batcher.close()
+    def __init__(
+        self, model: AdaptiveViT, settings: ServiceSettings | None = None, page: Callable[[], str] | None = None
+    ) -> None:
+        self.model, self.settings, self.metrics = model, settings or ServiceSettings(), Metrics()
+        if self.settings.budget is not None:
+            _budget(model, self.settings, None)
+        compute = _computing(model, self.settings, self.metrics)
+        self.batcher: Batcher[Asked, Row] = Batcher(compute, self.settings.limits, self.metrics.batched)
+        self.metrics.waiting.set_function(lambda: len(self.batcher))
+        self._page, self._made, self._making = page, None if page is not None else f"<p>{HOW}.</p>", asyncio.Lock()
 
-    app = FastAPI(title="prance-env", docs_url=None, redoc_url=None, lifespan=lifespan)
-    shown: dict[str, str] = {}
-    lock = asyncio.Lock()
+    async def predict(self, request: Request, budget: str | None, top: str) -> JSONResponse:
+        """What a picture shows.
 
-    @app.post("/predict")
-    async def predict(request: Request, budget: str | None = None, top: str = "1") -> JSONResponse:
+        Raises:
+            HTTPException: If the request is none that can be answered.
+        """
         begun = time.perf_counter()
         try:
-            wanted = _budget(model, allowed, budget)
-            count = _count(top, len(model.names))
-            body = await _body(request, allowed.most_bytes)
-            image = await run_in_threadpool(_decoded, model, body, allowed.most_pixels)
+            wanted = _budget(self.model, self.settings, budget)
+            count = _count(top, len(self.model.names))
+            body = await _body(request, self.settings.most_bytes)
+            image = await run_in_threadpool(_decoded, self.model, body, self.settings.most_pixels)
         except ValueError as e:
             raise HTTPException(422, str(e)) from e
         try:
-            row = await batcher.ask(Asked(image, wanted, count))
+            row = await self.batcher.ask(Asked(image, wanted, count))
         except BusyError as e:
             raise HTTPException(503, f"The service is busy: {e}. Try again.", {"Retry-After": "1"}) from e
-        metrics.seconds.observe(time.perf_counter() - begun)
+        self.metrics.seconds.observe(time.perf_counter() - begun)
         return JSONResponse(row)
 
-    @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "waiting": len(batcher)}
+    async def page(self) -> str:
+        """The page, made once."""
+        async with self._making:
+            if self._made is None:
+                assert self._page is not None
+                self._made = await run_in_threadpool(self._page)
+        return self._made
 
-    @app.get("/metrics")
-    async def shown_metrics() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/")
-    async def index() -> HTMLResponse:
-        async with lock:
-            if "page" not in shown:
-                shown["page"] = await run_in_threadpool(page) if page is not None else f"<p>{HOW}.</p>"
-        return HTMLResponse(shown["page"])
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+    def refusal(self, request: Request, error: HTTPException) -> JSONResponse:
+        """A sentence about what is not answered."""
         known = {
             404: f"There is no {request.url.path} here: {HOW}; GET /, /healthz and /metrics.",
             405: f"{request.method} {request.url.path} is no request that this service takes: {HOW}.",
         }
         return JSONResponse({"error": known.get(error.status_code, error.detail)}, error.status_code, error.headers)
 
+
+def make_service(
+    model: AdaptiveViT, settings: ServiceSettings | None = None, page: Callable[[], str] | None = None
+) -> FastAPI:
+    """The service as an ASGI application; arguments and errors are those of `Service`."""
+    service = Service(model, settings, page)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.batcher.close()
+
+    app = FastAPI(title="prance-env", docs_url=None, redoc_url=None, lifespan=lifespan)
+
+    @app.post("/predict")
+    async def predict(request: Request, budget: str | None = None, top: str = "1") -> JSONResponse:
+        return await service.predict(request, budget, top)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        return {"status": "ok", "waiting": len(service.batcher)}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(await service.page())
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return service.refusal(request, error)
+
     @app.middleware("http")
     async def counted(request: Request, call_next: Callable[[Request], Any]) -> Response:
         answer: Response = await call_next(request)
-        known = request.url.path if request.url.path in ("/", "/predict", "/healthz", "/metrics") else "other"
-        metrics.requests.labels(known, str(answer.status_code)).inc()
+        known = request.url.path if request.url.path in PATHS else "other"
+        service.metrics.requests.labels(known, str(answer.status_code)).inc()
         return answer
 
     return app

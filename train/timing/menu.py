@@ -188,7 +188,7 @@ def _exported(model: AdaptiveViT, folder: Path, next_image: Callable[[], Tensor]
 
 def print_losses(rows: list[dict[str, Any]], console: Console) -> None:
     """A table of `menu_losses`."""
-    table = Table("entries a decision", "budget", title="menus against free choice, on other images")
+    table = Table("entries a decision", "budget", title="menus against free choice, on test images")
     for column in ("accuracy", "lost", "MACs / full", "more", "same class"):
         table.add_column(column, justify="right")
     free = {row["budget"]: row for row in rows if row["entries"] is None}
