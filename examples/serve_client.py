@@ -1,4 +1,4 @@
-"""A client of `prance serve`: starts a service, sends it scenes, eight at a time, and reads classes and what they cost."""
+"""A client of `prance serve`: starts a service, sends it scenes, eight at a time, and reads classes and costs."""
 
 import io
 import json
