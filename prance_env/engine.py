@@ -6,7 +6,7 @@ Stable-Baselines3.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class InferenceEngine:
             raise IndexError(
                 f"index={bad[0]} is not an image of this data set; allowed are 0..{len(self.dataset) - 1}."
             )
-        with self._memory(len(index)):
+        with self._memory(len(index)), self._own_precision():
             index, rows = self._prefixes(index)
         c, space, batch = self.config, self.config.space, len(index)
         key_mean = rows[..., c.embed_dim].float() if self.key_mean else None
@@ -133,7 +133,7 @@ class InferenceEngine:
         Returns:
             The episodes one group later.
         """
-        with self._memory(len(episodes)):
+        with self._memory(len(episodes)), self._own_precision():
             if self._on_device(reward):
                 return self._step_on_device(episodes, actions, reward)
             values = actions.double().cpu().numpy() if isinstance(actions, Tensor) else actions
@@ -178,6 +178,11 @@ class InferenceEngine:
     def _memory(self, batch: int) -> AbstractContextManager[None]:
         weights = self.net.pos_embed
         return said_if_too_large(self.config, weights.dtype, weights.device, batch)
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        """Around what is computed here: the precision of the weights, also inside a caller's autocast."""
+        device = self.net.pos_embed.device.type
+        return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
     def _on_device(self, reward: RewardConfig) -> bool:
         """Whether steps are computed on the device as a whole."""
@@ -259,7 +264,7 @@ class InferenceEngine:
         if cost_conditioning is not None:
             assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
             price = cost_conditioning.observe(episodes.macs_weight)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._own_precision():
             return observe(self.net, episodes.state, observation, self.full_macs, price)
 
     def _latency(

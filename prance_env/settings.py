@@ -38,6 +38,7 @@ from .supernets import (
     checkpoint_folder,
     resolved_config,
     usable_device,
+    warn_if_slow,
 )
 
 IMPORTED_IN = os.getpid()
@@ -264,6 +265,7 @@ class EnvSettings:
         device = usable_device(self.device)
         net = freeze(from_pretrained(checkpoint_folder(self.supernet, self.checkpoint)))
         net.run_by(self.config())
+        warn_if_slow(device, checked_dtype(self.dtype))
         return net.to(device, checked_dtype(self.dtype))
 
     def engine_settings(self) -> EnvSettings:

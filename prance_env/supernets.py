@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import warnings
 from pathlib import Path
 
 import torch
@@ -114,6 +116,19 @@ def usable_device(device: str | torch.device) -> torch.device:
         reason = str(e).strip().partition("\n")[0].rstrip(".")
         raise ValueError(f"device={str(device)!r} cannot be used here ({reason}); pass 'cpu'.") from e
     return found
+
+
+def warn_if_slow(device: torch.device, dtype: torch.dtype) -> None:
+    """Warns of a precision that the device only imitates."""
+    # Private, but the only way in which torch tells; where it does not, or on other processors, nothing is said.
+    known = [getattr(torch.cpu, f"_is_{kind}_supported", None) for kind in ("avx512_bf16", "amx_tile")]
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if device.type == "cpu" and dtype == torch.bfloat16 and x86 and all(known) and not any(f() for f in known if f):
+        warnings.warn(
+            "dtype='bfloat16' on a CPU that has no instructions for it: about seven times slower than 'float32', which "
+            "takes twice the memory.",
+            stacklevel=2,
+        )
 
 
 def checkpoint_folder(supernet: str, checkpoint: str | None) -> Path:

@@ -20,7 +20,7 @@ from .plain import plain_weights
 from .runtime.devices import working_rows
 from .runtime.packing import class_scores
 from .subnet import SubnetConfig
-from .tokens.modes import combine, total_size
+from .tokens.modes import combine, token_mode, total_size
 
 
 class Attended(NamedTuple):
@@ -51,8 +51,7 @@ class StaticBlock(nn.Module):
         super().__init__()
         self.sizes, self.act, self.mode = sizes, config.act, config.token_mode
         self.class_token, self.reg_tokens = config.class_token, config.reg_tokens
-        self.tokens = np.array([sizes.tokens])
-        self.counts = None if sizes.counts is None else np.array([sizes.counts])
+        self.mode_name, self.authors = config.space.token_mode, config.prance_embed_dim is not None
         width, inner = sizes.embed_dim, sizes.num_heads * sizes.v_dim
         norm = partial(make_norm, config.norm, eps=config.norm_eps)
         self.norm1 = norm(sizes.reads)
@@ -67,7 +66,7 @@ class StaticBlock(nn.Module):
         self.mlp_norm = norm(sizes.hidden_dim) if config.scale_norm else nn.Identity()
         self.fc2 = nn.Linear(sizes.hidden_dim, sizes.gives)
         self.lln = nn.Linear(width, sizes.gives) if sizes.lln else None
-        learned = self.mode.module if self.counts is not None else None
+        learned = self.mode.module if sizes.counts is not None else None
         self.reduce = None if learned is None else learned(config, width)
 
     def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -78,7 +77,7 @@ class StaticBlock(nn.Module):
         """The first half: residual attention, and what the token mode will want to know; arguments as of `forward`."""
         x, q, k, v, bias = self._projected(x, size)
         x = self._attended(x, q, k, v, bias)
-        if self.counts is None:
+        if self.sizes.counts is None:
             return Attended(x, size, None, None)
         scores = class_scores(q, k, bias, self.class_token, self.reg_tokens) if self.mode.uses_scores else None
         metric = k.mean(1) if self.mode.metric == "keys" else x if self.mode.metric == "tokens" else None
@@ -87,8 +86,8 @@ class StaticBlock(nn.Module):
     def reduce_and_mlp(self, attended: Attended) -> tuple[Tensor, Tensor | None]:
         """The second half: the token mode, if it runs here, and the residual MLP; returns what `forward` does."""
         x, size = attended.x, attended.size
-        if self.counts is not None:
-            x, size = self._reduce(attended, self.tokens, self.counts, int(self.counts[0, -1]))
+        if (counts := self.sizes.counts) is not None:
+            x, size = self._reduce(attended, self.sizes.tokens, counts, counts[-1])
         return self._mlp(x), size
 
     def class_token_alone(self, x: Tensor, size: Tensor | None) -> Tensor:
@@ -124,14 +123,36 @@ class StaticBlock(nn.Module):
         return activate(self.act, self.gate(x)) * self.fc1(x)
 
     def _reduce(self, attended: Attended, tokens: Any, counts: Any, kept: int) -> tuple[Tensor, Tensor | None]:
-        """`kept` tokens and their sizes, of (1,) `tokens` after stages with `counts` (1, stages)."""
+        """`kept` tokens and their sizes, of `tokens` (an int or (1,)) after stages with `counts` (ints or (1, stages))."""
         mode, prefix = self.mode, int(self.class_token) + self.reg_tokens
         x, size, scores, metric = attended
         if size is None:
             size = torch.ones_like(x[..., 0], dtype=torch.float32)
-        into, weight, _ = mode.assignment(self.reduce, scores, metric, size, tokens, counts, prefix)
+        fixed = isinstance(tokens, int)
+        if fixed and self.reduce is None:
+            into, weight = _places(scores, metric, size, self.mode_name, self.authors, tokens, tuple(counts), prefix)
+        else:
+            asked = (np.array([tokens]), np.array([counts])) if fixed else (tokens, counts)
+            into, weight, _ = mode.assignment(self.reduce, scores, metric, size, *asked, prefix)
         x = combine(x, into, kept, weight, mode.normalise, prefix)
         return x, total_size(size, into, kept) if mode.sized else None
+
+
+# A compiler takes numpy's arrays for tensors, whose values it does not know; behind this it sees operators only.
+@torch.compiler.allow_in_graph
+def _places(
+    scores: Tensor | None,
+    metric: Tensor | None,
+    size: Tensor,
+    name: str,
+    authors: bool,
+    tokens: int,
+    counts: tuple[int, ...],
+    prefix: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Where tokens go by a mode without parameters, and their weights; plain data but for the first three."""
+    mode, fixed = token_mode(name, authors), (np.array([tokens]), np.array([counts]))
+    return mode.assignment(None, scores, metric, size, *fixed, prefix)[:2]
 
 
 def _add_linear(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import macs
 from .arrays import Ints
 from .config import SearchSpace, SupernetConfig
+from .eager import eager
 from .extract import extract
 from .full_size import full_macs_to_go, full_plan
 from .heads import ImageClassifier, end_layers, packed_logits, pooled
@@ -106,6 +107,7 @@ class Supernet(ImageClassifier):
 
     # ---- step by step -------------------------------------------------------------------------------------------
 
+    @eager
     def begin(
         self,
         images: Tensor,
@@ -185,6 +187,7 @@ class Supernet(ImageClassifier):
             key_mean=None if key_mean is None else key_mean.reshape(-1),
         )
 
+    @eager
     def run_group(
         self,
         state: InferenceState,
@@ -244,6 +247,7 @@ class Supernet(ImageClassifier):
         device = state.patch_token.device if isinstance(state, TiledState) else None
         return GroupChoice.full(self.space, state.group, len(state), device)
 
+    @eager
     def finish(self, state: InferenceState, subnet: SubnetConfig | None = None) -> Tensor:
         """Runs the rest of the network and the head: Result-to-Go.
 
@@ -310,6 +314,7 @@ class Supernet(ImageClassifier):
         first = self.begin(images, subnet.group(self.space, 0), next_dim=next_widths(self.config, 0, subnet))
         return self.run_to_end(first, subnet)
 
+    @eager
     def forward(self, images: Tensor, subnet: SubnetConfig | None = None) -> Tensor:
         """Classifies images.
 

@@ -42,3 +42,19 @@ def nothing_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         for name in ASKS:
             patch.setattr(torch.Tensor, name, guarded(name, getattr(torch.Tensor, name)))
         yield
+
+
+@contextmanager
+def nothing_copied_from_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within the block, an error wherever a tensor is made of numbers of the host: a GPU would be sent them."""
+
+    def guarded(name: str) -> Callable[..., Any]:
+        def copy(*args: Any, **kwargs: Any) -> Any:
+            raise AssertionError(f"torch.{name} copies from the host")
+
+        return copy
+
+    with monkeypatch.context() as patch:
+        for name in ("from_numpy", "as_tensor", "tensor"):
+            patch.setattr(torch, name, guarded(name))
+        yield

@@ -94,7 +94,7 @@ def bench_env(out: Path, repeats: int, batch_size: int) -> dict[str, dict[str, A
         "--repeats",
         str(repeats),
     ]
-    command += ["--warmup", "3", "--environment.device", "cuda", "--environment.dtype", "bfloat16", "--out", str(path)]
+    command += ["--warmup", "3", "--device", "cuda", "--dtype", "bfloat16", "--out", str(path)]
     worked, _ = run(path.stem, "train.commands.main", *command)
     return {row["contender"]: row for row in json.loads(path.read_text())["rows"]} if worked else {}
 

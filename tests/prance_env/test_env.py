@@ -8,12 +8,14 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import NameNotFound, ResetNeeded
 from gymnasium.utils import seeding
@@ -23,6 +25,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from prance_env import PranceEnv, register_envs
 from prance_env.observations import list_observations
+from prance_env.supernets import warn_if_slow
 
 pytestmark = pytest.mark.filterwarnings("error", "default::ResourceWarning")
 
@@ -223,6 +226,34 @@ def test_a_wrong_argument_is_refused_at_once_with_what_is_allowed(
     with pytest.raises(error) as caught:
         PranceEnv(**kwargs)
     assert [w for w in words if w not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_precision_that_the_cpu_only_imitates_is_said(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_if_slow(torch.device("cpu"), torch.bfloat16)
+        warn_if_slow(torch.device("cpu"), torch.float32)
+        warn_if_slow(torch.device("meta"), torch.bfloat16)
+    assert ["about seven times slower" in str(w.message) for w in caught] == ([] if there else [True])
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_callers_autocast_changes_nothing(num_envs: int) -> None:
+    played = []
+    for autocast in (False, True):
+        envs = gym.make_vec(ENV_ID, num_envs)
+        envs.action_space.seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            seen = [envs.reset(seed=0)[0]]
+            for _ in range(2):
+                observations, rewards, *_ = envs.step(envs.action_space.sample())
+                seen += [observations, rewards]
+        played.append(np.concatenate([s.ravel() for s in seen]))
+    assert np.array_equal(*played)
 
 
 def test_gym_make_names_unknown_arguments_and_ids() -> None:

@@ -18,7 +18,7 @@ from helpers import ENV_ID, INFO_KEYS, random_net
 from prance_env import LatencyTable, PranceVectorEnv
 from prance_env.rewards.costs import LatencyCost, MacsCost
 from prance_env.rewards.latency import load_latency_table
-from prance_env.rewards.measuring import measure_latency_table
+from prance_env.rewards.measuring import measure_latency_table, seconds_of
 from supernet import GroupChoice, SearchSpace, SupernetConfig, supernet_config
 from train.commands.main import main
 
@@ -166,3 +166,22 @@ def test_both_costs_begin_and_end_where_the_inference_does(first: bool) -> None:
             spent, state = cost.spent(spent, choice, state, after), after
             np.testing.assert_allclose(cost.finished(spent, state), cost.full, rtol=1e-9)
     assert (MacsCost(net, int(net.macs())).begin(2) == before.macs).all()
+
+
+def test_seconds_on_a_gpu_are_those_of_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("recorded")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 12.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("waited"))
+    assert seconds_of(lambda: done.append("called"), torch.device("cuda")) == 0.012
+    assert done == ["waited", "recorded", "called", "recorded", "waited"]

@@ -66,6 +66,7 @@ def open_team(device: str) -> Team:
         device: Torch device of a process by itself; of a team's, "cpu" or "cuda" (each takes its own).
 
     Raises:
+        ValueError: If the device is not there.
         ModuleNotFoundError: If there are several processes and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

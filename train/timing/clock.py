@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from prance_env.rewards.measuring import seconds_of
+
 
 def time_interleaved(
     calls: dict[str, Callable[[], Any]],
@@ -30,31 +32,15 @@ def time_interleaved(
         bar: Progress, one update per call.
         clock: Seconds on a CPU; `time.process_time` counts this process's only, however busy the machine is.
     """
-    cuda = torch.device(device).type == "cuda"
+    where = torch.device(device)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(warmup + repeats):
         for name, call in calls.items():
-            taken = _seconds_on_gpu(call) if cuda else _seconds(call, clock)
+            taken = seconds_of(call, where, clock)
             if round_ >= warmup:
                 seconds[name].append(taken)
             bar.update()
     return seconds
-
-
-def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
-    begun = clock()
-    call()
-    return clock() - begun
-
-
-def _seconds_on_gpu(call: Callable[[], Any]) -> float:
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begun.record()
-    call()
-    ended.record()
-    torch.cuda.synchronize()
-    return begun.elapsed_time(ended) / 1e3
 
 
 def check_rounds(repeats: int, warmup: int) -> None:

@@ -1,0 +1,56 @@
+"""`torch.compile`: whole graphs of static networks, and supernets left as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from device_asks import nothing_asked_of_the_device, nothing_copied_from_the_host
+from helpers import random_net
+from mode_nets import AUTHORS, OURS, assert_close, images_for, make_config, subnets_for
+from small_nets import TWO_BLOCKS, cut_subnet, normalised, pixels, small_net
+from torch._dynamo.testing import CompileCounter
+
+from supernet import Supernet, extract
+
+
+def net_of(mode: str, authors: bool) -> Supernet:
+    return small_net(mode, groups=TWO_BLOCKS, **({"prance_embed_dim": 32} if authors else {}))
+
+
+CASES = [(mode, False) for mode in OURS] + [(mode, True) for mode in AUTHORS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "authors"), CASES)
+def test_a_static_network_is_one_graph_in_every_mode(mode: str, authors: bool) -> None:
+    net = net_of(mode, authors)
+    static, images = extract(net, cut_subnet(net)), normalised(net, pixels(net, 3))
+    torch.compiler.reset()
+    graph = torch.compile(static, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_close(graph(images), static(images))
+
+
+@pytest.mark.parametrize(("mode", "authors"), CASES)
+@torch.no_grad()
+def test_a_static_network_asks_and_copies_nothing(mode: str, authors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    net = net_of(mode, authors)
+    static, raw = extract(net, cut_subnet(net)), pixels(net, 3)
+    expected = net(raw, cut_subnet(net))
+    with nothing_asked_of_the_device(monkeypatch), nothing_copied_from_the_host(monkeypatch):
+        logits = static(raw)
+    assert_close(logits, expected)
+
+
+def test_a_supernet_is_left_as_it_is_and_says_what_to_compile() -> None:
+    net = random_net(make_config("prune", "class-token", False)).requires_grad_(False)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(net, backend=counter)
+    with pytest.warns(UserWarning, match=r"Compile what has fixed sizes instead: torch\.compile\(net\.extract\(subnet"):
+        assert_close(compiled(images_for(net, 3)), net(images_for(net, 3)))
+    for seed in range(3):
+        images, subnet = images_for(net, 3 + seed), subnets_for(net, 3 + seed, seed)
+        assert torch.equal(compiled(images, subnet), net(images, subnet))
+    assert counter.frame_count == 0
