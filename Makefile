@@ -35,7 +35,7 @@ wheel: $(VENV)/.installed  ## Builds a wheel and compares its contents with the 
 	$(BIN)/python -m tools.check_wheel
 
 gpu-check:  ## On a machine with a GPU: its tests, then what it must reach (5 minutes; PYTHON names the interpreter).
-	$(PYTHON) -m tools.gpu_check --out $(OUT)
+	$(PYTHON) -m tools.gpu_check
 
 docs: $(VENV)/.installed  ## The documentation's site in site/: a dead link or a missing docstring fails.
 	$(BIN)/python -m pip install --quiet -e ".[docs]"

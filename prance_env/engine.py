@@ -6,6 +6,7 @@ Stable-Baselines3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from supernet.runtime.memory import said_if_too_large
 from .cache import PrefixCache
 from .device_episodes import DeviceEpisodes, begun_on_device, decide_on_device
 from .episodes import Episodes
-from .images.source import ImageSource, check_fits
+from .images.source import ImageDataset, ImageSource, check_fits
 from .observations import OBSERVATIONS
 from .rewards.config import RewardConfig, accuracy_term, terms
 from .rewards.costs import LatencyCost, MacsCost
@@ -35,6 +36,9 @@ from .spaces import observe
 CACHE_BATCH = 256
 CACHE_MB = 1024.0
 STEADY_ROWS = 16
+AHEAD, AHEAD_MACS = 16, 200_000_000
+"""Images that are computed at a time where any are, if there are so many coming, and most MACs that this may take."""
+Coming = Callable[[int], Ints]
 REWARDED = ("reward", "reward_accuracy", "reward_macs", "reward_tokens", "value")
 
 
@@ -71,6 +75,9 @@ class InferenceEngine:
         self._macs = MacsCost(net, self.full_macs)
         self.cache = PrefixCache(net, dataset, cache_mb, cache_dir, key_mean)
         self._recorder = Recorder()
+        # What is decoded takes longer than such a network, and may be broken.
+        in_memory = isinstance(dataset, ImageDataset)
+        self._ahead = min(AHEAD, AHEAD_MACS // self.full_macs) if in_memory else 0
         self._full_prediction, self._full_prob = self.cache.prediction, self.cache.prob
 
     @property
@@ -79,10 +86,15 @@ class InferenceEngine:
         return self.net.config
 
     @torch.inference_mode()
-    def start(self, index: Ints) -> Episodes:
+    def start(self, index: Ints, coming: Coming | None = None) -> Episodes:
         """Begins one episode per entry of `index`.
 
         A broken image is replaced by the next good one if the data set says so; `Episodes.index` tells which.
+
+        Args:
+            index: (B,) images.
+            coming: Gives so many images that are likely to be started next. Where one has to be computed, these are as
+                well, if there are few and the network is small, so that they cost little together.
 
         Raises:
             IndexError: If an entry is not an image of the data set.
@@ -95,7 +107,7 @@ class InferenceEngine:
                 f"index={bad[0]} is not an image of this data set; allowed are 0..{len(self.dataset) - 1}."
             )
         with self._memory(len(index)), self._own_precision():
-            index, rows = self._prefixes(index)
+            index, rows = self._prefixes(index, coming)
         c, space, batch = self.config, self.config.space, len(index)
         key_mean = rows[..., c.embed_dim].float() if self.key_mean else None
         state = self.net.begun(rows[..., : c.embed_dim], key_mean)
@@ -294,7 +306,7 @@ class InferenceEngine:
         """Has images decoded in the background that will be started soon."""
         self.dataset.prefetch(np.unique(index[~self.cache.recall(index)]))
 
-    def _prefixes(self, index: Ints) -> tuple[Ints, Tensor]:
+    def _prefixes(self, index: Ints, coming: Coming | None) -> tuple[Ints, Tensor]:
         """Images that stand for `index` ((B,), the same ones unless broken), and what the cache keeps of them."""
         index = self.dataset.shown(index)
         held = self.cache.recall(index)
@@ -305,6 +317,10 @@ class InferenceEngine:
         if held.any():
             prefix[torch.from_numpy(held).to(device)] = self.cache.read(index[held])
         missing = np.unique(index[~held])
+        if coming is not None and len(missing) < self._ahead:
+            more = coming(self._ahead - len(missing))
+            more = more[(more < self.cache.store.capacity) & ~self.cache.held[more]]
+            missing = np.union1d(missing, more)
         shown = index.copy()
         for begin in range(0, len(missing), CACHE_BATCH):
             # The images after these are decoded while the network is busy with these.

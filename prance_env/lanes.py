@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,8 @@ class Lanes:
                     images[row] = self._generator(lane).integers(total)
                 if conditioning is not None and macs_weight is None:
                     prices[row] = conditioning.draw(self._generator(lane))
-            fresh = self._dressed(self.engine.start(images), None if conditioning is None else prices)
+            coming = partial(self._coming, lanes) if index is None else None
+            fresh = self._dressed(self.engine.start(images, coming), None if conditioning is None else prices)
             parts: list[tuple[Ints, Episodes]] = []
             for members, episodes in self.parts if len(lanes) < self.num_lanes else ():
                 stay = np.flatnonzero(~np.isin(members, lanes))
@@ -105,15 +107,20 @@ class Lanes:
                     parts.append((members[stay], episodes[stay]))
             self.parts = [*parts, (lanes, fresh)]
             if ahead := self.engine.lookahead:
-                self.engine.prefetch(np.array([self._next_draw(lane) for lane in lanes[:ahead].tolist()]))
+                self.engine.prefetch(self._coming(lanes[:ahead], 1))
 
-    def _next_draw(self, lane: int) -> int:
-        """The image that the lane will draw next, while its generator stays where it is."""
-        generator = self._generator(lane)
-        before = generator.bit_generator.state
-        index = int(generator.integers(len(self.engine.dataset)))
-        generator.bit_generator.state = before
-        return index
+    def _coming(self, lanes: Ints, count: int) -> Ints:
+        """At least so many images that the lanes will draw next, while their generators stay where they are."""
+        conditioning, total, drawn = self.settings.conditioning, len(self.engine.dataset), []
+        for lane in lanes[:count].tolist():
+            generator = self._generator(lane)
+            before = generator.bit_generator.state
+            for _ in range(-(-count // len(lanes))):
+                drawn.append(generator.integers(total))
+                if conditioning is not None:
+                    conditioning.draw(generator)
+            generator.bit_generator.state = before
+        return np.array(drawn, dtype=np.int64)
 
     def _generator(self, lane: int) -> np.random.Generator:
         generator = self.generators[lane]

@@ -346,7 +346,7 @@ def packed_class_scores(
     device = qkv.device
     q, k, _ = qkv.view(len(qkv), num_heads, 3, -1).unbind(2)
     if class_token:
-        query = take_rows(q, starts(lengths))
+        query = q[:1] if len(lengths) == 1 else take_rows(q, starts(lengths))
     else:
         if reg_tokens:
             q = q.index_fill(0, torch.from_numpy(first_rows(lengths, reg_tokens)).to(device), 0)
@@ -365,6 +365,9 @@ def attention_shares(query: Tensor, k: Tensor, lengths: Ints, log_size: Tensor |
         lengths: (B,) tokens per image.
         log_size: (T,) added to the logits of every key; None adds nothing.
     """
+    if len(lengths) == 1:
+        logits = (k * query).sum(-1).float() * k.shape[-1] ** -0.5
+        return (logits if log_size is None else logits + log_size[:, None]).softmax(0)
     padding = Padding(lengths, k.device)
     if padding.inside is None:
         logits = (padding.padded(k) * query[:, None]).sum(-1)

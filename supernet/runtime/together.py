@@ -71,10 +71,8 @@ def run_together(
         cut = cut_of(block, indices[i], sizes[i])
         reducing, carries_keys = i == 0 and plan.counts is not None, with_key_mean and i == len(sizes) - 1
         with_scores, with_keys = reducing and mode.uses_scores, carries_keys or (reducing and mode.metric == "keys")
-        if own is None:
-            packed, scores, keys = _attention_half(config, cut, packed, with_scores, with_keys)
-        else:
-            packed, scores, keys = _attention_half(config, cut, packed, with_scores, with_keys, own.of(i, cut, packed))
+        masks = None if own is None else own.of(i, cut, packed)
+        packed, scores, keys = _attention_half(config, cut, packed, with_scores, with_keys, masks)
         if carries_keys and keys is not None:
             key_mean = keys.mean(1)
         if reducing:
@@ -135,8 +133,10 @@ def _attention_half(
     Returns:
         Tokens; (T,) class attention and (T, head_dim) keys, None if not asked for.
     """
-    size, head_dim = cut.size, config.head_dim
-    heads, x = size.inner // head_dim, set_width(packed.x, size.reads)
+    size, x, lengths = cut.size, packed.x, packed.lengths
+    heads = size.inner // config.head_dim
+    if x.shape[1] != size.reads:
+        x = set_width(x, size.reads)
     if own is None:
         normed = _norm(x, cut.norm1, config.norm_eps, config.zoom(size.width))
     else:
@@ -144,18 +144,35 @@ def _attention_half(
         normed = _norm(x, cut.norm1, config.norm_eps, own.zoom, own.reads)
     qkv = F.linear(normed, *cut.qkv)
     bias = None if packed.size is None else packed.size.log()
+    scores = keys = None
+    if with_scores or with_keys:
+        scores, keys = _looked_at(config, qkv, lengths, heads, bias, own, with_scores, with_keys)
+    out = attention(qkv, lengths, heads, bias)
+    if own is not None and own.heads is not None:
+        _mask(out.view(len(out), heads, config.head_dim), own.heads[..., None])
+    x = _plus_linear(x if x.shape[1] == size.width else set_width(x, size.width), cut.proj, out)
+    return packed.holding(x if own is None else _mask(x, own.width)), scores, keys
+
+
+def _looked_at(
+    config: SupernetConfig,
+    qkv: Tensor,
+    lengths: Ints,
+    heads: int,
+    bias: Tensor | None,
+    own: _Masks | None,
+    with_scores: bool,
+    with_keys: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Class attention and keys of `_attention_half`, from its queries, keys and values (T, 3 * inner)."""
     share = None if own is None or own.heads is None else own.heads / own.heads.sum(1, keepdim=True).to(qkv.dtype)
     scores = keys = None
     if with_scores:
-        scores = packed_class_scores(qkv, packed.lengths, heads, bias, config.class_token, config.reg_tokens, share)
+        scores = packed_class_scores(qkv, lengths, heads, bias, config.class_token, config.reg_tokens, share)
     if with_keys:
-        each = qkv.view(len(qkv), heads, 3, head_dim)[:, :, 1]
+        each = qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1]
         keys = each.mean(1) if share is None else (each * share[..., None]).sum(1)
-    out = attention(qkv, packed.lengths, heads, bias)
-    if own is not None and own.heads is not None:
-        _mask(out.view(len(out), heads, head_dim), own.heads[..., None])
-    x = _plus_linear(set_width(x, size.width), cut.proj, out)
-    return packed.holding(x if own is None else _mask(x, own.width)), scores, keys
+    return scores, keys
 
 
 def _mlp_half(config: SupernetConfig, cut: Cut, packed: Packed, own: _Masks | None) -> Packed:
@@ -168,8 +185,11 @@ def _mlp_half(config: SupernetConfig, cut: Cut, packed: Packed, own: _Masks | No
     hidden = activate(config.act, F.linear(normed, *cut.fc1))
     if own is not None:
         hidden = _mask(hidden, own.hidden)
-    residual = set_width(x, size.gives) if cut.lln is None else F.linear(x, *cut.lln)
-    out = _plus_linear(residual, cut.fc2, hidden)
+    if cut.lln is not None:
+        x = F.linear(x, *cut.lln)
+    elif size.gives != size.width:
+        x = set_width(x, size.gives)
+    out = _plus_linear(x, cut.fc2, hidden)
     return packed.holding(out if own is None else _mask(out, own.gives))
 
 

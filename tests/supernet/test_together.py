@@ -18,6 +18,8 @@ from supernet.runtime import blocks, cuts, together
 
 # Sums over channels in another order; logits of these networks are about 1.
 BOUND = 1e-5
+# The same sums; some processors add those of few rows in another order.
+LAST_BITS = 2e-6
 WHOLE = ("num_tokens", "embed_dim", "token_dim", "macs", "patch_token")
 
 
@@ -45,11 +47,11 @@ def test_a_mixed_batch_in_one_piece_is_that_of_segments(net: Supernet) -> None:
     assert_same(net, features(net, images, subnet, True), features(net, images, subnet, False), BOUND)
 
 
-def test_a_lone_image_in_one_piece_is_that_of_segments_to_the_last_bit(net: Supernet) -> None:
+def test_a_lone_image_in_one_piece_is_that_of_segments_to_the_last_bits(net: Supernet) -> None:
     images, subnet = images_for(net), subnets_for(net)
     for i in (0, 1, 4):
         one = images[i : i + 1], subnet[i]
-        assert_same(net, features(net, *one, few=True), features(net, *one, few=False), 0)
+        assert_same(net, features(net, *one, few=True), features(net, *one, few=False), LAST_BITS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,13 +1,17 @@
-"""What the check of a GPU makes of the figures, and that it needs one."""
+"""What the check of a GPU makes of the figures, that its commands are commands, and that it needs a GPU."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tools.gpu_check import Check, Target, main, targets_of
+from supernet.checkpoint import load_config
+from tools import gpu_check
+from tools.gpu_check import SMALL, Check, Target, episode_targets, main, targets_of
+from train.commands.main import parse
 
 
 def row(ms: float, macs: float, speed: float, peak: float) -> dict[str, Any]:
@@ -15,9 +19,9 @@ def row(ms: float, macs: float, speed: float, peak: float) -> dict[str, Any]:
 
 
 def test_targets_are_read_from_the_rows_of_a_benchmark() -> None:
-    rows = {"timm": row(1.0, 4.0, 1.0, 100), "full, graph": row(0.8, 4.0, 1.25, 80)}
-    rows["per image, graph"] = row(0.5, 2.0, 2.0, 60)
-    speed, full, kept, memory = targets_of("net", 8, rows, 1.9, 0.9)
+    rows = {"full": row(1.0, 4.0, 1.0, 100), "per image": row(0.6, 2.0, 1.9, 60)}
+    rows |= {"full, graph": row(0.8, 4.0, 1.25, 0), "per image, graph": row(0.5, 2.0, 2.0, 0)}
+    speed, full, kept, memory = targets_of("net", 8, {("net", 8, k): v for k, v in rows.items()}, 1.9, 0.9)
     assert (speed.value, speed.met) == (2.0, True)
     assert (full.value, full.met) == (1.25, True)
     assert kept.value == pytest.approx(0.8 / 0.5 * 0.5)
@@ -25,10 +29,48 @@ def test_targets_are_read_from_the_rows_of_a_benchmark() -> None:
     assert (memory.value, memory.met) == (0.6, True)
 
 
+def test_episodes_are_judged_by_timms_forward_and_the_engine() -> None:
+    times = {"timm": 1.0, "engine alone": 0.5, "prefix cached, tensors": 0.52, "tensors + PrancePPO": 0.7}
+    rows = {
+        name: {"ms_per_episode": {"environment": ms}, "episodes_per_second": {"environment": 1e4 / ms}}
+        for name, ms in times.items()
+    }
+    wanted = episode_targets(256, rows, 0.75)
+    assert [t.value for t in wanted] == pytest.approx([0.52, 1.04, 1.4, 1e4 / 0.52 / 1342])
+    assert [t.met for t in wanted] == [True, True, False, True]
+    assert len(episode_targets(1024, rows, 0.6)) == 1
+
+
 def test_what_was_not_measured_is_missed() -> None:
-    assert [t.met for t in targets_of("net", 8, {}, 1.9, 0.9)] == [False] * 4
+    assert [t.met for t in targets_of("net", 8, {}, 1.9, 0.9) + episode_targets(256, {}, 0.75)] == [False] * 8
     assert Target("few", 0.5, at_most=0.6).met
     assert not Target("few", 0.7, at_most=0.6).met
+
+
+def test_it_runs_commands_that_there_are_and_reports_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(gpu_check, "run", lambda name, *command: commands.append(command) or (False, 0.0))
+    monkeypatch.setattr(gpu_check, "write_supernet", lambda folder: folder)
+    with pytest.raises(SystemExit):
+        main(Check(tmp_path))
+    tests, *benches = commands
+    assert all(Path(word).is_file() for word in tests if word.startswith("tests/"))
+    parsed = [parse(list(words)) for module, *words in benches if module == "train"]
+    assert [type(p).__name__ for p in parsed] == ["Bench", "Bench", "BenchEnv", "BenchEnv"]
+    assert {p.device for p in parsed} == {"cuda"}
+    assert len([line for line in (tmp_path / "report.md").read_text().splitlines() if "MISSED" in line]) == 15
+    assert (tmp_path / "report.json").is_file()
+    assert "tests FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_supernet_that_plays_is_timms_small_one(tmp_path: Path) -> None:
+    config = load_config(gpu_check.write_supernet(tmp_path / "net"))
+    assert (config.embed_dim, config.space.depth, SMALL.startswith("deit_small")) == (384, 12, True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would run the check")

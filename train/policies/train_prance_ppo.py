@@ -35,7 +35,9 @@ class PrancePPOAlgorithm(Algorithm):
     def train(self, run: TrainingRun) -> Agent:
         """Trains on the device of the supernet; `metrics.jsonl` gets a row per update."""
         config = fitted_config(run.preset, run.n_envs, run.env_settings().config().space.num_decisions)
-        env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, **run.env_kwargs())
+        # On a GPU nothing leaves the device before a rollout is over.
+        output = "numpy" if torch.device(run.device).type == "cpu" else "torch"
+        env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, output, **run.env_kwargs())
         if run.resume:
             agent = PrancePPO.load(run.last, env, run.device, tensorboard_log=str(run.out))
             run.forget_after(agent.num_timesteps)

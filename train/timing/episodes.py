@@ -10,11 +10,12 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import timm
 import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
@@ -26,11 +27,14 @@ from tqdm import tqdm
 from tyro.conf import arg
 
 from agents import make_sb3
+from agents.prance_ppo.algorithm import PrancePPO
+from agents.prance_ppo.config import PrancePPOConfig
 from prance_env import ImageDataset, PranceVecEnv, PranceVectorEnv, register_dataset
 from prance_env.images.loading import DIGITS_SCENES, load_dataset
 from prance_env.settings import EnvArguments
-from prance_env.supernets import BUNDLED, checkpoint_folder
-from supernet import create_supernet, runtime, save_pretrained
+from prance_env.spaces import decode_actions
+from prance_env.supernets import BUNDLED, DTYPES, checkpoint_folder
+from supernet import SupernetConfig, create_supernet, runtime, save_pretrained
 from supernet.checkpoint import load_config
 
 from ..machine import machine, machine_in_words
@@ -42,6 +46,7 @@ from .clock import check_rounds, time_interleaved
 FULL, FIRST, UNCACHED = "full forward", "first visit", "prefix not cached"
 CACHED, SB3, AUTHORS = "prefix cached", "prefix cached, SB3", "as PRANCE's authors"
 TENSORS, LAUNCHED = "prefix cached, tensors", "prefix cached, tensors, no graphs"
+ENGINE, LEARNING, TIMM = "engine alone", "tensors + PrancePPO", "timm"
 POLICY, TRAINING = "SB3 + policy", "SB3 + training"
 # Arguments of an environment that concern image files or the cache, which is what is measured.
 OF_FILES = ("dataset", "num_workers", "on_error", "cache_mb", "cache_dir")
@@ -66,6 +71,8 @@ class EnvBenchSettings:
     """Rounds before."""
     seed: int = 0
     """Fixes actions, images and weights."""
+    timm: str | None = None
+    """On a GPU, also time the forward pass of this model of timm, with random weights, on as many images."""
     environment: WithoutFiles = field(default_factory=EnvArguments)
     """What else the environment takes; images are random with a checkpoint, too. The policy is SB3's on the CPU."""
 
@@ -191,7 +198,8 @@ def contenders(settings: EnvBenchSettings, task: EnvArguments) -> dict[str, Call
             policy.predict(latest[0])  # type: ignore[arg-type]
             latest[0] = watched.step(action)[0]
 
-    return _on_gpu(settings, task, actions) | {
+    on_gpu = as_tensors(settings, task, actions) if torch.device(settings.device).type == "cuda" else {}
+    return on_gpu | {
         FULL: lambda: forward(1),
         FIRST: lambda: from_reset(True),
         UNCACHED: lambda: from_reset(False),
@@ -203,22 +211,59 @@ def contenders(settings: EnvBenchSettings, task: EnvArguments) -> dict[str, Call
     }
 
 
-def _on_gpu(
+def as_tensors(
     settings: EnvBenchSettings, task: EnvArguments, actions: NDArray[np.float32]
 ) -> dict[str, Callable[[], Any]]:
-    """What is timed on a GPU only: an episode on each of N images, as tensors that stay there."""
-    if torch.device(settings.device).type != "cuda":
-        return {}
-    envs = PranceVectorEnv(settings.num_images, AutoresetMode.SAME_STEP, "torch", **task)
-    envs.reset(seed=settings.seed, options={"index": np.arange(settings.num_images)})
+    """What is timed on a GPU only: an episode on each of N images as tensors that stay there, and timm's model.
+
+    Args:
+        settings: The number of images, N, the seed and the device.
+        task: From `make_task`.
+        actions: (decisions, N, A) what is chosen, but for the agent that learns, which chooses itself.
+    """
+    n, index = settings.num_images, np.arange(settings.num_images)
+    envs, learned = (PranceVectorEnv(n, AutoresetMode.SAME_STEP, "torch", **task) for _ in range(2))
+    envs.reset(seed=settings.seed, options={"index": index})
+    engine, reward, steps = envs.lanes.engine, envs.lanes.reward, len(actions)
     there = torch.from_numpy(actions).to(settings.device)
+    config = replace(PrancePPOConfig.tuned(), n_envs=n, n_steps=steps)
+    agent = PrancePPO(learned, config, settings.seed, settings.device)
 
     def going_on(graphs: bool) -> None:
         with runtime.use(graphs=graphs):
             for action in there:
                 envs.step(action)
 
-    return {TENSORS: lambda: going_on(True), LAUNCHED: lambda: going_on(False)}
+    def alone() -> None:
+        episodes = engine.start(index)
+        for action in there:
+            episodes = engine.step(episodes, decode_actions(action, envs.settings.normalize_actions), reward)
+
+    return _timm_forward(settings, envs.config) | {
+        ENGINE: alone,
+        TENSORS: lambda: going_on(True),
+        LAUNCHED: lambda: going_on(False),
+        LEARNING: lambda: agent.learn(n * steps, reset_num_timesteps=False),
+    }
+
+
+def _timm_forward(settings: EnvBenchSettings, config: SupernetConfig) -> dict[str, Callable[[], Any]]:
+    if settings.timm is None:
+        return {}
+    dtype = DTYPES[settings.environment.get("dtype", "float32")]
+    model = timm.create_model(settings.timm).eval().to(settings.device, dtype)
+    shape = (settings.num_images, config.in_chans, config.img_size, config.img_size)
+    images = torch.randn(shape, device=settings.device, dtype=dtype)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    return {TIMM: forward}
+
+
+ROWS = (TIMM, FULL, FIRST, UNCACHED, ENGINE, TENSORS, LAUNCHED, LEARNING, CACHED, SB3, AUTHORS)
+WITHOUT_POLICY = (TIMM, FULL, LEARNING)
 
 
 def summarise(seconds: dict[str, list[float]], num_images: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -235,10 +280,10 @@ def summarise(seconds: dict[str, list[float]], num_images: int) -> tuple[list[di
     policy, training = (_median(seconds[name], seconds[SB3], lambda a, b: a - b) for name in (POLICY, TRAINING))
     full = statistics.median(seconds[FULL])
     rows = []
-    for name in (name for name in (FULL, FIRST, UNCACHED, TENSORS, LAUNCHED, CACHED, SB3, AUTHORS) if name in seconds):
+    for name in (name for name in ROWS if name in seconds):
         middle = statistics.median(seconds[name])
         columns = {"environment": middle}
-        if name != FULL:
+        if name not in WITHOUT_POLICY:
             columns |= {"with_policy": middle + policy, "with_training": middle + training}
         rows.append(
             {

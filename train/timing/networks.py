@@ -28,7 +28,7 @@ from ..machine import machine, machine_in_words
 from ..options import Device, DType, TokenMode
 from ..report.tables import write_json
 from .clock import check_rounds, time_interleaved
-from .on_gpu import choices_on, compiled, forward_by_tiles, recorded
+from .on_gpu import choices_on, compiled, forward_by_tiles, made_or_said, recorded
 from .peak_memory import peak_memory
 
 CANDIDATES = 4096
@@ -57,6 +57,8 @@ class BenchSettings:
     device: Device = "cpu"
     dtype: DType = "float32"
     """Precision of weights and images."""
+    compiled: bool = True
+    """On a GPU, also time timm's model compiled, which takes a minute to compile."""
     memory: bool = False
     """Also measure the peak memory of a forward pass."""
     seed: int = 0
@@ -147,13 +149,14 @@ def contenders(settings: BenchSettings, name: str, batch_size: int) -> list[Cont
     if device.type != "cuda":
         return entrants
     choices = choices_on(net, subnets, device)
-    graph = recorded(lambda: forward_by_tiles(net, images, choices))
-    return [
-        *entrants,
-        Contender("timm, compiled", full, compiled(model, images)),
-        Contender("full, graph", full, recorded(lambda: net(images))),
-        Contender("per image, graph", mean_macs, graph),
-    ]
+    makers: dict[str, tuple[float, Callable[[], Callable[[], Tensor]]]] = {
+        "full, graph": (full, lambda: recorded(lambda: net(images))),
+        "per image, graph": (mean_macs, lambda: recorded(lambda: forward_by_tiles(net, images, choices))),
+    }
+    if settings.compiled:
+        makers["timm, compiled"] = full, lambda: compiled(model, images)
+    made = ((name, macs, made_or_said(name, make)) for name, (macs, make) in makers.items())
+    return [*entrants, *(Contender(name, macs, forward) for name, macs, forward in made if forward is not None)]
 
 
 def run_bench(settings: BenchSettings, out: Path | None) -> list[dict[str, Any]]:
@@ -163,13 +166,12 @@ def run_bench(settings: BenchSettings, out: Path | None) -> list[dict[str, Any]]
         One row per model, batch size and contender.
     """
     console, rows = Console(), []
-    per_case = (8 if torch.device(settings.device).type == "cuda" else 5) * (settings.warmup + settings.repeats)
-    total = len(settings.models) * len(settings.batch_sizes) * per_case
-    with tqdm(total=total, desc="bench", unit="pass", mininterval=1) as bar:
+    with tqdm(total=0, desc="bench", unit="pass", mininterval=1) as bar:
         for name in settings.models:
             for batch_size in settings.batch_sizes:
                 entrants = contenders(settings, name, batch_size)
                 calls = {c.name: c.forward for c in entrants}
+                bar.total = (bar.total or 0) + len(calls) * (settings.warmup + settings.repeats)
                 with torch.inference_mode():
                     seconds = time_interleaved(calls, settings.device, settings.warmup, settings.repeats, bar)
                 rows += _rows(entrants, seconds, settings, name, batch_size)

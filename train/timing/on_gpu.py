@@ -54,7 +54,25 @@ def recorded(function: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Te
     return replay
 
 
+def made_or_said(name: str, make: Callable[[], Callable[[], Tensor]]) -> Callable[[], Tensor] | None:
+    """What `make` gives; None, with a line about it, if this PyTorch and this GPU cannot: the others are timed all the
+    same."""
+    try:
+        made = make()
+        made()
+    except RuntimeError as e:
+        print(f"{name} is left out: {e}")
+        return None
+    return made
+
+
 def compiled(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     """The model on these images, compiled by `torch.compile` for few launches (its own CUDA graphs)."""
     fast = torch.compile(model, mode="reduce-overhead")
-    return lambda: fast(images)
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            out: Tensor = fast(images)
+        return out
+
+    return forward
