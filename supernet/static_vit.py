@@ -123,7 +123,7 @@ class StaticBlock(nn.Module):
         return activate(self.act, self.gate(x)) * self.fc1(x)
 
     def _reduce(self, attended: Attended, tokens: Any, counts: Any, kept: int) -> tuple[Tensor, Tensor | None]:
-        """`kept` tokens and their sizes, of `tokens` (an int or (1,)) after stages with `counts` (ints or (1, stages))."""
+        """`kept` tokens and their sizes, of `tokens`, int or (1,), after stages with `counts`, ints or (1, stages)."""
         mode, prefix = self.mode, int(self.class_token) + self.reg_tokens
         x, size, scores, metric = attended
         if size is None:
