@@ -132,8 +132,9 @@ class StaticBlock(nn.Module):
         if fixed and self.reduce is None:
             into, weight = _places(scores, metric, size, self.mode_name, self.authors, tokens, tuple(counts), prefix)
         else:
-            asked = (np.array([tokens]), np.array([counts])) if fixed else (tokens, counts)
-            into, weight, _ = mode.assignment(self.reduce, scores, metric, size, *asked, prefix)
+            if fixed:
+                tokens, counts = np.array([tokens]), np.array([counts])
+            into, weight, _ = mode.assignment(self.reduce, scores, metric, size, tokens, counts, prefix)
         x = combine(x, into, kept, weight, mode.normalise, prefix)
         return x, total_size(size, into, kept) if mode.sized else None
 
