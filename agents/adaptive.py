@@ -34,7 +34,7 @@ from .fitting import Interface, fitted
 from .protocol import Agent, ask
 
 Budgets = Budget | Sequence[Budget | None] | None
-CALIBRATION_IMAGES = 1024
+CALIBRATION_IMAGES, MENU_CALIBRATION_IMAGES = 1024, 256
 
 
 class AdaptiveViT(
@@ -282,7 +282,8 @@ class AdaptiveViT(
         chosen = joined(parts).subnet.to_actions(self.net.space).numpy()
         self._menu_plan = MenuPlan(entries_of(chosen, self.net.space, entries))
         if conditioning is not None:
-            spent = calibration_of(self, images, None, from_menu=True)
+            some = images[:: max(len(images) // MENU_CALIBRATION_IMAGES, 1)]
+            spent = calibration_of(self, some, None, from_menu=True)
             self._menu_plan = MenuPlan(self._menu_plan.entries, spent)
         menu = self.menu
         assert menu is not None

@@ -237,3 +237,47 @@ def test_many_clients_are_answered_and_sigterm_drains(model: str) -> None:
     assert status in (0, 128 + signal.SIGTERM)
     assert service.process.stderr is not None
     assert "Traceback" not in service.process.stderr.read()
+
+
+def test_the_page_is_made_once_when_it_is_asked_for(digits_net: Supernet) -> None:
+    from train.deploy.service import ServiceSettings, make_service
+
+    made: list[str] = []
+
+    def page() -> str:
+        made.append("<h1>scenes</h1>")
+        return made[-1]
+
+    app = make_service(price_minded(digits_net), ServiceSettings(budget=0.1), page)
+
+    async def get(path: str) -> tuple[int, bytes]:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "headers": [],
+            "query_string": b"",
+            "http_version": "1.1",
+        }
+        await app(
+            {**scope, "raw_path": path.encode(), "scheme": "http", "server": ("a", 1), "root_path": ""}, receive, send
+        )
+        return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
+
+    async def several() -> list[tuple[int, bytes]]:
+        return await asyncio.gather(*(get("/") for _ in range(3)), get("/nowhere"))
+
+    *pages, nowhere = asyncio.run(several())
+    assert pages == [(200, b"<h1>scenes</h1>")] * 3
+    assert len(made) == 1
+    assert nowhere[0] == 404
+    with pytest.raises(ValueError, match="needs a calibration"):
+        make_service(price_minded(digits_net), ServiceSettings(budget="1%"))

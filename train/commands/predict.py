@@ -57,7 +57,7 @@ class Predict:
         torch.set_num_threads(self.threads)
         paths = picture_paths(self.images, sys.stdin)
         needs_shares = self.budget is not None and not self.budget.replace(".", "").isdigit()
-        opened = open_adaptive(self.model, images=1024 if needs_shares else 0, entries=16 if self.menu else None)
+        opened = open_adaptive(self.model, images=256 if needs_shares else 0, entries=16 if self.menu else None)
         model = opened.model.to(self.device)
         rows = predicted(model, paths, self.budget, self.top, self.batch_size, self.menu)
         if self.out is None:

@@ -46,6 +46,9 @@ class Serve:
     """Size of a body, at most."""
     max_megapixels: float = 50
     """Size of a picture before it is brought to size, at most."""
+    calibration_images: int = 256
+    """Of a run: validation images on which it is measured first what the model spends at which price, so that budgets
+    can be shares of the MACs; 0: prices only."""
     threads: int = 1
     """CPU threads of the network."""
     device: str = "cpu"
@@ -64,7 +67,7 @@ class Serve:
         from ..deploy.service import ServiceSettings, make_service
 
         torch.set_num_threads(self.threads)
-        opened = open_adaptive(self.model, entries=16 if self.menu else None)
+        opened = open_adaptive(self.model, images=self.calibration_images, entries=16 if self.menu else None)
         model = opened.model.to(self.device)
         limits = Limits(self.latency_ms / 1e3, self.batch_size, self.waiting)
         settings = ServiceSettings(

@@ -29,7 +29,7 @@ def export_model(name: str, out: Path, entries: int, uint8: bool, seed: int, con
         FileNotFoundError: If there is no such model.
         ValueError: If it has no such graph, or the file answers differently.
     """
-    opened = open_adaptive(name, entries=entries)
+    opened = open_adaptive(name, images=0, entries=entries)
     model, c = opened.model, opened.model.net.config
     if opened.settings is None:
         shape = (CHECKED, c.in_chans, c.img_size, c.img_size)
