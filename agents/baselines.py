@@ -10,12 +10,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from prance_env.spaces import action_space, encode_actions, observation_layout
 from supernet import SubnetConfig, SupernetConfig
 from supernet.files import write_text
+from supernet.reading import OPEN, checked, read_json
 
 from .protocol import BatchAgent
+
+
+class Saved(TypedDict):
+    """What every baseline's file holds."""
+
+    agent: str
+    supernet: SupernetConfig
+    observation: str
+    normalize_actions: bool
+
+
+Saved.__pydantic_config__ = OPEN  # type: ignore[attr-defined]
 
 
 class BaselineAgent(BatchAgent):
@@ -113,11 +127,26 @@ class BaselineAgent(BatchAgent):
         return cls(config, observation, normalized)
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> BaselineAgent:
-        """Inverse of `to_dict`, for any baseline; what is something else raises KeyError, TypeError or ValueError."""
-        config = SupernetConfig.from_dict(data["supernet"])
-        kind = BaselineAgent._kinds[data["agent"]]
-        return kind._restore(data, config, data["observation"], data["normalize_actions"])
+    def from_dict(data: dict[str, Any], source: str = "The baseline") -> BaselineAgent:
+        """Inverse of `to_dict`, for any baseline.
+
+        Args:
+            data: What the file holds.
+            source: Where it comes from, for messages.
+
+        Raises:
+            ValueError: If it is something else; the message says in which field.
+        """
+        remedy = "save the agent again"
+        saved: Any = checked(data, Saved, source, remedy)
+        if saved["agent"] not in BaselineAgent._kinds:
+            kinds = sorted(BaselineAgent._kinds)
+            raise ValueError(f"{source}: agent={saved['agent']!r} must be one of {kinds}; {remedy}.")
+        try:
+            kind = BaselineAgent._kinds[saved["agent"]]
+            return kind._restore(saved, saved["supernet"], saved["observation"], saved["normalize_actions"])
+        except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as e:
+            raise ValueError(f"{source} is not a {saved['agent']}'s file ({e!r}); {remedy}.") from e
 
     @staticmethod
     def load(path: str | Path) -> BaselineAgent:
@@ -127,10 +156,8 @@ class BaselineAgent(BatchAgent):
             FileNotFoundError: If there is no such file.
             ValueError: If it is not an agent's file.
         """
-        try:
-            return BaselineAgent.from_dict(json.loads(Path(path).read_text()))
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"{path} is not a baseline agent's file ({e!r}); save the agent again.") from e
+        data = read_json(Path(path), dict[str, Any], "save the agent again")
+        return BaselineAgent.from_dict(data, str(path))
 
 
 def _differences(own: SupernetConfig, other: SupernetConfig) -> str:

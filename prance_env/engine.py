@@ -226,6 +226,7 @@ class InferenceEngine:
         if reward.function is not None:
             value = call_reward_function(reward.function, self._outcome(episodes, reward, accuracy, full_latency_ms))
         gained = value - episodes.value if reward.mode == "potential" else value
+        _check_finite("reward", gained, episodes)
         return dict(zip(REWARDED, (gained, *parts, value), strict=True))
 
     def _outcome(
@@ -266,7 +267,8 @@ class InferenceEngine:
             cost_conditioning: Range of the price that is observed; the episodes must have their `macs_weight`.
 
         Raises:
-            ValueError: If "key_mean" is asked for, but the engine was not made for it.
+            ValueError: If "key_mean" is asked for, but the engine was not made for it; on a CPU, if a number is not
+                finite.
         """
         if not self.key_mean and "key_mean" in (part.name for part in OBSERVATIONS[observation]):
             raise ValueError(
@@ -277,7 +279,10 @@ class InferenceEngine:
             assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
             price = cost_conditioning.observe(episodes.macs_weight)
         with torch.inference_mode(), self._own_precision():
-            return observe(self.net, episodes.state, observation, self.full_macs, price)
+            seen = observe(self.net, episodes.state, observation, self.full_macs, price)
+            if seen.device.type == "cpu":  # a GPU would have to be waited for
+                _check_finite("observation", seen.sum(1).numpy(), episodes)
+            return seen
 
     def _latency(
         self, episodes: Episodes, choice: GroupChoice, state: InferenceState, reward: RewardConfig
@@ -355,6 +360,15 @@ class InferenceEngine:
             prediction, prob = np.where(known, prediction, fresh[0]), np.where(known, prob, fresh[1])
         self.cache.write(shown, rows, prediction, prob)
         return shown, rows
+
+
+def _check_finite(what: str, values: Floats, episodes: Episodes) -> None:
+    if not np.isfinite(values).all():
+        lane = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(
+            f"The {what} of image {episodes.index[lane]} after {episodes.decision} decisions is not finite: numbers of "
+            "the supernet overflow. Pass dtype='float32', and look at its weights and at the image."
+        )
 
 
 def _verdict(logits: Tensor, label: Ints) -> tuple[Ints, Floats]:

@@ -99,7 +99,7 @@ class Lanes:
                 if conditioning is not None and macs_weight is None:
                     prices[row] = conditioning.draw(self._generator(lane))
             coming = partial(self._coming, lanes) if index is None else None
-            fresh = self._dressed(self.engine.start(images, coming), None if conditioning is None else prices)
+            fresh = self.dressed(self.engine.start(images, coming), None if conditioning is None else prices)
             parts: list[tuple[Ints, Episodes]] = []
             for members, episodes in self.parts if len(lanes) < self.num_lanes else ():
                 stay = np.flatnonzero(~np.isin(members, lanes))
@@ -128,7 +128,7 @@ class Lanes:
             generator = self.generators[lane] = seeding.np_random()[0]
         return generator
 
-    def _dressed(self, episodes: Episodes, macs_weight: Floats | None) -> Episodes:
+    def dressed(self, episodes: Episodes, macs_weight: Floats | None) -> Episodes:
         """New episodes with their prices and, if there is a latency table, their times."""
         episodes = replace(episodes, macs_weight=macs_weight)
         if self._latency is None:

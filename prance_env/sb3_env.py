@@ -63,7 +63,13 @@ class PranceVecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Keeps the actions for `step_wait`."""
+        """Keeps the actions for `step_wait`.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if actions is None:
+            raise ValueError(f"The actions are None; expected numbers of shape {self.envs.action_space.shape}.")
         self._pending_actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:

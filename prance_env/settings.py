@@ -12,14 +12,15 @@ import difflib
 import inspect
 import os
 import textwrap
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import torch
-from typing_extensions import Unpack
+from typing_extensions import TypedDict, Unpack
 
 from supernet import Supernet, SupernetConfig, freeze, from_pretrained
 from supernet.checkpoint import CONFIG
@@ -46,6 +47,17 @@ RENDER_MODES = ["rgb_array", "ansi"]
 # What no engine depends on: environments that differ in nothing else share one.
 _OF_THE_FACE: dict[str, Any] = {"engine": False}
 C = TypeVar("C", bound="type[Any]")
+# Threads that want the same engine wait for the first of them; a forked child must not wait for a thread of its parent.
+_opening = threading.RLock()
+
+
+def _free_lock() -> None:
+    global _opening
+    _opening = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_lock)
 
 
 class EnvArguments(TypedDict, total=False):
@@ -300,6 +312,10 @@ class SharedEngine:
             ModuleNotFoundError: If a package that the data set needs is missing.
             OSError: If the checkpoint is missing, or a folder cannot be read or written.
         """
+        with _opening:
+            return self._current()
+
+    def _current(self) -> InferenceEngine:
         state = self._state()
         if self._opened is None or self._opened[0] != state:
             self._opened = None  # before another one needs the memory
@@ -319,9 +335,14 @@ class SharedEngine:
         return InferenceEngine(net, source, s.cache_mb, s.cache_dir, key_mean=s.observation == "key_mean")
 
 
-@lru_cache(maxsize=8)
 def shared_engine(settings: EnvSettings) -> SharedEngine:
-    """The engine for what `EnvSettings.engine_settings` gave."""
+    """The engine for what `EnvSettings.engine_settings` gave; several threads that ask at once get the same."""
+    with _opening:
+        return _shared_engine(settings)
+
+
+@lru_cache(maxsize=8)
+def _shared_engine(settings: EnvSettings) -> SharedEngine:
     return SharedEngine(settings)
 
 

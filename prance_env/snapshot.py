@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from supernet import InferenceState
+from supernet.arrays import Ints
 
 from .episodes import Episodes
 from .lanes import Lanes
@@ -50,22 +51,32 @@ def restore_snapshot(lanes: Lanes, autoreset_mode: str | None, snapshot: dict[st
     Raises:
         ValueError: If it is no snapshot or one of another environment; the lanes are then as before.
     """
-    if not isinstance(snapshot, dict) or snapshot.get("format") != FORMAT:
+    if not isinstance(snapshot, dict) or not _same(snapshot.get("format"), FORMAT):
         raise ValueError(f"This is not a state of format {FORMAT}; pass what state_dict() returned.")
     expected, found = _description(lanes, autoreset_mode), snapshot.get("environment")
     found = found if isinstance(found, dict) else {}
-    differing = [f"{k}={found.get(k)!r} instead of {v!r}" for k, v in expected.items() if found.get(k) != v]
+    differing = [f"{k}={found.get(k)!r} instead of {v!r}" for k, v in expected.items() if not _same(found.get(k), v)]
     if differing:
         raise ValueError(f"The state belongs to another environment: {'; '.join(differing)}.")
     try:
         generators = [_generator(state) for state in snapshot["generators"]]
         parts = [(part["lanes"].numpy().copy(), _episodes(lanes, part)) for part in snapshot["parts"]]
         members = np.sort(np.concatenate([m for m, _ in parts]))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as e:
+        for lanes_of_part, episodes in parts:
+            _check_episodes(lanes, lanes_of_part, episodes)
+    except Exception as e:  # whatever nonsense makes the engine stumble over
         raise ValueError(f"The state is damaged ({type(e).__name__}: {e}); pass what state_dict() returned.") from e
     if len(generators) != lanes.num_lanes or not np.array_equal(members, np.arange(lanes.num_lanes)):
         raise ValueError(f"The state is damaged: it does not hold each of the {lanes.num_lanes} environments once.")
     lanes.generators, lanes.parts = generators, parts
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Equality; what compares by element, as tensors do, is not the same as anything."""
+    try:
+        return bool(found == expected)
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 def _episodes(lanes: Lanes, part: dict[str, Any]) -> Episodes:
@@ -76,6 +87,42 @@ def _episodes(lanes: Lanes, part: dict[str, Any]) -> Episodes:
     if part["state"] is not None:
         state = InferenceState(**_unpacked(part["state"], device))
     return Episodes(**fields, state=state)
+
+
+def _check_episodes(lanes: Lanes, members: Ints, episodes: Episodes) -> None:
+    """Compares episodes with fresh ones of the same images, and plays on from them, for nothing.
+
+    Raises:
+        ValueError: If they have other fields, shapes, types or labels, or hold numbers that there cannot be.
+        Exception: Anything, if the engine cannot go on from them.
+    """
+    engine, decisions = lanes.engine, lanes.engine.config.space.num_decisions
+    fresh = lanes.dressed(engine.start(episodes.index), episodes.macs_weight)
+    if not isinstance(episodes.decision, int) or not 0 <= episodes.decision <= decisions or members.ndim != 1:
+        raise ValueError(f"decision={episodes.decision!r} must be one of 0..{decisions}")
+    if (lanes.settings.conditioning is None) != (episodes.macs_weight is None):
+        raise ValueError("there are prices, or none, where the environment is otherwise")
+    for name, expected in vars(fresh).items():
+        found = getattr(episodes, name)
+        if isinstance(expected, np.ndarray):
+            shape, dtype = (len(members), *expected.shape[1:]), expected.dtype
+            if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != (shape, dtype):
+                raise ValueError(f"{name} must be {dtype} of the shape {shape}")
+            if not np.isfinite(found).all():
+                raise ValueError(f"{name} is not finite")
+        elif expected is None and found is not None:
+            raise ValueError(f"{name} must be None")
+    if not np.array_equal(episodes.label, fresh.label):
+        raise ValueError("the labels are those of other images")
+    state = episodes.state
+    if episodes.decision and state.group != engine.config.space.first_decided + episodes.decision:
+        raise ValueError(f"group={state.group!r} does not follow decision {episodes.decision}")
+    if not state.tokens.isfinite().all() or int(state.num_tokens.sum()) != len(state.tokens):
+        raise ValueError("the tokens are not finite, or not as many as there should be")
+    engine.observe(episodes, lanes.settings.observation, lanes.settings.conditioning)
+    if episodes.decision < decisions:
+        middle = np.full((len(episodes), engine.config.space.action_size), 0.5)
+        engine.step(episodes, middle, lanes.reward)
 
 
 def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:

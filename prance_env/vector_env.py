@@ -149,8 +149,9 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
                 infos = _final(lanes, terminated)
                 lanes.start(np.flatnonzero(terminated))
+            observations = lanes.observations()
         infos |= _with_masks(lanes.infos(), np.ones(self.num_envs, dtype=bool))
-        return self._out((lanes.observations(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos))
+        return self._out((observations, rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that coming results depend on: generators, images, prices, and how far each inference is.

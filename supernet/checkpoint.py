@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from .config import SupernetConfig
-from .files import WEIGHTS, check_tensors, read_safetensors
+from .files import (
+    WEIGHTS,
+    check_kinds,
+    check_shapes,
+    check_tensors,
+    read_safetensors,
+    shapes_in,
+    state_of,
+    write_tensors,
+)
 from .plain import check_names
+from .reading import read_json
 from .registry import supernet_config
 from .staging import finish_commit, staged
 from .vit import Supernet
@@ -40,7 +50,7 @@ def save_pretrained(net: Supernet, folder: str | Path, dtype: torch.dtype = torc
         for k, v in net.state_dict().items()
     }
     with staged(Path(folder)) as stage:
-        save_file(tensors, stage / WEIGHTS)
+        write_tensors(tensors, stage / WEIGHTS)
         (stage / CONFIG).write_text(json.dumps(net.config.to_dict(), indent=2) + "\n")
 
 
@@ -49,15 +59,41 @@ def load_config(folder: Path) -> SupernetConfig:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is damaged.
+        ValueError: If it is damaged, or the weights beside it are of other sizes.
     """
     finish_commit(folder)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG}; pass a folder written by save_pretrained.")
+    config = read_json(folder / CONFIG, SupernetConfig, "save the supernet again")
+    if (folder / WEIGHTS).is_file():
+        _check_sizes(config, folder / WEIGHTS, state_of(folder / WEIGHTS))
+    return config
+
+
+@lru_cache(maxsize=64)
+def _check_sizes(config: SupernetConfig, weights: Path, state: Any) -> None:
+    """Compares a configuration with the header of a file, before memory is taken for what it says.
+
+    Raises:
+        ValueError: If names or shapes differ, with the differences.
+    """
+    del state  # a file that is written again is looked at again
+    check_shapes(shapes_in(weights), _shapes(config), str(weights))
+
+
+@lru_cache(maxsize=64)
+def _shapes(config: SupernetConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of a supernet, none of which is made.
+
+    Raises:
+        ValueError: If they are too large for numbers.
+    """
     try:
-        return SupernetConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    except (json.JSONDecodeError, TypeError) as e:
-        raise ValueError(f"{folder / CONFIG} is not a supernet configuration ({e}); save the supernet again.") from e
+        with torch.device("meta"):
+            net = Supernet(config)
+    except RuntimeError as e:
+        raise ValueError(f"There can be no supernet of {config}: {str(e).splitlines()[0]}.") from e
+    return {k: tuple(v.shape) for k, v in net.state_dict().items()}
 
 
 def from_pretrained(folder: str | Path) -> Supernet:
@@ -80,10 +116,13 @@ def load_weights(net: Supernet, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, holds NaN, or its keys or shapes differ; the differences are listed.
+        ValueError: If the file is damaged, holds NaN, or its keys, shapes or kinds of numbers differ; the differences
+            are listed.
     """
     state, _ = read_safetensors(Path(path))
-    check_tensors(state, {k: tuple(v.shape) for k, v in net.state_dict().items()}, str(path))
+    own = net.state_dict()
+    check_tensors(state, {k: tuple(v.shape) for k, v in own.items()}, str(path))
+    check_kinds(state, own, str(path))
     net.load_state_dict(state)
 
 

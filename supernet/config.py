@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
 
 from .layers import ACTIVATIONS, NORMS
+from .reading import STRICT, check_fields
 from .stems import check_stem
 from .tokens.modes import TokenMode, token_mode
 
+DEEPEST, LARGEST = 1000, 2**20
+"""Blocks, and any other size, beyond which a configuration is damaged rather than meant."""
 HIDDEN_SLACK = 1e-6
 """What the product of a width and a ratio may lack to the next whole number of hidden units: float noise."""
+Size = Annotated[int, Ge(1), Le(LARGEST)]
+OfImages = Annotated[float, Ge(0), Le(1)]
 
 
-def _ascending(name: str, values: tuple[Any, ...], minimum: float) -> None:
-    if not values or any(not math.isfinite(v) or v < minimum for v in values):
-        raise ValueError(f"{name}={values!r} must be a non-empty tuple of numbers >= {minimum}.")
-    if any(a >= b for a, b in pairwise(values)):
-        raise ValueError(f"{name}={values!r} must be strictly ascending; the last entry is the full size.")
+def _plain(values: Any) -> Any:
+    """A tuple of Python's own numbers, where a list or an array was given."""
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        return values
+    return tuple(v.item() if isinstance(v, np.generic) else v for v in values)
+
+
+def _ascending(name: str, values: tuple[Any, ...]) -> None:
+    if not values or any(a >= b for a, b in pairwise(values)):
+        raise ValueError(
+            f"{name}={values!r} must be a non-empty tuple, strictly ascending; the last entry is the full size."
+        )
 
 
 @dataclass(frozen=True)
@@ -37,39 +53,42 @@ class SearchSpace:
         decide_first_group: Whether a decision precedes the first group, too.
     """
 
-    groups: tuple[int, ...] = (3, 3, 3, 3)
-    embed_dims: tuple[int, ...] = (176, 192, 216, 240)
-    mlp_ratios: tuple[float, ...] = (2.0, 4.0, 6.0)
-    num_heads: tuple[int, ...] = (3,)
-    min_keep_rate: float = 0.1
+    __pydantic_config__ = STRICT
+
+    groups: tuple[Size, ...] = (3, 3, 3, 3)
+    embed_dims: tuple[Size, ...] = (176, 192, 216, 240)
+    mlp_ratios: tuple[Annotated[float, Gt(0), Le(LARGEST)], ...] = (2.0, 4.0, 6.0)
+    num_heads: tuple[Size, ...] = (3,)
+    min_keep_rate: Annotated[float, Ge(0), Le(1)] = 0.1
     token_mode: str = "prune"
     decide_first_group: bool = False
 
     def __post_init__(self) -> None:
-        for f in ("groups", "embed_dims", "num_heads"):
-            object.__setattr__(self, f, tuple(int(v) for v in getattr(self, f)))
-        object.__setattr__(self, "mlp_ratios", tuple(float(v) for v in self.mlp_ratios))
-        _ascending("embed_dims", self.embed_dims, 1)
-        _ascending("mlp_ratios", self.mlp_ratios, 1e-6)
+        for f in ("groups", "embed_dims", "num_heads", "mlp_ratios"):
+            object.__setattr__(self, f, _plain(getattr(self, f)))
+        check_fields(self)
+        object.__setattr__(self, "mlp_ratios", tuple(map(float, self.mlp_ratios)))
+        _ascending("embed_dims", self.embed_dims)
+        _ascending("mlp_ratios", self.mlp_ratios)
         if self.embed_dims[0] * self.mlp_ratios[0] < 1 - HIDDEN_SLACK:
             raise ValueError(
                 f"embed_dims={self.embed_dims!r} with mlp_ratios={self.mlp_ratios!r}: an MLP of ratio "
                 f"{self.mlp_ratios[0]} at width {self.embed_dims[0]} would have no hidden unit; raise one of the two."
             )
+        if self.depth > DEEPEST:
+            raise ValueError(f"groups={self.groups!r} have {self.depth} blocks; allowed are {DEEPEST}.")
         decided = self.groups[self.first_decided :]
-        if not decided or min(self.groups) < 1 or len(set(decided)) != 1:
+        if not decided or len(set(decided)) != 1:
             raise ValueError(
                 f"groups={self.groups!r} must hold at least {1 + self.first_decided} groups of at least one block, and "
                 "all decided groups must have the same number of blocks (one action shape serves every decision)."
             )
-        if len(self.num_heads) not in (1, len(self.embed_dims)) or min(self.num_heads) < 1:
+        if len(self.num_heads) not in (1, len(self.embed_dims)):
             raise ValueError(
                 f"num_heads={self.num_heads!r} must have one entry, or one per embed_dims={self.embed_dims!r}."
             )
         if list(self.num_heads) != sorted(self.num_heads):
             raise ValueError(f"num_heads={self.num_heads!r} must not decrease with the width.")
-        if not 0 <= self.min_keep_rate <= 1:
-            raise ValueError(f"min_keep_rate={self.min_keep_rate!r} must lie in [0, 1].")
         token_mode(self.token_mode)
 
     @property
@@ -182,50 +201,49 @@ class SupernetConfig:
             attention at every decision. None for ours.
     """
 
+    __pydantic_config__ = STRICT
+
     space: SearchSpace = field(default_factory=SearchSpace)
-    img_size: int = 224
-    patch_size: int = 16
-    in_chans: int = 3
-    num_classes: int = 1000
-    head_dim: int = 64
+    img_size: Size = 224
+    patch_size: Size = 16
+    in_chans: Size = 3
+    num_classes: Annotated[int, Ge(0), Le(LARGEST)] = 1000
+    head_dim: Size = 64
     stem: str = "patch"
     patch_norm: bool = False
     norm: str = "layer"
-    norm_eps: float = 1e-6
+    norm_eps: Annotated[float, Gt(0), Le(1)] = 1e-6
     act: str = "gelu"
     glu: bool = False
     qk_norm: bool = False
     scale_norm: bool = False
     pre_norm: bool = False
     class_token: bool = True
-    reg_tokens: int = 0
+    reg_tokens: Annotated[int, Ge(0), Le(LARGEST)] = 0
     distilled: bool = False
     global_pool: str = "token"
     final_norm: bool = True
     fc_norm: bool = False
-    text_dim: int | None = None
+    text_dim: Size | None = None
     text_fitted: bool = False
     lln: bool = True
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    crop_pct: float = 0.875
+    mean: tuple[OfImages, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Annotated[float, Gt(0), Le(1)], ...] = (0.229, 0.224, 0.225)
+    crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
     crop_mode: str = "center"
     interpolation: str = "bicubic"
-    prance_embed_dim: int | None = None
+    prance_embed_dim: Size | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.space, dict):
             object.__setattr__(self, "space", SearchSpace(**self.space))
         for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        check_fields(self)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
             if len(getattr(self, name)) != self.in_chans:
                 raise ValueError(f"{name}={getattr(self, name)!r} must have one entry for each of {self.in_chans=}.")
-        may_be_zero = ("num_classes", "reg_tokens")
-        for name in ("img_size", "patch_size", "in_chans", "head_dim", *may_be_zero):
-            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < (name not in may_be_zero):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a positive integer.")
-        if self.text_dim is not None and (int(self.text_dim) != self.text_dim or self.text_dim < 1):
-            raise ValueError(f"text_dim={self.text_dim!r} must be a positive integer, or None for a linear classifier.")
         if self.text_dim is None and self.text_fitted:
             raise ValueError("text_fitted=True needs text_dim=, the dimension of the text embeddings.")
         if self.text_dim is not None and (self.distilled or (self.text_fitted and self.global_pool == "map")):
@@ -236,11 +254,11 @@ class SupernetConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct={self.crop_pct!r} must lie in (0, 1]; 1 crops nothing.")
         self._check_tokens()
         if self.img_size % self.patch_size:
             raise ValueError(f"img_size={self.img_size} must be a multiple of patch_size={self.patch_size}.")
+        if self.num_patches > LARGEST:
+            raise ValueError(f"img_size={self.img_size} has {self.num_patches} patches; allowed are {LARGEST}.")
         check_stem(self.stem, self.patch_size, self.embed_dim)
         if self.patch_norm and self.stem != "patch":
             raise ValueError(

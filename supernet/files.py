@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 WEIGHTS = "model.safetensors"
@@ -25,6 +27,9 @@ TEMPORARY = ".tmp"
 
 WRAPPER = re.compile(r"^(module\.|_orig_mod\.)+")
 """What DataParallel and torch.compile put before the names of weights."""
+
+OURS, CHECKSUM = "prance", "sha256"
+"""Under these names the header of a file of weights says what they are, so that one flipped bit is noticed."""
 
 LISTED = 8
 """So many problems are listed in an error, the others counted."""
@@ -114,12 +119,29 @@ def state_of(path: str | Path) -> Any:
         OSError: If a folder cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        with os.scandir(path) as entries:
-            return tuple(
-                (e.name, state_of(e.path) if e.is_dir() else _stat(e)) for e in sorted(entries, key=lambda e: e.name)
-            )
-    return _stat(path)
+    return _state_of_folder(str(path), parents_of(path)) if path.is_dir() else _stat(path)
+
+
+def _state_of_folder(folder: str, above: frozenset[tuple[int, int]]) -> tuple[Any, ...]:
+    inside = above | {folder_id(folder)}
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda e: e.name)
+    entered = [e.is_dir() and folder_id(e.path) not in inside for e in found]
+    return tuple(
+        (e.name, _state_of_folder(e.path, inside) if deeper else _stat(e))
+        for e, deeper in zip(found, entered, strict=True)
+    )
+
+
+def folder_id(folder: str | Path) -> tuple[int, int]:
+    """What tells a folder from others, whatever links lead to it."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
+def parents_of(folder: str | Path) -> frozenset[tuple[int, int]]:
+    """`folder_id` of all folders that a folder is in; a link back to one of them would be followed for ever."""
+    return frozenset(map(folder_id, Path(folder).resolve().parents))
 
 
 def digest_of(paths: Iterable[str], folder: str = "") -> str:
@@ -139,7 +161,7 @@ def digest_of(paths: Iterable[str], folder: str = "") -> str:
         inside = sorted(str(p) for p in Path(path).rglob("*") if p.is_file()) if os.path.isdir(path) else [path]
         for file in inside:
             stat = os.stat(file)
-            digest.update(f"{file.removeprefix(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{file.removeprefix(folder)} {stat.st_size} {stat.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
@@ -172,9 +194,51 @@ def read_safetensors(
         raise FileNotFoundError(f"No {what} at {path}.")
     try:
         with safe_open(path, framework="pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as e:
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            texts = f.metadata() or {}
+        if OURS in texts:
+            texts |= json.loads(texts.pop(OURS))
+        if CHECKSUM in texts and texts[CHECKSUM] != checksum_of(tensors):
+            raise ValueError("its checksum is that of other weights")
+        return tensors, texts
+    except (SafetensorError, OSError, TypeError, ValueError) as e:
         raise ValueError(f"{path} is damaged or not {kind} ({e}); download or save it again.") from e
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file with a checksum in its header, which `read_safetensors` compares.
+
+    Args:
+        tensors: By name, contiguous, on the CPU.
+        path: The file.
+        texts: More for the header.
+    """
+    header = {**(texts or {}), CHECKSUM: checksum_of(tensors)}
+    # One text only: safetensors writes several in any order, and equal weights are to be equal files.
+    save_file(dict(tensors), path, {OURS: json.dumps(header)})
+
+
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in a safetensors file, by its header alone.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as e:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({e}); download or save it again.") from e
 
 
 def read_weights(path: Path, what: str = "weights") -> Any:
@@ -260,6 +324,26 @@ def check_tensors(
         raise ValueError(f"{source} does not fit this {owner}: {'; '.join(problems[:LISTED])}{more}.")
 
 
+def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """As `check_tensors`, of shapes alone.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    check_tensors({k: torch.empty(shape, device="meta") for k, shape in found.items()}, expected, source)
+
+
+def check_kinds(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Refuses whole or complex numbers where weights are real, and the reverse.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    kinds = {k: (found[k].dtype, v.is_floating_point()) for k, v in expected.items()}
+    if wrong := [f"{k} is {dtype}" for k, (dtype, real) in kinds.items() if dtype.is_floating_point != real]:
+        raise ValueError(f"{source} holds other kinds of numbers than weights are: {'; '.join(wrong[:LISTED])}.")
+
+
 def problems_of(
     found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype] | None = None
 ) -> list[str]:
@@ -283,5 +367,7 @@ def problems_of(
         elif tuple(own.shape) != shape:
             problems.append(f"{k} has the shape {tuple(own.shape)} instead of {shape}")
     return problems + [
-        f"{k} holds NaN or inf" for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()
+        f"{k} holds NaN or inf"
+        for k, v in tensors.items()
+        if v.is_floating_point() and not v.is_meta and not v.isfinite().all()
     ]

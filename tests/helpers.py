@@ -129,8 +129,9 @@ def transcript(env: gym.Env[Any, Any], seed: int | None, steps: int = 7) -> list
 
 
 def assert_equal_policies(a: Any, b: Any) -> None:
-    """Two trained agents have the same weights, bit for bit."""
-    for (name, x), y in zip(a.policy.state_dict().items(), b.policy.state_dict().values(), strict=True):
+    """Two trained agents, or their policies alone, have the same weights, bit for bit."""
+    states = [getattr(agent, "policy", agent).state_dict() for agent in (a, b)]
+    for (name, x), y in zip(states[0].items(), states[1].values(), strict=True):
         assert torch.equal(x, y), name
 
 

@@ -61,6 +61,9 @@ DType = Annotated[str, choice(lambda: DTYPES)]
 SupernetName = Annotated[str, choice(list_supernets)]
 Device = Annotated[str, arg(help="Torch device: cpu, cuda, cuda:1, ...")]
 SaveFreq = Annotated[float, arg(help="Seconds between two checkpoints.")]
+Trust = Annotated[
+    bool, arg(help="Read files that can run code, as SB3's zip files can, though this user has not written them here.")
+]
 Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
 
 

@@ -25,7 +25,7 @@ from .evaluate.intervals import RESAMPLES, describe
 from .evaluate.pairs import compare
 from .evaluate.replay import SETTINGS
 from .evaluate.rows import check_format, rows_of, write_rows
-from .options import EnvironmentOptions, Observation, Split
+from .options import EnvironmentOptions, Observation, Split, Trust
 from .policies.load_agent import load_agent
 from .report.plots import plot_choices, plot_fronts, plot_learning_curves
 from .report.tables import results_table, write_json
@@ -72,6 +72,7 @@ class EvalSettings:
     """Resamples of the bootstrap that gives the intervals."""
     seed: int = 0
     """Fixes the random agent, the intervals and the shuffling."""
+    trust: Trust = False
     environment: EnvironmentOptions = field(default_factory=EnvArguments)
     """What else the environment takes; as in the training of the agents, or as its id says, if not given."""
 
@@ -174,7 +175,7 @@ def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, c
             seen = settings.observation or env.observation
             env = replace(env, observation=seen, normalize_actions=settings.normalize_actions)
         with console.status(f"{name} on {settings.split} ..."):
-            agent = load_agent(name, env, settings.seed)
+            agent = load_agent(name, env, settings.seed, settings.trust)
             chosen = {name: env}
             if ranges[name] is not None:
                 prices = _prices(agent, env, settings)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from supernet import SearchSpace, SubnetConfig
+from supernet.config import Size
+from supernet.reading import STRICT, check_fields
 
 from .policy import ACTIVATIONS
 
 STARTS_WITHIN = (0.05, 0.95)
+Fraction = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+Inside = Annotated[float, Gt(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -48,49 +54,36 @@ class PrancePPOConfig:
         ValueError: If a value is out of range.
     """
 
-    n_envs: int = 256
-    n_steps: int = 3
-    n_epochs: int = 10
-    batch_size: int | None = None
-    gamma: float = 0.9
-    gae_lambda: float = 0.9
-    clip_range: float = 0.2
-    ent_coef: float = 0.01
-    actor_lr: float = 1e-4
-    critic_lr: float = 5e-3
-    final_lr: float = 1.0
-    max_grad_norm: float = 0.5
-    hidden: tuple[int, ...] = (256, 256)
+    __pydantic_config__ = STRICT
+
+    n_envs: Size = 256
+    n_steps: Size = 3
+    n_epochs: Size = 10
+    batch_size: Annotated[int, Ge(2)] | None = None
+    gamma: Fraction = 0.9
+    gae_lambda: Fraction = 0.9
+    clip_range: Positive = 0.2
+    ent_coef: Annotated[float, Ge(0), Le(1e9)] = 0.01
+    actor_lr: Positive = 1e-4
+    critic_lr: Positive = 5e-3
+    final_lr: Fraction = 1.0
+    max_grad_norm: Positive = 0.5
+    hidden: Annotated[tuple[Size, ...], Len(0, 100)] = (256, 256)
     activation: str = "relu"
-    initial_std: float = 0.3
-    final_std: float = 0.05
+    initial_std: Positive = 0.3
+    final_std: Positive = 0.05
     learn_std: bool = False
-    initial_action: float | tuple[float, ...] = 0.5
+    initial_action: Inside | Annotated[tuple[Inside, ...], Len(1)] = 0.5
     standardise_observations: bool = False
-    restart_every: int = 10
+    restart_every: Annotated[int, Ge(0)] = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("n_envs", "n_steps", "n_epochs"):
-            _check(name, getattr(self, name), _whole(getattr(self, name), 1), "a whole number of at least 1")
-        _check("restart_every", self.restart_every, _whole(self.restart_every, 0), "a whole number of at least 0")
-        good = self.batch_size is None or _whole(self.batch_size, 2)
-        _check("batch_size", self.batch_size, good, "None or a whole number of at least 2")
-        _check("hidden", self.hidden, all(_whole(h, 1) for h in self.hidden), "whole numbers of at least 1")
-        for name in ("gamma", "gae_lambda", "final_lr"):
-            _check(name, getattr(self, name), _within(getattr(self, name), 0, 1), "a number in [0, 1]")
-        for name in ("clip_range", "actor_lr", "critic_lr", "max_grad_norm", "initial_std", "final_std"):
-            value = getattr(self, name)
-            _check(name, value, _within(value, 0, math.inf) and 0 < value < math.inf, "a positive number")
-        _check("ent_coef", self.ent_coef, _within(self.ent_coef, 0, 1e9), "a number of at least 0")
-        if isinstance(self.initial_action, Iterable):
-            object.__setattr__(self, "initial_action", tuple(self.initial_action))
-        entries = self.initial_action if isinstance(self.initial_action, tuple) else (self.initial_action,)
-        good = bool(entries) and all(_within(entry, 0, 1) and 0 < entry < 1 for entry in entries)
-        _check("initial_action", self.initial_action, good, "a number in (0, 1), or one for each entry of an action")
-        _check("activation", self.activation, self.activation in ACTIVATIONS, f"one of {sorted(ACTIVATIONS)}")
-        for name in ("learn_std", "standardise_observations"):
-            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        for name in ("hidden", "initial_action"):
+            if isinstance(getattr(self, name), Iterable):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r} must be one of {sorted(ACTIVATIONS)}.")
 
     @classmethod
     def paper(cls, **overrides: Any) -> PrancePPOConfig:
@@ -156,16 +149,3 @@ def starting_action(subnet: SubnetConfig, space: SearchSpace) -> tuple[float, ..
         raise ValueError(f"A policy starts at one subnet, not at {len(subnet)}; index the batch first: subnet[0].")
     action = subnet.to_actions(space)[0].mean(dim=0).clamp(*STARTS_WITHIN)
     return tuple(action.tolist())
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _within(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _check(name: str, value: Any, good: bool, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"{name}={value!r} must be {allowed}.")

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from supernet.files import WEIGHTS, check_tensors, read_safetensors
+from supernet.files import WEIGHTS, check_shapes, check_tensors, read_safetensors, shapes_in, write_tensors
+from supernet.reading import STRICT, read_json
 from supernet.staging import finish_commit, staged
 
 from .config import PrancePPOConfig
@@ -41,6 +42,27 @@ class Trained(Protocol):
     n_updates: int
     observation_space: Any
     action_space: Any
+
+
+class Bounds(TypedDict):
+    """A box."""
+
+    low: list[float]
+    high: list[float]
+
+
+class Written(TypedDict):
+    """What `config.json` holds."""
+
+    agent: Literal["PrancePPO"]
+    config: dict[str, Any]
+    seed: int
+    observation_space: Bounds
+    action_space: Bounds
+
+
+Bounds.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+Written.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
 class Saved(NamedTuple):
@@ -73,7 +95,7 @@ def save(agent: Trained, folder: Path) -> None:
     header = json.dumps({"config_sha256": _digest(text), "device": agent.device.type})
     with staged(folder) as stage:
         (stage / CONFIG).write_text(text)
-        save_file(tensors, stage / WEIGHTS, {"PrancePPO": header})
+        write_tensors(tensors, stage / WEIGHTS, {"PrancePPO": header})
 
 
 def read(folder: Path) -> Saved:
@@ -84,18 +106,33 @@ def read(folder: Path) -> Saved:
         ValueError: If the configuration is damaged.
     """
     text = _read_text(folder)
+    data: Any = read_json(folder / CONFIG, Written, "save the agent again")
     try:
-        data = json.loads(text)
-        if data["agent"] != "PrancePPO":
-            raise ValueError(f"agent={data['agent']!r} is not PrancePPO")
-        config, seed = PrancePPOConfig.from_dict(data["config"]), data["seed"]
+        config = PrancePPOConfig.from_dict(data["config"])
         observation, action = (
             gym.spaces.Box(np.float32(data[name]["low"]), np.float32(data[name]["high"]), dtype=np.float32)
             for name in ("observation_space", "action_space")
         )
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AssertionError, AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as e:
         raise damaged(folder, e) from e
-    return Saved(config, seed, (observation, action), _digest(text))
+    _check_sizes(folder, config, observation, action)
+    return Saved(config, data["seed"], (observation, action), _digest(text))
+
+
+def _check_sizes(folder: Path, config: PrancePPOConfig, observation: gym.spaces.Box, action: gym.spaces.Box) -> None:
+    """Compares the networks that a configuration asks for with the header of the weights, before they are made.
+
+    Raises:
+        ValueError: If shapes differ.
+    """
+    try:
+        with torch.device("meta"):
+            policy = GaussianPolicy(int(observation.shape[0]), action, config.hidden)
+    except (IndexError, RuntimeError) as e:
+        raise damaged(folder, e) from e
+    found = {k: shape for k, shape in shapes_in(folder / WEIGHTS).items() if k.startswith("policy.")}
+    expected = {f"policy.{k}": tuple(v.shape) for k, v in policy.state_dict().items()}
+    check_shapes(found, expected, str(folder / WEIGHTS))
 
 
 def damaged(folder: Path, error: Exception) -> ValueError:

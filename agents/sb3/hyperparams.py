@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
+from annotated_types import Ge, Gt, Le, MultipleOf
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
+from typing_extensions import Required, TypedDict
+
+from supernet.reading import OPEN, check_value, checked, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -30,6 +35,40 @@ OF_THE_RUN = ("policy", "n_envs", "n_timesteps", "env_kwargs")
 OF_THE_NOISE = ("noise_type", "noise_std")
 
 
+Positive = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Whole = Annotated[float, Ge(1), MultipleOf(1)]
+Schedule = Annotated[float, Ge(0)] | str
+
+
+class Entry(TypedDict, total=False):
+    """What an entry of a preset file may hold, beside what the algorithm's class takes."""
+
+    n_envs: Required[Whole]
+    n_timesteps: Required[Whole]
+    policy: Literal["MlpPolicy"]
+    env_kwargs: dict[str, Any]
+    learning_rate: Schedule
+    clip_range: Schedule
+    n_steps: Positive
+    n_epochs: Positive
+    batch_size: Positive
+    buffer_size: Positive
+    learning_starts: Annotated[int, Ge(0)]
+    gradient_steps: Annotated[int, Ge(-1)]
+    train_freq: Positive | list[int | str]
+    gamma: Fraction
+    tau: Fraction
+    gae_lambda: Fraction
+    max_grad_norm: Annotated[float, Gt(0)]
+    noise_type: str
+    noise_std: Annotated[float, Ge(0)]
+    policy_kwargs: dict[str, Any] | None
+
+
+Entry.__pydantic_config__ = OPEN  # type: ignore[attr-defined]
+
+
 class Preset(NamedTuple):
     """One entry of a preset file, checked.
 
@@ -37,11 +76,13 @@ class Preset(NamedTuple):
         hyperparams: Arguments of the algorithm's class, as in the file.
         n_envs: Environments that they were chosen for.
         n_timesteps: Decisions that they were chosen for.
+        env_kwargs: Arguments of the environment that they were chosen for.
     """
 
     hyperparams: dict[str, Any]
     n_envs: int
     n_timesteps: int
+    env_kwargs: dict[str, Any] = {}  # noqa: RUF012
 
 
 def algorithm_class(algorithm: str) -> type[BaseAlgorithm]:
@@ -83,26 +124,20 @@ def read_preset(algorithm: str, path: str | Path | None = None, env_id: str = "d
     path = PRESETS / f"{algorithm}.yml" if path is None else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; pass a YAML file of hyper-parameters in rl-zoo's format.")
-    try:
-        entries = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is no YAML file: {' '.join(str(e).split())}") from e
-    entry = None
-    if isinstance(entries, dict):
-        entry = entries.get(env_id.removeprefix("prance_env:"), entries.get("default"))
-    if not isinstance(entry, dict):
+    remedy = "correct it; presets of this package show the format"
+    entries = read_yaml(path, dict[str, Any], remedy)
+    name = next((n for n in (env_id.removeprefix("prance_env:"), "default") if isinstance(entries.get(n), dict)), None)
+    if name is None:
         raise ValueError(f"{path} must hold hyper-parameters under {env_id!r} or 'default'.")
-    hyperparams = {k: v for k, v in entry.items() if k not in OF_THE_RUN}
-    if entry.get("policy", "MlpPolicy") != "MlpPolicy":
-        raise ValueError(f"{path}: policy={entry['policy']!r} must be 'MlpPolicy': observations are vectors.")
-    n_envs, n_timesteps = (entry.get(key) for key in ("n_envs", "n_timesteps"))
-    if not all(isinstance(n, int | float) and n >= 1 and n == int(n) for n in (n_envs, n_timesteps)):
-        raise ValueError(f"{path}: n_envs={n_envs!r} and n_timesteps={n_timesteps!r} must be whole numbers >= 1.")
+    entry = checked(entries[name], Entry, f"{path}: {name}", remedy)
+    hyperparams: dict[str, Any] = {k: v for k, v in entry.items() if k not in OF_THE_RUN}
     try:
         check_hyperparams(cls, hyperparams)
+        check_types(cls, {k: v for k, v in hyperparams.items() if k not in (*SCHEDULES, "train_freq")})
+        check_types(cls.policy_aliases["MlpPolicy"], hyperparams.get("policy_kwargs") or {})
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
-    return Preset(hyperparams, int(n_envs), int(n_timesteps))  # type: ignore[arg-type]
+    return Preset(hyperparams, int(entry["n_envs"]), int(entry["n_timesteps"]), entry.get("env_kwargs", {}))
 
 
 def preset_text(preset: Preset, env_kwargs: dict[str, Any]) -> str:
@@ -135,6 +170,18 @@ def check_hyperparams(cls: type[BaseAlgorithm], hyperparams: dict[str, Any]) -> 
     known = set(_parameters(policy)) - {"observation_space", "action_space", "lr_schedule"}
     if unknown := sorted(set(policy_kwargs) - known):
         raise ValueError(f"{policy.__name__} takes no policy_kwargs {unknown}; it takes {sorted(known)}.")
+
+
+def check_types(cls: type, arguments: Mapping[str, Any]) -> None:
+    """Checks plain data against the annotations of a class's arguments, where these are no names of types.
+
+    Raises:
+        ValueError: If one is of another type; the message says which.
+    """
+    parameters = inspect.signature(cls).parameters
+    for name, value in arguments.items():
+        if name in parameters and not isinstance(kind := parameters[name].annotation, str):
+            check_value(value, kind, f"{cls.__name__}: {name}")
 
 
 def constructor_arguments(hyperparams: dict[str, Any], action_size: int) -> dict[str, Any]:

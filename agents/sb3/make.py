@@ -58,7 +58,7 @@ def make_sb3(
     _check_env(env)
     usable_device(device if device != "auto" else "cpu")
     check_hyperparams(cls, overrides)
-    hyperparams, n_envs, _ = read_preset(algorithm, preset)
+    hyperparams, n_envs = read_preset(algorithm, preset)[:2]
     box = cast(gym.spaces.Box, env.action_space)
     arguments = constructor_arguments(
         {**fitted(hyperparams, env, n_envs / env.num_envs), **overrides}, int(box.shape[0])

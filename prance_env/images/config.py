@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,19 +17,24 @@ NUMERIC = "numeric"
 # Prefix of a timm name: the package it needs, how to get it, and which fields of `DatasetConfig` have a meaning for it.
 _TRANSFORM = ("crop_pct", "crop_mode", "interpolation")
 _READER = (*_TRANSFORM, "root", "input_key", "target_key")
+_HUB = (*_READER, "class_map", "revision")
 TIMM_READERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "torch": ("torchvision", "torchvision", (*_TRANSFORM, "root", "download")),
-    "hfds": ("datasets", "'prance-env[hf]'", (*_READER, "class_map")),
-    "hfids": ("datasets", "'prance-env[hf]'", (*_READER, "class_map", "num_samples", "download")),
+    "hfds": ("datasets", "'prance-env[hf]'", _HUB),
+    "hfids": ("datasets", "'prance-env[hf]'", (*_HUB, "num_samples", "download")),
     "tfds": ("tensorflow_datasets", "tensorflow-datasets tensorflow", (*_READER, "class_map", "download")),
     "wds": ("webdataset", "'prance-env[wds]'", (*_READER, "num_samples")),
 }
 FOLDER_FIELDS = (*_TRANSFORM, "class_map")
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+"""How addresses begin, and commands that WebDataset would run; a single letter is a drive of Windows."""
+ADDRESS = re.compile(r"https?://[^\s\"'`\\\x00-\x1f]+")
+"""What is fetched from the network. Nothing in it ends a quoted word of a shell."""
 
 
 def absolute_path(path: str) -> str:
     """The path from the root of the file system, with "~" written out; addresses of the network as they are."""
-    if "://" in path or path.startswith("pipe:"):
+    if SCHEME.match(path):
         return path
     return os.path.abspath(os.path.expanduser(path))
 
@@ -53,6 +59,7 @@ class DatasetConfig:
         num_samples: Length of a stream that does not know its own, or of shards without `_info.json`; fewer images are
             an error.
         download: Whether timm may download the data set.
+        revision: Commit, tag or branch of a data set on Hugging Face's hub, so that it stays what it is.
     """
 
     name: str
@@ -65,6 +72,7 @@ class DatasetConfig:
     target_key: str | None = None
     num_samples: int | None = None
     download: bool = False
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -121,6 +129,33 @@ class DatasetConfig:
         # What Hugging Face's readers call root is their cache.
         return [self.root if self.prefix == "wds" and self.root is not None else self.name.partition("/")[2]]
 
+    @property
+    def fetches(self) -> bool:
+        """Whether opening it may read from the network: it names an address or a hub, or may be downloaded."""
+        rest = self.name.partition("/")[2]
+        hub = self.prefix in ("hfds", "hfids", "tfds") and not os.path.exists(absolute_path(rest))
+        return self.download or hub or any(SCHEME.match(place) for place in self._places())
+
+    def _places(self) -> list[str]:
+        """What a reader would open: files, folders, addresses."""
+        if self.prefix is None:
+            return []
+        return [place for place in (self.name.partition("/")[2], self.root) if place is not None]
+
+    def _check_places(self) -> None:
+        """Refuses all but files of this machine and, for shards, what can be fetched from the web.
+
+        Raises:
+            ValueError: If a place is anything else, such as a command whose output WebDataset would read.
+        """
+        for place in self._places():
+            if SCHEME.match(place) and not (self.prefix == "wds" and ADDRESS.fullmatch(place)):
+                raise ValueError(
+                    f"dataset={self.name!r} would read from {place!r}; allowed are paths and, for wds/..., addresses "
+                    "that begin with http:// or https://. Nothing is run, and nothing else is opened: fetch the files, "
+                    "and pass their folder."
+                )
+
     def of_folder(self) -> DatasetConfig:
         """The same as a folder in ImageNet's layout, if it is one by another name."""
         if self.root is not None and self.name.lower() in ("torch/folder", "torch/image_folder"):
@@ -138,6 +173,7 @@ class DatasetConfig:
             ModuleNotFoundError: If the reader's package is missing; the message says what to install.
         """
         allowed: tuple[str, ...] = ()
+        self._check_places()
         if self.prefix:
             package, install, allowed = TIMM_READERS[self.prefix]
             if find_spec(package) is None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
 
-from supernet.files import digest_of
+from supernet.files import digest_of, folder_id, parents_of
 
 from .config import DatasetConfig
 from .decoded import DecodedSource
 from .labels import labels_of, warn_of_few
+from .opening import open_image
 from .transform import ImageTransform
 
 SPLIT_FOLDERS = {
@@ -40,7 +43,7 @@ class Files:
 
     def open(self, index: int) -> Image.Image:
         """Opens one; may raise anything if it is broken."""
-        return Image.open(self.paths[index])
+        return open_image(self.paths[index])
 
     def name(self, index: int) -> str:
         """Its path."""
@@ -87,17 +90,29 @@ def training_classes(root: Path) -> list[str]:
     return class_folders(root / names[0]) if names else []
 
 
-class _Listing(ImageFolder):
-    """Lists files with labels that are given."""
+def image_files(folder: Path) -> list[str]:
+    """Paths of the image files in a folder and the folders in it, in the order in which torchvision lists them.
 
-    def __init__(self, folder: str, label_of: dict[str, int]) -> None:
-        self._label_of = label_of
-        super().__init__(folder)
+    Links are followed; what is no regular file is left out.
 
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        if not self._label_of:
-            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
-        return list(self._label_of), self._label_of
+    Raises:
+        ValueError: If a link leads back to a folder that it is in, which has no end.
+    """
+    found: list[str] = []
+    _list(str(folder), parents_of(folder), found)
+    return [path for _, path in sorted((os.path.dirname(path), path) for path in found)]
+
+
+def _list(folder: str, above: frozenset[tuple[int, int]], found: list[str]) -> None:
+    inside = above | {folder_id(folder)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if folder_id(entry.path) in inside:
+                    raise ValueError(f"{entry.path} is a link to a folder that it is in; remove it.")
+                _list(entry.path, inside, found)
+            elif entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file():
+                found.append(entry.path)
 
 
 def load_folder(
@@ -128,11 +143,22 @@ def load_folder(
             "are not known; remove them, or pass dataset={'name': ..., 'class_map': FILE}."
         )
     label_of = labels_of(named, config, str(folder))
-    try:
-        listed = _Listing(str(folder), {name: label_of[name] for name in own})
-    except FileNotFoundError as e:
-        raise ValueError(f"{folder} is not laid out as <class>/<image files>: {e}") from e
+    if not own:
+        raise ValueError(f"{folder} is not laid out as <class>/<image files>: it holds no class folder.")
+    paths: list[str] = []
+    classes: list[int] = []
+    above = parents_of(folder)
+    for name in tqdm(own, f"listing {folder}", unit="class", delay=2):
+        if folder_id(folder / name) in above:
+            raise ValueError(f"{folder / name} is a link to a folder that it is in; remove it.")
+        files = image_files(folder / name)
+        if not files:
+            raise ValueError(
+                f"{folder} is not laid out as <class>/<image files>: {name} holds no file that ends in one of "
+                f"{', '.join(IMG_EXTENSIONS)}; remove it, or add images."
+            )
+        paths += files
+        classes += [label_of[name]] * len(files)
     warn_of_few(len(named), num_classes, config, str(folder))
-    labels = torch.tensor([label for _, label in listed.samples], dtype=torch.int64)
-    paths = [path for path, _ in listed.samples]
+    labels = torch.tensor(classes, dtype=torch.int64)
     return DecodedSource(Files(str(folder), paths), labels, transform, num_workers, on_error)

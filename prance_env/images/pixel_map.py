@@ -6,29 +6,37 @@ import hashlib
 import json
 import os
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import PIL
 import torch
+from annotated_types import Ge
 from filelock import FileLock
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
+from supernet.arrays import Ints
 from supernet.files import write_atomically, write_text
+from supernet.reading import STRICT, read_json
 
 from .decoded import CHUNK, decode
+from .opening import open_image
 from .source import ImageDataset
 from .transform import ImageTransform, Pixels
 from .workers import DecodingPool
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,21 @@ class DecodeItems:
 
     def _one(self, item: StreamItem) -> Pixels | str:
         try:
-            image = Image.open(BytesIO(item.image)) if isinstance(item.image, bytes) else item.image
+            image = open_image(BytesIO(item.image)) if isinstance(item.image, bytes) else item.image
             return decode(image, self.transform)
         except Exception as e:  # Pillow's decoders raise whatever a damaged file makes them stumble over.
             return f"{type(e).__name__}: {e}"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What `header.json` says: that the other files are complete, and what they are."""
+
+    __pydantic_config__ = STRICT
+
+    count: Annotated[int, Ge(1)]
+    shape: list[int]
+    sha256: str
 
 
 class BrokenImage(OSError):
@@ -101,7 +120,7 @@ def pixel_map(
     """
     shape = (transform.in_chans, transform.img_size, transform.img_size)
     what = f"{FORMAT} {identity} {transform} {PIL.__version__} {on_error} {least}"
-    key = hashlib.sha256(what.encode()).hexdigest()[:32]
+    key = hashlib.sha256(os.fsencode(what)).hexdigest()[:32]
     folder = cache_dir.expanduser() / f"images-{key}"
 
     def decoded() -> Iterator[tuple[Pixels, int]]:
@@ -125,7 +144,34 @@ def pixel_map(
     # Private to this process, so that a stray write to the tensor cannot reach the file.
     pixels = np.memmap(folder / "pixels", np.uint8, "c", shape=(count, *shape))
     labels = torch.from_numpy(np.fromfile(folder / "labels", dtype=np.int64))
-    return ImageDataset.from_tensors(torch.from_numpy(pixels), labels, name=key)
+    none = torch.zeros(count, dtype=torch.int64)
+    sums = np.fromfile(folder / "checksums", dtype=np.uint32)
+    return MappedDataset(torch.from_numpy(pixels), labels, none, "stratum", key, sums, folder)
+
+
+@dataclass(frozen=True)
+class MappedDataset(ImageDataset):
+    """Images in a file, each of which is compared with its checksum when it is fetched.
+
+    Attributes:
+        checksums: (N,) uint32, CRC-32 of the pixels of every image.
+        folder: Where the file is.
+    """
+
+    checksums: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    folder: Path = Path()
+
+    def fetch(self, indices: Ints) -> Tensor:
+        """(B, C, H, W) uint8, a copy.
+
+        Raises:
+            OSError: If the file has been damaged.
+        """
+        images = super().fetch(indices)
+        for index, image in zip(indices.tolist(), images.numpy(), strict=True):
+            if zlib.crc32(image) != self.checksums[index]:
+                raise OSError(f"{self.folder} is damaged at image {index}; delete the folder, and it is made again.")
+        return images
 
 
 def _write(folder: Path, shape: tuple[int, ...], decoded: Callable[[], Iterator[tuple[Pixels, int]]]) -> int:
@@ -139,18 +185,22 @@ def _write(folder: Path, shape: tuple[int, ...], decoded: Callable[[], Iterator[
         for leftover in folder.glob(".*"):
             leftover.unlink()
         labels: list[int] = []
+        sums: list[int] = []
 
         def write_pixels(name: str) -> None:
             with open(name, "wb") as file:
                 for pixels, label in decoded():
                     file.write(pixels.tobytes())
                     labels.append(label)
+                    sums.append(zlib.crc32(pixels.tobytes()))
 
         write_atomically(folder / "pixels", write_pixels)
-        array = np.array(labels, dtype=np.int64)
-        write_atomically(folder / "labels", lambda name: Path(name).write_bytes(array.tobytes()))
+        of_labels, of_sums = np.array(labels, dtype=np.int64).tobytes(), np.array(sums, dtype=np.uint32).tobytes()
+        write_atomically(folder / "labels", lambda name: Path(name).write_bytes(of_labels))
+        write_atomically(folder / "checksums", lambda name: Path(name).write_bytes(of_sums))
         # Last, because it says that the others are complete.
-        write_text(folder / "header.json", json.dumps({"count": len(labels), "shape": shape}) + "\n")
+        header = Header(len(labels), [*shape], hashlib.sha256(of_labels + of_sums).hexdigest())
+        write_text(folder / "header.json", json.dumps(asdict(header)) + "\n")
         return len(labels)
 
 
@@ -170,15 +220,16 @@ def _counted(items: Iterator[StreamItem], least: int) -> Iterator[StreamItem]:
 def _complete(folder: Path, shape: tuple[int, ...]) -> int | None:
     """Number of images, or None if the files are missing, incomplete or damaged."""
     try:
-        header = json.loads((folder / "header.json").read_text())
-        count = int(header["count"])
-        sizes = (folder / "pixels").stat().st_size, (folder / "labels").stat().st_size
+        header = read_json(folder / "header.json", Header, "delete the folder")
+        small = (folder / "labels").read_bytes() + (folder / "checksums").read_bytes()
+        size = (folder / "pixels").stat().st_size
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError):
-        count, sizes, header = 0, (0, 0), {}
-    if count > 0 and header["shape"] == list(shape) and sizes == (count * int(np.prod(shape)), 8 * count):
-        return count
+    except ValueError:
+        header, small, size = Header(count=1, shape=[], sha256=""), b"", 0
+    whole = header.shape == list(shape) and size == header.count * int(np.prod(shape))
+    if whole and header.sha256 == hashlib.sha256(small).hexdigest():
+        return header.count
     warnings.warn(f"{folder} is damaged and is made again.", stacklevel=3)
     return None
 

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import torch
 from PIL import Image
 
 from supernet.files import digest_of
 
-from .config import DatasetConfig
+from .config import ADDRESS, DatasetConfig
 from .decoded import DecodedSource
 from .labels import reader_labels, warn_of_few, whole
+from .opening import open_image
 from .pixel_map import StreamItem, pixel_map
 from .source import ImageDataset, ImageSource
 from .transform import ImageTransform
@@ -52,7 +54,7 @@ class Items:
     def open(self, index: int) -> Image.Image:
         """Opens one; may raise anything if it is broken."""
         reader = getattr(self.items, "reader", None)
-        return self.items[index][0] if reader is None else Image.open(reader[index][0])
+        return self.items[index][0] if reader is None else open_image(reader[index][0])
 
     def name(self, index: int) -> str:
         """Its file name if the reader knows it, else the number."""
@@ -109,8 +111,9 @@ def load_timm(
     if config.prefix in ("hfids", "tfds"):
 
         def stream() -> Iterator[StreamItem]:
-            for number, (image, label) in enumerate(opened):
+            for number, (image, label) in enumerate(_undecoded(reader, opened)):
                 name = f"{source}: [{number}]"
+                image = _bytes_of(image) if isinstance(image, dict) else image
                 yield StreamItem(name, image, label_of(label, name))
 
         identity = f"{config} {config.read_class_map()} {split} {_version(reader.builder)} {transform}"
@@ -123,6 +126,20 @@ def load_timm(
     if known is None:
         known = digest_of(config.paths()) + hashlib.sha256(labels.numpy().tobytes()).hexdigest()
     return DecodedSource(Items(opened, config, split, known), labels, transform, num_workers, on_error)
+
+
+def _undecoded(reader: Any, opened: Any) -> Any:
+    """A stream whose images nobody has opened yet: Hugging Face would try every format that Pillow knows."""
+    if hasattr(reader, "ds"):
+        from datasets import Image as ImageFeature
+
+        reader._lazy_init()
+        reader.ds = reader.ds.cast_column(reader.input_key, ImageFeature(decode=False))
+    return opened
+
+
+def _bytes_of(image: dict[str, Any]) -> bytes:
+    return image["bytes"] if image.get("bytes") else Path(image["path"]).read_bytes()
 
 
 def _version(builder: Any) -> str:
@@ -152,21 +169,35 @@ def _open(config: DatasetConfig, split: str) -> tuple[Any, str]:
     problems = []
     for name in _SPLITS.get(split, (split,)):
         try:
-            return create_dataset(
-                config.name,
+            opened = create_dataset(
+                _pinned(config),
                 root=config.root,
                 split=name,
                 is_training=False,
                 download=config.download,
                 input_img_mode="",
                 **{k: v for k, v in options.items() if v is not None},
-            ), name
+            )
+            if getattr(opened, "loader", None) is not None:  # torchvision's would try every format that Pillow knows
+                opened.loader = open_image
+            return opened, name
         except Exception as e:
             problems.append(f"split {name!r}: {type(e).__name__}: {e}")
     raise ValueError(
         f"dataset={config.name!r} with root={config.root!r} could not be opened. {' '.join(problems)} Check the name "
         "and the split; pass dataset={'name': ..., 'root': FOLDER, 'download': True} to have it fetched into FOLDER."
     )
+
+
+def _pinned(config: DatasetConfig) -> str:
+    """The name under which timm finds the data set; of a revision on the hub, the folder that it was fetched to."""
+    prefix, slash, rest = config.name.partition("/")
+    if config.revision is None:
+        return config.name
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(rest, repo_type="dataset", revision=config.revision, cache_dir=config.root)
+    return f"{prefix}{slash}{folder}"
 
 
 def _check_columns(reader: Any, config: DatasetConfig) -> None:
@@ -209,7 +240,7 @@ def _load_shards(
     config: DatasetConfig, split: str, transform: ImageTransform, num_workers: int, on_error: str, cache_dir: Path
 ) -> ImageDataset:
     """timm finds the shards; reading them here keeps the name of every sample, which its reader loses."""
-    import webdataset
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
     config = replace(config, root=config.root or config.name.partition("/")[2])
     opened, split = _open(config, split)
@@ -219,7 +250,9 @@ def _load_shards(
     target_key = config.target_key or reader.split_info.alt_label
 
     def stream() -> Iterator[StreamItem]:
-        for sample in webdataset.DataPipeline(webdataset.SimpleShardList(shards), webdataset.tarfile_to_samples()):
+        # Not by WebDataset's own opener, which runs commands; and members are not decoded by their endings, some of
+        # which mean pickles: only the image, the label and the JSON of a sample are looked at, here.
+        for sample in group_by_keys(tar_file_expander({"url": s, "stream": _opened(s)} for s in shards)):
             name = f"{sample['__url__']}: {sample['__key__']}"
             image = next((sample[ending] for ending in endings if ending in sample), None)
             try:
@@ -236,6 +269,11 @@ def _load_shards(
         _check_whole(shard, on_error)
     identity = f"{config} {split} {shards} {digest_of([s for s in shards if os.path.exists(s)])} {transform}"
     return pixel_map(stream, transform, identity, cache_dir, num_workers, on_error, reader.num_samples)
+
+
+def _opened(shard: str) -> Any:
+    """The bytes of a shard, from a file or from the web."""
+    return urlopen(shard, timeout=60) if ADDRESS.fullmatch(shard) else open(shard, "rb")
 
 
 def _check_whole(shard: str, on_error: str) -> None:

@@ -17,6 +17,8 @@ from supernet import SupernetConfig
 Pixels = NDArray[np.uint8]
 # Formats whose integers Pillow may call 32 bits wide, though they have 16 and use all of them.
 SIXTEEN_BITS = ("PNG", "PPM")
+MOST_PIXELS = 2**24
+"""Of a picture whose shorter side has been resized: what is 100 times as long as it is wide would take gigabytes."""
 
 
 def upright(image: Image.Image, in_chans: int) -> Image.Image:
@@ -126,6 +128,17 @@ class ImageTransform:
         return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
 
     def picture(self, image: Image.Image) -> Image.Image:
-        """An upright picture, resized and cut."""
+        """An upright picture, resized and cut.
+
+        Raises:
+            ValueError: If it would have more than `MOST_PIXELS` in between.
+        """
+        short, long = sorted(image.size)
+        side = math.floor(self.img_size / self.crop_pct)
+        if side * side * long / max(short, 1) > MOST_PIXELS:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are too long and narrow: with a shorter side of {side} there "
+                f"would be more than {MOST_PIXELS} of them; cut it to the part that matters"
+            )
         cut: Image.Image = self._resize(image)
         return cut

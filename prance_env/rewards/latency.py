@@ -10,14 +10,21 @@ says.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Len
 
 from supernet import GroupChoice, SearchSpace, SupernetConfig
 from supernet.arrays import Floats, Ints
+from supernet.config import Size
 from supernet.files import write_text
+from supernet.reading import STRICT, check_fields, read_json
+
+Milliseconds = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -42,26 +49,34 @@ class LatencyTable:
         ValueError: If shapes disagree or a time is not positive.
     """
 
+    __pydantic_config__ = STRICT
+
     device: str
     torch_version: str
-    threads: int
-    batch_size: int
-    groups: list[int]
-    embed_dims: list[int]
-    mlp_ratios: list[float]
-    num_tokens: list[int]
-    prefix_ms: float
-    head_ms: float
-    group_ms: list[list[list[list[float]]]]
+    threads: Annotated[int, Ge(1)]
+    batch_size: Annotated[int, Ge(1)]
+    groups: Annotated[list[Size], Len(1)]
+    embed_dims: Annotated[list[Size], Len(1)]
+    mlp_ratios: Annotated[list[Annotated[float, Gt(0)]], Len(1)]
+    num_tokens: Annotated[list[Size], Len(1)]
+    prefix_ms: Milliseconds
+    head_ms: Milliseconds
+    group_ms: list[list[list[list[Milliseconds]]]]
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("embed_dims", "mlp_ratios", "num_tokens"):
+            values = getattr(self, name)
+            if any(a >= b for a, b in pairwise(values)):
+                raise ValueError(f"{name}={values!r} must be strictly ascending.")
         shape = (len(self.embed_dims), len(self.mlp_ratios), len(self.num_tokens))
-        times = np.array(self.group_ms, dtype=np.float64)
+        try:
+            times = np.array(self.group_ms, dtype=np.float64)
+        except ValueError as e:
+            raise ValueError(f"group_ms has rows of different lengths; expected {shape} in every group.") from e
         allowed = [(groups, *shape) for groups in (len(self.groups) - 1, len(self.groups))]
         if times.shape not in allowed:
             raise ValueError(f"group_ms has the shape {times.shape}; expected one of {allowed} by the other fields.")
-        if not (np.isfinite(times).all() and min(times.min(), self.prefix_ms, self.head_ms) > 0):
-            raise ValueError("Every time of a latency table must be a finite number of milliseconds > 0.")
         object.__setattr__(self, "_times", times)
 
     @property
@@ -153,11 +168,4 @@ def load_latency_table(path: str) -> LatencyTable:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"latency_table={path!r} does not exist; write it with `prance profile --out {path}`.")
-    try:
-        data = json.loads(Path(path).read_text())
-        known = [f.name for f in fields(LatencyTable)]
-        if not isinstance(data, dict) or set(data) != set(known):
-            raise ValueError(f"expected the keys {known}")
-        return LatencyTable(**data)
-    except (TypeError, ValueError) as e:
-        raise ValueError(f"{path} is not a latency table ({e}); write it again with `prance profile`.") from e
+    return read_json(Path(path), LatencyTable, "write it again with `prance profile`")

@@ -131,10 +131,12 @@ def call_reward_function(path: str, outcome: Outcome) -> Floats:
     expected = outcome.index.shape
     result = load_reward_function(path)(outcome)
     try:
+        if np.iscomplexobj(result):  # NumPy would drop the imaginary part with a mere warning
+            raise TypeError("complex numbers")
         rewards = np.array(result, dtype=np.float64)
     except (TypeError, ValueError) as e:
         raise ValueError(
-            f"reward function={path!r} returned {type(result).__name__}; expected {expected} numbers."
+            f"reward function={path!r} returned {type(result).__name__} ({e}); expected {expected} numbers."
         ) from e
     if rewards.shape != expected:
         raise ValueError(f"reward function={path!r} returned the shape {rewards.shape}; expected {expected}.")

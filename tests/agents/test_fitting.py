@@ -88,10 +88,10 @@ def test_a_saved_agent_is_judged_as_it_plays_at_home(name: str, tiny: Settings, 
     model.save(tmp_path / "agent.zip")
     if name == "normalised":
         with pytest.raises(ValueError, match=r"agent\.zip: .*trained behind a normaliser.*vecnormalize\.pkl"):
-            load_agent(str(tmp_path / "agent.zip"), settings)
+            load_agent(str(tmp_path / "agent.zip"), settings, trust=True)
         assert isinstance(env, VecNormalize)
         env.save(str(tmp_path / "vecnormalize.pkl"))
-    loaded = load_agent(str(tmp_path / "agent.zip"), settings)
+    loaded = load_agent(str(tmp_path / "agent.zip"), settings, trust=True)
     expected = played_at_home(model, env)
     assert judged(settings, loaded) == expected
     assert adaptive(settings, loaded) == expected
@@ -102,18 +102,18 @@ def test_files_of_sb3_are_known_by_their_algorithm_and_others_are_refused(tiny: 
     for cls in (PPO, A2C, SAC, TD3):
         model = cls("MlpPolicy", env, seed=0, device="cpu")
         model.save(tmp_path / "agent.zip")
-        loaded = load_agent(str(tmp_path / "agent.zip"), settings)
+        loaded = load_agent(str(tmp_path / "agent.zip"), settings, trust=True)
         assert type(loaded) is cls
         assert judged(settings, loaded) == judged(settings, model)
     CASES["presets"](tiny)[0].save(tmp_path / "dqn.zip")
     with pytest.raises(ValueError, match=r"dqn\.zip is a model whose actions are single integers.*env=make_sb3_env"):
-        load_agent(str(tmp_path / "dqn.zip"), settings)
+        load_agent(str(tmp_path / "dqn.zip"), settings, trust=True)
     (tmp_path / "text.zip").write_text("text")
     with pytest.raises(ValueError, match=r"text\.zip is not a model of Stable-Baselines3"):
-        load_agent(str(tmp_path / "text.zip"), settings)
+        load_agent(str(tmp_path / "text.zip"), settings, trust=True)
     (tmp_path / "vecnormalize.pkl").write_text("text")
     with pytest.raises(ValueError, match=r"vecnormalize\.pkl is not what VecNormalize\.save wrote"):
-        load_agent(str(tmp_path / "agent.zip"), settings)
+        load_agent(str(tmp_path / "agent.zip"), settings, trust=True)
 
 
 @pytest.mark.slow
@@ -128,17 +128,19 @@ def test_the_command_line_judges_files_as_python_does(
         model.save(tmp_path / name / "agent.zip")
         if isinstance(env, VecNormalize):
             env.save(str(tmp_path / name / "vecnormalize.pkl"))
-        prance(monkeypatch, "eval", "--agent", tmp_path / name / "agent.zip", *chosen, "--out", tmp_path / name)
+        prance(
+            monkeypatch, "eval", "--agent", tmp_path / name / "agent.zip", "--trust", *chosen, "--out", tmp_path / name
+        )
         (found,) = json.loads((tmp_path / name / "metrics.json").read_text()).values()
         assert found["macs_fraction"] == pytest.approx(evaluate(model, settings).summary()["macs_fraction"])
     paper = case(native(normalize_actions=False))(tiny)[0]
     paper.save(tmp_path / "paper.zip")
-    words = refusal(monkeypatch, "eval", "--agent", tmp_path / "paper.zip", *chosen)
+    words = refusal(monkeypatch, "eval", "--agent", tmp_path / "paper.zip", "--trust", *chosen)
     assert "paper.zip: The agent was trained for" in words
     assert "normalize_actions=False" in words
     assert len(words) < 300
     out = ("--no-normalize-actions", *chosen, "--out", tmp_path / "paper")
-    prance(monkeypatch, "eval", "--agent", tmp_path / "paper.zip", "full", "random", *out)
+    prance(monkeypatch, "eval", "--agent", tmp_path / "paper.zip", "full", "random", "--trust", *out)
     found = json.loads((tmp_path / "paper" / "metrics.json").read_text())
     expected = evaluate(paper, replace(settings, normalize_actions=False)).summary()
     assert found[str(tmp_path / "paper.zip")]["accuracy"] == expected["accuracy"]
@@ -146,7 +148,7 @@ def test_the_command_line_judges_files_as_python_does(
         prance(monkeypatch, "validate", tmp_path / "paper" / f"{name}.csv")
     constant = case(native(observation="constant"))(tiny)[0]
     constant.save(tmp_path / "constant.zip")
-    prance(monkeypatch, "eval", "--agent", tmp_path / "constant.zip", "--observation", "constant", *chosen)
+    prance(monkeypatch, "eval", "--agent", tmp_path / "constant.zip", "--trust", "--observation", "constant", *chosen)
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ import pytest
 import torch
 from guess_env import OBSERVATION, QUICK, Guess
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from agents import PrancePPO
+from agents.prance_ppo import PrancePPOConfig
+from supernet.files import OURS, write_tensors
 
 
 @pytest.fixture
@@ -56,8 +58,8 @@ def _with(key: str, value: torch.Tensor) -> Callable[[Path], None]:
 
 def _rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     with safe_open(folder / "model.safetensors", "pt") as f:
-        metadata = f.metadata()
-    save_file(tensors, folder / "model.safetensors", metadata)
+        texts = json.loads(f.metadata()[OURS])
+    write_tensors(tensors, folder / "model.safetensors", texts)
 
 
 def _pickled(folder: Path) -> None:
@@ -83,14 +85,15 @@ def _edited(key: str, value: Any) -> Callable[[Path], None]:
         (_without("adam.actor.0.weight.exp_avg"), "missing adam"),
         (_without("generator"), "missing generator"),
         (_with("extra", torch.zeros(1)), "unexpected extra"),
-        (_with("policy.log_std", torch.zeros(5)), r"policy.log_std is torch.float32 \(5,\), not torch.float32 \(2,\)"),
+        (_with("policy.log_std", torch.zeros(5)), r"policy.log_std has the shape \(5,\) instead of \(2,\)"),
         (_with("policy.log_std", torch.full((2,), torch.nan)), "policy.log_std holds NaN"),
-        (_pickled, "model.safetensors is damaged or not a PrancePPO's safetensors file"),
+        (_pickled, "model.safetensors is damaged or not a safetensors file"),
         (_cut("model.safetensors"), "model.safetensors is damaged"),
-        (_cut("config.json"), "config.json is not a PrancePPO's configuration"),
-        (_edited("agent", "StaticAgent"), "config.json is not a PrancePPO's configuration.*StaticAgent"),
-        (_edited("seed", "0"), "config.json is not a PrancePPO's"),
+        (_cut("config.json"), "config.json is no JSON file"),
+        (_edited("agent", "StaticAgent"), "config.json: agent='StaticAgent' must be 'PrancePPO'"),
+        (_edited("seed", "0"), "config.json: seed='0' must be a valid integer"),
         (_edited("config", {"gamma": 1}), "config.json.*missing are"),
+        (_edited("config", {**PrancePPOConfig().to_dict(), "hidden": [2**20, 2**20]}), "instead of .1048576"),
         (_edited("seed", 8), "does not belong to the config.json"),
     ],
 )

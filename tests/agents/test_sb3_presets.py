@@ -189,9 +189,13 @@ def test_a_preset_of_ones_own_is_taken_and_a_wrong_one_refused_by_name(tmp_path:
         ({"default": {**entry, "normalize": True}}, r"PPO takes no \['normalize'\]"),
         ({"default": {**entry, "policy": "CnnPolicy"}}, "policy='CnnPolicy' must be 'MlpPolicy'"),
         ({"default": {**entry, "n_envs": 0}}, "n_envs=0"),
-        ({"default": {"n_steps": 3}}, "n_envs=None"),
+        ({"default": {"n_steps": 3}}, "n_envs is missing"),
+        ({"default": {**entry, "batch_size": 0}}, "default: batch_size=0 must be greater than or equal to 1"),
+        ({"default": {**entry, "gamma": "high"}}, "gamma='high' must be a valid number"),
+        ({"default": {**entry, "ent_coef": [1]}}, "PPO: ent_coef=.1. must be a valid number"),
+        ({"default": {**entry, "env_kwargs": [1]}}, "env_kwargs=.1. must be"),
         ({"CartPole-v1": entry}, "under 'Prance-Digits-v0' or 'default'"),
-        ([], "'default'"),
+        ([], "the whole=.. must be"),
     ]:
         path.write_text(yaml.safe_dump(wrong))
         with pytest.raises(ValueError, match=message):

@@ -104,10 +104,14 @@ def test_a_table_survives_its_file_and_damage_is_named(table_file: str) -> None:
         "key": json.dumps({**asdict(TABLE), "colour": 1}),
         "shape": json.dumps({**asdict(TABLE), "num_tokens": [2, 17]}),
         "negative": json.dumps({**asdict(TABLE), "head_ms": -1.0}),
+        "nan": json.dumps({**asdict(TABLE), "prefix_ms": float("nan")}),
+        "twice": json.dumps({**asdict(TABLE), "embed_dims": [*TABLE.embed_dims[:-1], TABLE.embed_dims[0]]}),
+        "text": json.dumps({**asdict(TABLE), "num_tokens": "17"}),
+        "ragged": json.dumps({**asdict(TABLE), "group_ms": [TABLE.group_ms[0][:-1], *TABLE.group_ms[1:]]}),
     }
     for name, text in bad.items():
         (folder / f"{name}.json").write_text(text)
-        with pytest.raises(ValueError, match=rf"{name}\.json is not a latency table.*prance profile"):
+        with pytest.raises(ValueError, match=rf"{name}\.json.*write it again with `prance profile`"):
             make_envs(latency_table=str(folder / f"{name}.json"))
 
 

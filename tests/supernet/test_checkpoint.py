@@ -22,6 +22,7 @@ from supernet import (
     save_pretrained,
     supernet_config,
 )
+from supernet.checkpoint import load_config
 from supernet.files import write_atomically
 
 Weights = dict[str, torch.Tensor]
@@ -123,11 +124,11 @@ def test_a_truncated_file_is_refused_and_nothing_is_loaded(digits_net: Supernet,
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text[: len(text) // 2], "config.json is not a supernet configuration"),
-        (lambda text: "null", "config.json is not a supernet configuration"),
-        (lambda text: text.replace('"stem"', '"steam"'), r"\['steam'\].*'stem'"),
+        (lambda text: text[: len(text) // 2], "config.json is no JSON"),
+        (lambda text: "null", "config.json: the whole=None must be an object"),
+        (lambda text: text.replace('"stem"', '"steam"'), "config.json: steam is unknown, known are .*'stem'"),
         (lambda text: text.replace('"patch"', '"unet"'), "stem='unet'"),
-        (lambda text: json.dumps({**json.loads(text), "space": None}), "config.json is not a supernet configuration"),
+        (lambda text: json.dumps({**json.loads(text), "space": None}), "config.json: space=None must be an object"),
         (lambda text: json.dumps({**json.loads(text), "num_classes": 9}), r"head.weight has the shape \(10, 64\)"),
     ],
 )
@@ -186,3 +187,61 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     write_atomically(path, lambda name: Path(name).write_text("new"))
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("mean", v) for v in ([float("nan"), 0, 0], [-1, 0, 0], ["0", 0, 0])),
+        *(("std", v) for v in ([0, 1, 1], [float("inf"), 1, 1])),
+        *(("norm_eps", v) for v in (0, -1, float("nan"), True)),
+        *(("prance_embed_dim", v) for v in (0, -5, 2.5)),
+        ("num_classes", "10"),
+        ("img_size", 32.0),
+        ("head_dim", 10**9),
+        ("space.groups", [10**6, 10**6]),
+        ("space.groups", [500] * 1000),
+        ("space.embed_dims", [16, 10**9]),
+        ("space.mlp_ratios", [1, 10**12]),
+    ],
+)
+def test_numbers_in_a_configuration_are_checked_before_memory_is_taken(
+    digits_net: Supernet, tmp_path: Path, field: str, value: Any
+) -> None:
+    save_pretrained(digits_net, tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    *outer, name = field.split(".")
+    (data["space"] if outer else data)[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{name}.*; save the supernet again\.$"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["embed_dims", "mlp_ratios"])
+def test_sizes_beyond_those_of_the_weights_are_refused_by_the_header(
+    digits_net: Supernet, tmp_path: Path, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pretrained(digits_net, tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    data["space"][field][-1] = 2**20
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit this network: .*(1048576|67108864)"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_whole_and_complex_weights_are_refused(digits_net: Supernet, tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = {k: v.to(dtype) if k == "norm.bias" else v for k, v in digits_net.state_dict().items()}
+    save_file(weights, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=f"other kinds of numbers than weights are: norm.bias is {dtype}"):
+        load_weights(create_supernet("digits"), tmp_path / "bad.safetensors")
+
+
+def test_one_flipped_bit_of_the_weights_is_noticed(digits_net: Supernet, tmp_path: Path) -> None:
+    save_pretrained(digits_net, tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*checksum"):
+        from_pretrained(tmp_path)

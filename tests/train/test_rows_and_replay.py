@@ -77,6 +77,11 @@ def test_rows_that_cannot_be_played_are_refused(engine: InferenceEngine, rows: C
         validate_rows({**rows, "index": rows["index"] + 1}, settings)
     with pytest.raises(ValueError, match="Row 2 holds actions"):
         validate_rows({**rows, "action_1_1": np.where(np.arange(IMAGES) == 2, np.nan, 0)}, settings)
+    with pytest.raises(ValueError, match="There are no rows"):
+        validate_rows({name: values[:0] for name, values in rows.items()}, settings)
+    for value in (np.nan, 2.5, 1e300):
+        with pytest.raises(ValueError, match=r"Row 3: index=.* is no whole number of 53 bits"):
+            validate_rows({**rows, "index": np.where(np.arange(IMAGES) == 3, value, 1.0)}, settings)
 
 
 def test_files_that_are_no_rows_are_refused_by_name(
@@ -133,5 +138,5 @@ def test_validate_reads_the_settings_beside_the_rows_and_fails_with_one_line(
     assert str(stop.value.code).endswith("; ...")
     assert calls == [("Prance-Digits-v0", "test", None), ("E", "val", "C"), ("E", "train", "C")]
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"settings\.json is damaged"):
+    with pytest.raises(SystemExit, match=r"settings\.json is no JSON file .*delete it"):
         main()

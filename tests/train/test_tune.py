@@ -166,7 +166,7 @@ def test_presets_lie_in_the_ranges(algo: str) -> None:
         ("ppo: {gamma: {low: 0, high: 1, step: 1}}", "ppo.gamma"),
         ("ppo: {gamma: {low: 0, high: 1, schedule: cos}}", "ppo.gamma"),
         ("sac: {gamma: [1]}", "no search ranges for 'ppo'"),
-        ("[]", "no YAML file of search ranges|no search ranges"),
+        ("[]", "must be an object|must be a valid dictionary"),
         ("ppo: {", "no YAML file"),
     ],
 )

@@ -26,6 +26,8 @@ from .cases import Case, cases, small_world
 from .forked import run
 from .walk import Found, Planned, plan, walk_one
 
+SHOWN = 5
+
 
 @dataclass
 class Walk:
@@ -64,8 +66,8 @@ class Walk:
                 table.add_row(name, str(events), str(len(found)), _in_words(kinds), str(len(bad)))
                 report["commands"][name] = {"events": events, "faults": kinds, "wrong": [f.plain() for f in bad]}
                 wrong += bad
-        for f in wrong[:20]:
-            console.print(f"{f.command}, {f.planned}:", *f.problems, sep="\n  ", markup=False, highlight=False)
+                for f in bad[:SHOWN]:
+                    console.print(f"{name}, {f.planned}:", *f.problems, sep="\n  ", markup=False, highlight=False)
         console.print(table)
         report["seconds"] = round(time.monotonic() - begun, 1)
         faults = sum(sum(c["faults"].values()) for c in report["commands"].values())

@@ -70,7 +70,7 @@ def cases(files: Path) -> dict[str, Case]:
     return {
         "ppo": Case((*train, "ppo", "--conf-file", str(files / "ppo.yml")), agent),
         "sac": Case((*train, "sac", "--conf-file", str(files / "sac.yml")), agent),
-        "prance_ppo": Case((*train, "prance_ppo", "--n-envs", "512", "--total-timesteps", "4608"), agent),
+        "prance_ppo": Case((*train, "prance_ppo", "--n-envs", "256", "--total-timesteps", "2304"), agent),
         "supernet": Case(
             ("train", "supernet", "--preset", "digits-quick", *often),
             ("train", "supernet", "--preset", "digits-quick", "--resume", *often),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from ..options import SaveFreq, Threads, narrowed, set_threads
+from ..options import SaveFreq, Threads, Trust, narrowed, set_threads
 from ..policies.algorithm import HYPERPARAMS
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
@@ -38,6 +38,7 @@ class TrainAgent(AgentTraining):
     resume: bool = False
     """Continue the run in --out from its last checkpoint, with its settings; more --total-timesteps extend it."""
     save_freq: SaveFreq = SAVE_FREQ
+    trust: Trust = False
     threads: Threads = 1
 
     @classmethod
@@ -53,5 +54,5 @@ class TrainAgent(AgentTraining):
     def run(self) -> None:
         """Runs the command."""
         set_threads(self.threads)
-        train_agent(narrowed(self, AgentTraining), self.out, self.resume, save_freq=self.save_freq)
+        train_agent(narrowed(self, AgentTraining), self.out, self.resume, save_freq=self.save_freq, trust=self.trust)
         print(f"Agent written to {self.out}; evaluate it with: prance eval --agent {self.out}")

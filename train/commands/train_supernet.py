@@ -16,6 +16,7 @@ from ..networks.recipes.images import ImagesRecipe
 from ..options import Device, SaveFreq, Threads, choice, override_options, set_threads
 from ..runs.folder import CONFIG, read_config
 from ..runs.pace import SAVE_FREQ
+from ..runs.trust import check_own_or_local
 
 Preset = Annotated[str, choice(lambda: PRESETS)]
 Changes = Annotated[
@@ -62,6 +63,7 @@ class TrainSupernet:
         noted: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in read_config(out).items() if v is not None
         }
+        check_own_or_local(noted.get("dataset"), out / CONFIG)
         source = noted.pop("source", None)
         return cls(out, "digits" if source is None else "scratch", source, noted, resume=True)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prance_env.settings import EnvArguments, EnvSettings
+from supernet.reading import read_json
 
 from ..options import EnvironmentOptions, Split
 from ..play import play_actions
-from ..runs.folder import plain
+from ..runs.folder import Noted, plain
 from ..runs.trained import DEFAULTS, REQUIRED, noted_settings
+from ..runs.trust import check_local
 from .rows import Columns, action_column, read_rows
 
 SETTINGS = "settings.json"
@@ -82,11 +84,20 @@ def validate_rows(rows: Columns, settings: EnvSettings, batch_size: int = 512) -
             f"{space.num_decisions} decisions of {space.action_size} entries; pass the --env and --checkpoint of the "
             "evaluation, and a file that `prance eval --out FOLDER` wrote."
         )
-    engine, index = settings.engine(), rows["index"]
+    if not len(rows["index"]):
+        raise ValueError("There are no rows, so there is nothing to replay; write them again with `prance eval --out`.")
+    engine = settings.engine()
     total = len(engine.dataset)
+    recorded = {name: _whole(rows[name], name) for name in ("index", *REPLAYED)}
+    index = recorded["index"]
     bad = index[(index < 0) | (index >= total)]
     if len(bad):
         raise ValueError(f"index={bad[0]} is not one of the {total} images; pass the evaluation's --env and --split.")
+    for name in names:
+        if not np.issubdtype(rows[name].dtype, np.number) or np.iscomplexobj(rows[name]):
+            raise ValueError(
+                f"The column {name} holds {rows[name].dtype}; expected real numbers. Write the rows again."
+            )
     actions = np.stack([rows[name] for name in names], axis=1).reshape(-1, space.num_decisions, space.action_size)
     if not np.isfinite(actions).all():
         row = int(np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))[0])
@@ -96,12 +107,27 @@ def validate_rows(rows: Columns, settings: EnvSettings, batch_size: int = 512) -
         part = slice(begin, begin + batch_size)
         end = play_actions(actions[part], settings, engine, index[part])[0][-1]
         for column in REPLAYED:
-            recorded = rows[column][begin : begin + batch_size]
-            for i in np.flatnonzero(recorded != getattr(end, column)).tolist():
+            noted, replayed = recorded[column][part], getattr(end, column)
+            for i in np.flatnonzero(noted != replayed).tolist():
                 differences.append(
-                    Difference(begin + i, int(index[begin + i]), column, int(recorded[i]), int(getattr(end, column)[i]))
+                    Difference(begin + i, int(index[begin + i]), column, int(noted[i]), int(replayed[i]))
                 )
     return differences
+
+
+def _whole(values: NDArray[Any], name: str) -> NDArray[np.int64]:
+    """A column as whole numbers.
+
+    Raises:
+        ValueError: If one of them is none; the message says in which row.
+    """
+    if np.issubdtype(values.dtype, np.signedinteger):
+        return values.astype(np.int64)
+    numbers = np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
+    for row, value in enumerate(values.tolist()):
+        if not numbers or not -(2.0**53) < value < 2.0**53 or value != int(value):
+            raise ValueError(f"Row {row}: {name}={value!r} is no whole number of 53 bits; write the rows again.")
+    return values.astype(np.int64)
 
 
 def run_validate(path: Path, given: ReplaySettings | None = None) -> None:
@@ -118,7 +144,11 @@ def run_validate(path: Path, given: ReplaySettings | None = None) -> None:
     given = given or ReplaySettings()
     rows = read_rows(path)
     asked = {k: v for k, v in plain(given).items() if v is not None}
-    chosen = noted_settings({**DEFAULTS, **_noted(path.parent / SETTINGS), **asked})
+    noted = _noted(path.parent / SETTINGS)
+    if "dataset" not in asked:
+        named = noted.get("dataset")
+        check_local(named, path.parent / SETTINGS, f"if you want that, say so yourself: --dataset {named!r}")
+    chosen = noted_settings({**DEFAULTS, **noted, **asked})
     settings = EnvSettings.from_id(chosen.pop("env"), **chosen)
     differences = validate_rows(rows, settings)
     total = len(rows["index"])
@@ -134,9 +164,9 @@ def run_validate(path: Path, given: ReplaySettings | None = None) -> None:
 def _noted(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        data = json.loads(path.read_text())
-        # Older files know fewer settings, which were not to be chosen then.
-        return {k: data[k] if k in REQUIRED else data.get(k, default) for k, default in DEFAULTS.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path} is damaged ({e!r}); delete it and pass --env, --split and --checkpoint.") from e
+    remedy = "delete it and pass --env, --split and --checkpoint"
+    data: Any = read_json(path, Noted, remedy)
+    if missing := [k for k in REQUIRED if k not in data]:
+        raise ValueError(f"{path}: {', '.join(missing)} is missing; {remedy}.")
+    # Older files know fewer settings, which were not to be chosen then.
+    return {k: data.get(k, default) for k, default in DEFAULTS.items()}

@@ -90,18 +90,18 @@ def read_rows(path: Path) -> Columns:
         if path.suffix == ".parquet":
             table = _parquet()[1].read_table(str(path))
             return {name: table[name].to_numpy().copy() for name in table.column_names}  # Arrow's are read-only
-        with path.open(newline="") as f:
+        with path.open(newline="", encoding="utf-8") as f:
             header, *rows = csv.reader(f)
         columns = zip(*rows, strict=True) if rows else [()] * len(header)
         return {name: _numbers(values) for name, values in zip(header, columns, strict=True)}
-    except (OSError, ValueError) as e:  # pyarrow's ArrowInvalid is a ValueError
+    except (OSError, ValueError, csv.Error) as e:  # pyarrow's ArrowInvalid is a ValueError
         raise ValueError(f"{path} does not hold rows ({e}); write it again with `prance eval --out FOLDER`.") from e
 
 
 def _numbers(values: tuple[str, ...]) -> NDArray[Any]:
     try:
         return np.array([int(v) for v in values], dtype=np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         return np.array([float(v) for v in values], dtype=np.float64)
 
 

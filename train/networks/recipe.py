@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet import Supernet
+from supernet.reading import check_fields
 
 from .optimiser import Amp
 
@@ -60,6 +61,7 @@ class Recipe(ABC):
     """Validations without a better mean accuracy after which training ends; 0: all steps."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         least = {"steps": 1, "batch_size": 1, "lr": 0, "weight_decay": 0, "checkpoint_every": 1, "accumulate": 1}
         for name, low in (least | {"patience": 0}).items():
             if not getattr(self, name) >= low:

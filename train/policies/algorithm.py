@@ -114,9 +114,11 @@ class Algorithm(ABC):
     Attributes:
         suffix: Suffix of the files of saved agents, such as ".zip"; empty for folders.
         presets: Names of settings that `preset` may have, the default first.
+        pickles: Whether its files can run code when they are read, so that those of others need the user's trust.
     """
 
     suffix: str = ""
+    pickles: bool = False
     presets: tuple[str, ...] = ("tuned",)
 
     def check(self, name: str, conf_file: str | None, env: str) -> None:
@@ -134,6 +136,10 @@ class Algorithm(ABC):
         """
         if conf_file is not None:
             raise ValueError(f"conf_file={conf_file!r} is for SB3's algorithms; {name} takes preset=.")
+
+    def env_kwargs(self, conf_file: str | None, env: str) -> dict[str, Any]:
+        """Arguments of the environment that the file with hyper-parameters names; they must be those of the run."""
+        return {}
 
     @abstractmethod
     def timesteps(self, conf_file: str | None, env: str) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvArguments
+from supernet.reading import check_fields
 
 from ..options import EnvironmentOptions, Observation, choice
 from .registry import ALGORITHMS, Algorithm
@@ -76,12 +77,29 @@ class AgentTraining(TrainingTask):
     """Fixes everything."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.preset not in self.algorithm.presets:
             others = {name: sorted(p) for name in ALGORITHMS if len(p := ALGORITHMS[name].presets) > 1}
             known = ", ".join(f"{name} has {presets}" for name, presets in others.items())
             raise ValueError(f"preset={self.preset!r} is unknown to {self.algo}; {known}, others 'tuned'.")
         CostConditioning.from_plain(self.cost_conditioning)
         self.algorithm.check(self.algo, self.conf_file, self.env)
+        self._check_env_kwargs()
+
+    def _check_env_kwargs(self) -> None:
+        """Hyper-parameters that were chosen for another environment are refused, not used as if for this one."""
+        own: dict[str, Any] = dict(self.env_arguments)
+        for name, value in self.algorithm.env_kwargs(self.conf_file, self.env).items():
+            now = own.get(name)
+            if isinstance(value, dict) and isinstance(now, dict):
+                differ = {k: v for k, v in value.items() if v != now.get(k) and (k in now or k != "macs_weight")}
+            else:
+                differ = {} if value == now else {name: value}
+            if differ:
+                raise ValueError(
+                    f"{self.conf_file}: env_kwargs has {name}={value!r}, but this run has {now!r}; pass the options "
+                    f"that give it (--macs-weight, ...), or take {sorted(differ)} out of the file."
+                )
 
     @property
     def algorithm(self) -> Algorithm:

@@ -9,6 +9,7 @@ from agents.protocol import Agent
 from ..runs.folder import open_run
 from ..runs.pace import SAVE_FREQ
 from ..runs.progress import Progress
+from ..runs.trust import check_trusted
 from .algorithm import HYPERPARAMS, TrainingRun
 from .registry import ALGORITHMS
 from .settings import AgentTraining
@@ -21,6 +22,7 @@ def train_agent(
     progress_bar: bool = True,
     save_freq: float = SAVE_FREQ,
     advice: str = "continue with --resume",
+    trust: bool = False,
 ) -> Agent:
     """Trains an agent and writes it to `out`.
 
@@ -33,6 +35,7 @@ def train_agent(
         progress_bar: Whether to show one.
         save_freq: Seconds between two checkpoints; what is trained does not depend on it.
         advice: What to tell whoever stops the training.
+        trust: Whether to go on from a checkpoint that can run code, though this user has not written it here.
 
     Returns:
         The SB3 model, the PrancePPO, or what else the algorithm trains.
@@ -40,7 +43,7 @@ def train_agent(
     Raises:
         FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
         FileNotFoundError: If `resume` is True and there is no run.
-        ValueError: If the run was begun with other settings.
+        ValueError: If the run was begun with other settings, or is not this user's and would be unpickled.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in ("last", "model"))
@@ -49,6 +52,8 @@ def train_agent(
     may_change = ["total_timesteps"]
     if settings.conf_file is not None and Path(settings.conf_file).absolute() == (out / HYPERPARAMS).absolute():
         may_change.append("conf_file")  # the run's own
+    if resume and settings.algorithm.pickles:
+        check_trusted(last, trust)
     with open_run(out, settings, last, resume, held, may_change=may_change) as going_on:
         run = TrainingRun(
             env=settings.env,

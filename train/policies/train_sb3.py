@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -14,8 +15,10 @@ from agents.sb3.checkpoint import load_checkpoint, read_place, save_checkpoint, 
 from agents.sb3.hyperparams import Preset, algorithm_class, preset_text, read_preset
 from agents.sb3.make import fitted, make_sb3
 from agents.sb3.place import go_to, place_of
+from agents.sb3.policy_file import POLICY, save_policy
 from prance_env import make_sb3_env
-from supernet.files import write_atomically, write_text
+from supernet.files import write_text
+from supernet.staging import staged
 
 from ..runs.curves import forget_curves_after
 from ..runs.interrupt import Interruption, deferred_interrupt
@@ -34,6 +37,7 @@ class SB3Algorithm(Algorithm):
     """
 
     suffix = ".zip"
+    pickles = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,6 +45,10 @@ class SB3Algorithm(Algorithm):
     def check(self, name: str, conf_file: str | None, env: str) -> None:
         """Refuses hyper-parameters that the algorithm does not know, and algorithms that are not installed."""
         read_preset(self.name, conf_file, env)
+
+    def env_kwargs(self, conf_file: str | None, env: str) -> dict[str, Any]:
+        """What the file says; those of this package's own presets are the defaults of a run anyway."""
+        return {} if conf_file is None else read_preset(self.name, conf_file, env).env_kwargs
 
     def timesteps(self, conf_file: str | None, env: str) -> int:
         """Decisions that the hyper-parameters were chosen for."""
@@ -64,7 +72,8 @@ class SB3Algorithm(Algorithm):
         if remaining <= 0:
             run.say_done(model.num_timesteps)
             if not run.model.exists():
-                write_atomically(run.model, lambda name: save_model(model, Path(name)))
+                with staged(run.out) as folder:
+                    _save_trained(model, folder, run, preset)
             return model
         # Off-policy algorithms count episodes, and would otherwise log at every fourth.
         log_interval = OFF_POLICY_STEPS // 3 * n_envs if isinstance(model, OffPolicyAlgorithm) else 1
@@ -80,13 +89,19 @@ class SB3Algorithm(Algorithm):
             )
             with run.saving(model.num_timesteps) as folder:
                 save_checkpoint(model, folder / run.last.name, checkpoints.place())
-                save_model(model, folder / run.model.name)
+                _save_trained(model, folder, run, preset)
             interrupted.heed()
         return model
 
     def load(self, path: Path) -> Agent:
         """The SB3 model in a zip file; load only what you trust."""
         return algorithm_class(self.name).load(path, device="cpu")
+
+
+def _save_trained(model: BaseAlgorithm, folder: Path, run: TrainingRun, preset: Preset) -> None:
+    """The model in SB3's format, and what acts of it without pickles."""
+    save_model(model, folder / run.model.name)
+    save_policy(model, folder / POLICY, preset.hyperparams.get("policy_kwargs") or {})
 
 
 class Checkpoints(BaseCallback):

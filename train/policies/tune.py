@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
@@ -30,6 +29,7 @@ from agents.sb3.hyperparams import (
 from agents.sb3.make import make_sb3
 from prance_env import make_sb3_env
 from prance_env.settings import EnvArguments, EnvSettings
+from supernet.reading import check_fields, read_yaml
 from supernet.staging import staged
 
 from ..options import choice
@@ -72,6 +72,7 @@ class TuneSettings(TrainingTask):
     """Fixes everything."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("trials", "total_timesteps", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -170,10 +171,7 @@ def read_ranges(algo: str, path: str | Path | None = None) -> dict[str, Any]:
     path = PRESETS / "ranges.yml" if path is None else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; pass a YAML file of search ranges.")
-    try:
-        ranges = (yaml.safe_load(path.read_text()) or {}).get(algo)
-    except (yaml.YAMLError, AttributeError) as e:
-        raise ValueError(f"{path} is no YAML file of search ranges: {' '.join(str(e).split())}") from e
+    ranges = read_yaml(path, dict[str, Any], "correct it").get(algo)
     if not isinstance(ranges, dict) or not ranges:
         raise ValueError(f"{path} has no search ranges for {algo!r}.")
     for name, span in ranges.items():

@@ -6,25 +6,54 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, Len
+from typing_extensions import TypedDict
 
 from prance_env.settings import EnvSettings
+from supernet.reading import OPEN, read_yaml
 from supernet.staging import staged
 
 from ..machine import git_revision, machine, versions
 from .lock import only_writer
 from .progress import PROGRESS
 from .rows import ROWS
+from .trust import SYSTEM, WRITER, check_own_or_local, writer
 
 CONFIG = "config.yml"
+Price = Annotated[float, Ge(0)]
 PATHS = ("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent")
 """Settings that may be paths, or names of something else."""
+
+
+class Noted(TypedDict, total=False):
+    """What `config.yml` of any command, and `settings.json` of an evaluation, may hold, and more."""
+
+    algo: str
+    env: str
+    split: str
+    observation: str
+    checkpoint: str | None
+    dataset: str | dict[str, Any] | None
+    token_mode: str | None
+    dtype: str
+    decide_first_group: bool | None
+    on_error: str | None
+    macs_weight: Price | Annotated[list[Price], Len(2, 2)]
+    preset: str
+    conf_file: str | None
+    seed: int
+    n_envs: Annotated[int, Ge(1)] | None
+    total_timesteps: int | None
+
+
+Noted.__pydantic_config__ = OPEN  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -85,10 +114,21 @@ def check_settings(out: Path, settings: Any, remedy: str, what: str = "run", may
     Raises:
         ValueError: If others than `may_change` differ; they are named with both values, and what to do about it.
     """
-    changed = {k: v for k, v in changed_settings(out, settings).items() if k not in may_change}
+    check_noted(read_config(out), settings, f"{out} holds a {what}", remedy, may_change)
+
+
+def check_noted(
+    noted: Mapping[str, Any], settings: Any, what: str, remedy: str, may_change: Collection[str] = ()
+) -> None:
+    """`check_settings` of settings that were noted elsewhere than in a run folder.
+
+    Raises:
+        ValueError: As there.
+    """
+    changed = {k: v for k, v in _changed(noted, settings).items() if k not in may_change}
     if changed:
-        values = "; ".join(f"{name}={now!r} instead of {noted!r}" for name, (noted, now) in changed.items())
-        raise ValueError(f"{out} holds a {what} with other values of {[*changed]}: {values}. {remedy}.")
+        values = "; ".join(f"{name}={now!r} instead of {then!r}" for name, (then, now) in changed.items())
+        raise ValueError(f"{what} with other values of {[*changed]}: {values}. {remedy}.")
 
 
 def _forget_beginning(out: Path) -> None:
@@ -112,11 +152,11 @@ def check_free(out: Path, held: Iterable[Path], what: str, remedy: str = "pass a
 
 def write_command(folder: Path, settings: Any) -> None:
     """Writes `command.txt`, `config.yml` (the fields of the dataclass `settings`) and `system.json`."""
-    system = {"machine": machine("cpu"), "versions": versions(), "git_revision": git_revision()}
+    system = {"machine": machine("cpu"), "versions": versions(), "git_revision": git_revision(), WRITER: writer()}
     with staged(folder) as stage:
         (stage / "command.txt").write_text(shlex.join(sys.argv) + "\n")
         (stage / CONFIG).write_text(yaml.safe_dump(plain(settings), sort_keys=False))
-        (stage / "system.json").write_text(json.dumps(system, indent=2) + "\n")
+        (stage / SYSTEM).write_text(json.dumps(system, indent=2) + "\n")
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -134,7 +174,7 @@ def plain(settings: Any) -> dict[str, Any]:
     )
 
 
-def _found_from_elsewhere(noted: dict[str, Any]) -> dict[str, Any]:
+def _found_from_elsewhere(noted: Mapping[str, Any]) -> dict[str, Any]:
     """Settings in which the paths of what exists are absolute."""
 
     def absolute(value: Any) -> Any:
@@ -150,18 +190,27 @@ def changed_settings(folder: Path, settings: Any) -> dict[str, tuple[Any, Any]]:
 
     An argument of the environment that is not noted is at its default, as version 0.1 noted all that it knew.
     """
+    return _changed(read_config(folder), settings)
+
+
+def _changed(read: Mapping[str, Any], settings: Any) -> dict[str, tuple[Any, Any]]:
     default = {f.name: f.default for f in fields(EnvSettings)} | {"dataset": None}
-    noted, now = _found_from_elsewhere(read_config(folder)), plain(settings)
+    noted, now = _found_from_elsewhere(read), plain(settings)
     names = {*now, *(set(noted) & set(default))}
     values = {k: (noted.get(k, default.get(k)), now.get(k, default.get(k))) for k in sorted(names)}
     return {k: (then, value) for k, (then, value) in values.items() if then != value}
 
 
 def noted_fields(folder: Path, kind: type[Any]) -> dict[str, Any] | None:
-    """The settings in `config.yml` as the fields of the dataclass `kind`, the inverse of `plain`; None if missing."""
+    """The settings in `config.yml` as the fields of the dataclass `kind`, the inverse of `plain`; None if missing.
+
+    Raises:
+        ValueError: If the run is somebody else's, and its images would have to be fetched.
+    """
     if not (folder / CONFIG).is_file():
         return None
     noted, names = read_config(folder), {f.name for f in fields(kind)}
+    check_own_or_local(noted.get("dataset"), folder / CONFIG)
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in noted.items() if k in names}
     return own | {"environment": {k: v for k, v in noted.items() if k not in names and v is not None}}
 
@@ -171,8 +220,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder is not a run folder.
+        ValueError: If the file is damaged.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}.")
-    return yaml.safe_load(path.read_text())
+    return dict(read_yaml(path, Noted, "correct it, or begin another run"))

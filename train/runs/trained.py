@@ -8,7 +8,8 @@ from typing import Any
 
 from prance_env.settings import EnvArguments, EnvSettings
 
-from .folder import read_config
+from .folder import CONFIG, read_config
+from .trust import check_local, check_own_or_local
 
 REQUIRED = ("env", "split", "checkpoint")
 # What an evaluation depends on, and its rows with it; the rest is a matter of the machine.
@@ -42,8 +43,14 @@ def trained_settings(name: str) -> dict[str, Any]:
 
 
 def env_of_run(run: Path, split: str) -> EnvSettings:
-    """The environment that an agent in a run folder was trained in, on another split and on the CPU."""
-    return environment_of(str(run), {**DEFAULTS, **trained_settings(str(run))}, split)
+    """The environment that an agent in a run folder was trained in, on another split and on the CPU.
+
+    Raises:
+        ValueError: If it is somebody else's run, whose images would have to be fetched.
+    """
+    noted = trained_settings(str(run))
+    check_own_or_local(noted.get("dataset"), run / CONFIG)
+    return environment_of(str(run), {**DEFAULTS, **noted}, split)
 
 
 def environment_of(
@@ -60,7 +67,7 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
     """Those of the settings `keys` that the trained agents among `names` noted, in which they must agree.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If they do not, or the images would have to be fetched.
     """
     configs = {name: trained for name in names if (trained := trained_settings(name))}
     shared: dict[str, Any] = {}
@@ -68,6 +75,9 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
         found = {name: trained[key] for name, trained in configs.items() if trained.get(key) is not None}
         if not found:
             continue
+        if key == "dataset":
+            for name, value in found.items():
+                check_local(value, Path(name) / CONFIG, f"if you want that, say so yourself: --dataset {value!r}")
         values = {name: trained.get(key, DEFAULTS[key]) for name, trained in configs.items()}
         shared[key] = next(iter(found.values()))
         if any(value != shared[key] for value in values.values()):

@@ -30,7 +30,7 @@ from ..policies.train_agent import train_agent
 from ..report.leaderboard_page import benchmark_page
 from ..report.plots import plot_fronts
 from ..report.tables import write_json
-from ..runs.folder import CONFIG, check_settings
+from ..runs.folder import CONFIG, check_noted, check_settings
 from ..runs.lock import only_writer
 from ..runs.progress import read_progress
 from ..runs.trained import env_of_run
@@ -108,7 +108,7 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         What is written to `benchmark.json`.
 
     Raises:
-        ValueError: If a run in `out` was made with other settings.
+        ValueError: If a run in `out`, or its yardsticks, were made with other settings.
         FileExistsError: If another process writes to `out`.
     """
     console = Console()
@@ -119,10 +119,13 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
                 _train(replace(training, seed=seed), run, console)
         folder = out / "yardsticks"
         finish_commit(folder)
-        if not (folder / FILE).is_file():
-            blind = [name for name, training in settings.entries.items() if training.observation == "constant"]
-            static = tuple(str(run) for name in blind for run in runs[name])
-            run_yardsticks(replace(settings.yardsticks, also_static=static), folder)
+        blind = [name for name, training in settings.entries.items() if training.observation == "constant"]
+        wanted = replace(settings.yardsticks, also_static=tuple(str(run) for name in blind for run in runs[name]))
+        if (folder / FILE).is_file():
+            noted = Yardsticks.load(folder).settings  # more seeds are more static policies than there were
+            check_noted(noted, wanted, f"{folder} holds yardsticks", f"Remove {folder}", may_change=["also_static"])
+        else:
+            run_yardsticks(wanted, folder)
         report = _judged(settings, runs, Yardsticks.load(folder), console)
         page = benchmark_page(report)
         with staged(out) as stage:

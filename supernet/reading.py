@@ -1,0 +1,163 @@
+"""Plain data from files, checked against a dataclass or a TypedDict; one sentence says what is wrong with it.
+
+pydantic does the checking. Constraints are said where the fields are declared, as `Annotated[float, Gt(0)]`.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+from typing_extensions import TypedDict
+
+T = TypeVar("T")
+
+STRICT: Any = {"strict": True, "allow_inf_nan": False, "extra": "forbid", "arbitrary_types_allowed": True}
+"""What dataclasses and TypedDicts that are read from files have as `__pydantic_config__`: nothing is converted, no
+number is NaN or infinite, and there are no other fields."""
+OPEN: Any = {**STRICT, "extra": "allow"}
+"""The same for those to which others may add fields."""
+DEEPEST = 100
+"""Lists and mappings in each other; beyond it, nobody means it."""
+
+
+def read_json(path: Path, kind: type[T], remedy: str) -> T:
+    """A JSON file as an instance of `kind`.
+
+    Args:
+        path: The file.
+        kind: A dataclass or a TypedDict, with `STRICT` or `OPEN` as its `__pydantic_config__`.
+        remedy: What to do if it is damaged, for the message: "save it again".
+
+    Raises:
+        ValueError: If it is no such file; the message names the file, the field, its value and what is allowed.
+        FileNotFoundError: If there is none.
+    """
+    return checked(_parsed(path, json.loads, "JSON", remedy), kind, str(path), remedy)
+
+
+def read_yaml(path: Path, kind: type[T], remedy: str) -> T:
+    """A YAML file as an instance of `kind`; otherwise as `read_json`."""
+    import yaml
+
+    return checked(_parsed(path, yaml.safe_load, "YAML", remedy), kind, str(path), remedy)
+
+
+def _parsed(path: Path, parse: Any, name: str, remedy: str) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except RecursionError as e:
+        raise ValueError(f"{path} is no {name} file: it is nested too deeply; {remedy}.") from e
+    except Exception as e:  # YAML answers some texts with what its own constructors stumble over
+        raise ValueError(f"{path} is no {name} file ({' '.join(str(e).split())}); {remedy}.") from e
+
+
+def checked(data: Any, kind: type[T], source: str, remedy: str) -> T:
+    """Plain data as an instance of `kind`; see `read_json`.
+
+    Args:
+        data: Mappings, lists, texts, numbers.
+        kind: A dataclass or a TypedDict.
+        source: Where it comes from, for the message.
+        remedy: What to do about it, for the message.
+
+    Raises:
+        ValueError: If it does not fit, or is nested more than `DEEPEST` deep.
+    """
+    from pydantic import ValidationError
+
+    try:
+        text = json.dumps(_shallow(data))
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{source}: {e}; {remedy}.") from e
+    try:
+        return _adapter(cast(Any, kind)).validate_json(
+            text
+        )  # as from JSON: lists are tuples, and nothing else is converted
+    except ValidationError as e:
+        raise ValueError(f"{source}: {_in_words(e, kind)}; {remedy}.") from e
+
+
+def check_fields(instance: Any) -> None:
+    """Checks the fields of a dataclass against its annotations, for its `__post_init__`.
+
+    Raises:
+        ValueError: If one has another type or is out of range; the message names it, its value and what is allowed.
+    """
+    from pydantic import ValidationError
+
+    values = {f.name: getattr(instance, f.name) for f in fields(instance)}
+    try:
+        _fields_adapter(cast(Any, type(instance))).validate_python(values)
+    except ValidationError as e:
+        raise ValueError(f"{_in_words(e, type(instance))}.") from e
+
+
+def check_value(value: Any, kind: Any, source: str) -> None:
+    """Checks one value against a type, an annotation of somebody else's class.
+
+    Raises:
+        ValueError: If it is of another type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter = TypeAdapter(kind, config={"strict": True, "allow_inf_nan": False, "arbitrary_types_allowed": True})
+    try:
+        adapter.validate_python(value)
+    except ValidationError as e:
+        raise ValueError(f"{source}={reprlib.repr(value)} {_must(e.errors(include_url=False)[0]['msg'])}.") from e
+
+
+def _must(message: str) -> str:
+    return message.replace("Input should", "must", 1)
+
+
+def _shallow(data: Any, depth: int = 0) -> Any:
+    """The same; keys that are no texts and what is nested too deeply are errors."""
+    if depth > DEEPEST:
+        raise ValueError(f"lists or mappings are nested more than {DEEPEST} deep")
+    if isinstance(data, Mapping):
+        if strange := [key for key in data if not isinstance(key, str)]:
+            raise ValueError(f"the key {strange[0]!r} must be a text")
+        return {k: _shallow(v, depth + 1) for k, v in data.items()}
+    return [_shallow(v, depth + 1) for v in data] if isinstance(data, list | tuple) else data
+
+
+@lru_cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+@lru_cache
+def _fields_adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    hints, typed_dict = get_type_hints(kind, include_extras=True), cast(Any, TypedDict)
+    own = typed_dict(kind.__name__, {f.name: hints[f.name] for f in fields(kind)})
+    own.__pydantic_config__ = STRICT
+    return TypeAdapter(own)
+
+
+def _in_words(error: Any, kind: Any) -> str:
+    """The first of what is wrong, and how much more there is."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    where, value = ".".join(map(str, first["loc"])), reprlib.repr(first["input"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "value_error":
+        return f"{first['msg'].removeprefix('Value error, ').rstrip('.')}{more}"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = sorted(f.name for f in fields(kind)) if is_dataclass(kind) else sorted(get_type_hints(kind))
+        return f"{where} is unknown{f', known are {known}' if len(first['loc']) == 1 else ''}{more}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{where} is missing{more}"
+    return f"{where or 'the whole'}={value} {_must(first['msg'])}{more}"
