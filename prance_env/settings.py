@@ -259,7 +259,8 @@ class EnvSettings:
         if os.getpid() != IMPORTED_IN:
             # A forked child would wait for ever for the OpenMP threads that its parent had.
             torch.set_num_threads(1)
-        engine = shared_engine(self.engine_settings()).current()
+        with _opening:
+            engine = shared_engine(self.engine_settings()).current()
         if engine.config != self.config():
             raise ValueError(
                 f"checkpoint={self.checkpoint!r} was written again with another configuration since this environment "
@@ -312,10 +313,6 @@ class SharedEngine:
             ModuleNotFoundError: If a package that the data set needs is missing.
             OSError: If the checkpoint is missing, or a folder cannot be read or written.
         """
-        with _opening:
-            return self._current()
-
-    def _current(self) -> InferenceEngine:
         state = self._state()
         if self._opened is None or self._opened[0] != state:
             self._opened = None  # before another one needs the memory
@@ -335,14 +332,9 @@ class SharedEngine:
         return InferenceEngine(net, source, s.cache_mb, s.cache_dir, key_mean=s.observation == "key_mean")
 
 
-def shared_engine(settings: EnvSettings) -> SharedEngine:
-    """The engine for what `EnvSettings.engine_settings` gave; several threads that ask at once get the same."""
-    with _opening:
-        return _shared_engine(settings)
-
-
 @lru_cache(maxsize=8)
-def _shared_engine(settings: EnvSettings) -> SharedEngine:
+def shared_engine(settings: EnvSettings) -> SharedEngine:
+    """The engine for what `EnvSettings.engine_settings` gave."""
     return SharedEngine(settings)
 
 

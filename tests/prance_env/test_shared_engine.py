@@ -7,8 +7,10 @@ import gc
 import json
 import os
 import shutil
+import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from noise_envs import TINY, noise_dataset
 
 from agents import AdaptiveViT, FullAgent
 from prance_env import EnvSettings, make_sb3_env, register_dataset
+from prance_env import settings as settings_module
 from prance_env.images.loading import DATASETS
 from prance_env.rewards.measuring import measure_latency_table
 from supernet import Supernet, SupernetConfig, save_pretrained
@@ -260,3 +263,19 @@ def test_a_data_set_registered_anew_is_the_one_that_is_shown(tmp_path: Path) -> 
         engine = EnvSettings(checkpoint=str(tmp_path), dataset="again and again").engine()
         assert engine.dataset is dataset
     assert asdict(EnvSettings(checkpoint=str(tmp_path), dataset="again and again"))["dataset"] == "again and again"
+
+
+def test_threads_that_want_the_same_engine_open_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = EnvSettings.from_id(split="val", cache_mb=17)  # nobody else's
+    opened: list[int] = []
+    loaded = settings_module.load_dataset
+
+    def load(*args: Any) -> Any:
+        opened.append(threading.get_ident())
+        return loaded(*args)
+
+    monkeypatch.setattr(settings_module, "load_dataset", load)
+    with ThreadPoolExecutor(4) as pool:
+        engines = list(pool.map(lambda _: settings.engine(), range(4)))
+    assert len(opened) == 1
+    assert len({id(engine) for engine in engines}) == 1

@@ -6,6 +6,7 @@ Only that one file is imported, so that `prance --help` is quick. What is in it 
 from __future__ import annotations
 
 import ast
+import errno
 import inspect
 import signal
 import sys
@@ -22,6 +23,9 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 from ..runs.interrupt import Terminated, sigterm_as_interrupt
 
 T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAID = ("no space left", "file too large", "disk is full", "disk quota exceeded", "disk i/o error", "file write failed")
+NO_ROOM = "What was there before is as it was; make room, and run the command again, with --resume if it has that."
 
 
 class Command(NamedTuple):
@@ -212,8 +216,20 @@ def main() -> None:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as e:
+    except (ValueError, ModuleNotFoundError) as e:
         sys.exit(f"prance: {e}")
+    except OSError as e:
+        sys.exit(f"prance: {e}" + (f". {NO_ROOM}" if e.errno in FULL else ""))
+    except Exception as e:
+        if not _is_full(e):
+            raise
+        sys.exit(f"prance: {str(e).splitlines()[0]}. {NO_ROOM}")
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a library says in its own words, with an error of its own, that a disk is full."""
+    words = str(error).lower()
+    return any(said in words for said in SAID) or (error.__context__ is not None and _is_full(error.__context__))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from prance_env.settings import EnvSettings
 from supernet.reading import OPEN, read_yaml
-from supernet.staging import staged
+from supernet.staging import finish_commit, staged
 
 from ..machine import git_revision, machine, versions
 from .lock import only_writer
@@ -141,11 +141,12 @@ def _forget_beginning(out: Path) -> None:
 
 
 def check_free(out: Path, held: Iterable[Path], what: str, remedy: str = "pass another --out") -> None:
-    """Refuses to overwrite what a folder holds.
+    """Refuses to overwrite what a folder holds, which a killed process may not have had the time to put there.
 
     Raises:
         FileExistsError: If any of the paths `held` exists.
     """
+    finish_commit(out)
     if any(path.exists() for path in held):
         raise FileExistsError(f"{out} holds a {what} already; {remedy}.")
 
