@@ -5,7 +5,7 @@ OUT ?= demo
 # One thread for each process, or the processes would get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: docs demo test test-fast test-slow lint wheel gpu-check clean help
+.PHONY: docs demo test test-fast test-slow lint wheel gpu-check faults clean help
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -36,6 +36,10 @@ wheel: $(VENV)/.installed  ## Builds a wheel and compares its contents with the 
 
 gpu-check:  ## On a machine with a GPU: its tests, then what it must reach (5 minutes; PYTHON names the interpreter).
 	$(PYTHON) -m tools.gpu_check
+
+faults: $(VENV)/.installed  ## Kills, torn writes and full disks at file events of every long command, and damaged files (15 minutes).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults --every 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.malformed
 
 docs: $(VENV)/.installed  ## The documentation's site in site/: a dead link or a missing docstring fails.
 	$(BIN)/python -m pip install --quiet -e ".[docs]"

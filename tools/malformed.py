@@ -84,13 +84,6 @@ def subjects() -> dict[str, Subject]:
     hyperparams = {"n_envs": 4, "n_timesteps": 64, "policy": "MlpPolicy", **read_preset("ppo").hyperparams}
     preset = yaml.safe_dump({"default": {**hyperparams, "env_kwargs": {}}})
 
-    def look(agent: Any) -> None:
-        seen = np.zeros((2, *agent.observation_space.shape), np.float32)
-        _finite(agent.predict(seen, deterministic=True)[0])
-
-    def rows(folder: Path) -> None:
-        run_eval(["full"], EvalSettings(split="val", resamples=10), folder)
-
     images = torch.zeros(2, config.in_chans, config.img_size, config.img_size)
     return {
         "supernet": Subject(
@@ -103,9 +96,9 @@ def subjects() -> dict[str, Subject]:
         "full": Subject(
             lambda f: FullAgent(config).save(f / "a.json"), "a.json", lambda f: BaselineAgent.load(f / "a.json")
         ),
-        "agent": Subject(ppo.save, "config.json", lambda f: look(PrancePPO.load(f))),
-        "agent's weights": Subject(ppo.save, "model.safetensors", lambda f: look(PrancePPO.load(f))),
-        "policy": Subject(lambda f: save_policy(sb3, f / "p", {}), "p", lambda f: look(load_policy(f / "p"))),
+        "agent": Subject(ppo.save, "config.json", lambda f: _look(PrancePPO.load(f))),
+        "agent's weights": Subject(ppo.save, "model.safetensors", lambda f: _look(PrancePPO.load(f))),
+        "policy": Subject(lambda f: save_policy(sb3, f / "p", {}), "p", lambda f: _look(load_policy(f / "p"))),
         "latency": Subject(
             lambda f: table.save(f / "l.json"),
             "l.json",
@@ -126,10 +119,19 @@ def subjects() -> dict[str, Subject]:
             "config.yml",
             lambda f: (TrainAgent.resumed(f), env_of_run(f, "val")),
         ),
-        "settings": Subject(rows, "settings.json", lambda f: run_validate(f / "full.csv")),
-        "rows": Subject(rows, "full.csv", lambda f: run_validate(f / "full.csv")),
+        "settings": Subject(_rows, "settings.json", lambda f: run_validate(f / "full.csv")),
+        "rows": Subject(_rows, "full.csv", lambda f: run_validate(f / "full.csv")),
         "image": Subject(_images, "val/0/a.png", lambda f: load_dataset(str(f), "val", config).fetch(np.arange(1))),
     }
+
+
+def _look(agent: Any) -> None:
+    seen = np.zeros((2, *agent.observation_space.shape), np.float32)
+    _finite(agent.predict(seen, deterministic=True)[0])
+
+
+def _rows(folder: Path) -> None:
+    run_eval(["full"], EvalSettings(split="val", resamples=10), folder)
 
 
 def _images(folder: Path) -> None:
