@@ -94,13 +94,17 @@ def test_a_broken_picture_is_a_row_and_the_others_are_read(
     assert (rows[1]["error"], rows[1]["class"] != "") == ("", True)
 
 
-def test_mistakes_are_sentences(model: str, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_sentences(
+    model: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = str(pictures / "a.png")
     for words, message in {
         (picture, "--model", model): "pass budget=",
         (picture, "--model", model, "--budget", "1%"): "out of this model's reach",
         (picture, "--model", model, "--budget", "much"): "'much' is none",
+        (picture, "--model", model, "--budget", "5ms"): "needs times of this machine",
         (picture, "--model", "nowhere/at/all"): "There is no folder",
         (picture, "--model", model, "--budget", "0.1", "--top", "0"): "--top 0",
     }.items():
         assert message in refusal(monkeypatch, "predict", *words)
+        assert capsys.readouterr().out == ""

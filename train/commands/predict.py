@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from tyro.conf import Positional
 
+from agents.deployed.budgets import parse
 from supernet.files import write_atomically
 
 from ..deploy.opening import open_adaptive
@@ -34,7 +35,8 @@ class Predict:
     model: str
     """Run folder of `prance train agent`, a folder that save_pretrained wrote, or OWNER/NAME of the hub."""
     budget: str | None = None
-    """Of agents for a range of prices: a price, a share of the MACs such as 40%, or milliseconds such as 12ms."""
+    """Of agents for a range of prices: a price, a share of the MACs such as 40%, or milliseconds such as 12ms, of
+    a batch on this machine."""
     format: Literal["csv", "jsonl"] = "csv"
     """Of the rows."""
     out: Path | None = None
@@ -56,8 +58,9 @@ class Predict:
             raise ValueError(f"--top {self.top} and --batch-size {self.batch_size} must be at least 1.")
         torch.set_num_threads(self.threads)
         paths = picture_paths(self.images, sys.stdin)
-        needs_shares = self.budget is not None and not self.budget.replace(".", "").isdigit()
-        opened = open_adaptive(self.model, images=256 if needs_shares else 0, entries=16 if self.menu else None)
+        unit = "" if self.budget is None else parse(self.budget)[1]
+        timed = self.batch_size if unit == "ms" else None
+        opened = open_adaptive(self.model, images=256 if unit else 0, entries=16 if self.menu else None, timed=timed)
         model = opened.model.to(self.device)
         rows = predicted(model, paths, self.budget, self.top, self.batch_size, self.menu)
         if self.out is None:

@@ -29,7 +29,8 @@ class Serve:
     model: str
     """Run folder of `prance train agent`, a folder that save_pretrained wrote, or OWNER/NAME of the hub."""
     budget: str | None = None
-    """For requests without one: a price, a share of the MACs such as 40%, or milliseconds such as 12ms."""
+    """For requests without one: a price, a share of the MACs such as 40%, or milliseconds such as 12ms, of
+    one picture on this machine."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is all of them."""
     port: int = 8000
@@ -62,12 +63,16 @@ class Serve:
             raise ModuleNotFoundError(f"prance serve needs {', '.join(missing)}: pip install 'prance-env[serve]'.")
         import uvicorn
 
+        from agents.deployed.budgets import parse
+
         from ..deploy.batching import Limits
         from ..deploy.page import run_page
         from ..deploy.service import ServiceSettings, make_service
 
         torch.set_num_threads(self.threads)
-        opened = open_adaptive(self.model, images=self.calibration_images, entries=16 if self.menu else None)
+        timed = 1 if self.budget is not None and parse(self.budget)[1] == "ms" else None
+        entries = 16 if self.menu else None
+        opened = open_adaptive(self.model, images=self.calibration_images, entries=entries, timed=timed)
         model = opened.model.to(self.device)
         limits = Limits(self.latency_ms / 1e3, self.batch_size, self.waiting)
         settings = ServiceSettings(

@@ -56,6 +56,7 @@ def open_adaptive(
     dataset: str | None = None,
     images: int = IMAGES,
     entries: int | None = None,
+    timed: int | None = None,
 ) -> Opened:
     """A model by name.
 
@@ -65,6 +66,7 @@ def open_adaptive(
         dataset: Of a run: where its images lie now.
         images: Of a run: validation images to calibrate on.
         entries: So many of a menu for each decision, if it has none; None: no menu is made.
+        timed: Of a run: also times so many images at a time on this machine; None: no times.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
@@ -79,8 +81,10 @@ def open_adaptive(
             )
         opened = Opened(AdaptiveViT.from_pretrained(name), None)
     else:
-        model = AdaptiveViT.from_run(name, checkpoint, dataset, images=images)
+        model = AdaptiveViT.from_run(name, checkpoint, dataset, images=0)
         opened = Opened(model, settings_of_run(name, "val", checkpoint=checkpoint, dataset=dataset))
+        if images:
+            model.calibrate(*opened.images(images), timed=timed)
     if entries is not None and opened.model.menu is None:
         if opened.settings is None:
             raise ValueError(f"{name} was saved without a menu; pass its run folder, or call model.make_menu and save.")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from agents import AdaptiveViT
 from agents.deployed.budgets import prices_of
+from agents.deployed.menu import Menu
 
 Row = dict[str, Any]
 COLUMNS = ("path", "class", "label", "probability", "macs", "macs_fraction", "patches", "top", "error")
@@ -67,6 +68,12 @@ def predicted(
     """
     menu = model.menu if from_menu else None
     prices_of(budget, model.interface.conditioning, model.calibration if menu is None else menu.calibration, 1)
+    return _rows(model, paths, budget, top, batch_size, menu)
+
+
+def _rows(
+    model: AdaptiveViT, paths: Sequence[str], budget: Any, top: int, batch_size: int, menu: Menu | None
+) -> Iterator[Row]:
     for begin in range(0, len(paths), batch_size):
         part, images, rows = paths[begin : begin + batch_size], [], dict[str, Row]()
         for path in part:
@@ -76,7 +83,9 @@ def predicted(
                 rows[path] = {"error": str(e)}
         if images:
             batch = torch.cat([image for _, image in images])
-            said = menu(batch, budget) if menu is not None and len(batch) == 1 else model(batch, budget, from_menu)
+            said = (
+                menu(batch, budget) if menu is not None and len(batch) == 1 else model(batch, budget, menu is not None)
+            )
             rows |= zip((path for path, _ in images), said.rows(top), strict=True)
         yield from ({"path": path, **rows[path]} for path in part)
 
