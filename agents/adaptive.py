@@ -358,7 +358,7 @@ class AdaptiveViT(
         path = Path(name)
         if path.is_dir():
             finish_commit(path)
-        elif path.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
+        elif path.is_absolute() or str(name).count("/") != 1 or path.parent.is_dir():  # which is no name of the hub
             raise FileNotFoundError(
                 f"There is no folder {name}; pass one that AdaptiveViT.save_pretrained wrote, or OWNER/NAME of the hub."
             )

@@ -105,10 +105,15 @@ def test_what_was_measured_is_saved_and_in_the_card(model: AdaptiveViT, tmp_path
     assert loaded.data.library_name == "prance-env"
 
 
-def test_files_that_are_damaged_are_refused(model: AdaptiveViT, tmp_path: Path) -> None:
+def test_files_that_are_damaged_are_refused(
+    model: AdaptiveViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         AdaptiveViT.from_pretrained(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):  # next to a folder: no name of the hub
+        AdaptiveViT.from_pretrained(f"{tmp_path.name}/agnet")
     whole, weights = (tmp_path / "config.json").read_text(), (tmp_path / "model.safetensors").read_bytes()
     for text in ("{}", whole.replace('"network"', '"pickle"'), whole.replace('"Tanh"', '"Dropout"')):
         (tmp_path / "config.json").write_text(text)
