@@ -106,8 +106,9 @@ class Lanes:
                 if len(stay):
                     parts.append((members[stay], episodes[stay]))
             self.parts = [*parts, (lanes, fresh)]
-            if ahead := self.engine.lookahead:
-                self.engine.prefetch(self._coming(lanes[:ahead], 1))
+            ahead = lanes[: self.engine.lookahead]
+            if len(ahead):
+                self.engine.prefetch(self._coming(ahead, len(ahead)))
 
     def _coming(self, lanes: Ints, count: int) -> Ints:
         """At least so many images that the lanes will draw next, while their generators stay where they are."""

@@ -259,7 +259,7 @@ def column(values: Ints | Floats, device: torch.device) -> Tensor:
     """(B, 1) tensor of one number per image; (1, 1) of one for all, which is made there and not copied."""
     if isinstance(values, Tensor) or len(values) > 1:
         return torch.as_tensor(values, device=device)[:, None]
-    dtype = torch.float64 if values.dtype.kind == "f" else torch.int64
+    dtype = {"f": torch.float64, "b": torch.bool}.get(values.dtype.kind, torch.int64)
     return torch.full((1, 1), values.item(), dtype=dtype, device=device)
 
 

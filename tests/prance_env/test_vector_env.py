@@ -372,7 +372,7 @@ def test_a_step_whose_restart_fails_is_undone_and_can_be_repeated(
             e.step(actions)
     engine = envs.lanes.engine
 
-    def broken(index: np.ndarray) -> None:
+    def broken(*args: object) -> None:
         raise OSError("image is broken")
 
     with monkeypatch.context() as patched:
