@@ -14,18 +14,25 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from prance_env import InferenceEngine, PranceVecEnv, PranceVectorEnv
 from supernet import Supernet
+from supernet.checkpoint import load_config
 from train.commands.main import main
 from train.timing.episodes import (
     AUTHORS,
     CACHED,
+    ENGINE,
     FIRST,
     FULL,
+    LAUNCHED,
+    LEARNING,
     POLICY,
     SB3,
+    TENSORS,
+    TIMM,
     TRAINING,
     UNCACHED,
     EnvBenchSettings,
     RandomActions,
+    as_tensors,
     contenders,
     make_task,
     run_bench_env,
@@ -98,6 +105,22 @@ def test_contenders_run_the_network_as_often_as_their_names_say(
     assert counted.of(calls[FIRST]) == (n, prefix + episode + verdict)
     for name in (CACHED, SB3, POLICY, TRAINING):
         assert counted.of(calls[name]) == (0, episode), name
+
+
+@pytest.mark.slow
+def test_what_is_timed_on_a_gpu_plays_episodes_as_tensors(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = EnvBenchSettings("digits", num_images=3, timm="test_vit", environment={"checkpoint": checkpoint})
+    space = load_config(checkpoint).space
+    actions = np.random.default_rng(0).uniform(-1, 1, (space.num_decisions, 3, space.action_size)).astype(np.float32)
+    calls = as_tensors(given, make_task(given, tmp_path), actions)
+    assert list(calls) == [TIMM, ENGINE, TENSORS, LAUNCHED, LEARNING]
+    for call in calls.values():  # the first time the agent resets, and prefixes are computed
+        call()
+    counted, episode = Counted(monkeypatch), 3 * 3  # two decisions: 1 + 1 and 1 groups
+    for name, call in calls.items():
+        assert counted.of(call) == (0, 0 if name == TIMM else episode), name
 
 
 def test_random_tasks_need_no_weights_and_exist_for_any_registered_supernet(tmp_path: Path, checkpoint: str) -> None:

@@ -251,8 +251,9 @@ def _timm_forward(settings: EnvBenchSettings, config: SupernetConfig) -> dict[st
     if settings.timm is None:
         return {}
     dtype = DTYPES[settings.environment.get("dtype", "float32")]
-    model = timm.create_model(settings.timm).eval().to(settings.device, dtype)
     shape = (settings.num_images, config.in_chans, config.img_size, config.img_size)
+    model = timm.create_model(settings.timm, in_chans=config.in_chans, img_size=config.img_size)
+    model.eval().to(settings.device, dtype)
     images = torch.randn(shape, device=settings.device, dtype=dtype)
 
     def forward() -> None:
