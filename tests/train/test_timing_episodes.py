@@ -112,7 +112,7 @@ def test_what_is_timed_on_a_gpu_plays_episodes_as_tensors(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = EnvBenchSettings("digits", num_images=3, timm="test_vit", environment={"checkpoint": checkpoint})
-    space = load_config(checkpoint).space
+    space = load_config(Path(checkpoint)).space
     actions = np.random.default_rng(0).uniform(-1, 1, (space.num_decisions, 3, space.action_size)).astype(np.float32)
     calls = as_tensors(given, make_task(given, tmp_path), actions)
     assert list(calls) == [TIMM, ENGINE, TENSORS, LAUNCHED, LEARNING]
