@@ -29,7 +29,7 @@ from .deployed.networks import NetworkPolicy
 from .deployed.on_device import played_on_device
 from .deployed.pictures import Picture, Preprocessing, checked_names, class_names
 from .deployed.prediction import Prediction, joined
-from .deployed.runs import agent_of_run, settings_of_run
+from .deployed.runs import agent_of_run, check_here, settings_of_run
 from .fitting import Interface, fitted
 from .protocol import Agent, ask
 
@@ -119,11 +119,9 @@ class AdaptiveViT(
         dataset: str | dict[str, Any] | None = None,
         names: Sequence[str] | None = None,
         images: int = CALIBRATION_IMAGES,
+        trust: bool = False,
     ) -> AdaptiveViT:
         """What `prance train agent` trained, with what it spends measured on validation images.
-
-        The agent's file may be Stable-Baselines3's, which holds pickled objects: load only runs that you trust. The
-        model itself has none.
 
         Args:
             run: The run folder.
@@ -131,16 +129,20 @@ class AdaptiveViT(
             dataset: Where the images lie now; None: where they lay.
             names: Of the classes; None: those of the data set's folders, or numbers.
             images: Validation images to calibrate on; 0: no calibration, and no images are needed.
+            trust: Whether to unpickle an agent that is there as Stable-Baselines3's zip file only.
 
         Raises:
             FileNotFoundError: If there is no such run, or it holds no agent.
-            ValueError: If the agent cannot be saved without pickling, or something does not fit.
+            ValueError: If the agent cannot be saved without pickling, would have to be unpickled, or does not fit; or
+                if the images would have to be fetched from the network, and `dataset` does not say so.
         """
         settings = settings_of_run(run, "val", checkpoint=checkpoint, dataset=dataset)
         interface = Interface.of(settings)
-        agent = plain_agent(fitted(agent_of_run(run), interface), interface)
+        agent = plain_agent(fitted(agent_of_run(run, trust), interface), interface)
         model = cls._of(settings, settings.network(), agent, names)
         if images:
+            if dataset is None:
+                check_here(settings, run)
             source = settings.engine().dataset
             index = np.linspace(0, len(source) - 1, min(images, len(source))).astype(np.int64)
             model.calibrate(source.fetch(index), source.labels[torch.from_numpy(source.shown(index))])

@@ -14,7 +14,7 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
-from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
@@ -58,7 +58,7 @@ def plain_agent(agent: Agent, interface: Interface) -> Plain:
     if isinstance(agent, PrancePPO | PranceSelector) and not see:
         policy = agent.policy
         return network_policy([*policy.actor], "centre", spaces, Sight(None, policy.shift, policy.scale))
-    if not isinstance(agent, BaseAlgorithm):
+    if not isinstance(agent, BaseAlgorithm | BasePolicy):
         raise ValueError(
             f"An agent of the class {type(agent).__name__} runs, but how to save it without pickling is not known "
             "here. Known are the baselines, PrancePPO, the authors' selector, and Stable-Baselines3's models with "
@@ -69,9 +69,9 @@ def plain_agent(agent: Agent, interface: Interface) -> Plain:
     return network_policy(layers, output, spaces, sight, integers)
 
 
-def _layers_of_sb3(model: BaseAlgorithm) -> tuple[Sequence[nn.Module], str, nn.Module]:
+def _layers_of_sb3(model: BaseAlgorithm | BasePolicy) -> tuple[Sequence[nn.Module], str, nn.Module]:
     """Layers of the network that decides, what becomes of its output, and what is between it and the observation."""
-    policy: Any = model.policy
+    policy: Any = model if isinstance(model, BasePolicy) else model.policy
     actor: Any = getattr(policy, "actor", None)
     q_net: Any = getattr(policy, "q_net", None)
     if type(policy) in (ActorCriticPolicy, MultiInputActorCriticPolicy):

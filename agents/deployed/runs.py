@@ -14,6 +14,7 @@ from supernet.staging import finish_commit
 
 from ..prance_ppo.algorithm import PrancePPO
 from ..protocol import Agent
+from ..sb3.policy_file import POLICY, load_policy
 from ..sb3.saved import load_model
 
 CONFIG = "config.yml"
@@ -57,19 +58,44 @@ def settings_of_run(folder: str | Path, split: str = "test", **changes: Any) -> 
     return EnvSettings.from_id(noted["env"], **arguments, split=split, cost_conditioning=conditioning)
 
 
-def agent_of_run(folder: str | Path) -> Agent:
-    """The trained agent in a run folder; Stable-Baselines3's files hold pickled objects, so load only what you trust.
+def agent_of_run(folder: str | Path, trust: bool = False) -> Agent:
+    """The trained agent in a run folder.
+
+    Args:
+        folder: Of `prance train agent`.
+        trust: Whether to unpickle Stable-Baselines3's `model.zip` where no `policy.safetensors` is beside it.
 
     Raises:
         FileNotFoundError: If it holds none, or one of another package's algorithm.
+        ValueError: If it would have to be unpickled, and `trust` is False.
     """
     folder = Path(folder)
     finish_commit(folder)
     if (folder / "model" / WEIGHTS).is_file():
         return PrancePPO.load(folder / "model")
+    if (folder / POLICY).is_file():
+        return load_policy(folder / POLICY)
     if (folder / "model.zip").is_file():
+        if not trust:
+            raise ValueError(
+                f"{folder / 'model.zip'} holds pickled objects, which can run any code when they are read, and no "
+                f"{POLICY} is beside it. Pass trust=True (--trust) if you know where it comes from."
+            )
         return load_model(folder / "model.zip")
     raise FileNotFoundError(
         f"{folder} holds neither model.zip nor a folder model/ of PrancePPO: its training is not done, or its "
         "algorithm is of another package. Load the agent there, and call AdaptiveViT.from_settings(settings, agent)."
     )
+
+
+def check_here(settings: EnvSettings, folder: str | Path) -> None:
+    """Refuses images that a run folder names and that are not on this machine: a file is not to have anything fetched.
+
+    Raises:
+        ValueError: If they would be downloaded, or read from an address.
+    """
+    if settings.dataset_config.fetches:
+        raise ValueError(
+            f"{Path(folder) / CONFIG} names dataset={settings.dataset!r}, which would be fetched from the network; if "
+            "you want that, say so yourself: dataset=..., or images=0 for no calibration."
+        )

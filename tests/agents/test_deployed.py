@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from agents.deployed.networks import NetworkPolicy
 from agents.fitting import Interface, fitted
 from prance_env import EnvSettings
 from supernet import Supernet, runtime
+from train.deploy.opening import open_adaptive
 from train.evaluate import evaluate
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
@@ -347,3 +350,32 @@ def test_folders_that_hold_no_agent_are_named(tmp_path: Path, runs: Callable[[st
     (tmp_path / "config.yml").write_text((runs("ppo") / "config.yml").read_text())
     with pytest.raises(FileNotFoundError, match=r"holds neither model\.zip nor"):
         AdaptiveViT.from_run(tmp_path)
+
+
+def test_a_run_is_not_unpickled_unasked(runs: Callable[[str], Path], tmp_path: Path, folder: Path) -> None:
+    run, files = tmp_path / "run", sorted((folder / "val").rglob("*.*"))
+    shutil.copytree(runs("ppo"), run)
+    expected = AdaptiveViT.from_run(run, images=0).predict(files)
+    (run / "policy.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.zip holds pickled objects.*trust=True"):
+        AdaptiveViT.from_run(run, images=0)
+    found = AdaptiveViT.from_run(run, images=0, trust=True).predict(files)
+    assert found.labels.tolist() == expected.labels.tolist()
+    assert found.macs.tolist() == expected.macs.tolist()
+    # A copy names another folder's writer, and so is somebody else's.
+    (run / "system.json").unlink()
+    with pytest.raises(ValueError, match="holds pickled objects"):
+        open_adaptive(str(run), images=0)
+    assert open_adaptive(str(run), images=0, trust=True).model.predict(files).macs.tolist() == expected.macs.tolist()
+
+
+def test_images_are_not_fetched_because_a_file_says_so(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs("ppo"), run)
+    text = (run / "config.yml").read_text()
+    (run / "config.yml").write_text(
+        re.sub(r"dataset: .*", f"dataset: {{name: torch/cifar10, root: {tmp_path}, download: true}}", text)
+    )
+    with pytest.raises(ValueError, match="would be fetched from the network"):
+        AdaptiveViT.from_run(run)
+    assert AdaptiveViT.from_run(run, images=0).net is not None

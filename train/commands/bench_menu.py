@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from ..deploy.opening import open_adaptive
+from ..options import Trust
 from ..report.tables import write_json
 from ..timing.menu import menu_latency, menu_losses, print_latency, print_losses, untrained
 
@@ -42,6 +43,7 @@ class BenchMenu:
     """Rounds of --timm."""
     images: int = 1024
     """Validation images that menus are made of, and 4 times as many test images to judge them."""
+    trust: Trust = False
     threads: int = 1
     """CPU threads."""
     out: Path | None = None
@@ -56,7 +58,7 @@ class BenchMenu:
         torch.set_num_threads(self.threads)
         console, found = Console(), dict[str, Any]()
         if self.agent is not None:
-            opened = open_adaptive(self.agent, images=0)
+            opened = open_adaptive(self.agent, images=0, trust=self.trust)
             conditioned = opened.model.interface.conditioning is not None
             budgets: list[Any] = [*self.macs_weight] if conditioned else [None]
             made, judged = opened.images(self.images), opened.images(4 * self.images, split="test")

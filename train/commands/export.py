@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..deploy.export import export_model
 from ..networks.export import ExportSettings, run_export
-from ..options import narrowed
+from ..options import Trust, narrowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Export(ExportSettings):
     """Folder for model.onnx, model.pt2, model.safetensors and static.json; with --adaptive also a file, NAME.onnx."""
     adaptive: str | None = None
     """Instead of a subnet: network, policy and menu of a run folder, or of a model that save_pretrained wrote."""
+    trust: Trust = False
     entries: int = 16
     """With --adaptive: entries of the menu for each decision, if the model has none."""
 
@@ -43,4 +44,4 @@ class Export(ExportSettings):
         own = {f.name: f.default for f in fields(ExportSettings) if f.name not in ("uint8", "seed")}
         if given := [f"--{k.replace('_', '-')}" for k, v in own.items() if getattr(self, k) != v]:
             raise ValueError(f"{given[0]} is for one subnet; --adaptive takes --entries, --uint8 and --seed.")
-        export_model(self.adaptive, self.out, self.entries, self.uint8, self.seed, Console())
+        export_model(self.adaptive, self.out, self.entries, self.uint8, self.seed, Console(), self.trust)

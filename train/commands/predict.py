@@ -15,6 +15,7 @@ from supernet.files import write_atomically
 
 from ..deploy.opening import open_adaptive
 from ..deploy.predicting import picture_paths, predicted, write_predictions
+from ..options import Trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Predict:
     """Pictures at a time."""
     menu: bool = False
     """Choose from the model's menu."""
+    trust: Trust = False
     threads: int = 1
     """CPU threads."""
     device: str = "cpu"
@@ -60,7 +62,9 @@ class Predict:
         paths = picture_paths(self.images, sys.stdin)
         unit = "" if self.budget is None else parse(self.budget)[1]
         timed = self.batch_size if unit == "ms" else None
-        opened = open_adaptive(self.model, images=256 if unit else 0, entries=16 if self.menu else None, timed=timed)
+        opened = open_adaptive(
+            self.model, images=256 if unit else 0, entries=16 if self.menu else None, timed=timed, trust=self.trust
+        )
         model = opened.model.to(self.device)
         rows = predicted(model, paths, self.budget, self.top, self.batch_size, self.menu)
         if self.out is None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from ..deploy.opening import open_adaptive
+from ..options import Trust
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -50,6 +51,7 @@ class Serve:
     calibration_images: int = 256
     """Of a run: validation images on which it is measured first what the model spends at which price, so that budgets
     can be shares of the MACs; 0: prices only."""
+    trust: Trust = False
     threads: int = 1
     """CPU threads of the network."""
     device: str = "cpu"
@@ -72,7 +74,9 @@ class Serve:
         torch.set_num_threads(self.threads)
         timed = 1 if self.budget is not None and parse(self.budget)[1] == "ms" else None
         entries = 16 if self.menu else None
-        opened = open_adaptive(self.model, images=self.calibration_images, entries=entries, timed=timed)
+        opened = open_adaptive(
+            self.model, images=self.calibration_images, entries=entries, timed=timed, trust=self.trust
+        )
         model = opened.model.to(self.device)
         limits = Limits(self.latency_ms / 1e3, self.batch_size, self.waiting)
         settings = ServiceSettings(

@@ -13,7 +13,7 @@ from supernet.files import write_text
 
 from ..deploy.opening import open_adaptive
 from ..deploy.page import IMAGES, run_page
-from ..options import Split
+from ..options import Split, Trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,14 @@ class View:
     """Another supernet than that of the training."""
     dataset: str | None = None
     """Where the images lie now."""
+    trust: Trust = False
     threads: int = 1
     """CPU threads."""
 
     def run(self) -> None:
         """Runs the command."""
         torch.set_num_threads(self.threads)
-        opened = open_adaptive(self.run_folder, self.checkpoint, self.dataset, images=0)
+        opened = open_adaptive(self.run_folder, self.checkpoint, self.dataset, images=0, trust=self.trust)
         html = run_page(opened, self.images, self.split)
         out = self.out or Path(self.run_folder) / "view.html"
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,9 @@ from .opening import open_adaptive
 PRICES_CHECKED = 3
 
 
-def export_model(name: str, out: Path, entries: int, uint8: bool, seed: int, console: Console) -> None:
+def export_model(
+    name: str, out: Path, entries: int, uint8: bool, seed: int, console: Console, trust: bool = False
+) -> None:
     """Writes an adaptive network and says what was written.
 
     Args:
@@ -24,12 +26,13 @@ def export_model(name: str, out: Path, entries: int, uint8: bool, seed: int, con
         uint8: Whether the graph takes uint8 images.
         seed: Fixes the random images that a saved model is checked on; a run has validation images.
         console: Where it is said.
+        trust: Whether to unpickle an agent of somebody else.
 
     Raises:
         FileNotFoundError: If there is no such model.
         ValueError: If it has no such graph, or the file answers differently.
     """
-    opened = open_adaptive(name, images=0, entries=entries)
+    opened = open_adaptive(name, images=0, entries=entries, trust=trust)
     model, c = opened.model, opened.model.net.config
     if opened.settings is None:
         shape = (CHECKED, c.in_chans, c.img_size, c.img_size)

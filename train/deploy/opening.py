@@ -16,6 +16,10 @@ from agents.deployed.runs import settings_of_run
 from prance_env.settings import EnvSettings
 from supernet.staging import finish_commit
 
+from ..runs.folder import CONFIG as RUN
+from ..runs.trained import trained_settings
+from ..runs.trust import check_own_or_local, is_own
+
 IMAGES = 1024
 
 
@@ -57,6 +61,7 @@ def open_adaptive(
     images: int = IMAGES,
     entries: int | None = None,
     timed: int | None = None,
+    trust: bool = False,
 ) -> Opened:
     """A model by name.
 
@@ -66,6 +71,7 @@ def open_adaptive(
         dataset: Of a run: where its images lie now.
         images: Of a run: validation images to calibrate on.
         entries: So many of a menu for each decision, if it has none; None: no menu is made.
+        trust: Of a run: whether to unpickle an agent of somebody else.
         timed: Of a run: also times so many images at a time on this machine; None: no times.
 
     Raises:
@@ -81,7 +87,10 @@ def open_adaptive(
             )
         opened = Opened(AdaptiveViT.from_pretrained(name), None)
     else:
-        model = AdaptiveViT.from_run(name, checkpoint, dataset, images=0)
+        if dataset is None:
+            check_own_or_local(trained_settings(name).get("dataset"), path / RUN)
+        own = trust or is_own(path / "model.zip")
+        model = AdaptiveViT.from_run(name, checkpoint, dataset, images=0, trust=own)
         opened = Opened(model, settings_of_run(name, "val", checkpoint=checkpoint, dataset=dataset))
         if images:
             model.calibrate(*opened.images(images), timed=timed)
