@@ -31,17 +31,15 @@ import numpy as np
 from .arrays import Floats, Ints
 from .config import SupernetConfig
 from .integer_program import IntegerProgram, Terms
+from .path_program import PathProgram
 from .plan import GroupPlan, hidden_dims, plan_subnet
 from .subnet import SubnetConfig
 from .token_graph import (
     Arc,
     Graph,
-    Path,
     all_paths,
+    check_budget,
     count_paths,
-    fixed_macs,
-    full_macs,
-    least_macs,
     macs_of,
     plan_before_decisions,
     size_list,
@@ -119,12 +117,7 @@ def design(
     if max_effectiveness is not None and not max_effectiveness > 0:
         raise ValueError(f"{max_effectiveness=} must be above 0; None allows anything.")
     graph = token_graph(config, levels)
-    least = least_macs(config, graph)
-    if least > mac_budget:
-        raise ValueError(
-            f"mac_budget={mac_budget:,} is not enough: the smallest subnet takes {least:,} MACs an image, the full "
-            f"network {full_macs(config):,}. Pass a number of MACs, such as half of the latter."
-        )
+    check_budget(config, graph, mac_budget)
     solve = _program if solver == "milp" else _brute_force
     found = solve(config, graph, mac_budget, _weights(config, weights), max_effectiveness)
     if found is None:
@@ -173,58 +166,15 @@ def _program(
     """The best path, by HiGHS; None if the effectiveness cannot be reached."""
     gains, before = _size_logs(config), plan_before_decisions(config)
     given = 0.0 if before is None else float(_log_fan_ins(config, before).sum())
-    program, picked = IntegerProgram(), list[tuple[Ints, Ints]]()
-    macs, depth = list[Terms](), list[Terms]()
-    for number, arcs in enumerate(graph):
+    program, depth = PathProgram(config, graph), list[Terms]()
+    for number, (arcs, (_, sized)) in enumerate(zip(graph, program.picked, strict=True)):
         group = config.space.first_decided + number
-        picked.append(_walk(program, arcs, graph[number - 1] if number else None, picked, config.space.groups[group]))
-        taken, sized = picked[-1]
-        macs += [(taken, np.array([arc.base for arc in arcs])), (sized, np.stack([arc.more for arc in arcs]))]
         depth.append((sized, gains))
         if most is not None:
             layers = _layers(config) * sum(config.space.groups[: group + 1])
             program.row(layers * math.log(layers / most) - given, np.inf, *depth)
         _add_entropy(program, config, arcs, sized, depth, given, weights[group])
-    unit, limit = full_macs(config), budget
-    while True:
-        # In units of the full network, since solvers allow an error of 1e-6; what exceeds by it is asked again.
-        program.row(-np.inf, (limit - fixed_macs(config)) / unit, *((at, values / unit) for at, values in macs))
-        found = program.solve(PRECISION)
-        if found is None:
-            return None
-        path: Path = []
-        for arcs, (taken, sized) in zip(graph, picked, strict=True):
-            arc = int(found[taken].argmax())
-            path.append((arcs[arc].rates, found[sized[arc]].argmax(axis=1)))
-        subnet = subnets_of(config, path)
-        excess = int(macs_of(config, subnet)[0]) - budget
-        if excess <= 0:
-            return subnet
-        limit -= excess
-
-
-def _walk(
-    program: IntegerProgram,
-    arcs: list[Arc],
-    arcs_before: list[Arc] | None,
-    picked: list[tuple[Ints, Ints]],
-    blocks: int,
-) -> tuple[Ints, Ints]:
-    """Columns (arcs,) that say which arc is taken, and (arcs, blocks, sizes) which sizes its blocks have."""
-    sizes = arcs[0].more.shape[1]
-    taken = program.columns(len(arcs), integral=True)
-    sized = program.columns(len(arcs) * blocks * sizes, integral=True).reshape(len(arcs), blocks, sizes)
-    for arc, of_blocks in zip(taken, sized, strict=True):
-        for of_block in of_blocks:
-            program.row(0, 0, (of_block, 1), (arc[None], -1))
-    if arcs_before is None:
-        program.row(1, 1, (taken, 1))
-        return taken, sized
-    for node in {arc.before for arc in arcs}:
-        leave = taken[[arc.before == node for arc in arcs]]
-        arrive = picked[-1][0][[arc.after == node for arc in arcs_before]]
-        program.row(0, 0, (leave, 1), (arrive, -1))
-    return taken, sized
+    return program.within(budget, PRECISION)
 
 
 def _add_entropy(

@@ -41,6 +41,16 @@ class IntegerProgram:
         self._gain += [0.0] * count if gain is None else [*gain]
         return np.arange(first, first + count)
 
+    def add_gain(self, columns: Ints, gain: NDArray[Any]) -> None:
+        """Adds to the gains of columns.
+
+        Args:
+            columns: Of any shape, none twice.
+            gain: Broadcasts to it.
+        """
+        for column, more in zip(columns.ravel(), np.broadcast_to(gain, columns.shape).ravel(), strict=True):
+            self._gain[column] += float(more)
+
     def row(self, low: float, high: float, *terms: tuple[Ints, NDArray[Any] | float]) -> None:
         """Demands low <= sum of coefficient * column <= high.
 

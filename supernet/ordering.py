@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import SupernetConfig
+from .heads import ImageClassifier
 from .plan import hidden_dims
 from .stems import OWN_STEMS
 from .vit import Supernet
@@ -155,11 +156,11 @@ def reorder(net: Supernet, order: UnitOrder) -> Supernet:
         ValueError: If the supernet holds parameters whose channels are unknown, such as those of a learned token mode
             or of some stems, and embedding channels are to be moved.
     """
-    config, stem = net.config, stem_output(net)
+    config = net.config
     moves = not torch.equal(order.embed_dim, torch.arange(config.embed_dim))
     state = {}
     for name, value in net.state_dict().items():
-        axes = _axes(name, config, stem)
+        axes = unit_axes(name, net)
         if axes is None and moves:
             raise ValueError(
                 f"{name} has channels that reorder does not know (stem {config.stem!r}, token mode "
@@ -189,7 +190,7 @@ def reorder_by_importance(net: Supernet, scores: UnitScores, keep_levels: bool =
     return reorder(net, importance_order(net.config, scores, keep_levels))
 
 
-def stem_output(net: Supernet) -> tuple[str, ...]:
+def stem_output(net: ImageClassifier) -> tuple[str, ...]:
     """Layers of the patch embedding that give embedding channels, by name; none if nobody knows which they are."""
     if net.config.stem in OWN_STEMS:
         # Of several layers only the last convolution and its norm.
@@ -198,12 +199,22 @@ def stem_output(net: Supernet) -> tuple[str, ...]:
     return ("proj",) if isinstance(last, nn.Conv2d) and last.out_channels == net.config.embed_dim else ()
 
 
-def _axes(name: str, config: SupernetConfig, stem: tuple[str, ...]) -> tuple[str, ...] | None:
-    """What the axes of a weight count; None if nobody knows."""
+def unit_axes(name: str, net: ImageClassifier) -> tuple[str, ...] | None:
+    """What the axes of a weight count: "embed_dim", "qkv", "heads", "hidden", or "" for something else.
+
+    Args:
+        name: Of the weight.
+        net: The supernet or static network that it belongs to.
+
+    Returns:
+        None if nobody knows.
+    """
+    config = net.config
     if found := BLOCK.match(name):
         return _IN_BLOCK.get(found[2])
     first, _, rest = name.partition(".")
     if first == "patch_embed":
+        stem = stem_output(net)
         return (("embed_dim",) if rest.partition(".")[0] in stem else ()) if stem else None
     if config.global_pool == "map" and first in ("pool", "head"):
         # Attention pooling reads the channels of the network and gives some of its own.

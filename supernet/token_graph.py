@@ -131,6 +131,20 @@ def least_macs(config: SupernetConfig, graph: Graph) -> int:
     return min(least.values())
 
 
+def check_budget(config: SupernetConfig, graph: Graph, mac_budget: float) -> None:
+    """Checks that a budget can be kept to.
+
+    Raises:
+        ValueError: If no subnet of the graph is within it.
+    """
+    least = least_macs(config, graph)
+    if least > mac_budget:
+        raise ValueError(
+            f"mac_budget={mac_budget:,} is not enough: the smallest subnet takes {least:,} MACs an image, the full "
+            f"network {full_macs(config):,}. Pass a number of MACs, such as half of the latter."
+        )
+
+
 def count_paths(graph: Graph) -> int:
     """How many ways lead through the graph."""
     ways = {arc.before: 1 for arc in graph[0]}

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Gt, Len
+from scipy.interpolate import interpn
 
 from supernet import GroupChoice, SearchSpace, SupernetConfig
 from supernet.arrays import Floats, Ints
@@ -123,6 +124,21 @@ class LatencyTable:
             block = self._at(rows, after)
             total += (self._at(rows, before) + block) / 2 if i == 0 else block
         return total / embed_dim.shape[1]
+
+    def block_ms(self, group: int, embed_dim: float, mlp_ratio: float, num_tokens: float) -> float:
+        """Milliseconds of one block of sizes that need not be on the grid: linear in between, the ends beyond.
+
+        Args:
+            group: Number of its group; one that has no times of its own is taken for the first that has.
+            embed_dim: Its width.
+            mlp_ratio: Its ratio.
+            num_tokens: Tokens, class token included.
+        """
+        number = max(group - self.first_group, 0)
+        axes = [np.array(axis, dtype=np.float64) for axis in (self.embed_dims, self.mlp_ratios, self.num_tokens)]
+        at = [np.clip(x, axis[0], axis[-1]) for x, axis in zip((embed_dim, mlp_ratio, num_tokens), axes, strict=True)]
+        times = self._times[number]  # type: ignore[attr-defined]
+        return float(interpn(axes, times, at)[0]) / self.groups[number + self.first_group]
 
     def rest(self, space: SearchSpace, group: int, num_tokens: Ints) -> Floats:
         """(B,) milliseconds from `group` to the logits at full size."""

@@ -149,7 +149,7 @@ def test_files_that_differ_from_the_supernet_are_refused_and_earlier_ones_stay(
     assert set(before) == {"model.safetensors", "static.json"}
     monkeypatch.setattr(export, "write_weights", with_bias(mistake))
     for folder in (tmp_path, tmp_path / "new"):
-        with pytest.raises(ValueError, match=r"differs from the supernet by 3\.0e-04|holds NaN or inf"):
+        with pytest.raises(ValueError, match=r"differs from the original by 3\.0e-04|holds NaN or inf"):
             export_subnet(net, SubnetConfig.min(net.space), folder, ["safetensors"])
     assert written(tmp_path / "new") == {}
     (tmp_path / "new").rmdir()
@@ -174,7 +174,7 @@ def test_large_logits_may_differ_in_proportion(tmp_path: Path, monkeypatch: pyte
 def test_a_file_that_gives_nan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = small_net("prune")
     monkeypatch.setattr(export, "load_static", lambda folder: lambda images: torch.full((len(images), 7), torch.nan))
-    with pytest.raises(ValueError, match="differs from the supernet by nan"):
+    with pytest.raises(ValueError, match="differs from the original by nan"):
         export_subnet(net, cut_subnet(net), tmp_path, ["safetensors"])
     assert written(tmp_path) == {}
 

@@ -57,7 +57,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
         EVERY_BUDGET: replace(ours, macs_weight=maker.PRICES),
         STATIC: replace(ours, observation="constant"),
     }
-    made = YardstickSettings(env=ENV, num_subnets=8, oracle_subnets=4, copies=1, sweeps=1)
+    made = YardstickSettings(env=ENV, num_subnets=8, oracle_subnets=4, copies=1, sweeps=1, designs=False)
     return BenchmarkSettings(entries, made, seeds=(0, 1), resamples=20)
 
 

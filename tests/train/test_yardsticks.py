@@ -21,7 +21,7 @@ from train.search.noisy_copies import NoisyCopy
 from train.side_by_side import EvalSettings, run_eval
 from train.yardsticks import compute as maker
 from train.yardsticks.compute import YardstickSettings, run_yardsticks
-from train.yardsticks.fronts import FRONTS, Front, Point, Yardsticks, hull, macs_at
+from train.yardsticks.fronts import FRONTS, Front, Point, Yardsticks, accuracy_at, hull, macs_at
 from train.yardsticks.standing import standing
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -97,6 +97,15 @@ def test_an_agent_is_measured_at_its_own_accuracy(made: Yardsticks) -> None:
     json.dumps([found, beyond, below], allow_nan=False)
 
 
+def test_networks_of_any_sizes_are_another_front(made: Yardsticks) -> None:
+    fronts = {**made.fronts, "free": front((0.1, 80), (0.2, 90))}
+    found = standing(point(0.3, 85), replace(made, fronts=fronts), resamples=20)
+    assert found["saved"] == pytest.approx(0.5)
+    assert found["saved_against_free"] == pytest.approx(-1.0)  # they need .15
+    assert accuracy_at(np.array([0.1, 0.3]), np.array([0.6, 0.8]), 0.2) == pytest.approx(0.7)
+    assert np.isnan(accuracy_at(np.array([0.1, 0.3]), np.array([0.6, 0.8]), 0.05))
+
+
 def test_no_headroom_is_no_share(made: Yardsticks) -> None:
     fronts = {**made.fronts, "per_stratum": made.fronts["static"]}
     found = standing(point(0.3, 85), replace(made, fronts=fronts), resamples=20)
@@ -162,11 +171,12 @@ def run(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     monkeypatch.setattr(maker, "noisy_copy", lambda settings, seed: NoisyCopy(engine.dataset, seed, 0.02))
     monkeypatch.setattr(maker, "PRICES", np.array([0.1, 0.3, 1.0]))
     monkeypatch.setattr(maker, "CONFIDENCE_PRICES", np.array([0.3]))
+    monkeypatch.setattr("train.yardsticks.static_designs.SHARES", (0.6,))
     monkeypatch.setattr("train.search.confidence.NUM_CANDIDATES", 4)
 
     def made(out: Path, **changes: Any) -> Yardsticks:
-        short: dict[str, Any] = {"num_subnets": 12, "oracle_subnets": 6, "copies": 2, "sweeps": 1}
-        return run_yardsticks(YardstickSettings(**short, **changes), out)
+        short: dict[str, Any] = {"num_subnets": 12, "oracle_subnets": 6, "copies": 2, "sweeps": 1, "designs": False}
+        return run_yardsticks(YardstickSettings(**(short | changes)), out)
 
     return made
 
@@ -175,8 +185,16 @@ def run(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 def test_all_yardsticks_are_agents_or_bounds_on_the_same_images(
     run: Callable[..., Yardsticks], engine: InferenceEngine, tmp_path: Path
 ) -> None:
-    made = run(tmp_path)
-    assert list(made.fronts) == list(FRONTS)
+    made = run(tmp_path, designs=True)
+    assert list(made.fronts) == [*FRONTS, "deepmad", "nvit", "free"]
+    for name, gradients in (("deepmad", False), ("nvit", True), ("free", True)):
+        assert (made.fronts[name].macs_fraction <= 0.6).all()
+        taken = made.settings["methods"][name]
+        assert taken["gradients"] == gradients
+        assert taken["cpu_seconds"] > 0
+        assert (taken["images"] == 0) == (name == "deepmad")
+    stands = standing(point(0.5, 30, images=IMAGES), replace(made, label=np.zeros(IMAGES, int)), resamples=10)
+    assert "saved_against_free" in stands
     score = {n: (f.correct - 0.3 * f.macs_fraction).mean(axis=1) for n, f in made.fronts.items()}
     at = {n: int(np.flatnonzero(made.fronts[n].price == 0.3)[0]) for n in FRONTS}
     best = {n: score[n][at[n]] for n in FRONTS}

@@ -158,6 +158,8 @@ class Stages:
             oracle_subnets=of_oracle,
             copies=1,
             sweeps=sizes.sweeps,
+            # Pruning takes a few thousand passes with gradients.
+            designs=self.settings.effort == "full",
             seed=self.seed,
             environment=environment,
         )

@@ -65,9 +65,10 @@ class Group(NamedTuple):
 COMMANDS: dict[str, Command | Group] = {
     "demo": Command("demo", "Demo"),
     "train": Group(
-        "Train a supernet, an agent, or both together.",
+        "Train a supernet, an agent, both together, or a static network.",
         {
             "supernet": Command("train_supernet", "TrainSupernet"),
+            "static": Command("train_static", "TrainStatic"),
             "agent": Command("train_agent", "TrainAgent"),
             "joint": Command("train_joint", "TrainJoint"),
         },
@@ -75,6 +76,7 @@ COMMANDS: dict[str, Command | Group] = {
     "tune": Command("tune", "Tune"),
     "eval": Command("eval", "Eval"),
     "yardsticks": Command("yardsticks", "Yardsticks"),
+    "designs": Command("designs", "Designs"),
     "benchmark": Command("benchmark", "Benchmark"),
     "validate": Command("validate", "Validate"),
     "headroom": Command("headroom", "Headroom"),
@@ -98,6 +100,7 @@ COMMANDS: dict[str, Command | Group] = {
         },
     ),
     "order": Command("order", "Order"),
+    "prune": Command("prune", "Prune"),
     "distill": Command("distill", "Distill"),
     "casestudy": Group(
         "Studies from the weights of others to a page of results.",

@@ -14,7 +14,7 @@ from ..networks.loop import train_supernet
 from ..networks.presets import PRESETS, recipe_of
 from ..networks.recipes.images import ImagesRecipe
 from ..options import Device, SaveFreq, Threads, choice, override_options, set_threads
-from ..runs.folder import CONFIG, read_config
+from ..runs.folder import CONFIG, noted_settings
 from ..runs.pace import SAVE_FREQ
 from ..runs.trust import check_own_or_local
 
@@ -58,11 +58,9 @@ class TrainSupernet:
     @classmethod
     def resumed(cls, out: Path) -> Self | None:
         """The options of the run in a folder; None if there is none."""
-        if not (out / CONFIG).is_file():
+        noted = noted_settings(out)
+        if noted is None:
             return None
-        noted: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in read_config(out).items() if v is not None
-        }
         check_own_or_local(noted.get("dataset"), out / CONFIG)
         source = noted.pop("source", None)
         return cls(out, "digits" if source is None else "scratch", source, noted, resume=True)

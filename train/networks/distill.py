@@ -20,6 +20,7 @@ from ..options import DatasetOption
 from ..runs.folder import check_free
 from ..runs.interrupt import deferred_interrupt
 from ..runs.lock import only_writer
+from .importance import full_network
 from .logit_store import DESCRIPTION, LogitStore, StoreInfo
 from .sources import NetworkSource
 from .teachers import open_teacher
@@ -77,7 +78,9 @@ class Distillation:
         self.view = View(c.img_size, c.in_chans, settings.crop_scale, settings.flip, settings.rand_augment)
         self.source: ImageSource = load_dataset(settings.dataset, "train", c, num_workers)
         check_fits(self.source, c)
-        self.teacher: nn.Module = open_teacher(settings.teacher, self.student, lambda: self.student).to(self.device)
+        self.teacher: nn.Module = open_teacher(settings.teacher, self.student, lambda: full_network(self.student)).to(
+            self.device
+        )
         self.student.to(self.device)
         self.loader = ViewLoader(self.source, self.view, num_workers)
 

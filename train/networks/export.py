@@ -58,6 +58,8 @@ class ExportSettings:
     """What to write; onnx needs the extra prance-env[export]. supernet.load_static loads safetensors."""
     supernet: str = "digits"
     """Registered name, or a folder written by save_pretrained; digits is the bundled one."""
+    static: Path | None = None
+    """Instead of a supernet: folder of a static network, such as prance train static writes."""
     subnet: str | None = None
     """full, min, a JSON file or JSON text of one subnet (SubnetConfig.to_json), or a static agent's file."""
     keep_rate: tuple[float, ...] = ()
@@ -79,10 +81,20 @@ def run_export(settings: ExportSettings, out: Path) -> None:
         FileNotFoundError: If there is no such supernet, or no such file with a subnet.
         ValueError: If what was asked for is not exactly one subnet, or cannot be written; see `export_subnet`.
     """
+    console = Console()
+    if settings.static is not None:
+        static = load_static(settings.static)
+        _print(export_static(static, static, out, settings.formats, settings.uint8, settings.seed), console)
+        console.print(f"{static.macs():,} MACs an image, {static.params():,} parameters. {_compared('network')}")
+        return
     net = open_supernet(settings.supernet)
     chosen = choose_subnet(net.config, settings.subnet, settings.keep_rate, settings.embed_dim, settings.mlp_ratio)
-    files = export_subnet(net, chosen, out, settings.formats, settings.uint8, settings.seed)
-    _print(net, chosen, files, Console())
+    _print(export_subnet(net, chosen, out, settings.formats, settings.uint8, settings.seed), console)
+    macs, full = int(net.macs(chosen)), int(net.macs())
+    console.print(
+        f"{macs:,} MACs an image ({macs / full:.1%} of the full network), {int(net.params(chosen)):,} parameters, "
+        f"token mode {net.space.token_mode}. {_compared('supernet')}"
+    )
 
 
 def export_subnet(
@@ -105,24 +117,50 @@ def export_subnet(
         ValueError: If a format is unknown or an extra is missing, the subnet is not exactly one of the search space, or
             a file's logits differ by more than is allowed. Nothing is written then; earlier files stay.
     """
+    return export_static(extract(net, subnet), lambda batch: net(batch, subnet), out, formats, uint8, seed)
+
+
+def export_static(
+    static: StaticViT,
+    original: Callable[[Tensor], Tensor],
+    out: Path,
+    formats: Sequence[str],
+    uint8: bool = False,
+    seed: int = 0,
+) -> list[ExportedFile]:
+    """Writes a static network, after running every file and comparing it with what it was made from.
+
+    Args:
+        static: The network, on the CPU in float32.
+        original: Gives logits of images, with which those of the files are compared.
+        out: Folder, created if missing. `static.json` describes the network.
+        formats: Keys of `FILES`.
+        uint8: As of `export_subnet`.
+        seed: Seed of the random images that the comparison uses.
+
+    Returns:
+        The files, `static.json` excepted.
+
+    Raises:
+        ValueError: As `export_subnet`.
+    """
     _check_formats(formats)
-    static = extract(net, subnet)
     if "onnx" in formats and 4 * static.params() >= ONNX_LIMIT:
         raise ValueError(
             f"{static.params():,} parameters exceed the 2 GiB of an ONNX file; use --format torch or safetensors."
         )
     with staged(out) as folder:
         takes = _write_all(static, formats, uint8, folder)
-        images = _random_images(net, uint8, seed)
+        images = _random_images(static, uint8, seed)
         with torch.no_grad():
-            expected = [net(batch, subnet) for batch in images]
+            expected = [original(batch) for batch in images]
         allowed = TOLERANCE * max(1.0, max(float(logits.abs().max()) for logits in expected))
         files = []
         for path, dtypes in takes.items():
             difference = _difference(_runner(path), images, expected)
             if difference is not None and not difference <= allowed:
                 raise ValueError(
-                    f"{path.name} differs from the supernet by {difference:.1e} (allowed: {allowed:.1e}) and was not "
+                    f"{path.name} differs from the original by {difference:.1e} (allowed: {allowed:.1e}) and was not "
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
@@ -235,7 +273,7 @@ def _runner(path: Path) -> Callable[[Tensor], Tensor] | None:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _random_images(net: Supernet, uint8: bool, seed: int) -> list[Tensor]:
+def _random_images(net: StaticViT, uint8: bool, seed: int) -> list[Tensor]:
     c, generator = net.config, torch.Generator().manual_seed(seed)
     shapes = [(batch_size, c.in_chans, c.img_size, c.img_size) for batch_size in BATCH_SIZES]
     images = [torch.randint(256, shape, generator=generator, dtype=torch.uint8) for shape in shapes]
@@ -260,7 +298,7 @@ def _difference(run: Callable[[Tensor], Tensor] | None, images: list[Tensor], ex
     return float(largest)
 
 
-def _print(net: Supernet, subnet: SubnetConfig, files: list[ExportedFile], console: Console) -> None:
+def _print(files: list[ExportedFile], console: Console) -> None:
     folder = files[0].path.parent
     table = Table("file", "takes", title=f"Written to {folder}")
     table.add_column("bytes", justify="right")
@@ -271,11 +309,10 @@ def _print(net: Supernet, subnet: SubnetConfig, files: list[ExportedFile], conso
         table.add_row(file.path.name, file.takes, f"{file.path.stat().st_size:,}", difference, f"{file.allowed:.1e}")
     table.add_row(DESCRIPTION, "", f"{(folder / DESCRIPTION).stat().st_size:,}", "", "")
     console.print(table)
-    macs, full = int(net.macs(subnet)), int(net.macs())
-    console.print(
-        f"{macs:,} MACs an image ({macs / full:.1%} of the full network), {int(net.params(subnet)):,} parameters, "
-        f"token mode {net.space.token_mode}. Logits were compared with the supernet's on random images in batches of "
-        f"{', '.join(map(str, BATCH_SIZES))}."
-    )
     if any("float32" in file.takes for file in files):
         console.print(f"Float images must be normalised already, with the mean and std in {DESCRIPTION}.")
+
+
+def _compared(what: str) -> str:
+    sizes = ", ".join(map(str, BATCH_SIZES))
+    return f"Logits were compared with the {what}'s on random images in batches of {sizes}."

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet import SubnetConfig, Supernet, SupernetConfig
-from supernet.ordering import UnitScores, stem_output, unit_levels
+from supernet.ordering import UnitScores, unit_levels
 from supernet.static_vit import StaticBlock, StaticViT
+
+from .saliency import Batches, Loss, saliency
 
 Score = Literal["taylor", "magnitude", "markov", "random"]
 SCORES: tuple[Score, ...] = ("taylor", "magnitude", "markov", "random")
 Kernel = Literal["jsd", "kl"]
-Batches = Iterable[tuple[Tensor, Tensor]]
-Loss = Callable[[Tensor, Tensor], Tensor]
 MOST_STEPS, TOLERANCE = 10_000, 1e-10
 
 
@@ -79,11 +79,7 @@ _READERS = ("qkv", "proj", "fc1", "fc2")
 
 
 def taylor_scores(net: Supernet, batches: Batches, loss: Loss | None = None) -> UnitScores:
-    """NViT's saliency: (sum of w * dL/dw over a unit's weights)^2, squared for every batch and added up.
-
-    The weights of a unit: of a head its rows of `qkv`; of a hidden unit its row of `fc1` (and `gate`); of an embedding
-    channel the rows of the patch embedding, `proj` and `fc2` that write it and the columns of `qkv` and `fc1` (and
-    `gate`) that read it.
+    """NViT's saliency of the units of the full network, see `saliency`.
 
     Args:
         net: The supernet; unchanged.
@@ -94,21 +90,9 @@ def taylor_scores(net: Supernet, batches: Batches, loss: Loss | None = None) -> 
     Raises:
         ValueError: If there are no batches.
     """
-    static = full_network(net)
     loss = loss or (F.cross_entropy if net.head is not None else projection_loss())
-    embed_dim, heads, hidden, count = (torch.zeros((), device=net.pos_embed.device) for _ in range(4))
-    for images, labels in batches:
-        static.zero_grad()
-        loss(static(images), labels).backward()
-        products = {name: p.detach() * p.grad for name, p in static.named_parameters() if p.grad is not None}
-        parts = _sums_over_units(products, net)
-        embed_dim, heads, hidden = (
-            total + part.square() for total, part in zip((embed_dim, heads, hidden), parts, strict=True)
-        )
-        count = count + 1
-    if not count:
-        raise ValueError("There are no images to score the units with; pass some.")
-    return UnitScores(embed_dim / count, heads / count, hidden / count)
+    found = saliency(full_network(net), batches, loss=loss)
+    return UnitScores(found["embed_dim"][0], *(torch.stack(found[kind]) for kind in ("heads", "hidden")))
 
 
 def projection_loss(seed: int = 0) -> Loss:
@@ -123,29 +107,6 @@ def projection_loss(seed: int = 0) -> Loss:
         return (outputs * signs).sum() / len(outputs)
 
     return loss
-
-
-def _sums_over_units(products: dict[str, Tensor], net: Supernet) -> tuple[Tensor, Tensor, Tensor]:
-    """(C,), (depth, H) and (depth, M): weight times gradient summed over each unit's weights."""
-    depth, channels = net.space.depth, 3 * net.config.head_dim
-
-    def rows(name: str) -> Tensor:
-        bias = products.get(f"{name}.bias")
-        weight = products[f"{name}.weight"].flatten(1).sum(1)
-        return weight if bias is None else weight + bias
-
-    embed_dim, heads, hidden = net.pos_embed.new_zeros(net.config.embed_dim), [], []
-    for layer in stem_output(net)[:1]:
-        embed_dim = embed_dim + rows(f"patch_embed.{layer}")
-    gates = ("fc1", "gate") if net.config.glu else ("fc1",)
-    for i in range(depth):
-        block = f"blocks.{i}."
-        embed_dim = embed_dim + rows(f"{block}proj") + rows(f"{block}fc2")
-        for name in ("qkv", *gates):
-            embed_dim = embed_dim + products[f"{block}{name}.weight"].sum(0)
-        heads.append(rows(f"{block}qkv").view(-1, channels).sum(1))
-        hidden.append(torch.stack([rows(f"{block}{name}") for name in gates]).sum(0))
-    return embed_dim, torch.stack(heads), torch.stack(hidden)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Stage 1: the training loop of a supernet, whatever the recipe: optimiser, averaged weights, checkpoints, resuming."""
+"""Stage 1: the training loop of a network, whatever the recipe: optimiser, averaged weights, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from supernet import Supernet, save_pretrained
+from supernet.heads import ImageClassifier
 from supernet.staging import staged
 
 from ..runs.folder import open_run
@@ -24,7 +24,7 @@ from ..runs.progress import Progress
 from ..runs.rows import ROWS, RowLog
 from .launch import Team, open_team
 from .optimiser import Stepper, parameter_groups
-from .recipe import Recipe
+from .recipe import N, Recipe
 
 LAST = "last.pt"
 
@@ -38,7 +38,7 @@ class Training:
         team: The processes that train it.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, team: Team) -> None:
+    def __init__(self, recipe: Recipe[Any], out: Path, team: Team) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.out, self.team = recipe, out, team
         self.net = recipe.make_net().to(team.device).train()
@@ -80,7 +80,7 @@ class Training:
         self.rows.flush()
         with staged(self.out) as folder:
             torch.save(state, folder / LAST)
-            save_pretrained(self.ema, folder)
+            self.recipe.save(self.ema, folder)
             self.progress.write(folder, self.step, self.recipe.steps)
 
     def advance(self) -> Tensor:
@@ -126,12 +126,13 @@ class _Log:
     def note(self, training: Training, loss: Tensor) -> None:
         """Validates, and adds a row to `metrics.jsonl` and TensorBoard."""
         row = {"step": training.step, "loss": loss.item(), "seconds": training.progress.seconds}
-        row |= {f"val_accuracy_{k}": v for k, v in training.validated().items()}
+        found = training.validated()
+        row |= {f"val_accuracy_{k}": v for k, v in found.items()}
         training.rows.write(row)
         for k, v in row.items():
             if self._writer is not None:
                 self._writer.add_scalar(f"supernet/{k}", v, training.step)
-        self.bar.set_postfix(full=row["val_accuracy_full"], min=row["val_accuracy_min"], loss=row["loss"])
+        self.bar.set_postfix({name: found[name] for name in [*found][:2]}, loss=row["loss"])
 
     def say(self, text: str) -> None:
         """Prints a line below the bar."""
@@ -147,7 +148,7 @@ class _Log:
 
 
 @torch.no_grad()
-def _average(ema: Supernet, net: Supernet, decay: float) -> None:
+def _average(ema: ImageClassifier, net: ImageClassifier, decay: float) -> None:
     """Moves the averaged weights towards the current ones; counters are copied."""
     for averaged, value in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
         if averaged.is_floating_point():
@@ -157,18 +158,18 @@ def _average(ema: Supernet, net: Supernet, decay: float) -> None:
 
 
 def train_supernet(
-    recipe: Recipe,
+    recipe: Recipe[N],
     out: Path,
     device: str = "cpu",
     resume: bool = False,
     save_freq: float = SAVE_FREQ,
     max_hours: float | None = None,
-) -> Supernet:
-    """Trains a supernet and writes it to `out`.
+) -> N:
+    """Trains a supernet, or whatever network the recipe makes, and writes it to `out`.
 
     Args:
         recipe: What is trained, and the settings.
-        out: Run folder: `model.safetensors` and `config.json` (averaged weights), `last.pt`, `metrics.jsonl`,
+        out: Run folder: `model.safetensors` and its description (averaged weights), `last.pt`, `metrics.jsonl`,
             TensorBoard events.
         device: Torch device; with several processes "cpu" or "cuda".
         resume: Continue from `out/last.pt`; the result is the same as without interruption. A run that was killed
@@ -177,7 +178,7 @@ def train_supernet(
         max_hours: Stop with a checkpoint after so many hours; None: at the end.
 
     Returns:
-        The averaged supernet, in evaluation mode.
+        The averaged network, in evaluation mode.
 
     Raises:
         FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
@@ -198,7 +199,8 @@ def train_supernet(
         log = stack.enter_context(_logging(training))
         _run(training, interrupted, log, Pace(save_freq), max_hours)
         interrupted.heed()
-    return training.ema.eval()
+    averaged: N = training.ema.eval()
+    return averaged
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from supernet import Supernet
+from supernet.heads import ImageClassifier
 from supernet.ordering import BLOCK
 
 from .launch import Team
@@ -19,11 +19,13 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 BETAS = (0.9, 0.95)
 
 
-def parameter_groups(net: Supernet, heads: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    net: ImageClassifier, heads: nn.Module, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
     """Groups for AdamW: matrices decay, other parameters do not; earlier layers learn more slowly.
 
     Args:
-        net: The supernet.
+        net: The network.
         heads: What is trained beside it.
         weight_decay: Of matrices.
         layer_decay: In (0, 1], factor on the learning rate from a block to the one before it; the classifier has 1,
@@ -32,8 +34,9 @@ def parameter_groups(net: Supernet, heads: nn.Module, weight_decay: float, layer
     Returns:
         Groups with "lr_scale", by which the learning rate is to be multiplied.
     """
-    top = net.space.depth + 1
-    named = [(_layer(name, top), p) for name, p in net.named_parameters()] + [(top, p) for p in heads.parameters()]
+    names = dict(net.named_parameters())
+    top = 2 + max(int(found[1]) for name in names if (found := BLOCK.match(name)))
+    named = [(_layer(name, top), p) for name, p in names.items()] + [(top, p) for p in heads.parameters()]
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for layer, parameter in named:
         scale = layer_decay ** (top - layer)

@@ -1,4 +1,4 @@
-"""What a supernet is trained for: what every recipe says, and the settings that the loop reads."""
+"""What a network is trained for: what every recipe says, and the settings that the loop reads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from supernet import Supernet
+from supernet import Supernet, save_pretrained
+from supernet.heads import ImageClassifier
 from supernet.reading import check_fields
 
 from .optimiser import Amp
 
 WARMUP = 0.05
+N = TypeVar("N", bound=ImageClassifier)
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
-    """What a supernet is trained for, and the settings of the loop; derive from it for another task."""
+class Recipe(ABC, Generic[N]):
+    """What a network is trained for, and the settings of the loop; derive from it for another task."""
 
     steps: int = 5000
     """Optimiser steps."""
@@ -72,23 +76,28 @@ class Recipe(ABC):
             )
 
     @abstractmethod
-    def make_net(self) -> Supernet:
-        """The supernet before training."""
+    def make_net(self) -> N:
+        """The network before training."""
 
     @abstractmethod
-    def make_heads(self, net: Supernet) -> nn.Module:
-        """What is trained beside the supernet and thrown away; `nn.Module()` if nothing is."""
+    def make_heads(self, net: N) -> nn.Module:
+        """What is trained beside the network and thrown away; `nn.Module()` if nothing is."""
 
     @abstractmethod
-    def losses(self, net: Supernet, heads: nn.Module, turn: Turn) -> Iterator[Tensor]:
+    def losses(self, net: N, heads: nn.Module, turn: Turn) -> Iterator[Tensor]:
         """The losses of one turn, whose sum counts; gradients of one are taken before the next is computed.
 
         Everything random in them has to come from (seed, step).
         """
 
     @abstractmethod
-    def validate(self, net: Supernet) -> dict[str, float]:
-        """Accuracies on validation images by name, "full" and "min" among them."""
+    def validate(self, net: N) -> dict[str, float]:
+        """Accuracies on validation images by name, "full" first; the first two are shown in the progress bar."""
+
+    def save(self, net: N, folder: Path) -> None:
+        """Writes a network, so that it can be loaded."""
+        assert isinstance(net, Supernet)
+        save_pretrained(net, folder)
 
     @property
     def may_change(self) -> tuple[str, ...]:
@@ -99,7 +108,7 @@ class Recipe(ABC):
         """The same with everything fixed that depends on the data."""
         return self
 
-    def after_step(self, net: Supernet, heads: nn.Module, step: int) -> None:
+    def after_step(self, net: N, heads: nn.Module, step: int) -> None:
         """What is done when the weights have moved; nothing, usually."""
         return
 

@@ -10,22 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet import Supernet, from_pretrained
+from supernet import list_supernets
+from supernet.heads import ImageClassifier
 
 from .importance import full_network
 from .sources import TIMM, timm_model
+from .subnet_choice import open_supernet
 
 ORIGINAL = "original"
 Teacher = Callable[[Tensor], Tensor]
 
 
-def open_teacher(name: str, student: Supernet, original: Callable[[], Supernet]) -> nn.Module:
+def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.Module]) -> nn.Module:
     """A frozen teacher that takes the student's images and gives logits of the student's classes.
 
     Args:
-        name: "original", the network before training; "timm:NAME" (its weights are downloaded); or a supernet's folder.
+        name: "original", the network before training; "timm:NAME" (its weights are downloaded); a supernet's folder;
+            or a registered name.
         student: The network that learns.
-        original: Gives the network before training.
+        original: Gives the network before training as a module.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -33,11 +36,11 @@ def open_teacher(name: str, student: Supernet, original: Callable[[], Supernet])
     """
     model: nn.Module
     if name == ORIGINAL:
-        model = full_network(original())
+        model = original()
     elif name.startswith(TIMM):
         model = ResizedTeacher(timm_model(name.removeprefix(TIMM), pretrained=True), student)
-    elif Path(name).is_dir():
-        net = from_pretrained(name)
+    elif Path(name).is_dir() or name in list_supernets():
+        net = open_supernet(name)
         if (net.config.img_size, net.config.in_chans) != (student.config.img_size, student.config.in_chans):
             raise ValueError(
                 f"The teacher {name} takes images of {net.config.in_chans}x{net.config.img_size} pixels, the supernet "
@@ -64,7 +67,7 @@ class ResizedTeacher(nn.Module):
         student: Whose images they are.
     """
 
-    def __init__(self, model: nn.Module, student: Supernet) -> None:
+    def __init__(self, model: nn.Module, student: ImageClassifier) -> None:
         super().__init__()
         self.model = model
         cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})

@@ -13,8 +13,8 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 
 from prance_env.images.source import ImageSource
-from supernet import Supernet
 from supernet.arrays import Ints
+from supernet.heads import ImageClassifier
 
 from .logit_store import LogitStore
 from .recipe import Turn
@@ -69,8 +69,8 @@ class TrainingImages:
         if store is not None:
             check_store(store, source, view)
 
-    def batch(self, net: Supernet, turn: Turn) -> Batch:
-        """The images of a turn, on its device, normalised for a supernet.
+    def batch(self, net: ImageClassifier, turn: Turn) -> Batch:
+        """The images of a turn, on its device, normalised for a network.
 
         Raises:
             OSError: If an image is broken.

@@ -24,7 +24,8 @@ from ..play import play
 from ..runs.curves import CURVES, Curve
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Writes a figure as PNG and closes it."""
     write_atomically(path, lambda name: figure.savefig(name, format="png", dpi=110, bbox_inches="tight"))
     plt.close(figure)
 
@@ -61,7 +62,7 @@ def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("accuracy on test")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_fronts(
@@ -93,7 +94,7 @@ def plot_fronts(
         axes.set_ylim(bottom=lowest)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_name: str, path: Path) -> None:
@@ -112,7 +113,7 @@ def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
     panels[0].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_learning_curves(runs: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
@@ -132,7 +133,7 @@ def plot_learning_curves(runs: Mapping[str, Mapping[str, Curve]], path: Path) ->
         axes.set_ylabel(name.removeprefix("rollout/"))
         axes.grid(alpha=0.3)
     panels[0, 0].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], difficulty_name: str, path: Path) -> None:
@@ -160,7 +161,7 @@ def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], diffic
             axes.axvline(t * len(names) - 0.5, color="white", linewidth=2)
         figure.colorbar(picture, ax=axes)
     panels[-1, 0].set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_scenes(engine: InferenceEngine, index: NDArray[np.int64], path: Path) -> None:
@@ -179,7 +180,7 @@ def plot_scenes(engine: InferenceEngine, index: NDArray[np.int64], path: Path) -
     for axes, i, image in zip(grid.flat, index.tolist(), dataset.fetch(index), strict=False):
         axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray")
         axes.set_title(f"{dataset.labels[i]}  ({dataset.difficulty_name} {dataset.difficulty[i]})", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_episodes(
@@ -214,4 +215,4 @@ def plot_episodes(
             axes.set_title(
                 title, fontsize=9, color="#222222" if column < len(steps) - 1 or episodes.success[row] else "#c00"
             )
-    _save(figure, path)
+    save_figure(figure, path)

@@ -227,3 +227,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}.")
     return dict(read_yaml(path, Noted, "correct it, or begin another run"))
+
+
+def noted_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of a network's training in a folder, as options take them; None if there is none."""
+    if not (folder / CONFIG).is_file():
+        return None
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(folder).items() if v is not None}

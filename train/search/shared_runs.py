@@ -62,6 +62,7 @@ class SharedRuns:
         self._paths: dict[Hashable, int] = {}
         self._batches: dict[bytes, int] = {}
         self._labels: dict[int, Ints] = {}
+        self._known: dict[tuple[int, int], tuple[Bools, Floats]] = {}
         self._blocks: dict[tuple[int, BlockSizes], StaticBlock] = {}
 
     def verdict(self, index: Ints, actions: Actions) -> tuple[Bools, Floats]:
@@ -89,10 +90,7 @@ class SharedRuns:
         for begin in begins:
             span = slice(begin, begin + self.batch_size)
             for s, path in enumerate(paths):
-                logits, labels = self._run(index[span], path)
-                correct[s, span] = logits.argmax(-1).cpu().numpy() == labels
-                at = torch.from_numpy(labels).to(logits.device)
-                prob[s, span] = logits.softmax(-1).gather(1, at[:, None])[:, 0].cpu().double().numpy()
+                correct[s, span], prob[s, span] = self._judged(index[span], path)
                 done += 1
                 if not done % len(begins):
                     progress(done // len(begins))
@@ -113,9 +111,19 @@ class SharedRuns:
             num_tokens, token_dim = plan.num_left, plan.gives[:, -1]
         return path
 
-    def _run(self, index: Ints, path: list[Half]) -> tuple[Tensor, Ints]:
-        """(B, num_classes) float32 logits and (B,) labels of images."""
+    def _judged(self, index: Ints, path: list[Half]) -> tuple[Bools, Floats]:
+        """(B,) whether the labels are found and (B,) their probability; many actions mean the same subnet."""
         batch = self._batches.setdefault(index.tobytes(), len(self._batches))
+        key = batch, path[-1].node
+        if key not in self._known:
+            logits, labels = self._run(index, batch, path)
+            at = torch.from_numpy(labels).to(logits.device)
+            prob = logits.softmax(-1).gather(1, at[:, None])[:, 0].cpu().double().numpy()
+            self._known[key] = logits.argmax(-1).cpu().numpy() == labels, prob
+        return self._known[key]
+
+    def _run(self, index: Ints, batch: int, path: list[Half]) -> tuple[Tensor, Ints]:
+        """(B, num_classes) float32 logits and (B,) labels of images."""
         state: Any = None
         begin = 0
         for place, half in enumerate(path):

@@ -59,6 +59,11 @@ class SearchResult:
         accuracy = (self.correct if rows is None else self.correct[:, rows]).mean(axis=1)
         return (accuracy - prices[:, None] * self.macs_fraction).argmax(axis=1)
 
+    def best_in_bands(self, count: int) -> dict[float, int]:
+        """Of every band of MACs, 1/count of the full network's, the most accurate subnet, by the band's lower end."""
+        accuracy, band = self.correct.mean(axis=1), np.floor(self.macs_fraction * count)
+        return {float(b) / count: int(np.where(band == b, accuracy, -1).argmax()) for b in np.unique(band)}
+
 
 def pareto_front(cost: NDArray[np.float64], gain: NDArray[np.float64]) -> Ints:
     """Indices of the points with more gain than every cheaper one, cheapest first."""

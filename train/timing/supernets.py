@@ -65,7 +65,7 @@ class NoiseRecipe(ImagesRecipe):
     """Images that there are."""
 
     def _loaded(self, split: str) -> ImageSource:
-        c = self._initial.config
+        c = self.config
         generator = torch.Generator().manual_seed(0)
         shape = (self.noise, c.in_chans, c.img_size, c.img_size)
         images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from agents.baselines import StaticAgent
 from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvArguments, EnvSettings
-from supernet import SubnetConfig
+from supernet import StaticViT, SubnetConfig
 from supernet.staging import staged
 
 from ..evaluate.evaluation import Evaluation, evaluate, evaluate_actions
@@ -32,8 +32,19 @@ from ..runs.trained import trained_settings
 from ..search import oracle
 from ..search.confidence import SWEEPS, Rules, static_rules, tune_confidence
 from ..search.noisy_copies import noisy_copy
+from ..search.shared_runs import Actions
 from ..search.static import SearchResult, evolve_static_front
-from .fronts import Front, Yardsticks
+from .fronts import FRONTS, Front, Yardsticks
+from .static_designs import (
+    PRUNE_IMAGES,
+    Methods,
+    deepmad_subnets,
+    load_networks,
+    networks_front,
+    nvit_networks,
+    nvit_subnets,
+    subnets_front,
+)
 
 # Of the full network's MACs, in accuracy.
 PRICES = np.array([0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8])
@@ -67,6 +78,10 @@ class YardstickSettings:
     """Times that the decisions of the confidence heuristic are made anew at every price."""
     seed: int = 0
     """Fixes everything."""
+    designs: bool = True
+    """Begin the search for static subnets with those of DeepMAD and NViT, and judge these as well."""
+    networks: tuple[str, ...] = ()
+    """Folders of static networks of any sizes (prance prune, prance train static), which join the front `free`."""
     also_static: tuple[str, ...] = ()
     """Agents that join the static front, such as those of `prance train agent --observation constant`."""
     environment: EnvironmentOptions = field(default_factory=EnvArguments)
@@ -102,30 +117,57 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
     chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
     val, test = chosen_on.engine(), judged_on.engine()
     learned = [evaluate_static(name, settings) for name in settings.also_static]
+    networks = load_networks(settings.networks, test)
     index = np.arange(len(val.dataset))
     stratum = val.dataset.difficulty.numpy()
+    methods = Methods()
     with only_writer(out), staged(out) as folder:
-        with tqdm(total=settings.num_subnets, desc="static subnets", unit="subnet") as bar:
-            found = evolve_static_front(val, index, settings.num_subnets, settings.seed, lambda done: bar.update(1))
+        designed, free = designs_of(settings, methods) if settings.designs else ({}, {})
+        starts = np.concatenate([*designed.values()]) if designed else None
+        with (
+            methods.timed("static", len(index)),
+            tqdm(total=settings.num_subnets, desc="static subnets", unit="subnet") as bar,
+        ):
+            found = evolve_static_front(
+                val, index, settings.num_subnets, settings.seed, lambda done: bar.update(1), starts=starts
+            )
         fronts = {
             "static": static_front(found, judged_on, folder, dict(zip(settings.also_static, learned, strict=True))),
             "per_stratum": per_stratum_front(found, stratum, judged_on),
             "confidence": confidence_front(found, val, judged_on, folder, settings),
             **oracle_fronts(found, chosen_on, judged_on, settings),
+            **{name: subnets_front(test, actions) for name, actions in designed.items() if len(actions)},
         }
+        if free or networks:
+            fronts["free"] = networks_front(test, {**free, **networks})
         notes: dict[str, Any] = {
             **plain(settings),
             "seconds": round(time.perf_counter() - begun, 1),
             "cpu_seconds": round(time.process_time() - begun_cpu, 1),
             "search": search_progress(found),
+            "methods": methods.taken,
         }
         full = test.start(np.arange(len(test.dataset)))
         yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
         yardsticks.save(folder)
     console = Console()
     console.print(_table(fronts, settings.split))
+    static = {name: front for name, front in fronts.items() if name == "static" or name not in FRONTS}
+    console.print(methods.table(static, settings.split))
     console.print(f"Written to {out}; compare agents with them: prance eval --agent AGENT --yardsticks {out}")
     return yardsticks
+
+
+def designs_of(settings: YardstickSettings, methods: Methods) -> tuple[dict[str, Actions], dict[str, StaticViT]]:
+    """Subnets of DeepMAD and NViT by method, and NViT's networks by name; the time that they took is noted."""
+    train = settings.settings("train").engine()
+    with methods.timed("deepmad", 0):
+        designed = {"deepmad": deepmad_subnets(train.config)}
+    with methods.timed("free", PRUNE_IMAGES, gradients=True):
+        pruned = nvit_networks(train, settings.seed)
+    with methods.timed("nvit", PRUNE_IMAGES, gradients=True):
+        designed["nvit"] = nvit_subnets(train, pruned)
+    return designed, {f"pruned to {p.cost / train.full_macs:.1%}": p.network for p in pruned}
 
 
 def evaluate_static(name: str, settings: YardstickSettings) -> Evaluation:
@@ -153,11 +195,9 @@ def static_front(found: SearchResult, judged_on: EnvSettings, out: Path, learned
     `static-PRICE.json` and `static-macs-BAND.json`.
     """
     space = judged_on.config().space
-    accuracy, band = found.correct.mean(axis=1), np.floor(found.macs_fraction * MACS_BANDS)
-    bands = np.unique(band)
-    best = [int(np.where(band == b, accuracy, -1).argmax()) for b in bands]
-    actions = [*found.actions[found.best_at(PRICES)], *found.actions[best], np.ones_like(found.actions[0])]
-    names = [*map(_text, PRICES), *(f"macs-{_text(b / MACS_BANDS)}" for b in bands), "full"]
+    bands = found.best_in_bands(MACS_BANDS)
+    actions = [*found.actions[found.best_at(PRICES)], *found.actions[[*bands.values()]], np.ones_like(found.actions[0])]
+    names = [*map(_text, PRICES), *(f"macs-{_text(band)}" for band in bands), "full"]
     results, files = [], []
     known: dict[bytes, Evaluation] = {}
     for name, subnet in zip(names, tqdm(actions, desc="static front"), strict=True):
@@ -265,6 +305,7 @@ def _text(price: float) -> str:
 
 def _table(fronts: dict[str, Front], split: str) -> Table:
     """Accuracy at MACs of every yardstick, one line per price."""
+    fronts = {name: front for name, front in fronts.items() if name in FRONTS}
     table = Table("price", *fronts, title=f"yardsticks on {split}: accuracy @ MACs / full")
     rows = {name: {r["price"] or r["agent"]: r for r in front.rows()} for name, front in fronts.items()}
     for price in rows["static"]:

@@ -164,3 +164,12 @@ def macs_at(macs: Floats, accuracy: Floats, wanted: float) -> float:
     """
     xs, ys = hull(macs, accuracy)
     return float(np.interp(wanted, ys, xs, left=np.nan))
+
+
+def accuracy_at(macs: Floats, accuracy: Floats, wanted: float) -> float:
+    """Accuracy of a front at some MACs, on its hull; beyond its dearest point of the hull that one's, NaN below its
+    cheapest."""
+    if not len(macs):
+        return float("nan")
+    xs, ys = hull(macs, accuracy)
+    return float(np.interp(wanted, xs, ys, left=np.nan))

@@ -34,7 +34,8 @@ def standing(
     Returns:
         `macs_at_equal_accuracy` by name of the front; `saved` against the static front, as a fraction of its MACs;
         `saved_against_confidence`; `headroom_won`, the share of the MACs between the static and the per-stratum
-        front; `way_to_oracle`, the same share of the way to the cross-fitted oracle. All but the first have an
+        front; `way_to_oracle`, the same share of the way to the cross-fitted oracle; `saved_against_free`, if there are
+        networks of any sizes, against the front of those. All but the first have an
         `..._interval`. They are None where there is nothing to win between two fronts, or the agent is less accurate
         than their cheapest points. `beyond_static`: whether the agent is more accurate than every static subnet.
         `macs_weight`, and what `regret_to_oracle` returns for it.
@@ -82,6 +83,8 @@ def _measures(means: Floats, fronts: dict[str, Front]) -> dict[str, float]:
         "saved": 1 - macs / needed["static"],
         "saved_against_confidence": 1 - macs / needed["confidence"],
     }
+    if "free" in fronts:
+        measures["saved_against_free"] = 1 - macs / needed["free"]
     for key, name in BETWEEN.items():
         room = needed["static"] - needed[name]
         measures[key] = (needed["static"] - macs) / room if room > 0 else np.nan
@@ -101,9 +104,11 @@ def standings_table(standings: dict[str, dict[str, Any]]) -> Table:
     columns = {
         "MACs saved, static front": "saved",
         "confidence heuristic": "saved_against_confidence",
+        "networks of any sizes": "saved_against_free",
         "headroom won": "headroom_won",
         "way to oracle": "way_to_oracle",
     }
+    columns = {title: key for title, key in columns.items() if all(key in s for s in standings.values())}
     for column in ("", *columns, "regret"):
         table.add_column(column, justify="left" if not column else "right")
     for name, s in standings.items():

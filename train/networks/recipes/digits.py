@@ -36,7 +36,7 @@ class AuxiliaryHeads(nn.Module):
 
 
 @dataclass(frozen=True)
-class DigitsRecipe(Recipe):
+class DigitsRecipe(Recipe[Supernet]):
     """How the supernet of the Digits task is trained."""
 
     full_only: float = 0.35

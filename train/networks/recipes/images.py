@@ -8,49 +8,37 @@ does not reach it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
-from prance_env.images.loading import load_dataset
-from prance_env.images.source import ImageSource, check_fits
 from supernet import SubnetConfig, Supernet, reorder
 from supernet.layers import ElasticBlock
 
-from ...options import DatasetOption
-from ..importance import Score
-from ..ordering import OrderSettings, draw_batches, order_network, prefix_subnets
-from ..recipe import Recipe, Turn
+from ..importance import Score, full_network
+from ..ordering import OrderSettings, order_network, prefix_subnets
+from ..recipe import Turn
 from ..sandwich import draw_smallest, draw_subnet, limits_at
 from ..soft_pruning import SoftPruning
 from ..sources import NetworkSource
-from ..teachers import ORIGINAL, open_teacher
-from ..training_images import TrainingImages, open_store
-from ..views import View, seeded
-
-STORE = "store:"
-VAL_BATCH = 250
+from ..views import seeded
+from .labelled import LabelledRecipe
 
 
 @dataclass(frozen=True)
-class ImagesRecipe(Recipe):
+class ImagesRecipe(LabelledRecipe[Supernet]):
     """How a supernet is trained on images of any source."""
 
     source: str = "digits"
     """Network to begin with: a folder (of a run, or written by save_pretrained), timm:NAME, or a registered name."""
     init: str | None = None
     """Its weights: random, a folder or a safetensors file; by default those that come with it (timm's: downloaded)."""
-    dataset: DatasetOption = "digits"
-    """Images: digits, a folder in ImageNet's layout, a timm name, or JSON (docs/images.md)."""
     num_classes: int | None = None
     """Classes of the data set, if the network has others: it gets a new classifier."""
     img_size: int | None = None
@@ -71,8 +59,6 @@ class ImagesRecipe(Recipe):
     """Add linear maps over group boundaries to a network of timm."""
     order: Score | None = None
     """Sort the units by importance before training (prance order)."""
-    epochs: float = 0.0
-    """Training in epochs instead of --steps."""
 
     subnets: int = 2
     """Random subnets a step, beside the full network and the narrowest."""
@@ -88,12 +74,6 @@ class ImagesRecipe(Recipe):
     """Weight of the full network's answer in the subnets' losses (in-place distillation)."""
     sub_teacher: float = 0.0
     """Weight of the teacher in the subnets' losses."""
-    teacher: str | None = None
-    """Frozen teacher: original (the network before training), timm:NAME, a supernet's folder, store:FOLDER, or none."""
-    temperature: float = 1.0
-    """Of the teacher's and the full network's answers."""
-    label_smoothing: float = 0.0
-    """Smoothing of labels."""
     shared_start: bool = True
     """Subnets begin at the full network's first group, and do not train it."""
     shrink: float = 0.0
@@ -108,50 +88,18 @@ class ImagesRecipe(Recipe):
     soft_prune_every: int = 100
     """Steps between two of its updates."""
 
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-    """Share of an image's area that random crops take; 1 1: as in evaluation."""
-    flip: float = 0.0
-    """Chance of a horizontal flip."""
-    rand_augment: str = ""
-    """RandAugment in timm's words, such as rand-m9-mstd0.5-inc1."""
-    mixup: float = 0.0
-    """Alpha of mixup; 0: none."""
-    cutmix: float = 0.0
-    """Alpha of cutmix; 0: none."""
-    val_images: int = 2000
-    """Validation images, drawn once."""
-    num_workers: int = 0
-    """Processes that draw training images; results do not depend on it."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("embed_dims", "mlp_ratios", "num_heads", "groups", "crop_scale"):
+        for name in ("embed_dims", "mlp_ratios", "num_heads", "groups"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.teacher == "none":
-            object.__setattr__(self, "teacher", None)
         if (self.full_teacher or self.sub_teacher) and self.teacher is None:
             raise ValueError("full_teacher and sub_teacher weigh a teacher's answers; pass --teacher.")
         if self.teacher is not None and not (self.full_teacher or self.sub_teacher):
             raise ValueError(f"teacher={self.teacher!r} teaches nobody; pass --full-teacher or --sub-teacher above 0.")
-        if self._store_folder is not None and (self.mixup or self.cutmix):
-            raise ValueError("A store holds answers to single images: mixup and cutmix must be 0 with it.")
-        if self.temperature <= 0 or not 0 <= self.drop_path < 1:
-            raise ValueError(f"temperature={self.temperature} must be above 0, drop_path={self.drop_path} in [0, 1).")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path={self.drop_path} must lie in [0, 1).")
 
     # ---- what is trained ----------------------------------------------------------------------------------------
-
-    @property
-    def may_change(self) -> tuple[str, ...]:
-        """No result depends on the processes that draw images."""
-        return ("num_workers",)
-
-    def prepared(self) -> ImagesRecipe:
-        """The same with `epochs` turned into steps."""
-        if not self.epochs:
-            return self
-        return replace(
-            self, steps=max(1, round(self.epochs * len(self._loaded("train")) / self.batch_size)), epochs=0.0
-        )
 
     @property
     def _source(self) -> NetworkSource:
@@ -162,7 +110,8 @@ class ImagesRecipe(Recipe):
         )
 
     @cached_property
-    def _initial(self) -> Supernet:
+    def start(self) -> Supernet:
+        """The network to begin with; nobody trains this one."""
         with seeded(self.seed, 11):  # for weights that are drawn
             net = self._source.open()
         if self.order is not None:
@@ -170,9 +119,14 @@ class ImagesRecipe(Recipe):
             net = reorder(net, units)
         return net
 
-    def make_net(self) -> Supernet:
-        """The network to begin with."""
-        return copy.deepcopy(self._initial).requires_grad_(True)
+    def original(self) -> nn.Module:
+        """The full network before training, as a teacher."""
+        if self._source.has_random_classifier():
+            raise ValueError(
+                "The network has a new, random classifier, so that it can teach nobody; train it first (--preset "
+                "finetune), or pass --teacher none --full-teacher 0."
+            )
+        return full_network(self.start)
 
     def make_heads(self, net: Supernet) -> nn.Module:
         """What soft pruning remembers; nothing is trained beside the network."""
@@ -182,33 +136,6 @@ class ImagesRecipe(Recipe):
         """Updates what soft pruning remembers, now and then."""
         if isinstance(heads, SoftPruning) and (step + 1) % self.soft_prune_every == 0:
             heads.update(net)
-
-    # ---- images -------------------------------------------------------------------------------------------------
-
-    @property
-    def view(self) -> View:
-        """How training images are drawn."""
-        c = self._initial.config
-        return View(c.img_size, c.in_chans, self.crop_scale, self.flip, self.rand_augment)
-
-    @cached_property
-    def _images(self) -> TrainingImages:
-        classes, mix, store = self._initial.config.num_classes, None, self._store_folder
-        if self.mixup or self.cutmix:
-            mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=classes)
-        opened = None if store is None else open_store(store, classes)
-        view, source = self.view, self._loaded("train")
-        return TrainingImages(source, view, self.batch_size, self.seed, self.num_workers, opened, mix)
-
-    def _loaded(self, split: str) -> ImageSource:
-        source = load_dataset(self.dataset, split, self._initial.config, self.num_workers)
-        check_fits(source, self._initial.config)
-        return source
-
-    @property
-    def _store_folder(self) -> str | None:
-        stored = self.teacher is not None and self.teacher.startswith(STORE)
-        return self.teacher.removeprefix(STORE) if stored and self.teacher else None
 
     # ---- losses -------------------------------------------------------------------------------------------------
 
@@ -236,45 +163,7 @@ class ImagesRecipe(Recipe):
         drawn = [draw_smallest(net.space, limits, rng)] if self.smallest else []
         return drawn + [draw_subnet(net.space, limits, rng) for _ in range(self.subnets)]
 
-    def _softened(self, logits: Tensor) -> Tensor:
-        return (logits.float() / self.temperature).softmax(-1)
-
-    def _loss(
-        self, logits: Tensor, labels: Tensor, label_weight: float, answers: list[tuple[float, Tensor | None]]
-    ) -> Tensor:
-        logits = logits.float()
-        loss = logits.sum() * 0
-        if label_weight:
-            smoothing = 0.0 if labels.ndim == 2 else self.label_smoothing
-            loss = loss + label_weight * F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        for weight, target in answers:
-            if weight and target is not None:
-                soft = F.cross_entropy(logits / self.temperature, target) * self.temperature**2
-                loss = loss + weight * soft
-        return loss
-
-    @cached_property
-    def _frozen(self) -> nn.Module | None:
-        if self.teacher is None or self._store_folder is not None:
-            return None
-        if self.teacher == ORIGINAL and self._source.has_random_classifier():
-            raise ValueError(
-                "The network has a new, random classifier, so that it can teach nobody; train it first (--preset "
-                "finetune), or pass --teacher none --full-teacher 0."
-            )
-        return open_teacher(self.teacher, self._initial, lambda: self._initial)
-
-    def _answer(self, x: Tensor) -> Tensor | None:
-        if self._frozen is None:
-            return None
-        with torch.no_grad():
-            return self._softened(self._frozen.to(x.device)(x))
-
     # ---- validation ---------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _val(self) -> list[tuple[Tensor, Tensor]]:
-        return draw_batches(self._loaded("val"), self.val_images, VAL_BATCH)
 
     @torch.inference_mode()
     def validate(self, net: Supernet) -> dict[str, float]:

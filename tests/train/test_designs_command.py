@@ -1,0 +1,71 @@
+"""`prance designs`: three methods side by side, and networks of any sizes among them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_engine, settings_for
+from small_nets import small_net
+
+from supernet import save_static
+from train.networks.importance import full_network
+from train.yardsticks import compare_designs
+from train.yardsticks.compare_designs import DesignSettings, run_designs
+from train.yardsticks.static_designs import (
+    deepmad_subnets,
+    load_networks,
+    networks_front,
+    nvit_networks,
+    nvit_subnets,
+    subnets_front,
+)
+
+
+def test_methods_are_compared_on_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(small_net("prune", groups=(1, 1)), 24)
+    monkeypatch.setattr(compare_designs.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))
+    save_static(full_network(engine.net), tmp_path / "whole")
+    settings = DesignSettings(num_subnets=6, images=12, seeds=(0, 1), networks=(str(tmp_path / "whole"),))
+    report = run_designs(settings, tmp_path / "out")
+    assert report == json.loads((tmp_path / "out" / "designs.json").read_text())
+    for run in report["seeds"]:
+        fronts = run["fronts"]
+        own = {"deepmad", "nvit", "nvit, not trained", "evolution", "evolution from designs"}
+        assert own <= set(run["methods"])
+        assert set(fronts) == own | {"networks"}
+        assert fronts["networks"]["rows"][0]["macs_fraction"] == 1
+        assert fronts["networks"]["rows"][0]["accuracy"] == 0.5, "the full network, which is right about every other"
+    assert [run["seed"] for run in report["seeds"]] == [0, 1]
+    with pytest.raises(ValueError, match="num_subnets=1 must be at least 2"):
+        replace(settings, num_subnets=1)
+
+
+def test_designs_are_subnets_within_their_budgets() -> None:
+    engine = make_engine(small_net("merge", groups=(1, 1)), 24)
+    pruned = nvit_networks(engine, images=24)
+    assert len(pruned) > 2
+    assert all(p.network.block_sizes[0].embed_dim == 32 for p in pruned)
+    for actions in (deepmad_subnets(engine.config, (0.01, 0.7, 0.9)), nvit_subnets(engine, pruned)):
+        front = subnets_front(engine, actions)
+        assert front.correct.shape == (len(actions), 24)
+        assert (front.macs_fraction[-1] <= 0.9 + 1e-9).all()
+    assert len(deepmad_subnets(engine.config, (0.01,))) == 0
+    front = networks_front(engine, {"a": pruned[0].network})
+    with torch.no_grad():
+        said = pruned[0].network(engine.dataset.fetch(np.arange(24))).argmax(1).numpy()
+    np.testing.assert_array_equal(front.correct[0], said == engine.labels)
+    assert front.macs_fraction[0, 0] == pruned[0].network.macs() / engine.full_macs
+
+
+def test_networks_for_other_images_are_refused(tmp_path: Path) -> None:
+    engine = make_engine(small_net("prune", groups=(1, 1)), 24)
+    save_static(full_network(small_net("prune", groups=(1, 1), num_classes=5)), tmp_path / "other")
+    with pytest.raises(ValueError, match="has num_classes=5, the supernet 7"):
+        load_networks([tmp_path / "other"], engine)
+    with pytest.raises(FileNotFoundError, match=r"static\.json"):
+        load_networks([tmp_path], engine)

@@ -1,0 +1,170 @@
+"""Training on labelled images of any source and on what a frozen teacher says of them, of whatever network."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from prance_env.images.loading import load_dataset
+from prance_env.images.source import ImageSource, check_fits
+from supernet import SupernetConfig
+
+from ...options import DatasetOption
+from ..ordering import draw_batches
+from ..recipe import N, Recipe
+from ..teachers import open_teacher
+from ..training_images import TrainingImages, open_store
+from ..views import View
+
+STORE = "store:"
+VAL_BATCH = 250
+
+
+@dataclass(frozen=True)
+class LabelledRecipe(Recipe[N]):
+    """How a network is trained on images of any source."""
+
+    dataset: DatasetOption = "digits"
+    """Images: digits, a folder in ImageNet's layout, a timm name, or JSON (docs/images.md)."""
+    epochs: float = 0.0
+    """Training in epochs instead of --steps."""
+    teacher: str | None = None
+    """Frozen teacher: original (the network before training), timm:NAME, a supernet's folder, store:FOLDER, or none."""
+    temperature: float = 1.0
+    """Of the teacher's and the full network's answers."""
+    label_smoothing: float = 0.0
+    """Smoothing of labels."""
+
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    """Share of an image's area that random crops take; 1 1: as in evaluation."""
+    flip: float = 0.0
+    """Chance of a horizontal flip."""
+    rand_augment: str = ""
+    """RandAugment in timm's words, such as rand-m9-mstd0.5-inc1."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0: none."""
+    val_images: int = 2000
+    """Validation images, drawn once."""
+    num_workers: int = 0
+    """Processes that draw training images; results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "crop_scale", tuple(self.crop_scale))
+        if self.teacher == "none":
+            object.__setattr__(self, "teacher", None)
+        if self._store_folder is not None and (self.mixup or self.cutmix):
+            raise ValueError("A store holds answers to single images: mixup and cutmix must be 0 with it.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0.")
+
+    # ---- what is trained ----------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def start(self) -> N:
+        """The network to begin with; nobody trains this one."""
+
+    @abstractmethod
+    def original(self) -> nn.Module:
+        """The network before training, as a teacher.
+
+        Raises:
+            ValueError: If it has nothing to say.
+        """
+
+    @property
+    def config(self) -> SupernetConfig:
+        """That of the network."""
+        return self.start.config
+
+    def make_net(self) -> N:
+        """The network to begin with."""
+        return copy.deepcopy(self.start).requires_grad_(True)
+
+    @property
+    def may_change(self) -> tuple[str, ...]:
+        """No result depends on the processes that draw images."""
+        return ("num_workers",)
+
+    def prepared(self) -> Self:
+        """The same with `epochs` turned into steps."""
+        if not self.epochs:
+            return self
+        return replace(
+            self, steps=max(1, round(self.epochs * len(self._loaded("train")) / self.batch_size)), epochs=0.0
+        )
+
+    # ---- images -------------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> View:
+        """How training images are drawn."""
+        c = self.config
+        return View(c.img_size, c.in_chans, self.crop_scale, self.flip, self.rand_augment)
+
+    @cached_property
+    def _images(self) -> TrainingImages:
+        classes, mix, store = self.config.num_classes, None, self._store_folder
+        if self.mixup or self.cutmix:
+            mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=classes)
+        opened = None if store is None else open_store(store, classes)
+        view, source = self.view, self._loaded("train")
+        return TrainingImages(source, view, self.batch_size, self.seed, self.num_workers, opened, mix)
+
+    def _loaded(self, split: str) -> ImageSource:
+        source = load_dataset(self.dataset, split, self.config, self.num_workers)
+        check_fits(source, self.config)
+        return source
+
+    @property
+    def _store_folder(self) -> str | None:
+        stored = self.teacher is not None and self.teacher.startswith(STORE)
+        return self.teacher.removeprefix(STORE) if stored and self.teacher else None
+
+    # ---- losses -------------------------------------------------------------------------------------------------
+
+    def _softened(self, logits: Tensor) -> Tensor:
+        return (logits.float() / self.temperature).softmax(-1)
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor, label_weight: float, answers: list[tuple[float, Tensor | None]]
+    ) -> Tensor:
+        logits = logits.float()
+        loss = logits.sum() * 0
+        if label_weight:
+            smoothing = 0.0 if labels.ndim == 2 else self.label_smoothing
+            loss = loss + label_weight * F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        for weight, target in answers:
+            if weight and target is not None:
+                soft = F.cross_entropy(logits / self.temperature, target) * self.temperature**2
+                loss = loss + weight * soft
+        return loss
+
+    @cached_property
+    def _frozen(self) -> nn.Module | None:
+        if self.teacher is None or self._store_folder is not None:
+            return None
+        return open_teacher(self.teacher, self.start, self.original)
+
+    def _answer(self, x: Tensor) -> Tensor | None:
+        if self._frozen is None:
+            return None
+        with torch.no_grad():
+            return self._softened(self._frozen.to(x.device)(x))
+
+    # ---- validation ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _val(self) -> list[tuple[Tensor, Tensor]]:
+        return draw_batches(self._loaded("val"), self.val_images, VAL_BATCH)
