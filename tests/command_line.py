@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import pytest
 
 from train.commands.main import main
@@ -14,9 +17,11 @@ def prance(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
-    """The words with which a command ends."""
-    with pytest.raises(SystemExit) as stop:
+    """The words with which a command ends: one or two lines, and exit status 2."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as stop:
         prance(monkeypatch, *arguments)
-    words = str(stop.value.code)
-    assert words.startswith("prance: ")
-    return words
+    assert stop.value.code == 2
+    words = said.getvalue()[said.getvalue().rfind("prance: ") :]
+    assert words.startswith("prance: "), said.getvalue()
+    return words.rstrip("\n")

@@ -160,7 +160,9 @@ def _rewards() -> str:
     rows = [[f"`{f.name}`", f"`{f.default!r}`", texts[f.name]] for f in fields(RewardConfig)]
     formula = "R_t = reward_accuracy + reward_macs + reward_tokens"
     intro = "The terms in the info are signed, so that they add up (but for a `function` of yours):"
-    return f"{intro}\n\n```\n{formula}\n```\n\n`reward=` is a dict with:\n\n" + _table(["field", "default", ""], rows)
+    return f"{intro}\n\n```text\n{formula}\n```\n\n`reward=` is a dict with:\n\n" + _table(
+        ["field", "default", ""], rows
+    )
 
 
 def _info() -> str:

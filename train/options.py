@@ -7,7 +7,6 @@ They live in the room whose work they describe, and are annotated with what is h
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_origin, get_type_hints
@@ -20,6 +19,8 @@ from prance_env.observations import list_observations
 from prance_env.settings import EnvArguments, EnvSettings, field_docs
 from prance_env.supernets import DTYPES, token_modes
 from supernet import SupernetConfig, list_supernets
+
+from .refusing import refuse
 
 S = TypeVar("S")
 
@@ -89,7 +90,7 @@ def _dataset_of(words: list[str]) -> str | dict[str, Any] | None:
     try:
         return parse_dataset(words[0])
     except ValueError as e:
-        sys.exit(f"prance: {e}")
+        refuse(e)
 
 
 _DATASET = PrimitiveConstructorSpec[Any](

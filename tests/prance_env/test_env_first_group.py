@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import refusal
 from gymnasium.utils.env_checker import check_env
 from helpers import random_net
 from noise_envs import IMAGES, chosen_subnets, noise_kwargs, played_envs
@@ -195,6 +196,4 @@ def test_profile_measures_the_first_group_if_it_is_to_be_decided(
     table.check(TWO_GROUPS)
     assert table.begin_ms(TWO_GROUPS.space) == pytest.approx(table.prefix_ms)
     assert table.begin_ms(small.space) > table.prefix_ms
-    monkeypatch.setattr("sys.argv", ["prance", "profile", "--out", str(tmp_path / "x.json"), "--decide-first-group"])
-    with pytest.raises(SystemExit, match="groups"):
-        main()
+    assert "groups" in refusal(monkeypatch, "profile", "--out", tmp_path / "x.json", "--decide-first-group")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import refusal
 from helpers import settings_for
 
 from agents import RandomAgent
@@ -131,12 +132,11 @@ def test_validate_reads_the_settings_beside_the_rows_and_fails_with_one_line(
     assert f"all {IMAGES} rows are reproduced" in capsys.readouterr().out
     rows["prediction"][:] = -1
     write_rows(path, rows)
-    monkeypatch.setattr("sys.argv", ["prance", "validate", str(path), "--split", "train"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert str(stop.value.code).startswith(f"prance: {IMAGES} of {IMAGES} rows")
-    assert str(stop.value.code).endswith("; ...")
+    words = refusal(monkeypatch, "validate", path, "--split", "train")
+    assert words.startswith(f"prance: {IMAGES} of {IMAGES} rows")
+    assert words.endswith("; ...")
     assert calls == [("Prance-Digits-v0", "test", None), ("E", "val", "C"), ("E", "train", "C")]
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"settings\.json is no JSON file .*delete it"):
-        main()
+    words = refusal(monkeypatch, "validate", path)
+    assert "settings.json is no JSON file" in words
+    assert "delete it" in words

@@ -22,6 +22,7 @@ from train.policies import train_sb3 as stage
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
+from train.runs.curves import read_curves
 from train.runs.progress import read_progress
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -48,6 +49,20 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return AgentTraining(algo=algo, conf_file=str(path))
 
     return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["ppo", "sac", "td3"])
+def test_tensorboard_shows_at_every_step_what_the_metrics_say(algo: str, quick: Any, tmp_path: Path) -> None:
+    train_agent(quick(algo), tmp_path / "run", progress_bar=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    curves = read_curves(tmp_path / "run")
+    assert len(rows) > 3
+    for name in ("accuracy", "macs_fraction"):
+        steps, values = curves[f"rollout/{name}"]
+        assert steps.tolist() == [row["timesteps"] for row in rows]
+        np.testing.assert_allclose(values, [row[name] for row in rows], rtol=1e-6)
+    assert len({row["macs_fraction"] for row in rows}) > 1
 
 
 def stop_at(step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import refusal
 
 from agents import FullAgent, RandomAgent
 from agents.sb3.hyperparams import ALGORITHMS, PRESETS, read_preset
@@ -179,10 +180,8 @@ def test_wrong_ranges_are_refused_by_name(ranges: str, message: str, tmp_path: P
 
 def test_without_optuna_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.setattr("sys.argv", ["prance", "tune", "--algo", "ppo", "--out", str(tmp_path / "run")])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert "pip install 'prance-env[tune]'" in str(stop.value.code)
+    words = refusal(monkeypatch, "tune", "--algo", "ppo", "--out", tmp_path / "run")
+    assert "pip install 'prance-env[tune]'" in words
     assert not (tmp_path / "run").exists()
 
 

@@ -6,7 +6,6 @@ Only that one file is imported, so that `prance --help` is quick. What is in it 
 from __future__ import annotations
 
 import ast
-import errno
 import inspect
 import signal
 import sys
@@ -17,15 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, Union
 
-import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
+from ..refusing import guarded, read_options, refuse
 from ..runs.interrupt import Terminated, sigterm_as_interrupt
 
 T = TypeVar("T")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SAID = ("no space left", "file too large", "disk is full", "disk quota exceeded", "disk i/o error", "file write failed")
-NO_ROOM = "What was there before is as it was; make room, and run the command again, with --resume if it has that."
 
 
 class Command(NamedTuple):
@@ -142,15 +138,11 @@ def parse(words: list[str]) -> Any:
     if isinstance(found, Command):
         prog = " ".join(["prance", *path])
         kind, options = _refusing(found.load()), words[len(path) :]
-        return tyro.cli(kind, prog=prog, args=options, default=_resumed(kind, options), config=(OmitArgPrefixes,))
+        return read_options(kind, prog, options, _resumed(kind, options), (OmitArgPrefixes,))
     # Whoever completes commands in a shell needs all options.
     complete = any(word.startswith("--tyro-") for word in words)
-    return tyro.cli(
-        _overview(Group(HELP, {}), COMMANDS, complete),
-        prog="prance",
-        args=words,
-        config=(OmitArgPrefixes, OmitSubcommandPrefixes),
-    )
+    overview = _overview(Group(HELP, {}), COMMANDS, complete)
+    return read_options(overview, "prance", words, None, (OmitArgPrefixes, OmitSubcommandPrefixes))
 
 
 def _refusing(options: type[T]) -> type[T]:
@@ -160,7 +152,7 @@ def _refusing(options: type[T]) -> type[T]:
         try:
             options.__init__(self, *args, **named)
         except ValueError as e:
-            sys.exit(f"prance: {e}")
+            refuse(e)
 
     return type(options.__name__, (options,), {"__init__": __init__, "__doc__": options.__doc__})
 
@@ -208,31 +200,21 @@ def _check_device(command: Any) -> None:
         usable_device(device)
 
 
+def _run() -> None:
+    command = parse(sys.argv[1:])
+    _check_device(command)
+    command.run()
+
+
 def main() -> None:
     """Entry point: errors that a user can mend are one line, Ctrl-C and SIGTERM are quiet."""
     try:
         with sigterm_as_interrupt():
-            command = parse(sys.argv[1:])
-            _check_device(command)
-            command.run()
+            guarded(_run)
     except Terminated:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, ModuleNotFoundError) as e:
-        sys.exit(f"prance: {e}")
-    except OSError as e:
-        sys.exit(f"prance: {e}" + (f". {NO_ROOM}" if e.errno in FULL else ""))
-    except Exception as e:
-        if not _is_full(e):
-            raise
-        sys.exit(f"prance: {str(e).splitlines()[0]}. {NO_ROOM}")
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether a library says in its own words, with an error of its own, that a disk is full."""
-    words = str(error).lower()
-    return any(said in words for said in SAID) or (error.__context__ is not None and _is_full(error.__context__))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class TrainJoint(JointSettings):
     The full network stays what it was, because it learns from what it said before. For example:
 
         prance train joint --agent runs/agent --out runs/joint
-        prance train joint --agent runs/agent --rounds 3 --agent-timesteps 100000 --out runs/joint
+        prance train joint --agent runs/prance --rounds 3 --agent-timesteps 100000 --out runs/joint
         prance train joint --out runs/joint --resume
     """
 

@@ -35,7 +35,7 @@ class TrainSupernet:
         prance train supernet --preset pretrained-light --from runs/deit --dataset pictures --out runs/supernet
         prance train supernet --preset finetune --from timm:deit_small_patch16_224 --dataset pictures \\
             --num-classes 2 --out runs/tuned
-        prance train supernet --preset digits --out runs/supernet --resume
+        prance train supernet --out runs/quick --resume
     """
 
     out: Path

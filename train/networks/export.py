@@ -105,7 +105,8 @@ def export_subnet(
     Args:
         net: The supernet, on the CPU in float32.
         subnet: Exactly one subnet.
-        out: Folder, created if missing. `static.json` describes the network.
+        out: Folder, created if missing. `static.json` describes the network; what an earlier export wrote in other
+            formats is removed.
         formats: Keys of `FILES`.
         uint8: Whether ONNX and torch files take uint8 images and normalise them, instead of normalised float32 ones.
         seed: Seed of the random images that the comparison uses.
@@ -164,6 +165,8 @@ def export_static(
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
+    for name in set(FILES.values()) - {file.path.name for file in files}:  # of another subnet
+        (out / name).unlink(missing_ok=True)
     return files
 
 

@@ -37,6 +37,12 @@ class TrainingTask:
     environment: EnvironmentOptions = field(default_factory=EnvArguments)
     """What else the environment takes; as its id says if not given."""
 
+    def __post_init__(self) -> None:
+        for name in ("total_timesteps", "n_envs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1; leave it out for what suits the algorithm.")
+
     @property
     def cost_conditioning(self) -> tuple[float, float] | None:
         """The range of prices, None if there is but one."""
@@ -78,6 +84,7 @@ class AgentTraining(TrainingTask):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        super().__post_init__()
         if self.preset not in self.algorithm.presets:
             others = {name: sorted(p) for name in ALGORITHMS if len(p := ALGORITHMS[name].presets) > 1}
             known = ", ".join(f"{name} has {presets}" for name, presets in others.items())

@@ -152,16 +152,25 @@ class Checkpoints(BaseCallback):
         self.rollout += 1
 
     def _on_step(self) -> bool:
-        self._ends += [
-            [float(i["is_success"]), i["macs_fraction"]] for i in self.locals["infos"] if "macs_fraction" in i
-        ]
+        ended = [[float(i["is_success"]), i["macs_fraction"]] for i in self.locals["infos"] if "macs_fraction" in i]
+        self._ends += ended
+        if ended and isinstance(self.model, OffPolicyAlgorithm) and not self.rollout % self.rollouts_per_row:
+            self._record()  # these write TensorBoard's row within the step, before the rollout ends
         return True
 
     def _on_rollout_end(self) -> None:
         if self.rollout % self.rollouts_per_row or not self._ends:
             return
-        accuracy, macs_fraction = np.mean(self._ends, axis=0)
+        accuracy, macs_fraction = self._record()
         self._ends.clear()
+        if isinstance(self.model, OffPolicyAlgorithm):
+            for name in ("rollout/accuracy", "rollout/macs_fraction"):  # they are in the row that has been written
+                self.logger.name_to_value.pop(name, None)
+        self.run.write_row(self.num_timesteps, accuracy=accuracy, macs_fraction=macs_fraction)
+
+    def _record(self) -> tuple[float, float]:
+        """Accuracy and MACs of the episodes since the last row, which SB3's logger is told."""
+        accuracy, macs_fraction = np.mean(self._ends, axis=0)
         self.logger.record("rollout/accuracy", accuracy)
         self.logger.record("rollout/macs_fraction", macs_fraction)
-        self.run.write_row(self.num_timesteps, accuracy=accuracy, macs_fraction=macs_fraction)
+        return accuracy, macs_fraction

@@ -73,7 +73,8 @@ class TuneSettings(TrainingTask):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("trials", "total_timesteps", "evaluations"):
+        super().__post_init__()
+        for name in ("trials", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 

@@ -53,6 +53,7 @@ class TrainingBenchSettings(TrainingTask):
     """Images for the returns."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(set(self.algos)) < 2 or len(set(self.algos)) < len(self.algos) or not self.seeds:
             raise ValueError(f"algos={self.algos} must be two or more different ones, and seeds={self.seeds} some.")
         for algo in self.algos:

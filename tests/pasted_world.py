@@ -1,0 +1,175 @@
+"""A folder in which what pages tell people to type finds what it needs: networks, pictures, runs, all of them small."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from clip_models import small_clip
+from image_files import picture
+from pasted import shortened
+from small_nets import small_net
+
+import supernet
+from prance_env.supernets import BUNDLED
+from supernet import SubnetConfig, TextEmbeddings, create_supernet
+from supernet.registry import SUPERNETS
+from train import demo, side_by_side
+from train.commands.main import main
+from train.networks import import_clip, importing, teachers
+from train.search import confidence
+from train.yardsticks import compute
+
+COPIES = (
+    "deit",
+    "vit",
+    "small",
+    "big",
+    "tuned",
+    "clip",
+    "mine",
+    "supernet",
+    "supernet-0",
+    "supernet-1",
+    "prance-small",
+    "supernet-2",
+)
+RUNS = ("constant", "constant-0", "constant-1")
+EVERY_BUDGET = ("any", "any-budget", "prance")
+STEPS = {"agent.learn(100_000": "agent.learn(2_000", "while len(correct) < 1024": "while len(correct) < 256"}
+"""What scripts of pages do less of; examples/ has those that are trained to the end."""
+SMALLER = {"depth": 4, "embed_dim": 48, "num_heads": 3}
+real_create_model = timm.create_model
+
+
+def smaller(name: str, pretrained: bool = False, **changes: Any) -> Any:
+    """timm's model of that name in a small size, with random weights."""
+    return real_create_model(name, **(SMALLER | changes))
+
+
+def stand_in() -> None:
+    """Puts small things into the place of downloads and of what takes minutes, for the rest of this process."""
+    timm.create_model = smaller
+    teachers.timm_model = _grey_teacher  # type: ignore[assignment]
+    import_clip.load_clip = lambda *_, **__: small_clip()  # type: ignore[assignment]
+    digits = SUPERNETS["digits"]
+    theirs = small_net("prune", prance_embed_dim=40)
+    for module in (importing, supernet):
+        module.load_prance_checkpoint = lambda *_, **__: theirs  # type: ignore[attr-defined]
+    side_by_side.calibrate = lambda *_: types.SimpleNamespace(macs_weight=0.1)  # type: ignore[assignment,return-value]
+    small = {name: digits for name in SUPERNETS.names()}
+    SUPERNETS._things.update(small)
+    confidence.SWEEPS, confidence.NUM_CANDIDATES = 1, 2
+    compute.PRICES, compute.CONFIDENCE_PRICES = np.array([0.05, 0.3]), np.array([0.05])
+    demo.QUICK_TIMESTEPS, demo.QUICK_SUBNETS, demo.QUICK_SEARCH_IMAGES = 3_072, 6, 32
+
+
+def _grey_teacher(*_: Any, **__: Any) -> Any:
+    """For the images of Digits."""
+    model = smaller("vit_tiny_patch16_224", in_chans=1, num_classes=10)
+    model.pretrained_cfg = {"mean": (0.5,), "std": (0.5,), "input_size": (1, 224, 224)}
+    return model
+
+
+def make_world(root: Path) -> Path:
+    """Fills a folder."""
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        for label, name in enumerate(("dark", "bright")):
+            folder = root / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                picture(100 * label + i, (40, 44)).save(folder / f"{i}.png")
+    (root / "names.txt").write_text("dark\nbright\n")
+    for name in COPIES:
+        shutil.copytree(BUNDLED["digits"], root / "runs" / name)
+    torch.save(smaller("deit_tiny_patch16_224", num_classes=37).state_dict(), root / "tuned.pth")
+    net = create_supernet("digits")
+    (root / "subnet.json").write_text(SubnetConfig.random(net.space, 1).to_json())
+    texts = TextEmbeddings(("dark", "bright"), torch.nn.functional.normalize(torch.randn(2, 24), dim=1), 100.0)
+    texts.save(root / "runs" / "clip" / "texts.safetensors")
+    return root
+
+
+def make_runs() -> None:
+    """Agents, rows and yardsticks in `runs`, by the commands that make them."""
+    run("prance train agent --out runs/agent")
+    run("prance eval --agent runs/agent --split test --out runs/agent/eval")
+    run("prance train agent --out runs/constant --observation constant")
+    run("prance train agent --out runs/any --algo prance_ppo --macs-weight 0.01 0.3")
+    for source, copies in (("constant", RUNS[1:]), ("any", EVERY_BUDGET[1:])):
+        for name in copies:
+            shutil.copytree(f"runs/{source}", f"runs/{name}")
+    shutil.copy("runs/agent/model.zip", "agent.zip")
+    shutil.copy("runs/agent/eval/agent.csv", "rows.parquet")
+    run("prance yardsticks --out runs/yardsticks")
+
+
+def run(line: str) -> None:
+    """A command in its short form, in this process; what it makes is made anew."""
+    words = shortened(line)
+    if "--resume" not in words and "--check" not in words and "--out" in words:
+        out = Path(words[words.index("--out") + 1])
+        if out.parts[:1] == ("runs",) and len(out.parts) == 2:
+            shutil.rmtree(out, ignore_errors=True)
+    sys.argv = ["prance", *words]
+    main()
+
+
+def run_code(code: str, names: dict[str, Any]) -> None:
+    """A block of a page, with what earlier ones have named; it may do less, see `STEPS`."""
+    for long, short in STEPS.items():
+        code = code.replace(long, short)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", real_create_model)
+        exec(compile(code, "<page>", "exec"), names)
+
+
+def in_a_child(work: Callable[[], None], folder: Path) -> None:
+    """Runs something in a forked process, so that what it registers and replaces is gone afterwards.
+
+    Args:
+        work: What to run.
+        folder: Where.
+    """
+    log = folder / "log.txt"
+    child = os.fork()
+    if not child:
+        code = 1
+        with contextlib.suppress(BaseException), log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            sys.stdout = sys.stderr = file
+            try:
+                os.chdir(folder)
+                os.environ["COLUMNS"] = "100"
+                work()
+                code = 0
+            except SystemExit as stop:
+                print("exit:", stop.code)
+            except BaseException:
+                traceback.print_exc()
+            file.flush()
+        os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if status:
+        pytest.fail(log.read_text()[-3000:])
+
+
+def page_names() -> dict[str, Any]:
+    """The namespace that the blocks of one page share."""
+    return vars(types.ModuleType("__main__"))
+
+
+__all__ = ["in_a_child", "make_runs", "make_world", "page_names", "partial", "run", "run_code", "stand_in"]

@@ -1,0 +1,107 @@
+"""How `prance` says no: one or two lines on the error stream, exit status 2."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+STATUS = 2
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAID = ("no space left", "file too large", "disk is full", "disk quota exceeded", "disk i/o error", "file write failed")
+NO_ROOM = "What was there before is as it was; make room, and run the command again, with --resume if it has that."
+# tyro sets explanations of options further to the right, and what follows these words is an explanation, too.
+EXPLANATION, AFTERWARDS = 9, ("Argument helptext", "For full helptext")
+
+
+def refuse(message: object) -> NoReturn:
+    """Ends the process with a message."""
+    print(f"prance: {message}", file=sys.stderr)
+    sys.exit(STATUS)
+
+
+def read_options(kind: type[T], prog: str, words: list[str], default: T | None, config: tuple[object, ...]) -> T:
+    """What was typed, as an object; what tyro has to say about a mistake is said on one line.
+
+    Args:
+        kind: Class of the options.
+        prog: The command in front of them.
+        words: The options.
+        default: What options that are not typed are like; None: as `kind` says.
+        config: Of tyro.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), _wide(not {"-h", "--help"} & set(words)):
+            read: T = tyro.cli(kind, prog=prog, args=words, default=default, config=config)  # type: ignore[assignment]
+            return read
+    except SystemExit as stop:
+        if stop.code != STATUS or "│" not in said.getvalue():
+            raise
+        box, said = said.getvalue(), io.StringIO()
+    finally:
+        print(said.getvalue(), end="", file=sys.stderr)
+    refuse(f"{in_one_line(box)}. See: {prog} --help")
+
+
+@contextlib.contextmanager
+def _wide(wanted: bool) -> Iterator[None]:
+    """Lets tyro break no lines of its boxes."""
+    before = os.environ.get("COLUMNS")
+    if wanted:
+        os.environ["COLUMNS"] = "2000"
+    try:
+        yield
+    finally:
+        if wanted:
+            os.environ.pop("COLUMNS")
+            if before is not None:
+                os.environ["COLUMNS"] = before
+
+
+def in_one_line(box: str) -> str:
+    """What one of tyro's boxes says, without explanations of options."""
+    lines = [line.strip("│") for line in box.splitlines() if line.startswith("│")]
+    said: list[str] = []
+    for line in (line.rstrip() for line in lines if line.strip(" ─")):
+        if line.strip().startswith(AFTERWARDS):
+            break
+        if len(line) - len(line.lstrip()) < EXPLANATION:
+            said.append(line.strip().rstrip("."))
+    return " ".join(said)
+
+
+def guarded(work: Callable[[], object]) -> None:
+    """Does something; errors that a user can mend are one line."""
+    try:
+        work()
+    except (ValueError, ModuleNotFoundError) as e:
+        refuse(e)
+    except OSError as e:
+        if e.errno in FULL:
+            refuse(f"{e}. {NO_ROOM}")
+        refuse(_of_the_system(e) if e.strerror else e)
+    except Exception as e:
+        if not _is_full(e):
+            raise
+        refuse(f"{str(e).splitlines()[0]}. {NO_ROOM}")
+
+
+def _of_the_system(error: OSError) -> str:
+    """A failed call of the operating system, in words: what, and at which path."""
+    path = f"{error.filename}: " if error.filename is not None else ""
+    return f"{path}{error.strerror}. Choose another path, or change what is there."
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a library says in its own words, with an error of its own, that a disk is full."""
+    words = str(error).lower()
+    return any(said in words for said in SAID) or (error.__context__ is not None and _is_full(error.__context__))
