@@ -14,17 +14,17 @@ import tyro
 
 T = TypeVar("T")
 
-STATUS = 2
+STATUS, PREFIX = 2, "prance: "
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAID = ("no space left", "file too large", "disk is full", "disk quota exceeded", "disk i/o error", "file write failed")
 NO_ROOM = "What was there before is as it was; make room, and run the command again, with --resume if it has that."
 # tyro sets explanations of options further to the right, and what follows these words is an explanation, too.
-EXPLANATION, AFTERWARDS = 9, ("Argument helptext", "For full helptext")
+EXPLANATION, AFTERWARDS = 10, ("Argument helptext", "For full helptext")
 
 
 def refuse(message: object) -> NoReturn:
     """Ends the process with a message."""
-    print(f"prance: {message}", file=sys.stderr)
+    print(f"{PREFIX}{message}", file=sys.stderr)
     sys.exit(STATUS)
 
 
@@ -44,7 +44,7 @@ def read_options(kind: type[T], prog: str, words: list[str], default: T | None, 
             read: T = tyro.cli(kind, prog=prog, args=words, default=default, config=config)  # type: ignore[assignment]
             return read
     except SystemExit as stop:
-        if stop.code != STATUS or "│" not in said.getvalue():
+        if stop.code != STATUS or said.getvalue().startswith(PREFIX):
             raise
         box, said = said.getvalue(), io.StringIO()
     finally:
@@ -68,13 +68,14 @@ def _wide(wanted: bool) -> Iterator[None]:
 
 
 def in_one_line(box: str) -> str:
-    """What one of tyro's boxes says, without explanations of options."""
-    lines = [line.strip("│") for line in box.splitlines() if line.startswith("│")]
+    """What one of tyro's boxes says, without its title and explanations of options; drawn with whatever characters."""
+    lines = [line.replace("│", " ").rstrip() for line in box.splitlines()]
+    first = next((i for i, line in enumerate(lines) if line.strip("╭╮─- ") == "" or "╭" in line), -1) + 1
     said: list[str] = []
-    for line in (line.rstrip() for line in lines if line.strip(" ─")):
+    for line in lines[first:]:
         if line.strip().startswith(AFTERWARDS):
             break
-        if len(line) - len(line.lstrip()) < EXPLANATION:
+        if line.strip("╰╯─- ") and len(line) - len(line.lstrip()) < EXPLANATION:
             said.append(line.strip().rstrip("."))
     return " ".join(said)
 

@@ -6,6 +6,7 @@ Only that one file is imported, so that `prance --help` is quick. What is in it 
 from __future__ import annotations
 
 import ast
+import difflib
 import inspect
 import signal
 import sys
@@ -135,6 +136,7 @@ def parse(words: list[str]) -> Any:
         ValueError: If options are wrong; so do the other errors that settings of commands name.
     """
     found, path = _found(words)
+    _check_known(words, found)
     if isinstance(found, Command):
         prog = " ".join(["prance", *path])
         kind, options = _refusing(found.load()), words[len(path) :]
@@ -143,6 +145,16 @@ def parse(words: list[str]) -> Any:
     complete = any(word.startswith("--tyro-") for word in words)
     overview = _overview(Group(HELP, {}), COMMANDS, complete)
     return read_options(overview, "prance", words, None, (OmitArgPrefixes, OmitSubcommandPrefixes))
+
+
+def _check_known(words: list[str], found: Command | Group | None) -> None:
+    """Ends the process with the nearest command if a word is none."""
+    known, word = (found.commands, words[1:2]) if isinstance(found, Group) else (COMMANDS, words[:1])
+    if isinstance(found, Command) or not word or word[0].startswith("-"):
+        return
+    near = difflib.get_close_matches(word[0], known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    refuse(f"{word[0]!r} is no command; {hint}There are {', '.join(known)}.")
 
 
 def _refusing(options: type[T]) -> type[T]:

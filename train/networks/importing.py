@@ -14,6 +14,7 @@ from supernet.staging import staged
 from ..runs.folder import check_free
 from .importance import Score
 from .ordering import ORDER, OrderSettings, order_network, save_order
+from .sources import timm_problem
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class TimmSource:
         except (RuntimeError, OSError) as e:
             if isinstance(e, FileNotFoundError) and self.weights is not None:
                 raise
-            raise ValueError(f"timm cannot make {self.model!r}: {' '.join(str(e).split())}") from e
+            raise ValueError(timm_problem(self.model, e)) from e
 
     def caution(self, net: Supernet) -> str:
         """What of the weights is random, and what to do about it; empty if nothing is."""

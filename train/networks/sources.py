@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,15 @@ class NetworkSource:
         return from_timm(model, SearchSpace(**{**vars(net.space), **dict(self.space)}), lln=self.lln)
 
 
+def timm_problem(name: str, error: Exception) -> str:
+    """Why timm cannot make a model, in words, with names like it if there is none of that name."""
+    import timm
+
+    near = [] if timm.is_model(name.split(".")[0]) else difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"; names like it are {', '.join(near)}" if near and "Unknown model" in str(error) else ""
+    return f"timm cannot make {name!r}: {' '.join(str(error).split())}{hint}"
+
+
 def timm_model(
     name: str,
     pretrained: bool,
@@ -121,5 +131,5 @@ def timm_model(
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **given)
     except (RuntimeError, OSError, TypeError) as e:
-        raise ValueError(f"timm cannot make {name!r}: {' '.join(str(e).split())}") from e
+        raise ValueError(timm_problem(name, e)) from e
     return model.eval()

@@ -115,6 +115,10 @@ class HeadroomSettings:
     environment: WithoutCheckpoint = field(default_factory=EnvArguments)
     """What else the environment takes; as its id says if not given."""
 
+    def __post_init__(self) -> None:
+        if self.num_subnets < 1:
+            raise ValueError(f"num_subnets={self.num_subnets} must be at least 1.")
+
 
 def run_headroom(settings: HeadroomSettings, out: Path | None) -> None:
     """Measures every checkpoint, prints a table, and writes `headroom.json` to the folder `out`.
