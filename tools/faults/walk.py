@@ -105,7 +105,7 @@ def _words_to_go_on(case: Case, out: Path) -> tuple[str, ...]:
 
 
 def _is_done(outcome: Outcome, case: Case) -> bool:
-    return case.done is not None and outcome.status == 1 and case.done in outcome.text
+    return case.done is not None and outcome.status == 2 and case.done in outcome.text
 
 
 def _wrong(outcome: Outcome, allowed: set[int], when: str) -> list[str]:
