@@ -203,14 +203,24 @@ class EnvSettings:
         Raises:
             ValueError: If the id is not one of this package's, or needs a checkpoint or a data set that is not given.
         """
+        kwargs = cls.check_id(env_id)
+        given = {k: v for k, v in arguments.items() if not (k == "dataset" and v is None)}
+        return cls.from_arguments({**kwargs, **given})
+
+    @staticmethod
+    def check_id(env_id: str) -> dict[str, Any]:
+        """The arguments that an id stands for.
+
+        Raises:
+            ValueError: If it is not one of this package's.
+        """
         try:
             kwargs = gym.spec(env_id.removeprefix("prance_env:")).kwargs
         except gym.error.Error as e:
             raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
         if "supernet" not in kwargs:
             raise ValueError(f"{env_id!r} is not an environment of prance_env; `prance list` shows the known ones.")
-        given = {k: v for k, v in arguments.items() if not (k == "dataset" and v is None)}
-        return cls.from_arguments({**kwargs, **given})
+        return kwargs
 
     @property
     def reward_config(self) -> RewardConfig:

@@ -103,6 +103,8 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         FileNotFoundError: If there is no such agent, or there are no yardsticks.
         FileExistsError: If another process writes to `out`.
     """
+    if not agents:
+        raise ValueError("agent= names none; pass at least one, such as full or a run folder.")
     check_format(settings.rows)
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
     console, names = Console(), list(dict.fromkeys(agents))

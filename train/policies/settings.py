@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from prance_env.rewards.prices import CostConditioning
-from prance_env.settings import EnvArguments
+from prance_env.settings import EnvArguments, EnvSettings
 from supernet.reading import check_fields
 
 from ..options import EnvironmentOptions, Observation, choice
@@ -42,6 +42,7 @@ class TrainingTask:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1; leave it out for what suits the algorithm.")
+        EnvSettings.check_id(self.env)
 
     @property
     def cost_conditioning(self) -> tuple[float, float] | None:

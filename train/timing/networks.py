@@ -25,6 +25,7 @@ from prance_env.supernets import DTYPES, usable_device
 from supernet import SearchSpace, SubnetConfig, Supernet, extract, freeze, from_timm
 
 from ..machine import machine, machine_in_words
+from ..networks.sources import timm_problem
 from ..options import Device, DType, TokenMode
 from ..report.tables import write_json
 from .clock import check_rounds, time_interleaved
@@ -125,7 +126,10 @@ def contenders(settings: BenchSettings, name: str, batch_size: int) -> list[Cont
     """What is timed for one model and batch size."""
     device, dtype = usable_device(settings.device), DTYPES[settings.dtype]
     torch.manual_seed(settings.seed)
-    model = timm.create_model(name).eval()
+    try:
+        model = timm.create_model(name).eval()
+    except RuntimeError as e:
+        raise ValueError(timm_problem(name, e)) from e
     net = from_timm(model)
     net = freeze(from_timm(model, replace(net.space, token_mode=settings.token_mode)))
     subnets = subnets_near(net, settings.macs_fraction, batch_size, settings.seed)
