@@ -17,10 +17,12 @@ from prance_env.images import loading
 from prance_env.settings import EnvSettings
 from prance_env.supernets import BUNDLED
 from train.commands.main import COMMANDS, Group
+from train.networks.logit_store import DESCRIPTION
 from train.networks.presets import PRESETS
 from train.networks.recipes.digits import DigitsRecipe
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
+from train.runs.folder import CONFIG
 from train.search import confidence
 from train.yardsticks import compute, leaderboard
 
@@ -47,12 +49,14 @@ class Case:
         words: What is typed, but for --out.
         resume: What is typed to go on; None: the same again.
         every: Walk so many events at a time: for what takes long and is made of parts that are walked themselves.
+        begun: File that tells that there is something to resume.
         done: How a second start says that nothing is left to do; None: it never does.
     """
 
     words: tuple[str, ...]
     resume: tuple[str, ...] | None = None
     every: int = 1
+    begun: str = CONFIG
     done: str | None = None
 
 
@@ -95,7 +99,7 @@ def cases(files: Path) -> dict[str, Case]:
         "benchmark": Case(("benchmark", "--seeds", "0", "--total-timesteps", "48", *FEW_SUBNETS), every=8),
         "eval": Case(("eval", "--agent", "full", "random", "--split", "val", "--controls")),
         "export": Case(("export", "--format", "safetensors")),
-        "distill": Case(distill, ("distill", "--resume", *distill[1:])),
+        "distill": Case(distill, ("distill", "--resume", *distill[1:]), begun=DESCRIPTION),
         "joint": Case(joint, ("train", "joint", "--resume", *often)),
         "import": Case(("import", "timm", "test_vit"), done="holds a network already"),
     }

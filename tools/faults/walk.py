@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.runs.folder import CONFIG
-
 from .cases import Case
 from .events import KINDS, Fault
 from .folders import differences
@@ -101,7 +99,7 @@ def walk_one(name: str, case: Case, planned: Planned, whole: Path, seconds: floa
 
 def _words_to_go_on(case: Case, out: Path) -> tuple[str, ...]:
     """With --resume, if there is a run that can be resumed; what says that there is none says to drop it."""
-    return case.words if case.resume is None or not (out / CONFIG).exists() else case.resume
+    return case.words if case.resume is None or not (out / case.begun).exists() else case.resume
 
 
 def _is_done(outcome: Outcome, case: Case) -> bool:
