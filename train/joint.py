@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
@@ -83,7 +84,15 @@ class JointRecipe(ImagesRecipe):
         adaptive = AdaptiveViT(
             net, self._policy, settings.observation, settings.normalize_actions, settings.conditioning
         )
-        return [adaptive(images, price).subnet, *super().sandwich(net, step, images)]
+        try:
+            chosen = adaptive(images, price).subnet
+        except ValueError as e:
+            if all(bool(torch.isfinite(p).all()) for p in net.parameters()):
+                raise
+            raise FloatingPointError(
+                f"The weights are not finite at step {step}; lower --lr (now {self.lr})."
+            ) from e  # and not the policy, which only sees what comes of them
+        return [chosen, *super().sandwich(net, step, images)]
 
 
 @dataclass(frozen=True)

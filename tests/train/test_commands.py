@@ -40,6 +40,9 @@ pytestmark = pytest.mark.usefixtures("few_scenes")
         ("import",),
         ("import", "timm"),
         ("import", "prance"),
+        ("casestudy", "fashion"),
+        ("distill",),
+        ("train", "joint"),
     ],
 )
 def test_help_explains_every_command_with_examples(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from training_nets import AUGMENTED, CONFIG, images_recipe, saved_net
 
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageDataset
-from supernet import from_pretrained, save_pretrained
-from train.networks import distill
+from supernet import Supernet, from_pretrained, save_pretrained
+from train.networks import distill, logit_store
 from train.networks.distill import DistillSettings, run_distill
 from train.networks.logit_store import LogitStore
 from train.networks.recipe import Turn
@@ -132,6 +135,45 @@ def test_a_stopped_store_goes_on_to_the_same_bytes(
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         run_distill(settings, tmp_path / "none", resume=True)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    net: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["distill", "--student", net, "--teacher", net, "--dataset", folder, "--top-k", 2, "--batch-size", 5]
+    prance(monkeypatch, *words, "--out", tmp_path / "whole")
+    written, write_text = [], logit_store.write_text
+
+    def until_it_is_full(path: Path, text: str) -> None:
+        written.append(path)
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_text(path, text)
+
+    monkeypatch.setattr(logit_store, "write_text", until_it_is_full)
+    message = refusal(monkeypatch, *words, "--out", tmp_path / "parts")
+    assert "the disk has no room" in message
+    assert "Traceback" not in message
+    prance(monkeypatch, *words, "--out", tmp_path / "parts", "--resume")
+    for name in ("epoch_0000.bin", "progress.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_does_not_fit_is_said_before_anything_is_written(net: str, folder: Path, tmp_path: Path) -> None:
+    save_pretrained(Supernet(replace(CONFIG, num_classes=5)), tmp_path / "five")
+    with pytest.raises(ValueError, match="gives 5 logits, the supernet 3"):
+        run_distill(replace(settings_for(net, folder), teacher=str(tmp_path / "five")), tmp_path / "store")
+    broken = from_pretrained(net)
+    with torch.no_grad():
+        broken.pos_embed.fill_(torch.nan)
+    save_pretrained(broken, tmp_path / "broken")
+    with pytest.raises(ValueError, match="numbers that are not finite"):
+        run_distill(replace(settings_for(net, folder), teacher=str(tmp_path / "broken")), tmp_path / "store")
+    assert not (tmp_path / "store" / "progress.json").exists()
+    shutil.copytree(folder, tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "train" / "class_2")
+    with pytest.warns(UserWarning, match="2 classes"):
+        run_distill(settings_for(net, tmp_path / "images"), tmp_path / "few")
 
 
 def test_the_command_writes_a_store_and_checks_it(

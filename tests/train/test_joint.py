@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from command_line import prance
-from training_nets import saved_net
+from training_nets import CONFIG, assert_equal_weights, saved_net
 
 from prance_env.settings import EnvSettings
-from supernet import SubnetConfig, from_pretrained
+from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
 from train.evaluate import evaluate
 from train.joint import JointRecipe, JointSettings, run_joint
 from train.policies.load_agent import load_agent
@@ -76,6 +80,54 @@ def test_supernet_and_policy_are_trained_in_rounds_and_judged(agents: dict[str, 
     assert run_joint(settings, tmp_path, resume=True) == report
     with pytest.raises(FileExistsError, match="--resume"):
         run_joint(settings, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"batch_size": 60}, ValueError, "holds 36 images, fewer than batch_size=60"),
+        ({"teacher": "{five}"}, ValueError, "gives 5 logits, the supernet 3"),
+        ({"dataset": "{fewer}"}, ValueError, r"val has the classes \['class_1'\], which the training split"),
+        ({"lr": 1e30}, FloatingPointError, "lower --lr"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_said_and_the_rest_goes_on(
+    changes: dict[str, Any], error: type[Exception], message: str, agents: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    save_pretrained(Supernet(replace(CONFIG, num_classes=5)), tmp_path / "five")
+    shutil.copytree(folder, tmp_path / "fewer")
+    shutil.rmtree(tmp_path / "fewer" / "train" / "class_1")
+    places = {"{five}": str(tmp_path / "five"), "{fewer}": str(tmp_path / "fewer")}
+    wrong = SHORT | {k: places.get(v, v) if isinstance(v, str) else v for k, v in changes.items()}
+    out = tmp_path / "out"
+    with pytest.raises(error, match=message):
+        run_joint(JointSettings(agent=str(agents["one"]), changes=wrong), out)
+    assert not (out / "joint.json").exists()
+
+
+def test_a_joint_run_goes_on_with_nothing_but_its_folder(
+    agents: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = JointSettings(agent=str(agents["one"]), rounds=2, changes={**SHORT, "crop_scale": (0.5, 1.0)})
+    whole = run_joint(settings, tmp_path / "whole")
+    learning_rate = JointRecipe.learning_rate
+
+    def interrupt(self: JointRecipe, step: int) -> float:
+        if "round_1" in self.source:  # in the second round
+            os.kill(os.getpid(), signal.SIGINT)
+        return learning_rate(self, step)
+
+    monkeypatch.setattr(JointRecipe, "learning_rate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_joint(settings, tmp_path / "parts")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"other values of \['rounds'\]"):
+        run_joint(replace(settings, rounds=3), tmp_path / "parts", resume=True)
+    prance(monkeypatch, "train", "joint", "--resume", "--out", tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "joint.json").read_text()) | {"agent": whole["agent"]} == whole
+    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        run_joint(settings, tmp_path / "none", resume=True)
 
 
 def test_the_command_prints_both_sides(

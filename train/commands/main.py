@@ -100,7 +100,12 @@ COMMANDS: dict[str, Command | Group] = {
     "prune": Command("prune", "Prune"),
     "distill": Command("distill", "Distill"),
     "casestudy": Group(
-        "Studies from the weights of others to a page of results.",
+        """Studies from the weights of others to a page of results.
+
+        For example:
+
+            prance casestudy fashion --threads 2 --out casestudy
+        """,
         {"fashion": Command("casestudy", "Fashion")},
     ),
     "bench": Command("bench", "Bench"),

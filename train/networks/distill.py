@@ -99,9 +99,15 @@ class Distillation:
 
     @torch.inference_mode()
     def answers(self, images: Ints, seeds: Ints) -> Tensor:
-        """(B, num_classes) the teacher's probabilities for views of some images."""
+        """(B, num_classes) the teacher's probabilities for views of some images.
+
+        Raises:
+            ValueError: If they are not finite.
+        """
         pixels = self.loader.batch(images, seeds).to(self.device)
         probabilities: Tensor = self.teacher(self.student.normalised(pixels)).float().softmax(-1)
+        if not bool(torch.isfinite(probabilities).all()):
+            raise ValueError(f"The teacher {self.settings.teacher} gives numbers that are not finite; take another.")
         return probabilities.cpu()
 
 
