@@ -87,11 +87,11 @@ class JointRecipe(ImagesRecipe):
         try:
             chosen = adaptive(images, price).subnet
         except ValueError as e:
-            if all(bool(torch.isfinite(p).all()) for p in net.parameters()):
-                raise
-            raise FloatingPointError(
-                f"The weights are not finite at step {step}; lower --lr (now {self.lr})."
-            ) from e  # and not the policy, which only sees what comes of them
+            with torch.no_grad():
+                if bool(torch.isfinite(net(images)).all()):
+                    raise
+            # The policy is not to blame, it only sees what comes of the weights.
+            raise FloatingPointError(f"The network diverges at step {step}; lower --lr (now {self.lr}).") from e
         return [chosen, *super().sandwich(net, step, images)]
 
 
