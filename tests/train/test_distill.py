@@ -152,7 +152,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
     monkeypatch.setattr(logit_store, "write_text", until_it_is_full)
     message = refusal(monkeypatch, *words, "--out", tmp_path / "parts")
-    assert "the disk has no room" in message
+    assert "make room, and run the command again" in message
     assert "Traceback" not in message
     prance(monkeypatch, *words, "--out", tmp_path / "parts", "--resume")
     for name in ("epoch_0000.bin", "progress.json"):
