@@ -84,7 +84,7 @@ def guarded(work: Callable[[], object]) -> None:
     """Does something; errors that a user can mend are one line."""
     try:
         work()
-    except (ValueError, ModuleNotFoundError) as e:
+    except (ValueError, ModuleNotFoundError, FloatingPointError) as e:
         refuse(e)
     except OSError as e:
         if e.errno in FULL:
