@@ -119,7 +119,7 @@ class JointSettings:
         dataset = env_of_run(Path(self.agent), "train").dataset
         if dataset is None:
             raise ValueError(f"{self.agent} says nothing of its images; train an agent with --dataset.")
-        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in self.changes.items()}
+        changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.changes.items()}
         return JointRecipe(**{"dataset": dataset, **changes, "agent": agent, "source": source})
 
 
