@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def check(monkeypatch: pytest.MonkeyPatch, line: str, places: dict[str, Path], words: str) -> None:
     """One mistake."""
     monkeypatch.chdir(places["folder"].parent)
+    shutil.rmtree(places["new"], ignore_errors=True)
     said = refusal(monkeypatch, *shlex.split(line.format(**places)))
     assert words in said
     assert "\n" not in said
