@@ -280,7 +280,8 @@ class InferenceEngine:
             price = cost_conditioning.observe(episodes.macs_weight)
         with torch.inference_mode(), self._own_precision():
             seen = observe(self.net, episodes.state, observation, self.full_macs, price)
-            if seen.device.type == "cpu":  # a GPU would have to be waited for
+            # A device is not waited for.
+            if seen.device.type == "cpu" and not isinstance(episodes, DeviceEpisodes):
                 _check_finite("observation", seen.sum(1).numpy(), episodes)
             return seen
 

@@ -6,6 +6,7 @@ pydantic does the checking. Constraints are said where the fields are declared, 
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -24,6 +25,7 @@ OPEN: Any = {**STRICT, "extra": "allow"}
 """The same for those to which others may add fields."""
 DEEPEST = 100
 """Lists and mappings in each other; beyond it, nobody means it."""
+_TYPES = ("int", "float", "str", "bool", "none")
 
 
 def read_json(path: Path, kind: type[T], remedy: str) -> T:
@@ -151,7 +153,9 @@ def _in_words(error: Any, kind: Any) -> str:
     """The first of what is wrong, and how much more there is."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    where, value = ".".join(map(str, first["loc"])), reprlib.repr(first["input"])
+    # Of a field that may be one of several types, pydantic also names each type that it tried.
+    parts = [str(part) for part in first["loc"] if re.fullmatch(r"\w+", str(part)) and str(part) not in _TYPES]
+    where, value = ".".join(parts), reprlib.repr(first["input"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "value_error":
         return f"{first['msg'].removeprefix('Value error, ').rstrip('.')}{more}"

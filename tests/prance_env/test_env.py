@@ -318,7 +318,7 @@ def test_an_image_index_must_be_whole() -> None:
 
 def test_a_damaged_configuration_is_named_when_the_environment_is_made(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not a supernet configuration"):
+    with pytest.raises(ValueError, match=r"config\.json is no JSON file"):
         gym.make(ENV_ID, checkpoint=str(tmp_path))
 
 

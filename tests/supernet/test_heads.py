@@ -65,7 +65,7 @@ def test_a_new_classifier_is_on_the_device_and_in_the_precision_of_the_network()
     assert net.head is not None
     assert net.head.weight.dtype == torch.float64
     assert net.head.training
-    with pytest.raises(ValueError, match="num_classes=-1 must be a positive integer"):
+    with pytest.raises(ValueError, match="num_classes=-1 must be greater than or equal to 0"):
         net.reset_classifier(-1)
     assert net.config.num_classes == 3
 

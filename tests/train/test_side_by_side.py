@@ -50,8 +50,8 @@ def engine(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> InferenceEn
     engine = make_engine(digits_net, IMAGES)
     load = runner.load_agent
 
-    def load_agent(name: str, settings: FixedSettings, seed: int) -> Any:
-        return Confident(engine.config) if name == "looking" else load(name, settings, seed)
+    def load_agent(name: str, settings: FixedSettings, seed: int, trust: bool) -> Any:
+        return Confident(engine.config) if name == "looking" else load(name, settings, seed, trust)
 
     monkeypatch.setattr(runner, "load_agent", load_agent)
     monkeypatch.setattr(runner.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))

@@ -150,7 +150,7 @@ def test_agents_are_found_by_name_and_by_file_and_others_refused(tmp_path: Path)
     with pytest.raises(ValueError, match="another supernet"):
         load_agent(str(tmp_path / "other.json"), settings)
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="not a baseline"):
+    with pytest.raises(ValueError, match=r"bad\.json is no JSON file"):
         load_agent(str(tmp_path / "bad.json"), settings)
 
 
