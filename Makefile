@@ -5,7 +5,7 @@ OUT ?= demo
 # One thread for each process, or the processes would get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: docs demo test test-fast test-slow lint wheel gpu-check faults clean help
+.PHONY: docs demo test test-fast test-slow test-pasted lint wheel gpu-check faults clean help
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -26,7 +26,10 @@ test-fast: $(VENV)/.installed  ## Without the slow tests (a minute and a half).
 	$(PYTEST) --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed  ## The slow tests alone: trainings, exports, examples, a soak.
-	$(PYTEST) --dist worksteal -m slow
+	$(PYTEST) --dist worksteal -m "slow and not pasted"
+
+test-pasted: $(VENV)/.installed  ## Runs all that pages and help texts say, pasted (half an hour).
+	$(PYTEST) --dist worksteal -m pasted
 
 lint: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

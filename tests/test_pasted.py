@@ -20,6 +20,9 @@ PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HELP = {name: commands for name, text in help_texts().items() if (commands := commands_of(text))}
 EXTRAS = {"export": ("onnx", "onnxruntime"), "tune": ("optuna",), "import clip": ("open_clip",)}
 FEW = 32
+QUICK = ("contracts", "environment", "extending", "own-agent", "supernets")
+"""Pages that take seconds, which are run with the slow tests; the others are run by `make test-pasted`."""
+EVERY = [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.pasted, id=p.stem) for p in PAGES]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def run_piece(piece: Piece, names: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", EVERY)
 def test_what_a_page_says_runs_from_top_to_bottom(page: Path, world: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world, tmp_path / "world"))
     pieces = [piece for piece in pieces_of(page) if not missing(piece)]
@@ -85,6 +88,7 @@ def test_what_a_page_says_runs_from_top_to_bottom(page: Path, world: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.pasted
 @pytest.mark.parametrize("name", HELP)
 def test_the_examples_of_a_help_text_run(name: str, world: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world, tmp_path / "world"))
@@ -97,6 +101,16 @@ def test_the_examples_of_a_help_text_run(name: str, world: Path, tmp_path: Path)
                 run_piece(piece, {})
 
     in_a_child(work, folder)
+
+
+@pytest.mark.parametrize("name", [*(p.stem for p in PAGES), *HELP])
+def test_commands_are_understood_as_they_stand(name: str) -> None:
+    pages = [piece.text for page in PAGES if page.stem == name for piece in pieces_of(page) if piece.kind == "sh"]
+    for line in [*pages, *HELP.get(name, [])]:
+        line = re.sub(r"^accelerate launch .* -m train ", "prance ", line)
+        # What goes on with a run takes its settings from there.
+        if line.startswith("prance ") and "--resume" not in line:
+            parse(shlex.split(line)[1:])
 
 
 def test_pages_say_where_less_is_run_than_they_show() -> None:

@@ -18,7 +18,7 @@ class Eval(EvalSettings):
     For example:
 
         prance eval --agent full random
-        prance eval --agent agent.zip full --split val
+        prance eval --agent agent.zip full --split val --trust
         prance eval --agent runs/agent runs/constant full --controls
         prance eval --agent runs/agent --split test --out runs/agent/eval --rows parquet --latency 64
         prance eval --agent runs/agent runs/yardsticks/confidence-0.05.json --yardsticks runs/yardsticks
