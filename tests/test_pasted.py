@@ -108,9 +108,10 @@ def test_commands_are_understood_as_they_stand(name: str) -> None:
     pages = [piece.text for page in PAGES if page.stem == name for piece in pieces_of(page) if piece.kind == "sh"]
     for line in [*pages, *HELP.get(name, [])]:
         line = re.sub(r"^accelerate launch .* -m train ", "prance ", line)
-        # What goes on with a run takes its settings from there.
-        if line.startswith("prance ") and "--resume" not in line:
-            parse(shlex.split(line)[1:])
+        words = shlex.split(line)
+        # What goes on with a run, or begins with what a search found, takes its settings from there.
+        if words[0] == "prance" and not {"--resume", "--conf-file"} & set(words):
+            parse(words[1:])
 
 
 def test_pages_say_where_less_is_run_than_they_show() -> None:
