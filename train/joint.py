@@ -19,12 +19,13 @@ from torch import Tensor
 from agents.adaptive import AdaptiveViT
 from agents.baselines import FullAgent
 from agents.prance_ppo.algorithm import PrancePPO
+from agents.prance_ppo.files import WEIGHTS
 from agents.protocol import Agent
 from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
 from supernet.files import write_text
-from supernet.staging import staged
+from supernet.staging import finish_commit, staged
 
 from .evaluate import evaluate
 from .networks.loop import LAST, train_supernet
@@ -181,7 +182,8 @@ def _judged(agent: str, settings: EnvSettings) -> dict[str, dict[str, float]]:
 
 def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path) -> Path:
     """A run folder with the policy after more training on another supernet; the one that is there, if it is done."""
-    if (out / "model").is_dir():
+    finish_commit(out / "model")
+    if (out / "model" / WEIGHTS).is_file():
         return out
     noted = read_config(run)
     names = ("env", "observation", "macs_weight", "preset", "seed", "n_envs")

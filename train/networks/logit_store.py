@@ -178,8 +178,8 @@ class LogitStore:
     def _records(self, epoch: int, mode: str) -> NDArray[Any]:
         if epoch not in self._maps:
             path, shape, size = self._path(epoch), (self.info.num_images,), self.info.dtype.itemsize
-            if mode == "r+" and not path.exists():
-                mode = "w+"
+            if mode == "r+" and self.done <= epoch * self.info.num_images:
+                mode = "w+"  # nothing in it counts yet: it is missing, or not whole for want of room
             elif not path.is_file() or path.stat().st_size != shape[0] * size:
                 raise ValueError(f"{path} is missing or not {shape[0] * size} bytes long; write the store anew.")
             self._maps[epoch] = np.memmap(path, self.info.dtype, mode, shape=shape)  # type: ignore[call-overload]
