@@ -68,6 +68,18 @@ def run_piece(piece: Piece, names: dict[str, object]) -> None:
         assert re.match(r"tensorboard --logdir runs$|python -m rl_zoo3\.train ", line), f"{line}: how is it tried?"
 
 
+# Before the world is made, whose images are few.
+@pytest.mark.parametrize("name", [*(p.stem for p in PAGES), *HELP])
+def test_commands_are_understood_as_they_stand(name: str) -> None:
+    pages = [piece.text for page in PAGES if page.stem == name for piece in pieces_of(page) if piece.kind == "sh"]
+    for line in [*pages, *HELP.get(name, [])]:
+        line = re.sub(r"^accelerate launch .* -m train ", "prance ", line)
+        words = shlex.split(line)
+        # What goes on with a run, or begins with what a search found, takes its settings from there.
+        if words[0] == "prance" and not {"--resume", "--conf-file"} & set(words):
+            parse(words[1:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EVERY)
 def test_what_a_page_says_runs_from_top_to_bottom(page: Path, world: Path, tmp_path: Path) -> None:
@@ -101,17 +113,6 @@ def test_the_examples_of_a_help_text_run(name: str, world: Path, tmp_path: Path)
                 run_piece(piece, {})
 
     in_a_child(work, folder)
-
-
-@pytest.mark.parametrize("name", [*(p.stem for p in PAGES), *HELP])
-def test_commands_are_understood_as_they_stand(name: str) -> None:
-    pages = [piece.text for page in PAGES if page.stem == name for piece in pieces_of(page) if piece.kind == "sh"]
-    for line in [*pages, *HELP.get(name, [])]:
-        line = re.sub(r"^accelerate launch .* -m train ", "prance ", line)
-        words = shlex.split(line)
-        # What goes on with a run, or begins with what a search found, takes its settings from there.
-        if words[0] == "prance" and not {"--resume", "--conf-file"} & set(words):
-            parse(words[1:])
 
 
 def test_pages_say_where_less_is_run_than_they_show() -> None:
