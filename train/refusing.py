@@ -16,8 +16,16 @@ T = TypeVar("T")
 
 STATUS, PREFIX = 2, "prance: "
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SAID = ("no space left", "file too large", "disk is full", "disk quota exceeded", "disk i/o error", "file write failed")
-SAID += ("basic_ios::clear: iostream error",)  # torch.save
+SAID = (
+    "no space left",
+    "file too large",
+    "disk is full",
+    "disk quota exceeded",
+    "disk i/o error",
+    "file write failed",
+    "iostream error",  # torch.save's
+    "inline_container.cc",  # torch.save's, when it closes what it could not write
+)
 NO_ROOM = "What was there before is as it was; make room, and run the command again, with --resume if it has that."
 # tyro sets explanations of options further to the right, and what follows these words is an explanation, too.
 EXPLANATION, AFTERWARDS = 10, ("Argument helptext", "For full helptext")
