@@ -102,7 +102,7 @@ def guarded(work: Callable[[], object]) -> None:
     except Exception as e:
         if not _is_full(e):
             raise
-        refuse(f"{str(e).splitlines()[0]}. {NO_ROOM}")
+        refuse(f"A file could not be written whole, as on a full disk ({str(e).splitlines()[0]}). {NO_ROOM}")
 
 
 def _of_the_system(error: OSError) -> str:

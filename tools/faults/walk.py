@@ -16,7 +16,7 @@ from .folders import differences
 from .forked import Outcome, run
 
 KILLED, TERMINATED = -signal.SIGKILL, 128 + signal.SIGTERM
-ENDS = {"kill": {KILLED}, "torn": {KILLED}, "full": {0, 1, 2}, "term": {0, TERMINATED}, "random": {0, KILLED}}
+ENDS = {"kill": {KILLED}, "torn": {KILLED}, "full": {0, 2}, "term": {0, TERMINATED}, "random": {0, KILLED}}
 """Exit statuses that may follow a fault; a command that is done does not mind that there is no room left."""
 OTHERS = KINDS[1:]
 TWICE = 4
