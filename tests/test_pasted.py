@@ -60,7 +60,8 @@ def run_piece(piece: Piece, names: dict[str, object]) -> None:
         parse(shlex.split(line)[1:])  # as it stands
         run(line)
     elif line.startswith("pip install "):
-        extras = re.findall(r"prance-env\[(\w+)\]", line)
+        extras = re.findall(r"'\.\[(\w+)\]'", line)
+        assert line == "pip install ." or extras, line
         assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras), line
     elif line.startswith("make "):
         assert f"\n{line.split()[1]}:" in (ROOT / "Makefile").read_text(), line

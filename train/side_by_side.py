@@ -57,7 +57,7 @@ class EvalSettings:
     target_macs: float | None = None
     """Instead of prices: a budget relative to the full network, whose price is looked for on validation images."""
     rows: Literal["csv", "parquet"] = "csv"
-    """Format of the rows; parquet needs the extra prance-env[parquet]."""
+    """Format of the rows; parquet needs the extra [parquet]."""
     latency: int | None = None
     """Images at a time for measured milliseconds, from pixels to logits with all looking and deciding."""
     controls: bool = False

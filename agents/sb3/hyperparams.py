@@ -100,8 +100,7 @@ def algorithm_class(algorithm: str) -> type[BaseAlgorithm]:
         if e.name != ALGORITHMS[algorithm]:
             raise
         raise ModuleNotFoundError(
-            f"algorithm={algorithm!r} is one of sb3-contrib's, which is not installed: "
-            "pip install 'prance-env[contrib]'.",
+            f"algorithm={algorithm!r} is one of sb3-contrib's, which is not installed: pip install -e '.[contrib]'.",
             name=e.name,
         ) from e
     return getattr(module, algorithm.upper())

@@ -20,10 +20,10 @@ _READER = (*_TRANSFORM, "root", "input_key", "target_key")
 _HUB = (*_READER, "class_map", "revision")
 TIMM_READERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "torch": ("torchvision", "torchvision", (*_TRANSFORM, "root", "download")),
-    "hfds": ("datasets", "'prance-env[hf]'", _HUB),
-    "hfids": ("datasets", "'prance-env[hf]'", (*_HUB, "num_samples", "download")),
+    "hfds": ("datasets", "-e '.[hf]'", _HUB),
+    "hfids": ("datasets", "-e '.[hf]'", (*_HUB, "num_samples", "download")),
     "tfds": ("tensorflow_datasets", "tensorflow-datasets tensorflow", (*_READER, "class_map", "download")),
-    "wds": ("webdataset", "'prance-env[wds]'", (*_READER, "num_samples")),
+    "wds": ("webdataset", "-e '.[wds]'", (*_READER, "num_samples")),
 }
 FOLDER_FIELDS = (*_TRANSFORM, "class_map")
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")

@@ -47,7 +47,7 @@ def open_clip() -> Any:
     except ImportError as e:
         raise ModuleNotFoundError(
             "CLIP's text towers, and image towers by open_clip's names, need open_clip, which is not installed: pip "
-            "install 'prance-env[clip]'. With text embeddings in a file, image towers by timm's names do without."
+            "install -e '.[clip]'. With text embeddings in a file, image towers by timm's names do without."
         ) from e
     return package
 

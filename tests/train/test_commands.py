@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import prance, refusal
+
+import prance_env
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -100,3 +103,13 @@ def test_mistakes_end_with_one_line_that_names_them(
     words = refusal(monkeypatch, *(a.format(out=tmp_path / "new") for a in arguments))
     assert message in words
     assert "\n" not in words
+
+
+def test_the_version_is_told_with_those_of_what_results_depend_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prance(monkeypatch, "--version")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"prance-env {prance_env.__version__}"
+    assert f"torch {torch.__version__.partition('+')[0]}" in second
+    assert "stable-baselines3" in second

@@ -181,7 +181,7 @@ def test_wrong_ranges_are_refused_by_name(ranges: str, message: str, tmp_path: P
 def test_without_optuna_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     words = refusal(monkeypatch, "tune", "--algo", "ppo", "--out", tmp_path / "run")
-    assert "pip install 'prance-env[tune]'" in words
+    assert "pip install -e '.[tune]'" in words
     assert not (tmp_path / "run").exists()
 
 

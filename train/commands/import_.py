@@ -61,7 +61,7 @@ class ImportClip:
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """Name of a model of open_clip (pip install 'prance-env[clip]'), or of timm."""
+    """Name of a model of open_clip (pip install -e '.[clip]'), or of timm."""
     out: Path
     """Folder for the supernet, the class names and their embeddings; use it with --checkpoint."""
     classes: Path | None = None

@@ -124,6 +124,8 @@ For example:
     prance list
     prance train agent --out runs/agent
     prance eval --agent runs/agent full random
+
+`prance --version` says what is installed.
 """
 
 
@@ -217,7 +219,18 @@ def _check_device(command: Any) -> None:
         usable_device(device)
 
 
+def _print_version() -> None:
+    """This package's version, and those that its results depend on."""
+    from ..machine import versions
+
+    found = versions()
+    print(f"prance-env {found.pop('prance-env')}")
+    print(", ".join(f"{name} {version}" for name, version in found.items()))
+
+
 def _run() -> None:
+    if sys.argv[1:] == ["--version"]:
+        return _print_version()
     command = parse(sys.argv[1:])
     _check_device(command)
     command.run()

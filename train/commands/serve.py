@@ -62,7 +62,7 @@ class Serve:
     def run(self) -> None:
         """Runs the command."""
         if missing := [name for name in NEEDED if find_spec(name) is None]:
-            raise ModuleNotFoundError(f"prance serve needs {', '.join(missing)}: pip install 'prance-env[serve]'.")
+            raise ModuleNotFoundError(f"prance serve needs {', '.join(missing)}: pip install -e '.[serve]'.")
         import uvicorn
 
         from agents.deployed.budgets import parse

@@ -17,7 +17,7 @@ class Tune(TuneSettings):
     """Search the hyper-parameters of a Stable-Baselines3 algorithm with Optuna; the best become a preset.
 
     Every trial trains an agent and is judged by its mean return on all validation images. Needs
-    `pip install 'prance-env[tune]'`.
+    `pip install -e '.[tune]'`.
 
     For example:
 

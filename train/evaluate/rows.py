@@ -111,6 +111,6 @@ def _parquet() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError as e:
         raise ValueError(
-            "Parquet needs pyarrow, which is not installed; pip install 'prance-env[parquet]', or take CSV."
+            "Parquet needs pyarrow, which is not installed; pip install -e '.[parquet]', or take CSV."
         ) from e
     return pyarrow, pyarrow.parquet

@@ -55,7 +55,7 @@ class ExportSettings:
     """What `prance export` writes."""
 
     formats: Annotated[tuple[Literal["onnx", "torch", "safetensors"], ...], arg(name="format")] = ("onnx",)
-    """What to write; onnx needs the extra prance-env[export]. supernet.load_static loads safetensors."""
+    """What to write; onnx needs the extra [export]. supernet.load_static loads safetensors."""
     supernet: str = "digits"
     """Registered name, or a folder written by save_pretrained; digits is the bundled one."""
     static: Path | None = None
@@ -196,7 +196,7 @@ def _check_formats(formats: Sequence[str]) -> None:
         raise ValueError(f"format={unknown or None} is unknown; choose one or more of {sorted(FILES)}.")
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if "onnx" in formats and missing:
-        raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install 'prance-env[export]'.")
+        raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install -e '.[export]'.")
 
 
 @torch.no_grad()

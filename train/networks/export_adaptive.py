@@ -80,7 +80,7 @@ def export_adaptive(
         ModuleNotFoundError: If the extra is missing.
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise ModuleNotFoundError(f"--adaptive needs {' and '.join(missing)}: pip install 'prance-env[export]'.")
+        raise ModuleNotFoundError(f"--adaptive needs {' and '.join(missing)}: pip install -e '.[export]'.")
     import onnx
 
     menu = model.menu

@@ -75,7 +75,7 @@ def open_team(device: str) -> Team:
         from accelerate import Accelerator
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(
-            "Several processes train together with accelerate; run: pip install 'prance-env[scale]'", name="accelerate"
+            "Several processes train together with accelerate; run: pip install -e '.[scale]'", name="accelerate"
         ) from e
     accelerator = Accelerator(cpu=device == "cpu")
     # accelerate says "cpu:0", a place from which torch.load restores nothing.

@@ -74,7 +74,7 @@ class AgentTraining(TrainingTask):
 
     algo: AlgorithmName = "ppo"
     """Stable-Baselines3's, or prance_ppo: PRANCE's, faster, and saved without pickles; tqc and trpo need
-    `pip install 'prance-env[contrib]'`."""
+    `pip install -e '.[contrib]'`."""
     preset: Annotated[str, choice(_presets)] = "tuned"
     """Settings of prance_ppo: what learns best here, or the paper's."""
     conf_file: str | None = None

@@ -53,7 +53,7 @@ class TuneSettings(TrainingTask):
     """
 
     algo: OfSB3
-    """Algorithm; tqc and trpo need `pip install 'prance-env[contrib]'`."""
+    """Algorithm; tqc and trpo need `pip install -e '.[contrib]'`."""
     trials: int = 40
     """Hyper-parameters to try, the preset's first."""
     total_timesteps: int = 100_000
@@ -354,6 +354,6 @@ def _optuna() -> Any:
         import optuna
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(
-            "The search needs Optuna, which is not installed: pip install 'prance-env[tune]'.", name="optuna"
+            "The search needs Optuna, which is not installed: pip install -e '.[tune]'.", name="optuna"
         ) from e
     return optuna
