@@ -82,10 +82,10 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     `terminated` after the last decision; never truncated.
 
     ## Info
-    Always the same keys: `index, label, decision, embed_dim, mlp_ratio, num_tokens, macs, macs_fraction,
-    reward_accuracy, reward_macs, reward_tokens, prediction, is_success`; with cost conditioning also `macs_weight`, and
-    with a latency table `latency_ms`. Sizes, `macs` (multiply-accumulates), `latency_ms` and `prediction` are those of
-    the inference finished at full size from here.
+    Always the same keys: `index, label, decision, embed_dim, mlp_ratio, keep_rate, num_tokens, macs,
+    macs_fraction, reward_accuracy, reward_macs, reward_tokens, prediction, is_success`; with cost conditioning also
+    `macs_weight`, and with a latency table `latency_ms`. Sizes, `macs` (multiply-accumulates), `latency_ms` and
+    `prediction` are those of the inference finished at full size from here.
 
     ## Ids
     `Prance-Digits-v0` has everything it needs. `Prance-Tiny-v0`, `Prance-Small-v0` and `Prance-Base-v0` are PRANCE's

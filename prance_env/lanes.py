@@ -222,6 +222,7 @@ def _info(episodes: Episodes, full_macs: int) -> dict[str, Any]:
         "decision": np.full(len(episodes), episodes.decision),
         "embed_dim": numbers["embed_dim"],
         "mlp_ratio": numbers["mlp_ratio"],
+        "keep_rate": numbers["keep_rate"],
         "num_tokens": state.batch.lengths if isinstance(state, TiledState) else state.num_tokens,
         "macs": numbers["macs"],
         "macs_fraction": numbers["macs"] / full_macs,

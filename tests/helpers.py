@@ -27,6 +27,7 @@ INFO_KEYS = [
     "decision",
     "embed_dim",
     "mlp_ratio",
+    "keep_rate",
     "num_tokens",
     "macs",
     "macs_fraction",

@@ -104,7 +104,7 @@ def make_world(root: Path) -> Path:
 
 def make_runs() -> None:
     """Agents, rows and yardsticks in `runs`, by the commands that make them."""
-    run("prance train agent --out runs/agent")
+    run("prance train agent --out runs/agent --eval-freq 24")
     run("prance eval --agent runs/agent --split test --out runs/agent/eval")
     run("prance train agent --out runs/constant --observation constant")
     run("prance train agent --out runs/any --algo prance_ppo --macs-weight 0.01 0.3")

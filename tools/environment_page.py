@@ -31,6 +31,7 @@ INFO_MEANING = {
     "decision": "coming decision, from 0; after the last one their number",
     "embed_dim": "width of every block, full where undecided",
     "mlp_ratio": "MLP ratio of every block, the largest where undecided",
+    "keep_rate": "patches kept / patches present at every decision, 1 where undecided",
     "num_tokens": "tokens that go on, class token included",
     "macs": "multiply-accumulates if finished at full size from here",
     "macs_fraction": "`macs` / MACs of the full network",

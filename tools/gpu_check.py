@@ -20,11 +20,10 @@ import timm
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from supernet import from_timm, save_pretrained
 from supernet.files import write_text
-from train.report.tables import write_json
+from train.report.tables import Table, write_json
 
 TESTS = ("tests/supernet/test_tiles.py", "tests/prance_env/test_device_engine.py", "tests/prance_env/test_output.py")
 # Drawn sizes are compiled anew for every example: minutes, and Triton's interpreter has shown what there is to show.

@@ -101,21 +101,25 @@ def play_actions(
     return episodes, taken
 
 
-def mean_return(agent: Agent, settings: EnvSettings, batch_size: int = 1024) -> tuple[float, float, float]:
-    """Plays every image of the split once, without exploring, with the environment's own reward.
+def mean_return(
+    agent: Agent, settings: EnvSettings, batch_size: int = 1024, images: Ints | None = None
+) -> tuple[float, float, float]:
+    """Plays images of the split once, without exploring, with the environment's own reward.
 
     Args:
         agent: Whatever has SB3's `predict`.
         settings: What the environment is made with, its reward included.
         batch_size: Images at a time.
+        images: Which; None: all of them.
 
     Returns:
         Mean return of an episode, accuracy, and MACs / MACs of the full network.
     """
     engine, reward = settings.engine(), settings.reward_config
-    total, sums = len(engine.dataset), np.zeros(3)
-    for index in batches(total, batch_size):
-        path, _ = play(agent, settings, engine, index, reward=reward)
+    images = np.arange(len(engine.dataset)) if images is None else images
+    total, sums = len(images), np.zeros(3)
+    for rows in batches(total, batch_size):
+        path, _ = play(agent, settings, engine, images[rows], reward=reward)
         sums[0] += sum(episodes.reward.sum() for episodes in path[1:])
         sums[1:] += path[-1].success.sum(), (path[-1].macs / engine.full_macs).sum()
     value, accuracy, macs_fraction = (sums / total).tolist()

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
 from agents.protocol import Agent
@@ -27,8 +26,9 @@ from .evaluate.replay import SETTINGS
 from .evaluate.rows import check_format, rows_of, write_rows
 from .options import EnvironmentOptions, Observation, Split, Trust
 from .policies.load_agent import load_agent
-from .report.plots import plot_choices, plot_fronts, plot_learning_curves
-from .report.tables import results_table, write_json
+from .report.curves import plot_learning_curves
+from .report.plots import plot_choices, plot_fronts
+from .report.tables import Table, results_table, write_json
 from .runs.curves import read_curves
 from .runs.folder import plain
 from .runs.lock import only_writer
@@ -243,12 +243,12 @@ def _prices(agent: Agent, env: EnvSettings, settings: EvalSettings) -> list[floa
 
 def _comparisons_table(comparisons: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="pairs, on the same images")
-    for column in ("", "accuracy", "95 %", "McNemar p", "MACs / full", "95 %", "Wilcoxon p"):
+    for column in ("", "accuracy (95 %)", "McNemar p", "MACs / full (95 %)", "Wilcoxon p"):
         table.add_column(column, justify="left" if not column else "right")
     for name, c in comparisons.items():
         cells = []
         for key in ("accuracy", "macs_fraction"):
             low, high = c[f"{key}_interval"]
-            cells += [f"{c[key]:+.2%}", f"{low:+.2%} .. {high:+.2%}", f"{c[f'{key}_p']:.2g}"]
+            cells += [f"{c[key]:+.2%} ({100 * low:+.2f} .. {100 * high:+.2f})", f"{c[f'{key}_p']:.2g}"]
         table.add_row(name, *cells)
     return table

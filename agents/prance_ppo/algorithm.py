@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from prance_env.supernets import usable_device
+from supernet import SupernetConfig
 
+from ..episode_means import NEEDED, choices_of
 from ..protocol import BatchAgent
 from . import files
 from .config import PrancePPOConfig
@@ -103,6 +106,7 @@ class PrancePPO(BatchAgent):
         self._predict_generator = torch.Generator(self.device).manual_seed(seed)
         self.num_timesteps = self.n_updates = 0
         self.metrics: dict[str, float] = {}
+        self.logger: Logger | None = None
         self._observation: Any = None
         self._running = torch.zeros(0)
 
@@ -157,6 +161,7 @@ class PrancePPO(BatchAgent):
             self.num_timesteps, self.n_updates, self._observation = 0, 0, None
         first, last = self.num_timesteps, self.num_timesteps + total_timesteps
         log_to = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+        self.logger = log_to
         if self.config.standardise_observations and not self.policy.standardised:
             self._standardise(env)
         begun = time.perf_counter()
@@ -335,6 +340,9 @@ class PrancePPO(BatchAgent):
             metrics["rollout/macs_fraction"] = float(infos["macs_fraction"].mean())
         if "num_tokens" in infos:
             metrics["rollout/patches"] = float(infos["num_tokens"].mean() - 1)
+        config = getattr(self._env().unwrapped, "config", None)
+        if isinstance(config, SupernetConfig) and all(name in infos for name in NEEDED):
+            metrics |= {tag: float(values.mean()) for tag, values in choices_of(infos, config.space).items()}
         return metrics
 
 

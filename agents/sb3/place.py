@@ -32,6 +32,8 @@ def place_of(model: BaseAlgorithm) -> dict[str, Any]:
         "numpy": [kind, torch.from_numpy(keys.copy()), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(model.device) if model.device.type == "cuda" else None,
+        # What off-policy algorithms draw their first actions from, before they learn.
+        "actions": model.action_space.np_random.bit_generator.state,
         "noise": {name: getattr(d, name).detach() for d in _distributions(model) for name in NOISE},
         "environment": envs.state_dict(),
         "observations": torch.from_numpy(np.array(model._last_obs)),
@@ -57,6 +59,8 @@ def go_to(model: BaseAlgorithm, place: dict[str, Any]) -> None:
     for distribution in _distributions(model):
         for name, value in place["noise"].items():
             setattr(distribution, name, value)
+    if "actions" in place:  # not before version 0.2
+        model.action_space.np_random.bit_generator.state = place["actions"]
     random.setstate(place["python"])
     kind, keys, *rest = place["numpy"]
     np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002

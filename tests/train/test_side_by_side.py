@@ -23,7 +23,7 @@ from supernet import SubnetConfig, Supernet
 from train import side_by_side as runner
 from train.evaluate import evaluate
 from train.evaluate.rows import read_rows
-from train.report.plots import plot_learning_curves
+from train.report.curves import plot_learning_curves
 from train.runs.curves import read_curves
 from train.side_by_side import EvalSettings, file_names, run_eval
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from supernet.files import write_text
 from train.machine import machine
+from train.report.tables import Table
 
 from .cases import Case, cases, small_world
 from .forked import run

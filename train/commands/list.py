@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from prance_env.images.config import TIMM_READERS
 from prance_env.images.loading import list_datasets
@@ -19,6 +18,7 @@ from supernet.convert.clip_tags import CLIP_TAGS, RESULTS
 from supernet.macs import remaining_macs, stem_macs, subnet_params
 
 from ..policies.registry import ALGORITHMS
+from ..report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class List:
 def _environments() -> Table:
     """The registered environments, with their spaces and what they need."""
     table = Table(title="Environments (gym.make, gym.make_vec, make_sb3_env)")
-    table.add_column("environment", no_wrap=True)
+    table.add_column("environment")
     for column in ("observation", "action", "supernet", "needs"):
         table.add_column(column)
     for spec in gym.registry.values():
@@ -72,9 +72,9 @@ def _environments() -> Table:
 def _supernets() -> Table:
     """The registered supernets, with their spaces and sizes."""
     table = Table(title="Supernets")
-    table.add_column("supernet", no_wrap=True)
-    for column in ("groups", "embed_dim", "mlp_ratio", "heads", "image", "MMACs", "params"):
-        table.add_column(column)
+    table.add_column("supernet")
+    for column in ("groups", "embed_dim", "mlp_ratio", "heads", "image", "MMACs", "params (M)"):
+        table.add_column(column, justify="right" if column in ("MMACs", "params (M)") else "left")
     for name in list_supernets():
         config = supernet_config(name)
         space = config.space
@@ -87,8 +87,8 @@ def _supernets() -> Table:
             " ".join(f"{r:g}" for r in space.mlp_ratios),
             " ".join(map(str, space.num_heads)),
             f"{config.in_chans}x{config.img_size}x{config.img_size}",
-            f"{full_macs / 1e6:.1f}",
-            f"{subnet_params(config, SubnetConfig.full(space)).item() / 1e6:.1f} M",
+            f"{full_macs / 1e6:.4g}" if full_macs < 1e9 else f"{full_macs / 1e6:.0f}",
+            f"{subnet_params(config, SubnetConfig.full(space)).item() / 1e6:.1f}",
         )
     return table
 
@@ -98,7 +98,7 @@ def _clip_tags() -> Table:
     title = "Weights of CLIP (prance import clip MODEL --pretrained TAG)"
     table = Table(title=title, caption=f"Zero-shot accuracies of {RESULTS}")
     for column in ("model", "tag"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     for column in ("trained on", "ImageNet"):
         table.add_column(column)
     for tag in CLIP_TAGS:

@@ -81,6 +81,8 @@ COMMANDS: dict[str, Command | Group] = {
     "predict": Command("predict", "Predict"),
     "serve": Command("serve", "Serve"),
     "view": Command("view", "View"),
+    "video": Command("video", "Video"),
+    "plot": Command("plot", "Plot"),
     "import": Group(
         """Make a supernet out of weights from elsewhere.
 

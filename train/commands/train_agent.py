@@ -11,6 +11,7 @@ from ..options import SaveFreq, Threads, Trust, narrowed, set_threads
 from ..policies.algorithm import HYPERPARAMS
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
+from ..policies.validation import BEST, best_row
 from ..runs.folder import noted_fields
 from ..runs.pace import SAVE_FREQ
 
@@ -23,6 +24,7 @@ class TrainAgent(AgentTraining):
 
         prance train agent --out runs/agent
         prance train agent --out runs/agent --algo prance_ppo
+        prance train agent --out runs/agent --eval-freq 20000
         prance train agent --out runs/sac --algo sac
         prance train agent --out runs/static --algo prance_ppo --observation constant
         prance train agent --out runs/cheap --macs-weight 0.15 --total-timesteps 500000
@@ -56,3 +58,6 @@ class TrainAgent(AgentTraining):
         set_threads(self.threads)
         train_agent(narrowed(self, AgentTraining), self.out, self.resume, save_freq=self.save_freq, trust=self.trust)
         print(f"Agent written to {self.out}; evaluate it with: prance eval --agent {self.out}")
+        if row := best_row(self.out):
+            found = f"return {row['return']:.4f} after {row['timesteps']:,} decisions"
+            print(f"Best on validation images is {self.out / BEST}: {found}")

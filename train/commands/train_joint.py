@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.table import Table
 from typing_extensions import Self
 from tyro.conf import arg
 
 from ..joint import JointRecipe, JointSettings, run_joint
 from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
+from ..report.tables import Table
 from ..runs.folder import CONFIG, read_config
 from ..runs.pace import SAVE_FREQ
 

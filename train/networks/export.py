@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from tyro.conf import arg
@@ -23,6 +22,7 @@ from supernet.extract import DESCRIPTION, describe, extract, load_static, write_
 from supernet.files import WEIGHTS
 from supernet.staging import staged
 
+from ..report.tables import Table
 from .subnet_choice import choose_subnet, open_supernet
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": WEIGHTS}

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from supernet.files import read_safetensors, write_atomically, write_text
 from supernet.staging import staged
 
 from ..options import DatasetOption
+from ..report.tables import Table
 from ..runs.folder import check_free
 from .ablation import Ablation, ablate
 from .importance import Score, unit_scores

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.logger import Logger
 
 from agents.protocol import Agent
 from prance_env.settings import EnvArguments, EnvSettings
@@ -18,6 +19,8 @@ from supernet.staging import staged
 from ..runs.pace import SAVE_FREQ
 from ..runs.progress import Progress
 from ..runs.rows import ROWS, RowLog
+from .board import write_hparams, writer_of
+from .validation import Validation, begin_best
 
 HYPERPARAMS = "hyperparams.yml"
 """Name of a run's own hyper-parameters in its folder, for algorithms that take files of them."""
@@ -46,6 +49,8 @@ class TrainingRun:
         save_freq: Seconds between two checkpoints.
         advice: How a stopped run goes on, in words.
         progress: How far the run is, and what it has cost.
+        validation: Judges the agent now and then; ask `validation.due` between two rollouts. None: nobody does.
+        described: The settings of the run by name, for TensorBoard.
     """
 
     env: str
@@ -64,6 +69,8 @@ class TrainingRun:
     save_freq: float = SAVE_FREQ
     advice: str = "continue with --resume"
     progress: Progress = field(default_factory=Progress)
+    validation: Validation | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
 
     def env_settings(self) -> EnvSettings:
         """The settings of the environment that the agent acts in."""
@@ -83,20 +90,51 @@ class TrainingRun:
         self.rows.write({"timesteps": timesteps, **values})
 
     def forget_after(self, timesteps: int) -> None:
-        """Drops those rows of `metrics.jsonl` that a resumed run repeats."""
+        """Drops those rows of `metrics.jsonl`, and those validations, that a resumed run repeats."""
         self.rows.forget_after(timesteps)
+        if self.validation is not None:
+            self.validation.resume(timesteps)
+
+    def describe(self, logger: Logger | None, **hyperparams: Any) -> None:
+        """Shows the settings of a run that begins in TensorBoard, with what the algorithm made of them."""
+        metrics = ["rollout/ep_rew_mean", "rollout/accuracy", "rollout/macs_fraction"]
+        if self.validation is not None and self.validation.every:
+            metrics += ["eval/return", "eval/accuracy", "eval/macs_fraction"]
+        write_hparams(writer_of(logger), {**hyperparams, **self.described}, metrics)
+
+    def is_best(self, agent: Agent, timesteps: int, logger: Logger | None, at_end: bool = False) -> bool:
+        """Judges the agent if that is due; whether it is the best so far, which belongs into the next checkpoint.
+
+        Args:
+            agent: Between two rollouts.
+            timesteps: Decisions that it has learned from.
+            logger: Of the training.
+            at_end: Whether nothing more is learned.
+        """
+        validation = self.validation
+        if validation is None or not (validation.due_at_end if at_end else validation.due)(timesteps):
+            return False
+        return validation.is_best(agent, timesteps, logger)
 
     @contextmanager
-    def saving(self, timesteps: int) -> Iterator[Path]:
+    def saving(self, timesteps: int, save_best: Callable[[Path], None] | None = None) -> Iterator[Path]:
         """Replaces the checkpoint, and at the end of the run the model, all at once.
+
+        Args:
+            timesteps: Decisions so far.
+            save_best: Writes the agent to a folder, if it is the best so far.
 
         Yields:
             A hidden folder; what is written there under the names of `last` and `model` takes their places when the
             block ends, whatever happens to the process meanwhile.
         """
         self.rows.flush()
+        if self.validation is not None:
+            self.validation.log.flush()
         with staged(self.out) as folder:
             yield folder
+            if save_best is not None:
+                save_best(begin_best(self.out, folder))
             self.progress.write(folder, timesteps, self.total_timesteps)
 
     def say_stopped(self, timesteps: int) -> None:

@@ -82,10 +82,20 @@ class AgentTraining(TrainingTask):
     this package's preset if not given."""
     seed: int = 0
     """Fixes everything."""
+    eval_freq: int = 0
+    """Decisions between two validations: TensorBoard gets curves and pictures of episodes, and the agent with the
+    highest return is kept as `best` in the run folder; 0: none. What is trained does not depend on it."""
+    eval_images: int = 512
+    """Validation images, evenly spaced in the split."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         super().__post_init__()
+        if self.eval_freq < 0 or self.eval_images < 1:
+            raise ValueError(
+                f"eval_freq={self.eval_freq} must be 0 (no validations) or more decisions, and "
+                f"eval_images={self.eval_images} at least 1."
+            )
         if self.preset not in self.algorithm.presets:
             others = {name: sorted(p) for name in ALGORITHMS if len(p := ALGORITHMS[name].presets) > 1}
             known = ", ".join(f"{name} has {presets}" for name, presets in others.items())

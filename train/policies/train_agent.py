@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from agents.protocol import Agent
+from prance_env.settings import EnvSettings
 
-from ..runs.folder import open_run
+from ..runs.folder import PATHS, open_run, plain
 from ..runs.pace import SAVE_FREQ
 from ..runs.progress import Progress
 from ..runs.trust import check_trusted
 from .algorithm import HYPERPARAMS, TrainingRun
 from .registry import ALGORITHMS
 from .settings import AgentTraining
+from .validation import Validation
 
 
 def train_agent(
@@ -29,7 +31,8 @@ def train_agent(
     Args:
         settings: What to train.
         out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `command.txt`,
-            `metrics.jsonl`, `progress.json`, TensorBoard events.
+            `metrics.jsonl`, `progress.json`, TensorBoard events; with `eval_freq` also `evaluations.jsonl` and `best`,
+            a run folder that holds the agent with the highest return.
         resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`; a run that was killed before the
             first one starts over.
         progress_bar: Whether to show one.
@@ -49,11 +52,13 @@ def train_agent(
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in ("last", "model"))
     suffixes = sorted({ALGORITHMS[name].suffix for name in ALGORITHMS})
     held = [out / f"{name}{suffix}" for name in ("last", "model") for suffix in suffixes]
-    may_change = ["total_timesteps"]
+    may_change = ["total_timesteps", "eval_freq", "eval_images"]
     if settings.conf_file is not None and Path(settings.conf_file).absolute() == (out / HYPERPARAMS).absolute():
         may_change.append("conf_file")  # the run's own
     if resume and settings.algorithm.pickles:
         check_trusted(last, trust)
+    env = EnvSettings.from_id(settings.env, **settings.env_arguments)
+    validation = Validation(env, out, settings.eval_freq, settings.eval_images)
     with open_run(out, settings, last, resume, held, may_change=may_change) as going_on:
         run = TrainingRun(
             env=settings.env,
@@ -72,5 +77,7 @@ def train_agent(
             save_freq=save_freq,
             advice=advice,
             progress=Progress(out),
+            validation=validation,
+            described={k: v for k, v in plain(settings).items() if k not in PATHS},
         )
         return settings.algorithm.train(run)

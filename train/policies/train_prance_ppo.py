@@ -52,10 +52,13 @@ class PrancePPOAlgorithm(Algorithm):
             if not run.model.exists():
                 agent.save(run.model)
             return agent
-        pace = Pace(run.save_freq)
+        pace, best = Pace(run.save_freq), False
+
+        def save_best(folder: Path) -> None:
+            agent.save(folder / run.model.name)
 
         def save(agent: PrancePPO, also: Path | None = None) -> None:
-            with run.saving(agent.num_timesteps) as folder:
+            with run.saving(agent.num_timesteps, save_best if best else None) as folder:
                 agent.save(folder / run.last.name)
                 torch.save(agent.place(), folder / run.last.name / PLACE)
                 if also is not None:
@@ -64,10 +67,15 @@ class PrancePPOAlgorithm(Algorithm):
         with deferred_interrupt() as interrupted:
 
             def after_update(agent: PrancePPO) -> bool:
+                nonlocal best
+                if agent.n_updates == 1:
+                    run.describe(agent.logger, **config.to_dict())
                 run.write_row(
                     agent.num_timesteps, **{k: agent.metrics[f"rollout/{k}"] for k in ("accuracy", "macs_fraction")}
                 )
-                if interrupted() or pace.due():
+                at_end = agent.num_timesteps >= run.total_timesteps
+                best = run.is_best(agent, agent.num_timesteps, agent.logger, at_end)
+                if not at_end and (best or interrupted() or pace.due()):
                     save(agent)
                 return not interrupted()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from agents.episode_means import choices_of
 from agents.protocol import Agent
 from agents.sb3.checkpoint import load_checkpoint, read_place, save_checkpoint, save_model
 from agents.sb3.hyperparams import Preset, algorithm_class, preset_text, read_preset
@@ -18,6 +20,7 @@ from agents.sb3.place import go_to, place_of
 from agents.sb3.policy_file import POLICY, save_policy
 from prance_env import make_sb3_env
 from supernet.files import write_text
+from supernet.reading import read_yaml
 from supernet.staging import staged
 
 from ..runs.curves import forget_curves_after
@@ -78,7 +81,11 @@ class SB3Algorithm(Algorithm):
         # Off-policy algorithms count episodes, and would otherwise log at every fourth.
         log_interval = OFF_POLICY_STEPS // 3 * n_envs if isinstance(model, OffPolicyAlgorithm) else 1
         with deferred_interrupt() as interrupted:
-            checkpoints = Checkpoints(run, interrupted, place)
+
+            def save_best(folder: Path) -> None:
+                _save_trained(model, folder, run, preset)
+
+            checkpoints = Checkpoints(run, interrupted, save_best, place)
             model.learn(
                 remaining,
                 callback=checkpoints,
@@ -87,7 +94,8 @@ class SB3Algorithm(Algorithm):
                 tb_log_name=self.name,
                 reset_num_timesteps=not run.resume,
             )
-            with run.saving(model.num_timesteps) as folder:
+            best = run.is_best(model, model.num_timesteps, model.logger, at_end=True)
+            with run.saving(model.num_timesteps, save_best if best else None) as folder:
                 save_checkpoint(model, folder / run.last.name, checkpoints.place())
                 _save_trained(model, folder, run, preset)
             interrupted.heed()
@@ -113,35 +121,47 @@ class Checkpoints(BaseCallback):
     Args:
         run: Where to save, how often, and the seed.
         interrupted: Whether somebody wants to stop.
+        save_best: Writes the agent to a folder, if it is the best so far.
         place: Where to go on from.
     """
 
-    def __init__(self, run: TrainingRun, interrupted: Interruption, place: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        run: TrainingRun,
+        interrupted: Interruption,
+        save_best: Callable[[Path], None],
+        place: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.run, self.interrupted, self.pace = run, interrupted, Pace(run.save_freq)
+        self._save_best = save_best
         self._resumed_at = place
         self.rollout = 0
         self._ends: list[list[float]] = []
+        self._names: list[str] = []
 
     def _init_callback(self) -> None:
         # SB3 calls every training step of an off-policy algorithm a rollout.
         frequency = getattr(getattr(self.model, "train_freq", None), "frequency", OFF_POLICY_STEPS)
         self.rollouts_per_row = max(1, OFF_POLICY_STEPS // frequency)
+        self._space = self.training_env.get_attr("settings")[0].config().space
+
+    def _on_training_start(self) -> None:
+        if self._resumed_at is None:
+            own = read_yaml(self.run.out / HYPERPARAMS, dict[str, Any], "begin another run")["default"]
+            self.run.describe(self.logger, **own)
 
     def place(self) -> dict[str, Any]:
         """Where the training stands between two rollouts."""
-        return {**place_of(self.model), "rollout": self.rollout, "ends": self._ends}
+        return {**place_of(self.model), "rollout": self.rollout, "ends": self._ends, "names": self._names}
 
     def _on_rollout_start(self) -> None:
         if self._resumed_at is not None:
             go_to(self.model, self._resumed_at)
-            self.rollout, self._ends, self._resumed_at = self._resumed_at["rollout"], self._resumed_at["ends"], None
-        elif self.interrupted() or self.pace.due():
-            with self.run.saving(self.num_timesteps) as folder:
-                save_checkpoint(self.model, folder / self.run.last.name, self.place())
-            if self.interrupted():
-                self.run.say_stopped(self.num_timesteps)
-                self.interrupted.heed()
+            self.rollout, self._ends, self._names = (self._resumed_at[key] for key in ("rollout", "ends", "names"))
+            self._resumed_at = None
+        else:
+            self._save_if_due()
         if self.rollout % (self.rollouts_per_row * ROLLOUTS_PER_STRETCH) == 0:
             seed = int(np.random.SeedSequence([self.run.seed, self.num_timesteps]).generate_state(1)[0] // 2)
             self.model.set_random_seed(seed)
@@ -151,9 +171,23 @@ class Checkpoints(BaseCallback):
             self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         self.rollout += 1
 
+    def _save_if_due(self) -> None:
+        best = self.run.is_best(self.model, self.num_timesteps, self.logger)
+        if best or self.interrupted() or self.pace.due():
+            with self.run.saving(self.num_timesteps, self._save_best if best else None) as folder:
+                save_checkpoint(self.model, folder / self.run.last.name, self.place())
+        if self.interrupted():
+            self.run.say_stopped(self.num_timesteps)
+            self.interrupted.heed()
+
     def _on_step(self) -> bool:
-        ended = [[float(i["is_success"]), i["macs_fraction"]] for i in self.locals["infos"] if "macs_fraction" in i]
-        self._ends += ended
+        ended = [info for info in self.locals["infos"] if "macs_fraction" in info]
+        if ended:
+            finals = {key: np.array([info[key] for info in ended]) for key in ended[0] if key != "terminal_observation"}
+            numbers = {"rollout/accuracy": finals["is_success"], "rollout/macs_fraction": finals["macs_fraction"]}
+            numbers |= choices_of(finals, self._space)
+            self._names = [*numbers]
+            self._ends += np.stack([*numbers.values()], axis=1).tolist()
         if ended and isinstance(self.model, OffPolicyAlgorithm) and not self.rollout % self.rollouts_per_row:
             self._record()  # these write TensorBoard's row within the step, before the rollout ends
         return True
@@ -164,13 +198,13 @@ class Checkpoints(BaseCallback):
         accuracy, macs_fraction = self._record()
         self._ends.clear()
         if isinstance(self.model, OffPolicyAlgorithm):
-            for name in ("rollout/accuracy", "rollout/macs_fraction"):  # they are in the row that has been written
+            for name in self._names:  # they are in the row that has been written
                 self.logger.name_to_value.pop(name, None)
         self.run.write_row(self.num_timesteps, accuracy=accuracy, macs_fraction=macs_fraction)
 
     def _record(self) -> tuple[float, float]:
         """Accuracy and MACs of the episodes since the last row, which SB3's logger is told."""
-        accuracy, macs_fraction = np.mean(self._ends, axis=0)
-        self.logger.record("rollout/accuracy", accuracy)
-        self.logger.record("rollout/macs_fraction", macs_fraction)
-        return accuracy, macs_fraction
+        means = np.mean(self._ends, axis=0)
+        for name, value in zip(self._names, means, strict=True):
+            self.logger.record(name, value)
+        return means[0], means[1]

@@ -17,17 +17,10 @@ from agents.protocol import Agent
 from prance_env.engine import InferenceEngine
 from prance_env.rendering import draw_patches
 from prance_env.settings import EnvSettings
-from supernet.files import write_atomically
 
 from ..evaluate.evaluation import Evaluation
 from ..play import play
-from ..runs.curves import CURVES, Curve
-
-
-def save_figure(figure: plt.Figure, path: Path) -> None:
-    """Writes a figure as PNG and closes it."""
-    write_atomically(path, lambda name: figure.savefig(name, format="png", dpi=110, bbox_inches="tight"))
-    plt.close(figure)
+from .style import save_figure
 
 
 def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
@@ -113,26 +106,6 @@ def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
     panels[0].legend()
-    save_figure(figure, path)
-
-
-def plot_learning_curves(runs: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
-    """One panel per scalar, one line per run, against the decisions taken.
-
-    Args:
-        runs: `read_curves` of every run, by name.
-        path: PNG file to write.
-    """
-    names = [name for name in CURVES if any(name in curves for curves in runs.values())]
-    figure, panels = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.4), squeeze=False, layout="constrained")
-    for axes, name in zip(panels[0], names, strict=True):
-        for run, curves in runs.items():
-            if name in curves:
-                axes.plot(*curves[name], label=Path(run).name)
-        axes.set_xlabel("decisions")
-        axes.set_ylabel(name.removeprefix("rollout/"))
-        axes.grid(alpha=0.3)
-    panels[0, 0].legend()
     save_figure(figure, path)
 
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 from supernet.block_sizes import BlockSizes
 
-from .plots import save_figure
+from .style import save_figure
 
 SHOWN = {
     "embed_dim": "embedding",

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
-CURVES = ("rollout/ep_rew_mean", "rollout/accuracy", "rollout/macs_fraction")
+CURVES = (
+    *("rollout/ep_rew_mean", "rollout/accuracy", "rollout/macs_fraction"),
+    *("eval/return", "eval/accuracy", "eval/macs_fraction"),
+)
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 

@@ -23,10 +23,10 @@ from supernet.staging import finish_commit, staged
 from ..machine import git_revision, machine, versions
 from .lock import only_writer
 from .progress import PROGRESS
-from .rows import ROWS
+from .rows import EVALUATIONS, ROWS
 from .trust import SYSTEM, WRITER, check_own_or_local, writer
 
-CONFIG = "config.yml"
+CONFIG, COMMAND = "config.yml", "command.txt"
 Price = Annotated[float, Ge(0)]
 PATHS = ("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent")
 """Settings that may be paths, or names of something else."""
@@ -133,7 +133,7 @@ def check_noted(
 
 def _forget_beginning(out: Path) -> None:
     """Removes what a run that has no checkpoint logged."""
-    for name in (ROWS, PROGRESS):
+    for name in (ROWS, EVALUATIONS, PROGRESS):
         (out / name).unlink(missing_ok=True)
     folders = [out, *(f for f in out.iterdir() if f.is_dir() and not (f / CONFIG).exists())]
     for events in (path for folder in folders for path in folder.glob("events.out.tfevents.*")):
@@ -155,7 +155,7 @@ def write_command(folder: Path, settings: Any) -> None:
     """Writes `command.txt`, `config.yml` (the fields of the dataclass `settings`) and `system.json`."""
     system = {"machine": machine("cpu"), "versions": versions(), "git_revision": git_revision(), WRITER: writer()}
     with staged(folder) as stage:
-        (stage / "command.txt").write_text(shlex.join(sys.argv) + "\n")
+        (stage / COMMAND).write_text(shlex.join(sys.argv) + "\n")
         (stage / CONFIG).write_text(yaml.safe_dump(plain(settings), sort_keys=False))
         (stage / SYSTEM).write_text(json.dumps(system, indent=2) + "\n")
 

@@ -11,6 +11,8 @@ from supernet.files import flush, write_atomically
 
 ROWS = "metrics.jsonl"
 """Name of the log in a run folder."""
+EVALUATIONS = "evaluations.jsonl"
+"""Name of the log of validations beside it."""
 
 
 class RowLog:

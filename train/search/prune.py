@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from ..networks.saliency import Saliency
 from ..networks.subnet_choice import open_supernet
 from ..options import DatasetOption
 from ..report.pruning import plot_pruning
+from ..report.tables import Table
 from ..runs.folder import check_free
 from .global_prune import LATENCY_WEIGHT, MOMENTUM, PER_STEP, Pruned, PruneOptions, global_prune, usual_bundles
 from .size_costs import SizeCost, macs_cost, milliseconds_cost

@@ -20,7 +20,6 @@ import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from tqdm import tqdm
@@ -39,7 +38,7 @@ from supernet.checkpoint import load_config
 
 from ..machine import machine, machine_in_words
 from ..options import SupernetName, environment_options
-from ..report.tables import write_json
+from ..report.tables import Table, write_json
 from ..runs.folder import plain
 from .clock import check_rounds, time_interleaved
 
@@ -341,7 +340,7 @@ def _print(result: dict[str, Any], settings: EnvBenchSettings, console: Console)
         f"{machine_in_words(info)}, {settings.supernet}, {settings.num_images} images at a time, uniformly random "
         f"actions, median of {settings.repeats}"
     )
-    table = Table(title="An episode, in full forwards (milliseconds)", box=None, pad_edge=False)
+    table = Table(title="An episode, in full forwards (milliseconds)")
     for column in ("", "environment", "+ policy", "+ training", "episodes/s", "/ authors"):
         table.add_column(column, justify="right" if column else "left")
     for row in result["rows"]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from ..machine import machine, machine_in_words
 from ..networks.export import traced, write_onnx
 from ..networks.export_adaptive import export_adaptive
 from ..networks.onnx_runner import AdaptiveModel
+from ..report.tables import Table
 from .clock import time_interleaved
 
 BATCH = 256

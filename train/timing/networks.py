@@ -16,7 +16,6 @@ import numpy as np
 import timm
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 from tyro.conf import arg
@@ -27,7 +26,7 @@ from supernet import SearchSpace, SubnetConfig, Supernet, extract, freeze, from_
 from ..machine import machine, machine_in_words
 from ..networks.sources import timm_problem
 from ..options import Device, DType, TokenMode
-from ..report.tables import write_json
+from ..report.tables import Table, write_json
 from .clock import check_rounds, time_interleaved
 from .on_gpu import choices_on, compiled, forward_by_tiles, made_or_said, recorded
 from .peak_memory import peak_memory

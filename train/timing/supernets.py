@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from tqdm import tqdm
 
@@ -26,7 +25,7 @@ from ..networks.launch import Team
 from ..networks.loop import Training
 from ..networks.optimiser import BETAS, DTYPES, Amp
 from ..networks.recipes.images import ImagesRecipe
-from ..report.tables import write_json
+from ..report.tables import Table, write_json
 from .clock import check_rounds, time_interleaved
 
 PLAIN = "plain network"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from agents.protocol import Agent
 from prance_env.settings import EnvSettings
@@ -26,7 +25,7 @@ from ..play import batches, mean_return
 from ..policies.registry import PRANCE_PPO
 from ..policies.settings import AgentTraining, AlgorithmName, TrainingTask
 from ..policies.train_agent import train_agent
-from ..report.tables import write_json
+from ..report.tables import Table, write_json
 from ..runs.folder import plain
 
 BATCH = 512
@@ -157,7 +156,7 @@ def run_bench_training(settings: TrainingBenchSettings, out: Path | None) -> dic
 
 def _table(summary: dict[str, dict[str, float]]) -> Table:
     """One line per algorithm."""
-    table = Table(box=None, pad_edge=False)
+    table = Table()
     columns = ("return", "- first", "accuracy", "MACs / full", "decisions/s", "/ first", "per CPU-s", "/ first")
     table.add_column("", justify="left")
     for column in columns:

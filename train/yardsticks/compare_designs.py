@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from prance_env.settings import EnvArguments, EnvSettings
 
 from ..machine import machine
 from ..options import EnvironmentOptions, Split
-from ..report.tables import write_json
+from ..report.tables import Table, write_json
 from ..runs.folder import plain
 from ..search.shared_runs import Actions
 from ..search.static import SearchResult, evolve_static_front

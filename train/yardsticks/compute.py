@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from agents.baselines import StaticAgent
@@ -26,6 +25,7 @@ from supernet.staging import staged
 from ..evaluate.evaluation import Evaluation, evaluate, evaluate_actions
 from ..options import EnvironmentOptions, Split
 from ..policies.load_agent import load_agent
+from ..report.tables import Table
 from ..runs.folder import plain
 from ..runs.lock import only_writer
 from ..runs.trained import trained_settings

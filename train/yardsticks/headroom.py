@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 from tyro.conf import arg
 
@@ -21,7 +20,7 @@ from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvArguments, EnvSettings
 
 from ..options import environment_options
-from ..report.tables import write_json
+from ..report.tables import Table, write_json
 from ..search.static import SearchResult, correct_of_static, evolve_static_front
 
 STRATA_BOUNDS = (4, 8)  # few: 1..3 digits, some: 4..7, many: 8..11

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from supernet.arrays import Floats
 
 from ..evaluate.intervals import RESAMPLES, draws, ends
 from ..evaluate.pairs import Outcomes, regret_to_oracle
+from ..report.tables import Table
 from .fronts import Front, Yardsticks, macs_at
 
 BETWEEN = {"headroom_won": "per_stratum", "way_to_oracle": "oracle"}
@@ -99,7 +99,7 @@ def _resampled_means(rows: Floats, seed: int, resamples: int) -> Floats:
 
 
 def standings_table(standings: dict[str, dict[str, Any]]) -> Table:
-    """A rich table with one line per agent."""
+    """A table with one line per agent."""
     table = Table(title="against the yardsticks, at each agent's own accuracy (95 %)")
     columns = {
         "MACs saved, static front": "saved",

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from prance_env.engine import InferenceEngine
 from supernet import StaticViT, SubnetConfig, SupernetConfig, design, load_static
@@ -20,6 +19,7 @@ from supernet.token_graph import full_macs, least_macs, token_graph
 
 from ..networks.importance import full_network
 from ..networks.ordering import draw_batches
+from ..report.tables import Table
 from ..search.global_prune import Pruned, PruneOptions, global_prune, usual_bundles
 from ..search.prune import subnet_within
 from ..search.shared_runs import Actions, SharedRuns

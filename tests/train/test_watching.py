@@ -1,0 +1,94 @@
+"""`prance plot` and `prance video`: curves of seeds together, episodes as moving pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import prance, refusal
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
+from train.report import video
+from train.report.curves import grouped, is_run, together
+from train.report.style import KNOWN, fit, looks
+from train.runs.folder import write_command
+
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
+
+def fake_run(out: Path, values: list[float], **settings: Any) -> Path:
+    """A run folder with a curve."""
+    write_command(out, AgentTraining(**settings))
+    with SummaryWriter(str(out / "ppo_1")) as writer:
+        for step, value in enumerate(values):
+            writer.add_scalar("rollout/ep_rew_mean", value, 100 * step)
+    return out
+
+
+@pytest.mark.slow
+def test_runs_of_the_same_settings_but_the_seed_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (fake_run(tmp_path / f"ppo-{seed}", [0.0, 1.0, 2.0 + seed], seed=seed) for seed in (0, 1))
+    c = fake_run(tmp_path / "dear", [1.0, 1.0], macs_weight=0.2)
+    (tmp_path / "notes").mkdir()
+    assert grouped([a, c, b]) == {"ppo, macs_weight=0.05": [a, b], "ppo, macs_weight=0.2": [c]}
+    assert grouped([a, b]) == {"ppo": [a, b]}
+    assert [is_run(tmp_path / name) for name in ("dear", "notes")] == [True, False]
+    prance(monkeypatch, "plot", *sorted(tmp_path.iterdir()), "--out", tmp_path / "curves.png")
+    assert f"ppo, macs_weight=0.05: {a}, {b}" in capsys.readouterr().out
+    assert Image.open(tmp_path / "curves.png").size[0] > 300
+    assert "None of" in refusal(monkeypatch, "plot", tmp_path / "notes")
+    assert "There is no nowhere" in refusal(monkeypatch, "plot", "nowhere")
+    write_command(tmp_path / "new", AgentTraining())
+    assert "nothing is logged there yet" in refusal(monkeypatch, "plot", tmp_path / "new")
+
+
+def test_curves_of_seeds_are_compared_as_far_as_all_of_them_are() -> None:
+    long = np.array([0, 10, 20, 30]), np.array([0.0, 1.0, 2.0, 3.0])
+    short = np.array([0, 5, 20]), np.array([0.0, 1.0, 4.0])
+    steps, values = together([long, short])
+    assert steps.tolist() == [0, 10, 20]
+    np.testing.assert_allclose(values, [[0, 1, 2], [0, 2, 4]])
+
+
+def test_everything_has_a_look_of_its_own_which_is_the_same_in_every_figure() -> None:
+    assert (
+        looks(["PrancePPO", "static"])["PrancePPO"] == looks(["x", "prance_ppo"])["prance_ppo"] == KNOWN["prance_ppo"]
+    )
+    many = looks([*KNOWN, *(f"runs/{i}" for i in range(12))])
+    assert many["runs/3"].label == "3"
+    seen = [(look.colour, look.marker) for look in list(many.values())[len(KNOWN) :]]
+    assert len(set(seen)) == 12
+    assert not set(seen) & {(look.colour, look.marker) for look in KNOWN.values()}
+    assert fit([0.0, 1.0], 0.1) == (-0.1, 1.1)
+    assert fit([2.0])[0] < 2 < fit([2.0])[1]
+
+
+@pytest.mark.slow
+def test_episodes_become_a_gif_and_an_mp4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, settings = tmp_path / "run", AgentTraining(algo="prance_ppo", n_envs=16, total_timesteps=48)
+    train_agent(settings, run, progress_bar=False)
+    few = ("--images", 3, 200, "--out", tmp_path / "films" / "two")
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    prance(monkeypatch, "video", "--agent", run, *few)
+    assert "pip install 'prance-env[video]'" in capsys.readouterr().out
+    with Image.open(tmp_path / "films" / "two.gif") as film:
+        assert (film.n_frames, film.size) == (8, (512, 256))  # type: ignore[attr-defined]
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'prance-env\[video\]'"):
+        video.write_mp4([], tmp_path / "x.mp4", 2)
+    assert "--images 256 is none of the 256" in refusal(monkeypatch, "video", "--agent", run, "--images", 256)
+    assert "--fps 0.0 must be" in refusal(monkeypatch, "video", "--agent", run, "--fps", 0)
+    assert "leave --macs-weight out" in refusal(monkeypatch, "video", "--agent", run, "--macs-weight", 1)
+    monkeypatch.undo()
+    pytest.importorskip("moviepy")
+    prance(monkeypatch, "video", "--agent", "random", *few, "--fps", 4)
+    assert (tmp_path / "films" / "two.mp4").read_bytes()[4:8] == b"ftyp"
+    assert sorted(p.name for p in (tmp_path / "films").iterdir()) == ["two.gif", "two.mp4"]

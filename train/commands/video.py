@@ -1,0 +1,78 @@
+"""`prance video`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..options import Split, Threads, Trust, set_threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """Episodes of an agent as an MP4 and a GIF: what is kept of each image, the widths, the MACs, the answer.
+
+    MP4 needs the extra: pip install 'prance-env[video]'; without it there is the GIF.
+
+    For example:
+
+        prance video --agent runs/agent
+        prance video --agent runs/agent/best --split val --images 0 7 12 --fps 1 --out best
+        prance video --agent runs/any-budget --macs-weight 0.05
+    """
+
+    agent: str
+    """Run folder of `prance train agent`, or what else prance eval takes."""
+    split: Split = "test"
+    """Where the images are from."""
+    images: tuple[int, ...] = ()
+    """Their numbers in the split; if none, one of each stratum, the easiest first."""
+    macs_weight: float | None = None
+    """For an agent that was trained with a range of prices; the middle of the range if not given."""
+    fps: float = 2.0
+    """Frames, that is decisions, a second."""
+    out: Path = Path("episodes")
+    """Files, without suffix."""
+    trust: Trust = False
+    threads: Threads = 1
+
+    def run(self) -> None:
+        """Runs the command.
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        from ..evaluate.budget import at_price, front_prices
+        from ..policies.load_agent import load_agent
+        from ..report.video import episode_frames, has_moviepy, write_gif, write_mp4
+        from ..runs.trained import DEFAULTS, environment_of, trained_settings
+
+        set_threads(self.threads)
+        if not 0 < self.fps <= 60:
+            raise ValueError(f"--fps {self.fps} must be more than 0 and at most 60.")
+        env = environment_of(self.agent, {**DEFAULTS, **trained_settings(self.agent)}, self.split)
+        if env.conditioning is not None:
+            env = at_price(env, front_prices(env, 3)[1] if self.macs_weight is None else self.macs_weight)
+        elif self.macs_weight is not None:
+            raise ValueError(f"{self.agent} was not trained for a range of prices; leave --macs-weight out.")
+        price = trained_settings(self.agent).get("macs_weight")
+        priced = {"macs_weight": price} if isinstance(price, int | float) else {}
+        env = replace(env, reward={"mode": "potential", "accuracy": "mixed", **priced})
+        agent = load_agent(self.agent, env, trust=self.trust)
+        source = env.engine().dataset
+        if bad := [i for i in self.images if not 0 <= i < len(source)]:
+            raise ValueError(f"--images {bad[0]} is none of the {len(source)} of the split {self.split}, from 0.")
+        strata = source.difficulty.numpy()
+        images = np.array(self.images or [np.flatnonzero(strata == d)[0] for d in np.unique(strata)], dtype=np.int64)
+        frames = episode_frames(agent, env, images)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        written = [self.out.with_name(f"{self.out.name}.gif")]
+        write_gif(frames, written[0], self.fps)
+        if has_moviepy():
+            written.append(self.out.with_name(f"{self.out.name}.mp4"))
+            write_mp4(frames, written[1], self.fps)
+        print(f"Written to {' and '.join(map(str, written))}: {len(images)} episodes")
+        if len(written) == 1:
+            print("MP4 needs MoviePy: pip install 'prance-env[video]'.")
