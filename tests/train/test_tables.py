@@ -60,7 +60,11 @@ def test_numbers_stand_beside_each_other_or_below() -> None:
     wide, medium, narrow = (printed(table, width) for width in (80, 60, 30))
     assert " ".join(wide[3].split()) == "runs/ppo - runs/prance +1.05% (+0.60 .. +1.54) +5.64% (+5.49 .. +5.79)"
     assert [line.split()[-1] for line in medium[3:5]] == ["+5.64%", "+5.79)"]
-    assert narrow[1:4] == ["runs/ppo - runs/prance", "    accuracy: +1.05% (+0.60 ..", "    +1.54)"]
+    assert [line.rstrip() for line in narrow[1:4]] == [
+        "runs/ppo - runs/prance",
+        "    accuracy: +1.05% (+0.60 ..",
+        "    +1.54)",
+    ]
 
 
 def test_there_is_one_kind_of_table() -> None:
