@@ -52,9 +52,7 @@ def train_agent(
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in ("last", "model"))
     suffixes = sorted({ALGORITHMS[name].suffix for name in ALGORITHMS})
     held = [out / f"{name}{suffix}" for name in ("last", "model") for suffix in suffixes]
-    may_change = ["total_timesteps", "eval_freq", "eval_images"]
-    if settings.conf_file is not None and Path(settings.conf_file).absolute() == (out / HYPERPARAMS).absolute():
-        may_change.append("conf_file")  # the run's own
+    may_change = _may_change(settings, out)
     if resume and settings.algorithm.pickles:
         check_trusted(last, trust)
     env = EnvSettings.from_id(settings.env, **settings.env_arguments)
@@ -81,3 +79,9 @@ def train_agent(
             described={k: v for k, v in plain(settings).items() if k not in PATHS},
         )
         return settings.algorithm.train(run)
+
+
+def _may_change(settings: AgentTraining, out: Path) -> list[str]:
+    """Settings that a run may go on with other values of."""
+    own = settings.conf_file is not None and Path(settings.conf_file).absolute() == (out / HYPERPARAMS).absolute()
+    return ["total_timesteps", "eval_freq", "eval_images", *(["conf_file"] if own else [])]
