@@ -7,7 +7,7 @@ from pathlib import Path
 from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 
-from ..runs.folder import PATHS, open_run, plain
+from ..runs.folder import open_run, plain
 from ..runs.pace import SAVE_FREQ
 from ..runs.progress import Progress
 from ..runs.trust import check_trusted
@@ -52,11 +52,9 @@ def train_agent(
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in ("last", "model"))
     suffixes = sorted({ALGORITHMS[name].suffix for name in ALGORITHMS})
     held = [out / f"{name}{suffix}" for name in ("last", "model") for suffix in suffixes]
-    may_change = _may_change(settings, out)
+    may_change, validation = _may_change(settings, out), _validation(settings, out)
     if resume and settings.algorithm.pickles:
         check_trusted(last, trust)
-    env = EnvSettings.from_id(settings.env, **settings.env_arguments)
-    validation = Validation(env, out, settings.eval_freq, settings.eval_images)
     with open_run(out, settings, last, resume, held, may_change=may_change) as going_on:
         run = TrainingRun(
             env=settings.env,
@@ -76,9 +74,14 @@ def train_agent(
             advice=advice,
             progress=Progress(out),
             validation=validation,
-            described={k: v for k, v in plain(settings).items() if k not in PATHS},
+            described=plain(settings),
         )
         return settings.algorithm.train(run)
+
+
+def _validation(settings: AgentTraining, out: Path) -> Validation:
+    env = EnvSettings.from_id(settings.env, **settings.env_arguments)
+    return Validation(env, out, settings.eval_freq, settings.eval_images)
 
 
 def _may_change(settings: AgentTraining, out: Path) -> list[str]:

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from agents.protocol import Agent
@@ -20,7 +19,8 @@ from prance_env.settings import EnvSettings
 
 from ..evaluate.evaluation import Evaluation
 from ..play import play
-from .style import save_figure
+from .labels import Entry, label_beside
+from .style import Look, fit, looks, percent, plain_axes, save_figure
 
 
 def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
@@ -30,36 +30,13 @@ def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
         metrics: As in `metrics.json`: summaries by name, and "static_front", a list of summaries.
         path: PNG file to write.
     """
-    figure, axes = plt.subplots(figsize=(6.5, 4.5))
-    front = sorted(metrics["static_front"], key=lambda s: s["macs_fraction"])
-    axes.plot(
-        [s["macs_fraction"] for s in front],
-        [s["accuracy"] for s in front],
-        "o-",
-        color="#888888",
-        label="best static subnets (searched on val)",
-    )
-    styles = {
-        "full": ("s", "#222222"),
-        "agent": ("*", "#d62728"),
-        "random": ("X", "#9467bd"),
-        "mean_action": ("P", "#ff7f0e"),
-    }
-    labels = {"mean_action": "agent's mean action, static"}
-    for name, (marker, colour) in styles.items():
-        if name in metrics:
-            point = (metrics[name]["macs_fraction"], metrics[name]["accuracy"])
-            size = 260 if name == "agent" else 90
-            axes.scatter(*point, marker=marker, s=size, color=colour, zorder=3, label=labels.get(name, name))
-    axes.set_xlabel("MACs / MACs of the full network")
-    axes.set_ylabel("accuracy on test")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    save_figure(figure, path)
+    points = {f"static {i}": summary for i, summary in enumerate(metrics["static_front"])}
+    shown = {name: metrics[name] for name in ("full", "agent", "random", "mean_action") if name in metrics}
+    plot_fronts(points | shown, {"static": [*points]}, "test", path)
 
 
 def plot_fronts(
-    metrics: dict[str, dict[str, Any]],
+    metrics: Mapping[str, Mapping[str, Any]],
     fronts: Mapping[str, Iterable[str]],
     split: str,
     path: Path,
@@ -68,26 +45,57 @@ def plot_fronts(
     """Accuracy against MACs: a line for every agent with several prices, a point for every other.
 
     Args:
-        metrics: Summaries by name.
+        metrics: Summaries by name; where they have intervals ("accuracy_interval", ...), these are drawn.
         fronts: The names in `metrics` that are one agent, by that agent's name.
         split: Whose accuracy it is.
         path: PNG file to write.
         lowest: Accuracy at which the picture ends; None: it shows all points.
     """
-    figure, axes = plt.subplots(figsize=(6.5, 4.5))
     lines = {agent: [*names] for agent, names in fronts.items()}
-    lines |= {name: [name] for name in metrics if not any(name in names for names in lines.values())}
-    colours = plt.get_cmap("tab10")
-    for i, (agent, names) in enumerate(lines.items()):
-        points = sorted((metrics[name]["macs_fraction"], metrics[name]["accuracy"]) for name in names)
-        axes.plot(*zip(*points, strict=True), "o-", color=colours(i % 10), label=Path(agent).name)
+    alone = [name for name in metrics if not any(name in names for names in lines.values())]
+    drawn = looks([*lines, *alone])
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    entries, every = {}, []
+    for agent, look in drawn.items():
+        rows = sorted(
+            (metrics[name] for name in lines.get(agent, [agent])), key=lambda s: (s["macs_fraction"], s["accuracy"])
+        )
+        points = np.array([(s["macs_fraction"], s["accuracy"]) for s in rows])
+        drawn_lines = _draw_line(axes, look, rows, points)
+        shown = points if lowest is None else points[points[:, 1] >= lowest]
+        if len(shown):
+            entries[look.label] = Entry(shown, drawn_lines, look.colour)
+            every.append(shown)
+    x, y = np.concatenate(every).T
+    axes.set_xlim(*fit(x))
+    bottom, top = fit(y)
+    axes.set_ylim(bottom if lowest is None else lowest, top)
     axes.set_xlabel("MACs / MACs of the full network")
     axes.set_ylabel(f"accuracy on {split}")
-    if lowest is not None:
-        axes.set_ylim(bottom=lowest)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    percent(axes, x=True)
+    plain_axes(axes)
+    if missing := label_beside(axes, entries):
+        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend([handles[name] for name in missing], missing, loc="outside lower center", ncols=3, frameon=False)
     save_figure(figure, path)
+
+
+def _draw_line(
+    axes: Axes, look: Look, rows: Sequence[Mapping[str, Any]], points: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """One agent's points, with their intervals; the lines that it draws."""
+    size = 11 if look.marker == "*" else 6
+    style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": size, "linewidth": 1.4}
+    axes.plot(*points.T, label=look.label, **style, zorder=3 if len(points) == 1 else 2)
+    lines = [points]
+    for row, point in zip(rows, points, strict=True):
+        for key, axis in (("macs_fraction", 0), ("accuracy", 1)):
+            if interval := row.get(f"{key}_interval"):
+                ends = np.tile(point, (2, 1))
+                ends[:, axis] = interval
+                axes.plot(*ends.T, color=look.colour, linewidth=1, alpha=0.6, zorder=1)
+                lines.append(ends)
+    return lines
 
 
 def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_name: str, path: Path) -> None:
@@ -98,14 +106,20 @@ def plot_by_difficulty(rows: dict[str, dict[str, dict[str, float]]], difficulty_
         difficulty_name: Label of the axis.
         path: PNG file to write.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    drawn = looks(rows)
     for axes, key, title in zip(panels, ("macs_fraction", "accuracy"), ("MACs / full", "accuracy"), strict=True):
         for name, strata in rows.items():
-            axes.plot([int(d) for d in strata], [s[key] for s in strata.values()], "o-", label=name)
+            look, at = drawn[name], [int(d) for d in strata]
+            axes.plot(at, [s[key] for s in strata.values()], color=look.colour, marker=look.marker, label=look.label)
+            axes.set_xlim(*fit(at, 0.03))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(difficulty_name)
         axes.set_ylabel(title)
-        axes.grid(alpha=0.3)
-    panels[0].legend()
+        percent(axes)
+        plain_axes(axes)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     save_figure(figure, path)
 
 

@@ -259,8 +259,12 @@ def _score(e: Evaluation, price: float) -> dict[str, float]:
     return {"accuracy": accuracy, "macs_fraction": macs, "score": accuracy - price * macs}
 
 
-def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
+def _mean(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over seeds, and from the least to the most where there are several."""
+    means: dict[str, Any] = {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
+    by_seed = {key: [r[key] for r in rows] for key in ("accuracy", "macs_fraction")}
+    spread = {f"{key}_interval": [min(values), max(values)] for key, values in by_seed.items()}
+    return means | (spread if len(rows) > 1 else {})
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:
