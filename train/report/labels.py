@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,10 +12,10 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 DIRECTIONS = [(1, 0), (1, -1), (1, 1), (0, 1), (0, -1), (-1, 0), (-1, 1), (-1, -1)]
-DISTANCES = (9, 15, 24, 36, 50, 70)
+DISTANCES = (9, 15, 24, 36, 50, 70, 95)
 """Of a label from its point, in points of the figure; from the third on a thin line leads there."""
-HALF_MARKER, FONT_SIZE, SAMPLES = 5.0, 9, 24
-PER_OBSTACLE, MOST_OBSTACLES, ASTRAY = 12.0, 2, 40.0
+HALF_MARKER, FONT_SIZE, MOST_LETTERS, SAMPLES = 5.0, 9, 14, 24
+PER_OBSTACLE, MOST_OBSTACLES, ASTRAY = 12.0, 2, 100.0
 """What a bit of a line under a name costs, how many there may be, and to stand nearer to something else."""
 
 
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
 
 
 class _Place(NamedTuple):
+    text: str
     score: float
     obstacles: int
     point: NDArray[np.float64]
@@ -70,16 +72,19 @@ def label_beside(axes: Axes, entries: Mapping[str, Entry]) -> list[str]:
     taken: list[NDArray[np.float64]] = []
     missing = []
     for name in sorted(entries, key=lambda name: len(entries[name].points)):
-        size = _size(axes, name)
         others = np.concatenate([pixels[name][:0], *(line for other, line in lines.items() if other != name)])
         room = _Room(frame, markers, lines[name], others, taken)
-        places = [_place(*candidate, size, room) for candidate in _candidates(entries[name], pixels[name])]
-        best = min((p for p in places if p is not None), key=lambda p: p.score, default=None)
+        places = []
+        for text in dict.fromkeys((name, _in_lines(name))):
+            size = _size(axes, text)
+            candidates = _candidates(entries[name], pixels[name])
+            places += [p for c in candidates if (p := _place(*c, text, size, room)) is not None]
+        best = min(places, key=lambda place: place.score, default=None)
         if best is None or best.obstacles > MOST_OBSTACLES:
             missing.append(name)
             continue
         taken.append(best.box)
-        _write(axes, name, entries[name].colour, best)
+        _write(axes, entries[name].colour, best)
     return missing
 
 
@@ -97,6 +102,7 @@ def _place(
     pixel: NDArray[np.float64],
     direction: tuple[int, int],
     distance: int,
+    text: str,
     size: NDArray[np.float64],
     room: _Room,
 ) -> _Place | None:
@@ -113,30 +119,36 @@ def _place(
     own, others = _apart(room.own, box), _apart(room.others, box)
     crossed = int((own < 1).sum() + (others < 1).sum())
     astray = ASTRAY if others.min(initial=np.inf) < own.min() else 0
-    return _Place(distance + PER_OBSTACLE * crossed + astray, crossed, data, way, box, distance >= DISTANCES[2])
+    return _Place(text, distance + PER_OBSTACLE * crossed + astray, crossed, data, way, box, distance >= DISTANCES[2])
 
 
-def _write(axes: Axes, name: str, colour: str, place: _Place) -> None:
+def _write(axes: Axes, colour: str, place: _Place) -> None:
     dx, dy = (np.sign(np.round(v, 3)) for v in place.shift)
     scale = 72 / axes.figure.dpi
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
     axes.annotate(
-        name,
+        place.text,
         tuple(place.point),
         (place.shift[0] * scale, place.shift[1] * scale),
         textcoords="offset points",
         ha={1: "left", 0: "center", -1: "right"}[int(dx)],
         va={1: "bottom", 0: "center", -1: "top"}[int(dy)],
         fontsize=FONT_SIZE,
+        linespacing=1.05,
         color=colour,
         arrowprops=line if place.far else None,
     )
 
 
+def _in_lines(name: str) -> str:
+    """A long name in two lines or so."""
+    return "\n".join(textwrap.wrap(name, max(MOST_LETTERS, len(name) // 2 + 1)))
+
+
 def _size(axes: Axes, name: str) -> NDArray[np.float64]:
     """Width and height of a name in pixels."""
     canvas: Any = axes.figure.canvas
-    text = axes.text(0, 0, name, fontsize=FONT_SIZE)
+    text = axes.text(0, 0, name, fontsize=FONT_SIZE, linespacing=1.05)
     low, high = text.get_window_extent(canvas.get_renderer()).get_points()
     text.remove()
     return high - low

@@ -1,0 +1,75 @@
+"""Figures: names stand beside their points and cover nothing, axes end where their data end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.report import plots
+from train.report.labels import Entry, label_beside
+
+
+def boxes(axes: Any) -> dict[str, Any]:
+    renderer = axes.figure.canvas.get_renderer()
+    return {" ".join(text.get_text().split()): text.get_window_extent(renderer) for text in axes.texts}
+
+
+def entry(points: Any) -> Entry:
+    array = np.array(points, dtype=float)
+    return Entry(array, [array], "black")
+
+
+def test_names_cover_neither_each_other_nor_points() -> None:
+    figure, axes = plt.subplots()
+    rng = np.random.default_rng(0)
+    entries = {f"agent number {i}": entry(rng.random((3, 2))) for i in range(5)}
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    missing = label_beside(axes, entries)
+    found = boxes(axes)
+    assert {*found, *missing} == {*entries}
+    assert len(found) >= 4
+    points = axes.transData.transform(np.concatenate([e.points for e in entries.values()]))
+    placed = list(found.values())
+    assert not any(a.overlaps(b) for i, a in enumerate(placed) for b in placed[:i])
+    assert not any(box.contains(*point) for box in placed for point in points)
+    frame = axes.get_window_extent()
+    assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in placed)
+    plt.close(figure)
+
+
+def test_names_for_which_there_is_no_room_are_told() -> None:
+    figure, axes = plt.subplots(figsize=(1.2, 1.2))
+    assert label_beside(axes, {"a name as long as this one, and longer": entry([(0.5, 0.5)])}) != []
+    plt.close(figure)
+
+
+def test_a_front_is_drawn_with_intervals_from_where_its_data_begin_to_where_they_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))
+    metrics: dict[str, Any] = {
+        f"static {i}": {"macs_fraction": 0.2 * i, "accuracy": 0.8 + 0.03 * i} for i in range(1, 6)
+    }
+    metrics["runs/mine"] = {"macs_fraction": 0.5, "accuracy": 0.94, "accuracy_interval": [0.93, 0.95]}
+    plots.plot_fronts(metrics, {"static": [n for n in metrics if n != "runs/mine"]}, "test", tmp_path / "x.png", 0.85)
+    (axes,) = kept[0].axes
+    assert axes.get_ylim()[0] == 0.85
+    assert 0.95 < axes.get_ylim()[1] < 0.97
+    assert 0.3 < axes.get_xlim()[0] < 0.41
+    assert 1.0 < axes.get_xlim()[1] < 1.05
+    assert {*boxes(axes)} == {"static subnets", "mine"}
+    assert any(list(line.get_ydata()) == [0.93, 0.95] for line in axes.lines)
+    plt.close(kept[0])
+
+
+def test_strata_are_drawn_as_they_come(tmp_path: Path) -> None:
+    rows = {name: {"1": {"macs_fraction": 0.3, "accuracy": 0.9}} for name in ("full", "agent")}
+    plots.plot_by_difficulty(rows, "digits", tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").size[0] > 600
