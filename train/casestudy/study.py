@@ -60,7 +60,7 @@ def run_casestudy(settings: CaseSettings, out: Path) -> dict[str, Any]:
             write_json(stage / "casestudy.json", report)
             write_text(stage / "casestudy.md", casestudy_page(report))
             _draw(report, runs[0], stage / "pareto.png")
-    console.print(casestudy_page(report), markup=False, highlight=False)
+    console.print(casestudy_page(report), markup=False, highlight=False, soft_wrap=True)
     return report
 
 

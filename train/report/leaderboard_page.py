@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .tables import Table
+
 ACCURACY_LOSS, WORST_LOSS, MACS, SAVED, HEADROOM, P = 0.003, 0.006, 0.55, 0.25, 0.8, 0.01
 
 
@@ -63,6 +65,21 @@ def benchmark_page(report: dict[str, Any]) -> str:
         for what, reached, met in wanted(a, report)
     ]
     return "\n".join(lines) + "\n"
+
+
+def board_table(report: dict[str, Any]) -> Table:
+    """The agents of a benchmark, for the terminal: means over seeds, the least and the most in brackets."""
+    full, seeds = report["full"], len(report["seeds"])
+    table = Table("", title=f"{report['yardsticks']['env']}, {report['split']}, {seeds} seed{'s' * (seeds > 1)}")
+    for column in ("accuracy", "MACs / full", "points lost (95 %)", "MACs saved, static front"):
+        table.add_column(column, justify="right")
+    table.add_row("full network", f"{full['accuracy']:.2%}", "100 %", "0")
+    for name, a in report["agents"].items():
+        low, high = (100 * end for end in a["loss_interval"])
+        lost = f"{100 * a['loss']:.2f} ({low:.2f} .. {high:.2f})"
+        saved = _spread([s["saved"] for s in a["standing"]])
+        table.add_row(name, _spread(a["accuracy"], 2), _spread(a["macs_fraction"]), lost, saved)
+    return table
 
 
 def shuffling(agent: dict[str, Any], report: dict[str, Any]) -> float:

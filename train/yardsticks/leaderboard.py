@@ -27,7 +27,7 @@ from ..machine import machine
 from ..policies.load_agent import load_agent
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
-from ..report.leaderboard_page import benchmark_page
+from ..report.leaderboard_page import benchmark_page, board_table
 from ..report.plots import plot_fronts
 from ..report.tables import write_json
 from ..runs.folder import CONFIG, check_noted, check_settings
@@ -132,7 +132,8 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
             write_json(stage / "benchmark.json", report)
             write_text(stage / "benchmark.md", page)
             _draw(report, stage / "pareto.png")
-    console.print(page)
+    console.print(board_table(report))
+    console.print(f"Written to {out}: benchmark.md, benchmark.json, pareto.png")
     return report
 
 
