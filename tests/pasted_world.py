@@ -46,6 +46,13 @@ COPIES = (
     "prance-small",
     "supernet-2",
 )
+MY_REWARDS = """
+from prance_env import register_reward
+
+@register_reward("frugal")
+def frugal(outcome):
+    return outcome.accuracy - outcome.macs_weight * (outcome.macs / outcome.full_macs) ** 2
+"""
 RUNS = ("constant", "constant-0", "constant-1")
 EVERY_BUDGET = ("any", "any-budget", "prance")
 STEPS = {"agent.learn(100_000": "agent.learn(2_000", "while len(correct) < 1024": "while len(correct) < 256"}
@@ -92,6 +99,7 @@ def make_world(root: Path) -> Path:
             for i in range(count):
                 picture(100 * label + i, (40, 44)).save(folder / f"{i}.png")
     (root / "names.txt").write_text("dark\nbright\n")
+    (root / "my_rewards.py").write_text(MY_REWARDS)
     for name in COPIES:
         shutil.copytree(BUNDLED["digits"], root / "runs" / name)
     torch.save(smaller("deit_tiny_patch16_224", num_classes=37).state_dict(), root / "tuned.pth")
@@ -114,6 +122,7 @@ def make_runs() -> None:
     shutil.copy("runs/agent/model.zip", "agent.zip")
     shutil.copy("runs/agent/eval/agent.csv", "rows.parquet")
     run("prance yardsticks --out runs/yardsticks")
+    run("prance profile --out latency.json")
 
 
 def run(line: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import scenes
 from pasted import LONG, MARK, ROOT, SHORT, Piece, command_lines, commands_of, help_texts, pieces_of, verb_of
-from pasted_world import in_a_child, make_runs, make_world, page_names, run, run_code, stand_in
+from pasted_world import MY_REWARDS, in_a_child, make_runs, make_world, page_names, run, run_code, stand_in
 
 from train.commands.main import COMMANDS, Group, parse
 
@@ -71,7 +71,9 @@ def run_piece(piece: Piece, names: dict[str, object]) -> None:
 
 # Before the world is made, whose images are few.
 @pytest.mark.parametrize("name", [*(p.stem for p in PAGES), *HELP])
-def test_commands_are_understood_as_they_stand(name: str) -> None:
+def test_commands_are_understood_as_they_stand(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rewards.py").write_text(MY_REWARDS)
+    monkeypatch.syspath_prepend(tmp_path)
     pages = [piece.text for page in PAGES if page.stem == name for piece in pieces_of(page) if piece.kind == "sh"]
     for line in [*pages, *HELP.get(name, [])]:
         line = re.sub(r"^accelerate launch .* -m train ", "prance ", line)

@@ -32,7 +32,8 @@ from .networks.loop import LAST, train_supernet
 from .networks.recipes.images import ImagesRecipe
 from .policies.load_agent import load_agent
 from .policies.settings import AgentTraining
-from .runs.folder import CONFIG, open_run, read_config, write_command
+from .reward_options import noted_reward
+from .runs.folder import CONFIG, noted_fields, open_run, read_config, write_command
 from .runs.pace import SAVE_FREQ
 from .runs.trained import env_of_run
 
@@ -185,17 +186,10 @@ def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path) -> P
     finish_commit(out / "model")
     if (out / "model" / WEIGHTS).is_file():
         return out
-    noted = read_config(run)
-    names = ("env", "observation", "macs_weight", "preset", "seed", "n_envs")
-    environment = {k: v for k, v in noted.items() if k not in (*names, "algo", "total_timesteps", "conf_file")}
-    price = noted["macs_weight"]
-    training = AgentTraining(
-        **{k: noted[k] for k in names if k != "macs_weight"},
-        algo="prance_ppo",
-        macs_weight=tuple(price) if isinstance(price, list) else price,
-        total_timesteps=timesteps,
-        environment={**environment, "checkpoint": checkpoint},  # type: ignore[typeddict-item]
-    )
+    noted = noted_fields(run, AgentTraining) or {}
+    noted_reward(noted, str(run))
+    environment = {**noted["environment"], "checkpoint": checkpoint}
+    training = AgentTraining(**{**noted, "total_timesteps": timesteps, "environment": environment})
     agent = PrancePPO.load(run / "model")
     chosen = EnvSettings.from_id(training.env, **training.env_arguments)
     arguments = {f.name: getattr(chosen, f.name) for f in fields(chosen)}

@@ -15,7 +15,7 @@ from prance_env.episodes import Episodes
 from prance_env.rewards.config import RewardConfig
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions
-from supernet.arrays import Ints
+from supernet.arrays import Floats, Ints
 
 # Who only wants to know how an inference ends need not finish the network after every decision.
 AT_THE_END = RewardConfig(mode="terminal")
@@ -101,6 +101,17 @@ def play_actions(
     return episodes, taken
 
 
+def summed(reward: RewardConfig) -> RewardConfig:
+    """A reward of the same return that is computed as seldom as that allows: differences of a potential add up."""
+    return replace(reward, mode="terminal") if reward.mode == "potential" else reward
+
+
+def returns_of(path: list[Episodes]) -> Floats:
+    """(B,) sums of the rewards of episodes that `play` returned."""
+    total: Floats = np.sum([episodes.reward for episodes in path[1:]], axis=0)
+    return total
+
+
 def mean_return(
     agent: Agent, settings: EnvSettings, batch_size: int = 1024, images: Ints | None = None
 ) -> tuple[float, float, float]:
@@ -120,7 +131,7 @@ def mean_return(
     total, sums = len(images), np.zeros(3)
     for rows in batches(total, batch_size):
         path, _ = play(agent, settings, engine, images[rows], reward=reward)
-        sums[0] += sum(episodes.reward.sum() for episodes in path[1:])
+        sums[0] += returns_of(path).sum()
         sums[1:] += path[-1].success.sum(), (path[-1].macs / engine.full_macs).sum()
     value, accuracy, macs_fraction = (sums / total).tolist()
     return value, accuracy, macs_fraction

@@ -24,15 +24,26 @@ from .evaluate.intervals import RESAMPLES, describe
 from .evaluate.pairs import compare
 from .evaluate.replay import SETTINGS
 from .evaluate.rows import check_format, rows_of, write_rows
+from .evaluate.scoring import scoring_of
 from .options import EnvironmentOptions, Observation, Split, Trust
 from .policies.load_agent import load_agent
 from .report.curves import plot_learning_curves
 from .report.plots import plot_choices, plot_fronts
 from .report.tables import Table, results_table, write_json
+from .reward_options import AllTerms, RewardName, RewardTerms, reward_arguments
 from .runs.curves import read_curves
 from .runs.folder import plain
 from .runs.lock import only_writer
-from .runs.trained import DEFAULTS, environment_of, noted_settings, price_range, shared_settings, trained_settings
+from .runs.trained import (
+    DEFAULTS,
+    deployed_interface,
+    environment_of,
+    noted_settings,
+    price_range,
+    run_of,
+    shared_settings,
+    trained_settings,
+)
 from .timing.agents import measure_latency
 from .yardsticks.fronts import Yardsticks
 from .yardsticks.standing import DEFAULT_PRICE, standing, standings_table
@@ -70,6 +81,13 @@ class EvalSettings:
     """Whether their actions are those of Box(-1, 1) instead of Box(0, 1)."""
     resamples: int = RESAMPLES
     """Resamples of the bootstrap that gives the intervals."""
+    reward: RewardName | None = None
+    """What returns are counted by: potential, paper, or one that you have registered (--import); if not given, the
+    reward that an agent was trained with."""
+    latency_table: str | None = None
+    """File that prance profile wrote: that reward pays for milliseconds instead of MACs."""
+    reward_terms: AllTerms = field(default_factory=RewardTerms)
+    """Changes of that reward."""
     seed: int = 0
     """Fixes the random agent, the intervals and the shuffling."""
     trust: Trust = False
@@ -81,6 +99,13 @@ class EvalSettings:
             raise ValueError(
                 f"macs_weight={self.macs_weight} and target_macs={self.target_macs} were both given; choose one."
             )
+
+    @property
+    def given_reward(self) -> dict[str, Any] | None:
+        """The environment's argument `reward`; None if nothing was said of it."""
+        if self.reward is None and self.latency_table is None and not self.reward_terms:
+            return None
+        return reward_arguments(self.reward, None, self.latency_table, self.reward_terms)
 
 
 def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = None) -> dict[str, Any]:
@@ -94,7 +119,8 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
             of them change at once.
 
     Returns:
-        What is written to `metrics.json`: `describe` of every agent, with its `macs_weight` if it was chosen here,
+        What is written to `metrics.json`: `describe` of every agent, with its mean `return` and the `reward` that it
+        is counted by, its `macs_weight` if it was chosen here,
         `measure_latency` if asked for, and `standing` under "yardsticks".
 
     Raises:
@@ -112,6 +138,8 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     noted = {**DEFAULTS, **shared_settings(names, [key for key in DEFAULTS if key not in noted]), **noted}
     played = _play(names, noted, settings, console)
     metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in played.results.items()}
+    for label, (_, env) in played.players.items():
+        metrics[label] |= {"reward": env.reward} if "return" in metrics[label] else {}
     for label, price in (pair for front in played.fronts.values() for pair in front.items()):
         metrics[label]["macs_weight"] = price
     if settings.latency is not None:
@@ -122,8 +150,11 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         rho = data["macs_difficulty_spearman"]
         title = f"{name}: {settings.split} by {source.difficulty_name}"
         title += "" if rho is None else f" (rank correlation with MACs {rho:+.2f})"
-        console.print(results_table(title, data["by_difficulty"]))
+        strata = {key: {k: v for k, v in part.items() if k != "return"} for key, part in data["by_difficulty"].items()}
+        console.print(results_table(title, strata))
     console.print(results_table(f"{noted['env']}, {settings.split}", metrics))
+    for remark in played.remarks:
+        console.print(remark, highlight=False, markup=False)
     comparisons = {
         f"{a} - {b}": compare(played.results[a], played.results[b], settings.seed, settings.resamples)
         for a, b in combinations(played.results, 2)
@@ -141,7 +172,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         with only_writer(out), staged(out) as folder:
             _write(folder, played, metrics, comparisons, settings)
             write_json(folder / SETTINGS, noted_settings(noted))
-        console.print(f"Written to {out}")
+        console.print(f"Written to {out}", highlight=False, markup=False)
     return metrics
 
 
@@ -155,6 +186,7 @@ class _Played:
         fronts: Price by label, for every agent that was trained for a range of prices.
         players: Agents with their environments, by label.
         env: Environment of the last agent; the images and the supernet are those of all.
+        remarks: About the returns.
     """
 
     names: Sequence[str]
@@ -162,18 +194,22 @@ class _Played:
     fronts: dict[str, dict[str, float]]
     players: dict[str, tuple[Agent, EnvSettings]]
     env: EnvSettings
+    remarks: tuple[str, ...]
 
 
 def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, console: Console) -> _Played:
     ranges = {name: price_range(name) for name in names}
     if (settings.macs_weight or settings.target_macs is not None) and not any(ranges.values()):
         raise ValueError(f"None of the agents {names} was trained for a range of prices, so none can be chosen.")
+    scoring = scoring_of(names, settings.given_reward)
     results: dict[str, Evaluation] = {}
     fronts: dict[str, dict[str, float]] = {}
     players: dict[str, tuple[Agent, EnvSettings]] = {}
     for name in names:
         env = environment_of(name, noted, settings.split, settings.environment)
-        if not trained_settings(name):
+        reward = scoring.rewards[name]
+        env = replace(env, reward=reward)
+        if not trained_settings(name) and not deployed_interface(name):
             seen = settings.observation or env.observation
             env = replace(env, observation=seen, normalize_actions=settings.normalize_actions)
         with console.status(f"{name} on {settings.split} ..."):
@@ -185,10 +221,10 @@ def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, c
                 chosen = {label: at_price(env, price) for label, price in fronts[name].items()}
             for label, at in chosen.items():
                 players[label] = agent, at
-                results[label] = evaluate(agent, at)
+                results[label] = evaluate(agent, at, returns=reward is not None)
                 if settings.controls and not isinstance(agent, BLIND):
                     results |= controls(label, agent, results[label], at, settings.seed)
-    return _Played(names, results, fronts, players, env)
+    return _Played(names, results, fronts, players, env, scoring.remarks)
 
 
 def _write(
@@ -204,7 +240,7 @@ def _write(
     if looking := {n: played.results[n] for n, (agent, _) in played.players.items() if not isinstance(agent, BLIND)}:
         names = action_names(played.env.config().space)
         plot_choices(looking, names, difficulty_name, out / "choices.png")
-    if curves := {n: found for n in played.names if trained_settings(n) and (found := read_curves(Path(n)))}:
+    if curves := {n: found for n in played.names if (run := run_of(n)) and (found := read_curves(run))}:
         plot_learning_curves(curves, out / "learning.png")
 
 
@@ -222,8 +258,10 @@ def controls(name: str, agent: Agent, seen: Evaluation, env: EnvSettings, seed: 
     mean = SubnetConfig.from_actions(config.space, torch.from_numpy(seen.mean_action()))
     static = StaticAgent(mean, config, env.observation, env.normalize_actions)
     return {
-        f"{name} (shuffled)": evaluate(agent, env, shuffle_observations=True, seed=seed),
-        f"{name} (mean action)": evaluate(static, env),
+        f"{name} (shuffled)": evaluate(
+            agent, env, shuffle_observations=True, seed=seed, returns=seen.returns is not None
+        ),
+        f"{name} (mean action)": evaluate(static, env, returns=seen.returns is not None),
     }
 
 

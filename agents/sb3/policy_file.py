@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
@@ -41,6 +42,16 @@ def save_policy(model: BaseAlgorithm, path: Path, policy_kwargs: dict[str, Any])
     header = {"algorithm": type(model).__name__.lower(), "policy_kwargs": policy_kwargs, "use_sde": model.use_sde}
     # Clones, as optimisers of shared networks hold the same weights under two names.
     write_tensors({k: v.clone() for k, v in tensors.items()}, path, {HEADER: json.dumps(header)})
+
+
+def holds_policy(path: Path) -> bool:
+    """Whether `save_policy` wrote a file; what is missing or damaged is none."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            texts = f.metadata() or {}
+    except (OSError, SafetensorError):
+        return False
+    return HEADER in json.dumps(texts)
 
 
 def load_policy(path: Path) -> BasePolicy:

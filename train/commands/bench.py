@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..timing.networks import BenchSettings, run_bench
 
 
@@ -24,6 +25,7 @@ class Bench(BenchSettings):
     out: Path | None = None
     """JSON file for the figures."""
     threads: Threads = 2
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

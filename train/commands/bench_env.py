@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..timing.episodes import EnvBenchSettings, run_bench_env
 
 
@@ -25,6 +26,7 @@ class BenchEnv(EnvBenchSettings):
     out: Path | None = None
     """JSON file for the figures."""
     threads: Threads = 2
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

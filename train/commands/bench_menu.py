@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..deploy.opening import open_adaptive
 from ..options import Trust
+from ..own_modules import Imports
 from ..report.tables import write_json
 from ..timing.menu import menu_latency, menu_losses, print_latency, print_losses, untrained
 
@@ -48,6 +49,7 @@ class BenchMenu:
     """CPU threads."""
     out: Path | None = None
     """JSON file for what was measured."""
+    imports: Imports = ()
 
     def __post_init__(self) -> None:
         if (self.agent is None) == (self.timm is None):

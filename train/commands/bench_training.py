@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..timing.training import TrainingBenchSettings, run_bench_training
 
 
@@ -22,6 +23,7 @@ class BenchTraining(TrainingBenchSettings):
     out: Path | None = None
     """JSON file for the figures."""
     threads: Threads = 1
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

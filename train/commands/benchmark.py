@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import Suppress
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..yardsticks.compute import YardstickSettings
 from ..yardsticks.leaderboard import BenchmarkSettings, run_benchmark
 
@@ -38,6 +39,7 @@ class Benchmark(YardstickSettings):
     also_static: Suppress[tuple[str, ...]] = ()
     """The benchmark's own learned static policies join the static front."""
     threads: Threads = 1
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

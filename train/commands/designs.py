@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..yardsticks.compare_designs import DesignSettings, run_designs
 
 
@@ -23,6 +24,7 @@ class Designs(DesignSettings):
     out: Path
     """Folder for designs.json."""
     threads: Threads = 1
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..networks.distill import DistillSettings, check_distill, run_distill
 from ..options import Device, Threads, narrowed, set_threads
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Distill(DistillSettings):
     """Processes that draw views."""
     device: Device = "cpu"
     threads: Threads = 1
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from ..deploy.export import export_model
 from ..networks.export import ExportSettings, run_export
 from ..options import Trust, narrowed
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Export(ExportSettings):
     trust: Trust = False
     entries: int = 16
     """With --adaptive: entries of the menu for each decision, if the model has none."""
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..yardsticks.headroom import HeadroomSettings, run_headroom
 
 
@@ -24,6 +25,7 @@ class Headroom(HeadroomSettings):
     out: Path | None = None
     """Folder for headroom.json."""
     threads: Threads = 0
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

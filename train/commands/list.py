@@ -17,6 +17,7 @@ from supernet import SubnetConfig, SupernetConfig, list_supernets, supernet_conf
 from supernet.convert.clip_tags import CLIP_TAGS, RESULTS
 from supernet.macs import remaining_macs, stem_macs, subnet_params
 
+from ..own_modules import Imports
 from ..policies.registry import ALGORITHMS
 from ..report.tables import Table
 
@@ -29,6 +30,8 @@ class List:
 
         prance list
     """
+
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, Union
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
+from ..own_modules import import_named
 from ..refusing import guarded, read_options, refuse
 from ..runs.interrupt import Terminated, sigterm_as_interrupt
 
@@ -144,6 +145,7 @@ def parse(words: list[str]) -> Any:
     Raises:
         ValueError: If options are wrong; so do the other errors that settings of commands name.
     """
+    import_named(words)
     found, path = _found(words)
     _check_known(words, found)
     if isinstance(found, Command):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..networks.ordering import OrderSettings, run_order
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Order(OrderSettings):
     out: Path
     """Folder for the sorted supernet, the permutation (order.safetensors) and the report (importance.json)."""
     threads: Threads = 1
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -16,6 +16,7 @@ from supernet.files import write_atomically
 from ..deploy.opening import open_adaptive
 from ..deploy.predicting import picture_paths, predicted, write_predictions
 from ..options import Trust
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Predict:
     """CPU threads."""
     device: str = "cpu"
     """Where the network runs."""
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..timing.latency_table import ProfileSettings, run_profile
 
 
@@ -25,6 +26,7 @@ class Profile(ProfileSettings):
     out: Path
     """JSON file."""
     threads: Threads = 0
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..search.prune import PruneSettings, run_prune
 
 
@@ -26,6 +27,7 @@ class Prune(PruneSettings):
     """Folder: of every target a folder with the network (supernet.load_static), the nearest subnet of the search space
     (TARGET-subnet.json), pruning.json and pruning.png."""
     threads: Threads = 1
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -9,6 +9,7 @@ import torch
 
 from ..deploy.opening import open_adaptive
 from ..options import Trust
+from ..own_modules import Imports
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -58,6 +59,7 @@ class Serve:
     """Where the network runs."""
     page: bool = True
     """Whether / shows validation images of a run with what is kept of them."""
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing_extensions import Self
 
 from ..options import SaveFreq, Threads, Trust, narrowed, set_threads
+from ..own_modules import Imports
 from ..policies.algorithm import HYPERPARAMS
 from ..policies.settings import AgentTraining
 from ..policies.train_agent import train_agent
 from ..policies.validation import BEST, best_row
+from ..reward_options import noted_reward
 from ..runs.folder import noted_fields
 from ..runs.pace import SAVE_FREQ
 
@@ -31,6 +33,9 @@ class TrainAgent(AgentTraining):
         prance train agent --out runs/any-budget --algo prance_ppo --macs-weight 0.01 0.3 --total-timesteps 800000
         prance train agent --out runs/merge --token-mode merge
         prance train agent --out runs/mine --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet
+        prance train agent --out runs/paper --algo prance_ppo --preset paper
+        prance train agent --out runs/fast --latency-table latency.json --macs-weight 0.1
+        prance train agent --out runs/own --import my_rewards --reward frugal --reward.mode terminal
         prance train agent --out runs/agent --resume
         prance train agent --out runs/agent --resume --total-timesteps 800000
     """
@@ -42,6 +47,7 @@ class TrainAgent(AgentTraining):
     save_freq: SaveFreq = SAVE_FREQ
     trust: Trust = False
     threads: Threads = 1
+    imports: Imports = ()
 
     @classmethod
     def resumed(cls, out: Path) -> Self | None:
@@ -49,6 +55,7 @@ class TrainAgent(AgentTraining):
         noted = noted_fields(out, AgentTraining)
         if noted is None:
             return None
+        noted_reward(noted, str(out))
         if (conf_file := noted.get("conf_file")) is not None and not Path(conf_file).is_file():
             noted["conf_file"] = str(out / HYPERPARAMS)
         return cls(**noted, out=out, resume=True)

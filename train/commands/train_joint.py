@@ -12,6 +12,7 @@ from tyro.conf import arg
 
 from ..joint import JointRecipe, JointSettings, run_joint
 from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
+from ..own_modules import Imports
 from ..report.tables import Table
 from ..runs.folder import CONFIG, read_config
 from ..runs.pace import SAVE_FREQ
@@ -42,6 +43,7 @@ class TrainJoint(JointSettings):
     save_freq: SaveFreq = SAVE_FREQ
     device: Device = "cpu"
     threads: Threads = 1
+    imports: Imports = ()
 
     @classmethod
     def resumed(cls, out: Path) -> Self | None:

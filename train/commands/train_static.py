@@ -13,6 +13,7 @@ from tyro.conf import arg
 from ..networks.loop import train_supernet
 from ..networks.recipes.static import StaticRecipe
 from ..options import Device, SaveFreq, Threads, override_options, set_threads
+from ..own_modules import Imports
 from ..runs.folder import CONFIG, noted_settings
 from ..runs.pace import SAVE_FREQ
 from ..runs.trust import check_own_or_local
@@ -46,6 +47,7 @@ class TrainStatic:
     """Stop with a checkpoint after so many hours; --resume goes on."""
     device: Device = "cpu"
     threads: Threads = 1
+    imports: Imports = ()
 
     @classmethod
     def resumed(cls, out: Path) -> Self | None:

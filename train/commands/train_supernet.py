@@ -14,6 +14,7 @@ from ..networks.loop import train_supernet
 from ..networks.presets import PRESETS, recipe_of
 from ..networks.recipes.images import ImagesRecipe
 from ..options import Device, SaveFreq, Threads, choice, override_options, set_threads
+from ..own_modules import Imports
 from ..runs.folder import CONFIG, noted_settings
 from ..runs.pace import SAVE_FREQ
 from ..runs.trust import check_own_or_local
@@ -54,6 +55,7 @@ class TrainSupernet:
     """Stop with a checkpoint after so many hours; --resume goes on."""
     device: Device = "cpu"
     threads: Threads = 1
+    imports: Imports = ()
 
     @classmethod
     def resumed(cls, out: Path) -> Self | None:

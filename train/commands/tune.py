@@ -8,7 +8,9 @@ from pathlib import Path
 from typing_extensions import Self
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..policies.tune import BEST, TuneSettings, tune
+from ..reward_options import noted_reward
 from ..runs.folder import noted_fields
 
 
@@ -31,12 +33,16 @@ class Tune(TuneSettings):
     resume: bool = False
     """Go on with the search in --out, with its settings, also with more --trials."""
     threads: Threads = 1
+    imports: Imports = ()
 
     @classmethod
     def resumed(cls, out: Path) -> Self | None:
         """The options of the run in a folder; None if there is none."""
         noted = noted_fields(out, TuneSettings)
-        return None if noted is None else cls(**noted, out=out, resume=True)
+        if noted is None:
+            return None
+        noted_reward(noted, str(out))
+        return cls(**noted, out=out, resume=True)
 
     def run(self) -> None:
         """Runs the command."""

@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from ..evaluate.replay import ReplaySettings, run_validate
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Validate(ReplaySettings):
     file: Positional[Path]
     """Rows that `prance eval --out` wrote."""
     threads: Threads = 0
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -14,6 +14,7 @@ from supernet.files import write_text
 from ..deploy.opening import open_adaptive
 from ..deploy.page import IMAGES, run_page
 from ..options import Split, Trust
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class View:
     trust: Trust = False
     threads: int = 1
     """CPU threads."""
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 from ..yardsticks.compute import YardstickSettings, run_yardsticks
 
 
@@ -25,6 +26,7 @@ class Yardsticks(YardstickSettings):
     out: Path
     """Folder for the agents, yardsticks.json and outcomes.npz."""
     threads: Threads = 0
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

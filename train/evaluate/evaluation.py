@@ -17,7 +17,7 @@ from prance_env.spaces import encode_actions
 from supernet import SubnetConfig
 from supernet.macs import subnet_params
 
-from ..play import Played, batches, play, play_actions
+from ..play import AT_THE_END, Played, batches, play, play_actions, returns_of, summed
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Evaluation:
         taken: (N, T, A) actions as the agent gave them, of Box(-1, 1) whatever the environment's.
         params: (N,) parameters of the subnet that was chosen.
         params_fraction: (N,) these / parameters of the full network.
+        returns: (N,) sums of the rewards that its episode earned; None if they were not asked for.
     """
 
     index: NDArray[np.int64]
@@ -49,6 +50,7 @@ class Evaluation:
     taken: NDArray[np.floating]
     params: NDArray[np.int64]
     params_fraction: NDArray[np.float64]
+    returns: NDArray[np.float64] | None = None
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -56,7 +58,7 @@ class Evaluation:
         return self.prediction == self.label
 
     def summary(self, rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
-        """Means over all images, or over some of them."""
+        """Means over all images, or over some of them; `return` among them if it is known."""
         rows = np.ones(len(self.index), dtype=bool) if rows is None else rows
         return {
             "accuracy": float(self.correct[rows].mean()),
@@ -64,6 +66,7 @@ class Evaluation:
             "params_fraction": float(self.params_fraction[rows].mean()),
             "patches_fraction": float(self.patches[rows, -1].mean()),
             "n_images": int(rows.sum()),
+            **({} if self.returns is None else {"return": float(self.returns[rows].mean())}),
         }
 
     def by_difficulty(self) -> dict[str, dict[str, float]]:
@@ -76,7 +79,12 @@ class Evaluation:
 
 
 def evaluate(
-    agent: Agent, settings: EnvSettings, batch_size: int = 512, shuffle_observations: bool = False, seed: int = 0
+    agent: Agent,
+    settings: EnvSettings,
+    batch_size: int = 512,
+    shuffle_observations: bool = False,
+    seed: int = 0,
+    returns: bool = False,
 ) -> Evaluation:
     """Runs an agent over all images of a split, each once.
 
@@ -90,6 +98,8 @@ def evaluate(
             its observations are those of its own episode, so that the same choices are made, for other images. The
             MACs add up to exactly the same, and what accuracy is lost is what looking was worth.
         seed: Fixes the pairs.
+        returns: Whether to score the episodes by the environment's reward as well. One that pays for every decision
+            (mode "result_to_go") has the network finished after each, which takes longer.
 
     Raises:
         ValueError: If the environment is cost-conditioned and no price is fixed, or observations are to be shuffled
@@ -97,11 +107,12 @@ def evaluate(
     """
     engine = settings.engine()
     donors = others(len(engine.dataset), seed) if shuffle_observations else None
+    reward = summed(settings.reward_config) if returns else AT_THE_END
 
     def record(index: NDArray[np.int64]) -> Played:
-        return play(agent, settings, engine, index, None if donors is None else donors[index])
+        return play(agent, settings, engine, index, None if donors is None else donors[index], reward)
 
-    return _evaluation(settings, engine, record, batch_size)
+    return _evaluation(settings, engine, record, batch_size, returns)
 
 
 def evaluate_actions(actions: NDArray[np.float64], settings: EnvSettings, batch_size: int = 512) -> Evaluation:
@@ -145,6 +156,7 @@ def _evaluation(
     engine: InferenceEngine,
     record: Callable[[NDArray[np.int64]], Played],
     batch_size: int,
+    returns: bool = False,
 ) -> Evaluation:
     normalized = settings.normalize_actions
     total, config = len(engine.dataset), engine.config
@@ -169,6 +181,7 @@ def _evaluation(
                 "taken": taken if normalized else 2 * taken.astype(np.float64) - 1,
                 "params": params,
                 "params_fraction": params / full_params,
+                **({"returns": returns_of(path)} if returns else {}),
             }
         )
     return Evaluation(**{key: np.concatenate([p[key] for p in parts]) for key in parts[0]})

@@ -29,6 +29,8 @@ def rows_of(evaluation: Evaluation, difficulty_name: str) -> Columns:
         "macs_fraction": np.round(evaluation.macs_fraction, 6),
         "params": evaluation.params,
     }
+    if evaluation.returns is not None:
+        columns["return"] = evaluation.returns
     for t in range(evaluation.patches.shape[1]):
         columns[f"patches_after_{t + 1}"] = np.round(evaluation.patches[:, t], 6)
     decisions, size = evaluation.taken.shape[1:]

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from prance_env.rewards.config import RewardConfig
 from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvArguments, EnvSettings
 from supernet.reading import check_fields
 
 from ..options import EnvironmentOptions, Observation, choice
+from ..reward_options import RewardName, RewardTerms, TrainingTerms, reward_arguments
 from .registry import ALGORITHMS, Algorithm
+
+PAPER = "paper"
+MACS_WEIGHT = 0.05
 
 AlgorithmName = Annotated[str, choice(lambda: ALGORITHMS)]
 
@@ -31,9 +36,16 @@ class TrainingTask:
     """Decisions, three an image; what suits the algorithm if not given."""
     n_envs: int | None = None
     """Images at a time; what suits the algorithm if not given."""
-    macs_weight: float | tuple[float, float] = 0.05
+    macs_weight: float | tuple[float, float] | None = None
     """Price of all MACs of the full network, in accuracy: a higher one gives a cheaper, less accurate agent. Two: one
-    agent for all prices between them, which prance eval then chooses from."""
+    agent for all prices between them, which prance eval then chooses from. 0.05, or the paper's, if not given."""
+    reward: RewardName | None = None
+    """potential: dense, with the same best policy as a reward at the end only; paper: PRANCE's; or one that you have
+    registered (--import). potential if not given, but paper with --preset paper."""
+    latency_table: str | None = None
+    """File that prance profile wrote: --macs-weight is then the price of the full network's milliseconds."""
+    reward_terms: TrainingTerms = field(default_factory=RewardTerms)
+    """Changes of the reward."""
     environment: EnvironmentOptions = field(default_factory=EnvArguments)
     """What else the environment takes; as its id says if not given."""
 
@@ -43,22 +55,29 @@ class TrainingTask:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1; leave it out for what suits the algorithm.")
         EnvSettings.check_id(self.env)
+        if self.macs_weight is None:
+            object.__setattr__(self, "macs_weight", self._usual_price())
+
+    def _usual_price(self) -> float:
+        if self.reward != PAPER:
+            return MACS_WEIGHT
+        return RewardConfig.paper(EnvSettings.from_id(self.env, **self.environment).config()).macs_weight
 
     @property
     def cost_conditioning(self) -> tuple[float, float] | None:
         """The range of prices, None if there is but one."""
-        return None if isinstance(self.macs_weight, int | float) else self.macs_weight
+        return self.macs_weight if isinstance(self.macs_weight, tuple) else None
 
     @property
-    def reward(self) -> dict[str, Any]:
-        """Potential-based Result-to-Go: dense, and with the same best policy as the terminal reward."""
-        price = {"macs_weight": self.macs_weight} if self.cost_conditioning is None else {}
-        return {"mode": "potential", "accuracy": "mixed", **price}
+    def reward_arguments(self) -> dict[str, Any]:
+        """The environment's argument `reward`."""
+        price = None if isinstance(self.macs_weight, tuple) else self.macs_weight
+        return reward_arguments(self.reward, price, self.latency_table, self.reward_terms)
 
     @property
     def env_arguments(self) -> EnvArguments:
         """Arguments of the environment that an agent is trained in."""
-        own: EnvArguments = {"observation": self.observation, "reward": self.reward}
+        own: EnvArguments = {"observation": self.observation, "reward": self.reward_arguments}
         return {**self.environment, **own, "cost_conditioning": self.cost_conditioning}
 
 
@@ -76,7 +95,7 @@ class AgentTraining(TrainingTask):
     """Stable-Baselines3's, or prance_ppo: PRANCE's, faster, and saved without pickles; tqc and trpo need
     `pip install -e '.[contrib]'`."""
     preset: Annotated[str, choice(_presets)] = "tuned"
-    """Settings of prance_ppo: what learns best here, or the paper's."""
+    """Settings of prance_ppo: what learns best here, or the paper's, with the paper's reward."""
     conf_file: str | None = None
     """Hyper-parameters of a Stable-Baselines3 algorithm, a YAML file in rl-zoo's format such as `prance tune` writes;
     this package's preset if not given."""
@@ -90,6 +109,8 @@ class AgentTraining(TrainingTask):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.reward is None and self.preset == PAPER:
+            object.__setattr__(self, "reward", PAPER)
         super().__post_init__()
         if self.eval_freq < 0 or self.eval_images < 1:
             raise ValueError(

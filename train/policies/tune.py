@@ -66,8 +66,8 @@ class TuneSettings(TrainingTask):
     """YAML file of hyper-parameters to begin with, in rl-zoo's format; this package's preset if not given."""
     ranges: str | None = None
     """YAML file with what to search, as `read_ranges` takes it; this package's if not given."""
-    macs_weight: float = 0.05
-    """Price of all MACs of the full network, in accuracy."""
+    macs_weight: float | None = None
+    """Price of all MACs of the full network, in accuracy; 0.05, or the paper's with --reward paper, if not given."""
     seed: int = 0
     """Fixes everything."""
 

@@ -122,11 +122,13 @@ def broken(cell: str, breaks: re.Pattern[str], width: int) -> str:
 
 
 def results_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    """A table with one line per summary; with intervals, patches after each decision, and latency where known."""
-    timed = any("latency_ms" in s for s in rows.values())
+    """A table with one line per summary; with intervals, patches after each decision, returns and latency where known."""
+    timed, scored = (any(key in s for s in rows.values()) for key in ("latency_ms", "return"))
     table = Table(title=title)
     for column in ("", "accuracy", "MACs / full", "params / full", "patches left", "images"):
         table.add_column(column, justify="left" if not column else "right")
+    if scored:
+        table.add_column("return", justify="right")
     for column in ("ms / image", "ms / full") if timed else ():
         table.add_column(column, justify="right")
     for name, s in rows.items():
@@ -138,6 +140,8 @@ def results_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
             " ".join(f"{p:.1%}" for p in patches),
             str(s["n_images"]),
         ]
+        if scored:
+            cells.append(f"{s['return']:.4f}" if "return" in s else "")
         if timed:
             cells += [f"{s['latency_ms']:.3f}", f"{s['latency_fraction']:.2f}"] if "latency_ms" in s else ["", ""]
         table.add_row(name, *cells)

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,10 @@ from .trust import SYSTEM, WRITER, check_own_or_local, writer
 
 CONFIG, COMMAND = "config.yml", "command.txt"
 Price = Annotated[float, Ge(0)]
-PATHS = ("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent")
+PATHS = (
+    *("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent"),
+    "latency_table",
+)
 """Settings that may be paths, or names of something else."""
 
 
@@ -189,17 +192,27 @@ def _found_from_elsewhere(noted: Mapping[str, Any]) -> dict[str, Any]:
 def changed_settings(folder: Path, settings: Any) -> dict[str, tuple[Any, Any]]:
     """The fields of the dataclass `settings` that `config.yml` has other values of: name, noted value, value now.
 
-    An argument of the environment that is not noted is at its default, as version 0.1 noted all that it knew.
+    What is not noted, as earlier versions did not know it, is at its default.
     """
     return _changed(read_config(folder), settings)
 
 
 def _changed(read: Mapping[str, Any], settings: Any) -> dict[str, tuple[Any, Any]]:
-    default = {f.name: f.default for f in fields(EnvSettings)} | {"dataset": None}
+    default = {f.name: f.default for f in fields(EnvSettings)} | {"dataset": None} | _defaults(settings)
     noted, now = _found_from_elsewhere(read), plain(settings)
     names = {*now, *(set(noted) & set(default))}
     values = {k: (noted.get(k, default.get(k)), now.get(k, default.get(k))) for k in sorted(names)}
     return {k: (then, value) for k, (then, value) in values.items() if then != value}
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    """Of the fields of a dataclass that have one, as `plain` gives them."""
+    found = {}
+    for f in fields(settings):
+        value = f.default if f.default_factory is MISSING else f.default_factory()
+        if value is not MISSING:
+            found[f.name] = [*value] if isinstance(value, tuple) else value
+    return found
 
 
 def noted_fields(folder: Path, kind: type[Any]) -> dict[str, Any] | None:

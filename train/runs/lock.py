@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +20,56 @@ PATIENCE = 3.0
 
 
 @contextmanager
+def new_folder(wanted: Path) -> Iterator[Path]:
+    """Makes a folder that was not there.
+
+    Args:
+        wanted: Its path, which gets a number behind it if it is taken.
+
+    Yields:
+        The folder; if an error leaves it empty, it is removed again.
+    """
+    made, number = wanted, 1
+    with _removed_after_errors(wanted):
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                made.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+                made = wanted.with_name(f"{wanted.name}-{number}")
+        with _removed_after_errors(made, True):
+            yield made
+
+
+@contextmanager
+def _removed_after_errors(folder: Path, own: bool = False) -> Iterator[None]:
+    """Removes, after an error, a folder and its parents if they were made meanwhile, and nobody has put anything there.
+
+    Args:
+        folder: The folder.
+        own: Whether it was made just before.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()] or ([folder] if own else [])
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if made and folder.exists() and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+            for path in made:
+                if path.exists():
+                    path.rmdir()  # only if it is empty
+        raise
+
+
+@contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keeps other processes of this package from writing to a folder, and tidies up after killed ones.
 
-    The lock is the operating system's, so that a dead process holds none; the file `.lock` stays.
+    The lock is the operating system's, so that a dead process holds none; the file `.lock` stays. A folder that was
+    made here, and in which nothing else is when an error ends the block, is removed.
 
     Args:
         folder: Created if missing.
@@ -29,17 +77,24 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         FileExistsError: If another process writes to it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with _removed_after_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            finish_commit(folder)
+            remove_leftovers(folder, alone=True)
+            yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout as e:
         raise FileExistsError(f"Another process writes to {folder}; wait for its end, or pass another --out.") from e
     except NotImplementedError:
-        warnings.warn(f"The file system of {folder} has no locks: let no other process write to it.", stacklevel=3)
+        warnings.warn(f"The file system of {folder} has no locks: let no other process write to it.", stacklevel=5)
     try:
-        finish_commit(folder)
-        remove_leftovers(folder, alone=True)
         yield
     finally:
         lock.release()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.deployed.files import CONFIG as DEPLOYED
+from agents.deployed.files import KIND
 from prance_env.settings import EnvArguments, EnvSettings
 
 from .folder import CONFIG, read_config
 from .trust import check_local, check_own_or_local
 
+PARTS = ("model", "last", "policy")
+"""Names, without suffixes, of agents in a run folder."""
 REQUIRED = ("env", "split", "checkpoint")
 # What an evaluation depends on, and its rows with it; the rest is a matter of the machine.
 DEFAULTS: dict[str, Any] = {
@@ -37,9 +42,27 @@ def of_the_machine(environment: EnvArguments) -> dict[str, Any]:
     return {k: v for k, v in environment.items() if k not in DEFAULTS}
 
 
+def run_of(name: str) -> Path | None:
+    """The run folder of `prance train agent` that an agent's name means, or that holds the file or folder it means;
+    None if it is no part of one."""
+    path = Path(name)
+    folders = [path, path.parent] if path.stem in PARTS and path.exists() else [path]
+    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+
+
 def trained_settings(name: str) -> dict[str, Any]:
-    """The settings of a run folder of `prance train agent`; empty for other agents."""
-    return read_config(Path(name)) if (Path(name) / "config.yml").is_file() else {}
+    """The settings of the run that an agent is of; empty for other agents."""
+    run = run_of(name)
+    return {} if run is None else read_config(run)
+
+
+def deployed_interface(name: str) -> dict[str, Any]:
+    """What a folder of `AdaptiveViT.save_pretrained` says of its agent's environment; empty for other agents."""
+    try:
+        saved = json.loads((Path(name) / DEPLOYED).read_text())
+        return dict(saved["interface"]) if saved["kind"] == KIND else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def env_of_run(run: Path, split: str) -> EnvSettings:
@@ -59,7 +82,9 @@ def environment_of(
     """The environment as an agent saw it in training, on the images of `noted`, which has the keys of `DEFAULTS`."""
     arguments = of_the_machine(environment or {}) | noted_settings({k: noted[k] for k in DEFAULTS if k != "env"})
     arguments |= {"split": split, "cost_conditioning": price_range(name)}
-    arguments["observation"] = trained_settings(name).get("observation", "cls")
+    deployed = deployed_interface(name)
+    arguments["observation"] = (deployed or trained_settings(name)).get("observation", "cls")
+    arguments |= {"normalize_actions": deployed["normalize_actions"]} if deployed else {}
     return EnvSettings.from_id(noted["env"], **arguments)
 
 
@@ -90,5 +115,7 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
 
 def price_range(name: str) -> tuple[float, float] | None:
     """The prices that an agent was trained for, None if for one only."""
+    if (deployed := deployed_interface(name)) and deployed["prices"] is not None:
+        return (deployed["prices"][0], deployed["prices"][1])
     price = trained_settings(name).get("macs_weight")
     return (price[0], price[1]) if isinstance(price, list) else None
