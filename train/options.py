@@ -65,6 +65,10 @@ SaveFreq = Annotated[float, arg(help="Seconds between two checkpoints.")]
 Trust = Annotated[
     bool, arg(help="Read files that can run code, as SB3's zip files can, though this user has not written them here.")
 ]
+Effort = Annotated[
+    Literal["full", "small"],
+    arg(help="small: a quick look, with the sizes that are said above; what is given beside it wins."),
+]
 Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
 
 

@@ -210,3 +210,18 @@ def test_a_run_of_version_0_1_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in whole.policy.state_dict().items():
         assert torch.equal(value, again.policy.state_dict()[name])
     assert load_agent(str(tmp_path), EnvSettings.from_id(split="val")) is not None
+
+
+@pytest.mark.parametrize("command", ["yardsticks", "benchmark", "tune --algo ppo", "bench-training", "headroom"])
+def test_small_efforts_are_what_the_help_says_and_what_is_given_beside_them_wins(command: str, tmp_path: Path) -> None:
+    small = commands()[command.split()[0]].load().small.split()
+    out = ["--out", str(tmp_path / "out")]
+    asked, written = (entry.parse([*command.split(), *out, *w]) for w in (["--effort=small"], ["--effort", "small"]))
+    names = [word.removeprefix("--").replace("-", "_") for word in small if word.startswith("--")]
+    expected = entry.parse([*command.split(), *out, *small])
+    assert [getattr(asked, n) for n in names] == [getattr(expected, n) for n in names]
+    assert [getattr(written, n) for n in names] == [getattr(expected, n) for n in names]
+    usual = entry.parse([*command.split(), *out])
+    assert all(getattr(asked, n) != getattr(usual, n) for n in names)
+    given = entry.parse([*command.split(), *out, small[0], "7", "--effort", "small"])
+    assert getattr(given, names[0]) in (7, (7,))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from ..options import Threads, narrowed, set_threads
+from ..options import Effort, Threads, narrowed, set_threads
 from ..own_modules import Imports
 from ..yardsticks.compute import YardstickSettings
 from ..yardsticks.leaderboard import BenchmarkSettings, run_benchmark
@@ -20,10 +20,13 @@ class Benchmark(YardstickSettings):
 
     What --out holds already is not made again: an interrupted benchmark goes on with the same command.
 
+    With --effort small: --seeds 0 --total-timesteps 30000 --num-subnets 60 --oracle-subnets 16 --sweeps 1.
+
     For example:
 
         prance benchmark --out runs/benchmark
         prance benchmark --out runs/quick --seeds 0 1 --total-timesteps 60000 --num-subnets 100 --oracle-subnets 32
+        prance benchmark --out runs/small --effort small
     """
 
     out: Path
@@ -39,7 +42,9 @@ class Benchmark(YardstickSettings):
     also_static: Suppress[tuple[str, ...]] = ()
     """The benchmark's own learned static policies join the static front."""
     threads: Threads = 1
+    effort: Effort = "full"
     imports: Imports = ()
+    small: ClassVar[str] = "--seeds 0 --total-timesteps 30000 --num-subnets 60 --oracle-subnets 16 --sweeps 1"
 
     def run(self) -> None:
         """Runs the command."""

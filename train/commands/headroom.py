@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from ..options import Threads, narrowed, set_threads
+from ..options import Effort, Threads, narrowed, set_threads
 from ..own_modules import Imports
 from ..yardsticks.headroom import HeadroomSettings, run_headroom
 
@@ -15,17 +16,22 @@ class Headroom(HeadroomSettings):
     """Measure on validation images what there is to win by looking: the best static subnet for all images against the
     best one for few, some and many digits.
 
+    With --effort small: --num-subnets 60.
+
     For example:
 
         prance headroom
         prance headroom --checkpoint runs/supernet-0 runs/supernet-1 --out runs/headroom
         prance headroom --token-mode merge
+        prance headroom --effort small
     """
 
     out: Path | None = None
     """Folder for headroom.json."""
     threads: Threads = 0
+    effort: Effort = "full"
     imports: Imports = ()
+    small: ClassVar[str] = "--num-subnets 60"
 
     def run(self) -> None:
         """Runs the command."""

@@ -150,7 +150,8 @@ def parse(words: list[str]) -> Any:
     _check_known(words, found)
     if isinstance(found, Command):
         prog = " ".join(["prance", *path])
-        kind, options = _refusing(found.load()), words[len(path) :]
+        kind = _refusing(found.load())
+        options = _with_sizes(kind, words[len(path) :])
         return read_options(kind, prog, options, _resumed(kind, options), (OmitArgPrefixes,))
     # Whoever completes commands in a shell needs all options.
     complete = any(word.startswith("--tyro-") for word in words)
@@ -189,6 +190,13 @@ def _resumed(kind: type[T], words: list[str]) -> T | None:
     reader.add_argument("--out", type=Path)
     out = reader.parse_known_args(words)[0].out
     return None if out is None else resumed(out)
+
+
+def _with_sizes(kind: type[Any], words: list[str]) -> list[str]:
+    """The options, after those that `--effort small` stands for; of two equal ones, the last counts."""
+    asked = " ".join(words).replace("--effort=", "--effort ")
+    small: str = getattr(kind, "small", "")
+    return [*small.split(), *words] if "--effort small" in asked and "--resume" not in words else words
 
 
 def _found(words: list[str]) -> tuple[Command | Group | None, list[str]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from typing_extensions import Self
 
-from ..options import Threads, narrowed, set_threads
+from ..options import Effort, Threads, narrowed, set_threads
 from ..own_modules import Imports
 from ..policies.tune import BEST, TuneSettings, tune
 from ..reward_options import noted_reward
@@ -21,11 +22,14 @@ class Tune(TuneSettings):
     Every trial trains an agent and is judged by its mean return on all validation images. Needs
     `pip install -e '.[tune]'`.
 
+    With --effort small: --trials 5 --total-timesteps 20000 --evaluations 2 --startup-trials 3.
+
     For example:
 
         prance tune --algo sac --trials 40 --out runs/tune-sac
         prance tune --out runs/tune-sac --resume --trials 60
         prance train agent --algo sac --conf-file runs/tune-sac/best.yml --out runs/sac
+        prance tune --algo ppo --effort small --out runs/tune-ppo
     """
 
     out: Path
@@ -33,7 +37,9 @@ class Tune(TuneSettings):
     resume: bool = False
     """Go on with the search in --out, with its settings, also with more --trials."""
     threads: Threads = 1
+    effort: Effort = "full"
     imports: Imports = ()
+    small: ClassVar[str] = "--trials 5 --total-timesteps 20000 --evaluations 2 --startup-trials 3"
 
     @classmethod
     def resumed(cls, out: Path) -> Self | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from prance_env.engine import InferenceEngine
 from supernet import SearchSpace, SubnetConfig
 from supernet.arrays import Bools, Floats, Ints
 
+from .memory import Memory
 from .shared_runs import BATCH, CACHE_MB, Actions, SharedRuns
 
 KEEP_LEVELS = 16
@@ -91,6 +93,7 @@ def evolve_static_front(
     progress: Callable[[int], object] = lambda tried: None,
     cache_mb: float = CACHE_MB,
     starts: Actions | None = None,
+    memory: Memory | None = None,
 ) -> SearchResult:
     """Evolutionary search for static subnets.
 
@@ -108,22 +111,58 @@ def evolve_static_front(
         progress: Called with the number of subnets tried so far.
         cache_mb: MiB for what subnets have in common; it makes the search faster and changes nothing else.
         starts: (K, num_decisions, A) subnets to try first, such as designs of `supernet.design`; None: none.
+        memory: Where verdicts are kept, for a search that is interrupted; None: nowhere.
 
     Returns:
         All subnets that were tried.
     """
-    space = engine.config.space
     rng = np.random.default_rng(seed)
     strata = _strata(engine.dataset.difficulty.numpy()[index])
     # Data sets are often sorted by class, so the images to screen by are drawn.
     order = np.random.default_rng(seed).permutation(len(index))
     screen = np.sort(order[: len(index) // SCREEN if len(index) > SCREENED_FROM else 0])
     rest = np.setdiff1d(order, screen)
-    screened = [np.intersect1d(screen, np.flatnonzero(rows)) for rows in strata]
     runs = SharedRuns(engine, cache_mb)
+
+    def verdict(images: Ints, actions: Actions) -> Bools:
+        return runs.verdict(images, actions)[0]
+
+    with nullcontext(verdict) if memory is None else memory.judging("static", verdict) as judge:
+        return _evolve(engine, Judged(index, strata, screen, rest, judge), num_subnets, rng, progress, starts)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images to judge by.
+
+    Attributes:
+        index: (N,) images.
+        strata: (N,) which of them are in a part that parents are chosen by, for every part.
+        screen: Which of them every subnet is judged by.
+        rest: The others.
+        judge: (M,) whether a subnet is right about images (M,).
+    """
+
+    index: Ints
+    strata: list[Bools]
+    screen: Ints
+    rest: Ints
+    judge: Callable[[Ints, Actions], Bools]
+
+
+def _evolve(
+    engine: InferenceEngine,
+    by: Judged,
+    num_subnets: int,
+    rng: np.random.Generator,
+    progress: Callable[[int], object],
+    starts: Actions | None,
+) -> SearchResult:
+    space, index, screen = engine.config.space, by.index, by.screen
+    screened = [np.intersect1d(screen, np.flatnonzero(rows)) for rows in by.strata]
     tried: list[Actions] = []
     macs, correct = np.empty(num_subnets), np.empty((num_subnets, len(index)), dtype=bool)
-    accuracy = np.empty((len(strata), num_subnets))
+    accuracy = np.empty((len(by.strata), num_subnets))
     seen: set[bytes] = set()
     queue = _structured_start(space, num_subnets // STRUCTURED_SHARE, rng)
     queue = queue if starts is None else [*starts, *queue]
@@ -135,12 +174,12 @@ def evolve_static_front(
         seen.add(key)
         macs[done] = macs_of_static(engine, actions[None])[0]
         if len(screen):
-            correct[done, screen] = runs.verdict(index[screen], actions)[0]
+            correct[done, screen] = by.judge(index[screen], actions)
             if done and not _promising(macs[: done + 1], correct[: done + 1], screened):
                 continue
-        correct[done, rest] = runs.verdict(index[rest], actions)[0]
+        correct[done, by.rest] = by.judge(index[by.rest], actions)
         tried.append(actions)
-        accuracy[:, done] = [correct[done, rows].mean() for rows in strata]
+        accuracy[:, done] = [correct[done, rows].mean() for rows in by.strata]
         progress(done + 1)
     return SearchResult(np.stack(tried), macs, correct)
 

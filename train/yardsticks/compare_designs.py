@@ -103,7 +103,7 @@ def run_designs(settings: DesignSettings, out: Path) -> dict[str, Any]:
         with once.timed("deepmad", 0):
             designed = deepmad_subnets(test.config)
         for seed in settings.seeds:
-            methods, fronts = Methods(dict(once.taken)), dict[str, Front]()
+            methods, fronts = Methods(taken=dict(once.taken)), dict[str, Front]()
             with methods.timed("nvit, not trained", PRUNE_IMAGES, gradients=True):
                 pruned = nvit_networks(train, seed)
             with methods.timed("nvit", PRUNE_IMAGES, gradients=True):

@@ -5,8 +5,10 @@ What each one knows is said in docs/yardsticks.md.
 
 from __future__ import annotations
 
-import time
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 
-from agents.baselines import StaticAgent
+from agents.baselines import BaselineAgent, StaticAgent
+from agents.confidence import ConfidenceAgent
 from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvArguments, EnvSettings
 from supernet import StaticViT, SubnetConfig
@@ -31,6 +34,7 @@ from ..runs.lock import only_writer
 from ..runs.trained import trained_settings
 from ..search import oracle
 from ..search.confidence import SWEEPS, Rules, static_rules, tune_confidence
+from ..search.memory import Arrays, Memory, digest_of
 from ..search.noisy_copies import noisy_copy
 from ..search.shared_runs import Actions
 from ..search.static import SearchResult, evolve_static_front
@@ -103,7 +107,8 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
 
     Args:
         settings: What to compute.
-        out: Folder for the agents as JSON files, `yardsticks.json` and `outcomes.npz`; all of them change at once.
+        out: Folder for the agents as JSON files, `yardsticks.json` and `outcomes.npz`; all of them change at once. What
+            a search of the same settings that was stopped has left there is gone on with.
 
     Returns:
         What was written.
@@ -113,49 +118,64 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
         FileNotFoundError: If there is no such agent.
         FileExistsError: If another process writes to `out`.
     """
-    begun, begun_cpu = time.perf_counter(), time.process_time()
     chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
     val, test = chosen_on.engine(), judged_on.engine()
-    learned = [evaluate_static(name, settings) for name in settings.also_static]
-    networks = load_networks(settings.networks, test)
-    index = np.arange(len(val.dataset))
-    stratum = val.dataset.difficulty.numpy()
-    methods = Methods()
-    with only_writer(out), staged(out) as folder:
-        designed, free = designs_of(settings, methods) if settings.designs else ({}, {})
-        starts = np.concatenate([*designed.values()]) if designed else None
-        with (
-            methods.timed("static", len(index)),
-            tqdm(total=settings.num_subnets, desc="static subnets", unit="subnet") as bar,
-        ):
-            found = evolve_static_front(
-                val, index, settings.num_subnets, settings.seed, lambda done: bar.update(1), starts=starts
-            )
-        fronts = {
-            "static": static_front(found, judged_on, folder, dict(zip(settings.also_static, learned, strict=True))),
-            "per_stratum": per_stratum_front(found, stratum, judged_on),
-            "confidence": confidence_front(found, val, judged_on, folder, settings),
-            **oracle_fronts(found, chosen_on, judged_on, settings),
-            **{name: subnets_front(test, actions) for name, actions in designed.items() if len(actions)},
-        }
-        if free or networks:
-            fronts["free"] = networks_front(test, {**free, **networks})
-        notes: dict[str, Any] = {
-            **plain(settings),
-            "seconds": round(time.perf_counter() - begun, 1),
-            "cpu_seconds": round(time.process_time() - begun_cpu, 1),
-            "search": search_progress(found),
-            "methods": methods.taken,
-        }
-        full = test.start(np.arange(len(test.dataset)))
-        yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
-        yardsticks.save(folder)
-    console = Console()
+    learned = {name: evaluate_static(name, settings) for name in settings.also_static}
+    networks, console = load_networks(settings.networks, test), Console()
+    with only_writer(out):
+        memory = Memory(out, {**plain(settings), "of": digest_of(val, test)})
+        if memory.goes_on:
+            console.print(f"Going on with what was begun in {out}.", highlight=False, markup=False)
+        methods = Methods(memory)
+        try:
+            with memory.timed("all") as spent, staged(out) as folder:
+                found, fronts = _fronts(settings, memory, methods, folder, learned, networks)
+                notes = {**plain(settings), **spent(), "search": search_progress(found), "methods": methods.taken}
+                full = test.start(np.arange(len(test.dataset)))
+                yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
+                yardsticks.save(folder)
+        except KeyboardInterrupt:
+            print(f"\nStopped; what was found is kept in {out}, and the same command goes on with it.")
+            raise
+        memory.forget()
     console.print(_table(fronts, settings.split))
     static = {name: front for name, front in fronts.items() if name == "static" or name not in FRONTS}
     console.print(methods.table(static, settings.split))
     console.print(f"Written to {out}; compare agents with them: prance eval --agent AGENT --yardsticks {out}")
     return yardsticks
+
+
+def _fronts(
+    settings: YardstickSettings,
+    memory: Memory,
+    methods: Methods,
+    folder: Path,
+    learned: dict[str, Evaluation],
+    networks: dict[str, StaticViT],
+) -> tuple[SearchResult, dict[str, Front]]:
+    """The search for static subnets, and all fronts; agents are written to `folder`."""
+    chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
+    val, test = chosen_on.engine(), judged_on.engine()
+    index, stratum = np.arange(len(val.dataset)), val.dataset.difficulty.numpy()
+    designed, free = designs_of(settings, methods) if settings.designs else ({}, {})
+    starts = np.concatenate([*designed.values()]) if designed else None
+    with (
+        methods.timed("static", len(index)),
+        tqdm(total=settings.num_subnets, desc="static subnets", unit="subnet") as bar,
+    ):
+        found = evolve_static_front(
+            val, index, settings.num_subnets, settings.seed, lambda done: bar.update(1), starts=starts, memory=memory
+        )
+    fronts = {
+        "static": static_front(found, judged_on, folder, learned, memory),
+        "per_stratum": per_stratum_front(found, stratum, judged_on, memory),
+        "confidence": confidence_front(found, val, judged_on, folder, settings, memory),
+        **oracle_fronts(found, chosen_on, judged_on, settings, memory),
+        **{name: subnets_front(test, actions) for name, actions in designed.items() if len(actions)},
+    }
+    if free or networks:
+        fronts["free"] = networks_front(test, {**free, **networks})
+    return found, fronts
 
 
 def designs_of(settings: YardstickSettings, methods: Methods) -> tuple[dict[str, Actions], dict[str, StaticViT]]:
@@ -187,7 +207,9 @@ def evaluate_static(name: str, settings: YardstickSettings) -> Evaluation:
     return result
 
 
-def static_front(found: SearchResult, judged_on: EnvSettings, out: Path, learned: dict[str, Evaluation]) -> Front:
+def static_front(
+    found: SearchResult, judged_on: EnvSettings, out: Path, learned: dict[str, Evaluation], memory: Memory
+) -> Front:
     """The best static subnet at every price and in every band of MACs, the full network, and learned ones.
 
     At a price, one subnet that is lucky on the images of the search may stand before all dearer ones. Those of the
@@ -198,55 +220,76 @@ def static_front(found: SearchResult, judged_on: EnvSettings, out: Path, learned
     bands = found.best_in_bands(MACS_BANDS)
     actions = [*found.actions[found.best_at(PRICES)], *found.actions[[*bands.values()]], np.ones_like(found.actions[0])]
     names = [*map(_text, PRICES), *(f"macs-{_text(band)}" for band in bands), "full"]
-    results, files = [], []
-    known: dict[bytes, Evaluation] = {}
-    for name, subnet in zip(names, tqdm(actions, desc="static front"), strict=True):
+    agents = {}
+    for name, subnet in zip(names, actions, strict=True):
         chosen = SubnetConfig.from_actions(space, torch.from_numpy(subnet[None]))
         agent = StaticAgent(chosen, judged_on.config(), judged_on.observation, judged_on.normalize_actions)
-        files.append(f"static-{name}.json")
-        agent.save(out / files[-1])
-        if (key := subnet.tobytes()) not in known:
-            known[key] = evaluate(agent, judged_on)
-        results.append(known[key])
+        agents[f"static-{name}.json"] = agent
+        agent.save(out / f"static-{name}.json")
+
+    def judged() -> list[Evaluation]:
+        known: dict[bytes, Evaluation] = {}
+        for subnet, agent in zip(actions, tqdm(agents.values(), desc="static front"), strict=True):
+            if (key := subnet.tobytes()) not in known:
+                known[key] = evaluate(agent, judged_on)
+        return [*(known[subnet.tobytes()] for subnet in actions), *learned.values()]
+
     prices = [*PRICES, *[np.nan] * (len(actions) - len(PRICES) + len(learned))]
-    return _front(prices, [*results, *learned.values()], [*files, *learned])
+    return _front(prices, memory.step("static-front", lambda: _outcomes(judged())), [*agents, *learned])
 
 
-def per_stratum_front(found: SearchResult, stratum: NDArray[np.int64], judged_on: EnvSettings) -> Front:
+def per_stratum_front(found: SearchResult, stratum: NDArray[np.int64], judged_on: EnvSettings, memory: Memory) -> Front:
     """At every price, the best static subnet for each true difficulty; for one that was not seen, the best for all."""
     difficulty = judged_on.engine().dataset.difficulty.numpy()
     choice = np.repeat(found.best_at(PRICES)[:, None], len(difficulty), axis=1)
     for s in np.intersect1d(stratum, difficulty):
         choice[:, difficulty == s] = found.best_at(PRICES, stratum == s)[:, None]
     known = {c.tobytes(): c for c in choice}
-    results = {k: evaluate_actions(found.actions[c], judged_on) for k, c in tqdm(known.items(), desc="per stratum")}
-    return _front(PRICES, [results[c.tobytes()] for c in choice])
+
+    def judged() -> list[Evaluation]:
+        results = {k: evaluate_actions(found.actions[c], judged_on) for k, c in tqdm(known.items(), desc="per stratum")}
+        return [results[c.tobytes()] for c in choice]
+
+    return _front(PRICES, memory.step("per-stratum", lambda: _outcomes(judged())))
 
 
 def confidence_front(
-    found: SearchResult, val: InferenceEngine, judged_on: EnvSettings, out: Path, settings: YardstickSettings
+    found: SearchResult,
+    val: InferenceEngine,
+    judged_on: EnvSettings,
+    out: Path,
+    settings: YardstickSettings,
+    memory: Memory,
 ) -> Front:
     """The confidence heuristic tuned at some prices; written as `confidence-PRICE.json`."""
     stratum, index = val.dataset.difficulty.numpy(), np.arange(len(val.dataset))
     pool = np.concatenate([found.best_at(PRICES), *(found.best_at(PRICES, stratum == s) for s in np.unique(stratum))])
     subnets = found.actions[np.unique(pool)]
-    results, files = [], []
+    parts, files = [], []
     known: list[Rules] = []
+
+    def tuned(price: float, starts: list[Rules], progress: Callable[[int], object]) -> Arrays:
+        agent = tune_confidence(val, index, starts, subnets, price, settings.seed, progress, settings.sweeps)
+        return {"agent": np.array(json.dumps(agent.to_dict())), **_outcomes([evaluate(agent, judged_on)])}
+
     with tqdm(total=len(CONFIDENCE_PRICES) * settings.sweeps, desc="confidence heuristic", unit="sweep") as bar:
         for price, best in zip(CONFIDENCE_PRICES, found.best_at(CONFIDENCE_PRICES), strict=True):
             starts = [static_rules(found.actions[best]), *known]
-            agent = tune_confidence(
-                val, index, starts, subnets, float(price), settings.seed, lambda done: bar.update(1), settings.sweeps
-            )
-            known = [agent.rules]
             files.append(f"confidence-{_text(price)}.json")
+            part = memory.step(
+                files[-1].removesuffix(".json"),
+                partial(tuned, float(price), starts, lambda done: bar.update(1)),
+            )
+            agent = BaselineAgent.from_dict(json.loads(str(part["agent"])))
+            assert isinstance(agent, ConfidenceAgent)
+            known = [agent.rules]
             agent.save(out / files[-1])
-            results.append(evaluate(agent, judged_on))
-    return _front(CONFIDENCE_PRICES, results, files)
+            parts.append(part)
+    return _front(CONFIDENCE_PRICES, _joined(parts), files)
 
 
 def oracle_fronts(
-    found: SearchResult, chosen_on: EnvSettings, judged_on: EnvSettings, settings: YardstickSettings
+    found: SearchResult, chosen_on: EnvSettings, judged_on: EnvSettings, settings: YardstickSettings, memory: Memory
 ) -> dict[str, Front]:
     """The per-image oracle, cross-fitted and lucky."""
     val, test = chosen_on.engine(), judged_on.engine()
@@ -257,26 +300,36 @@ def oracle_fronts(
     index = np.arange(len(difficulty))
     with tqdm(total=len(subnets) * (2 * settings.copies + 1), desc="oracle", unit="subnet") as bar:
 
-        def votes(env: EnvSettings, images: NDArray[np.int64]) -> NDArray[np.float64]:
+        def judged(engine: InferenceEngine, images: NDArray[np.int64]) -> Arrays:
+            correct, votes = oracle.judge_subnets(engine, images, actions, lambda done: bar.update(1))
+            return {"correct": correct, "votes": votes}
+
+        def votes(name: str, env: EnvSettings, images: NDArray[np.int64]) -> NDArray[np.float64]:
             total = np.zeros((len(subnets), len(images)))
             for copy in range(settings.copies):
                 source = noisy_copy(env, NOISE_SEED * (settings.seed + 1) + copy)
                 engine = InferenceEngine(env.engine().net, source)
-                total += oracle.judge_subnets(engine, images, actions, lambda done: bar.update(1))[1]
+                total += memory.step(f"votes-{name}-{copy}", partial(judged, engine, images))["votes"]
             return total / settings.copies
 
-        val_votes, test_votes = votes(chosen_on, tuning), votes(judged_on, index)
-        clean, _ = oracle.judge_subnets(test, index, actions, lambda done: bar.update(1))
+        val_votes, test_votes = votes("chosen", chosen_on, tuning), votes("judged", judged_on, index)
+        clean = memory.step("clean", partial(judged, test, index))["correct"]
     val_prior = oracle.stratum_votes(val_votes, stratum[tuning], stratum[tuning])
     prior = oracle.stratum_votes(val_votes, stratum[tuning], difficulty)
     correct = found.correct[subnets][:, tuning]
-    fitted, lucky = [], []
+    fitted: list[Arrays] = []
+    lucky: list[Arrays] = []
+
+    def chosen(choice: NDArray[np.int64]) -> Arrays:
+        return _outcomes([evaluate_actions(actions[choice], judged_on)])
+
     for price in PRICES.tolist():
         weight = oracle.tune_prior_votes(val_votes, settings.copies, val_prior, correct, macs, price)
         choice = oracle.choose_crossfitted(test_votes, settings.copies, prior, weight, macs, price)
-        fitted.append(evaluate_actions(actions[choice], judged_on))
-        lucky.append(evaluate_actions(actions[oracle.choose_lucky(clean, macs, price)], judged_on))
-    return {"oracle": _front(PRICES, fitted), "oracle_lucky": _front(PRICES, lucky)}
+        fitted.append(memory.step(f"oracle-{_text(price)}", partial(chosen, choice)))
+        choice = oracle.choose_lucky(clean, macs, price)
+        lucky.append(memory.step(f"lucky-{_text(price)}", partial(chosen, choice)))
+    return {"oracle": _front(PRICES, _joined(fitted)), "oracle_lucky": _front(PRICES, _joined(lucky))}
 
 
 def search_progress(found: SearchResult) -> list[dict[str, Any]]:
@@ -290,12 +343,21 @@ def search_progress(found: SearchResult) -> list[dict[str, Any]]:
     ]
 
 
-def _front(prices: Any, results: list[Evaluation], files: list[str] | None = None) -> Front:
+def _outcomes(results: list[Evaluation]) -> Arrays:
+    """What a front holds of P evaluations: (P, N) arrays."""
+    return {name: np.stack([getattr(r, name) for r in results]) for name in ("correct", "macs_fraction")}
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("correct", "macs_fraction")}
+
+
+def _front(prices: Any, outcomes: Arrays, files: list[str] | None = None) -> Front:
     return Front(
         np.array(prices, dtype=np.float64),
-        np.stack([r.correct for r in results]),
-        np.stack([r.macs_fraction for r in results]),
-        tuple(files) if files else (None,) * len(results),
+        outcomes["correct"],
+        outcomes["macs_fraction"],
+        tuple(files) if files else (None,) * len(outcomes["correct"]),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ..networks.importance import full_network
 from ..networks.ordering import draw_batches
 from ..report.tables import Table
 from ..search.global_prune import Pruned, PruneOptions, global_prune, usual_bundles
+from ..search.memory import Memory, timed
 from ..search.prune import subnet_within
 from ..search.shared_runs import Actions, SharedRuns
 from ..search.size_costs import macs_cost
@@ -36,8 +36,14 @@ BATCH = 512
 
 @dataclass
 class Methods:
-    """What each method took: seconds, images, whether it needs gradients; filled as they run."""
+    """What each method took: seconds, images, whether it needs gradients; filled as they run.
 
+    Attributes:
+        memory: Of a search that may have been interrupted, what earlier processes took.
+        taken: By method.
+    """
+
+    memory: Memory | None = None
     taken: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @contextmanager
@@ -49,10 +55,9 @@ class Methods:
             images: That it looks at.
             gradients: Whether it needs them.
         """
-        wall, cpu = time.perf_counter(), time.process_time()
-        yield
-        seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-        self.taken[name] = {k: round(v, 1) for k, v in seconds.items()} | {"images": images, "gradients": gradients}
+        with timed() if self.memory is None else self.memory.timed(name) as until_now:
+            yield
+            self.taken[name] = {**until_now(), "images": images, "gradients": gradients}
 
     def table(self, fronts: Mapping[str, Front], split: str) -> Table:
         """A line for every method: accuracies at some shares of the MACs, and what it took."""

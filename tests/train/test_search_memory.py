@@ -1,0 +1,123 @@
+"""A search for yardsticks that was stopped goes on where it was, and ends with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import scenes
+from helpers import make_engine
+
+from prance_env import InferenceEngine
+from supernet import Supernet
+from tools.faults.folders import differences
+from train.search import memory as module
+from train.search.memory import FOLDER, Memory, digest_of
+from train.search.shared_runs import SharedRuns
+from train.search.static import evolve_static_front
+from train.yardsticks import compute
+from train.yardsticks.compute import YardstickSettings, run_yardsticks
+
+SMALL = {"num_subnets": 8, "oracle_subnets": 4, "copies": 1, "sweeps": 1, "designs": False}
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+    """Counts judged subnets; after so many, somebody presses Ctrl-C."""
+    judged, verdict = [0], SharedRuns.verdict
+
+    def counted(self: SharedRuns, *args: Any) -> Any:
+        if judged[0] == stop_at:
+            raise KeyboardInterrupt
+        judged[0] += 1
+        return verdict(self, *args)
+
+    monkeypatch.setattr(SharedRuns, "verdict", counted)
+    return judged
+
+
+def test_a_search_repeats_no_verdict(engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = np.arange(40)
+    whole = evolve_static_front(engine, index, 12, seed=1)
+    with monkeypatch.context() as patch:
+        counting(patch, stop_at=7)
+        with pytest.raises(KeyboardInterrupt):
+            evolve_static_front(engine, index, 12, seed=1, memory=Memory(tmp_path, {"seed": 1}))
+    judged = counting(monkeypatch)
+    again = Memory(tmp_path, {"seed": 1})
+    assert again.goes_on
+    resumed = evolve_static_front(engine, index, 12, seed=1, memory=again)
+    assert judged == [12 - 7]
+    for name in ("actions", "macs_fraction", "correct"):
+        np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
+
+
+def test_another_search_forgets(tmp_path: Path) -> None:
+    first = Memory(tmp_path, {"seed": 1})
+    assert first.step("a", lambda: {"x": np.arange(3)})["x"].tolist() == [0, 1, 2]
+    assert Memory(tmp_path, {"seed": 1}).step("a", lambda: {"x": np.zeros(1)})["x"].tolist() == [0, 1, 2]
+    other = Memory(tmp_path, {"seed": 2})
+    assert not other.goes_on
+    assert other.step("a", lambda: {"x": np.zeros(1)})["x"].tolist() == [0]
+    other.forget()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_damaged_step_is_computed_again(tmp_path: Path) -> None:
+    memory = Memory(tmp_path, {})
+    memory.step("a", lambda: {"x": np.arange(3)})
+    path = tmp_path / FOLDER / "a.npz"
+    path.write_bytes(path.read_bytes()[:20])
+    assert memory.step("a", lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
+
+
+def test_seconds_add_up_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 100.0, 107.0, 108.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt), Memory(tmp_path, {}).timed("all"):
+        raise KeyboardInterrupt
+    with Memory(tmp_path, {}).timed("all") as spent:
+        assert spent()["seconds"] == 12.0
+
+
+def test_weights_and_images_are_told_apart(digits_net: Supernet, engine: InferenceEngine) -> None:
+    assert digest_of(engine) == digest_of(make_engine(digits_net, 60))
+    assert digest_of(engine) != digest_of(make_engine(digits_net, 59))
+
+
+@pytest.fixture
+def few() -> Iterator[None]:
+    with scenes(train=32, val=24, test=24), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "PRICES", np.array([0.03, 0.3]))
+        patch.setattr(compute, "CONFIDENCE_PRICES", np.array([0.03, 0.1]))
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["evaluate", "evaluate_actions", "tune_confidence", "noisy_copy"])
+def test_yardsticks_that_were_stopped_are_those_that_were_not(
+    part: str, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = YardstickSettings(**SMALL)  # type: ignore[arg-type]
+    run_yardsticks(settings, tmp_path / "whole")
+    usual: Callable[..., Any] = getattr(compute, part)
+    calls = [0]
+
+    def stopped(*args: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return usual(*args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compute, part, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_yardsticks(settings, tmp_path / "out")
+    assert "the same command goes on" in capsys.readouterr().out
+    judged = counting(monkeypatch)
+    run_yardsticks(settings, tmp_path / "out")
+    assert judged == [0]
+    assert "Going on with what was begun" in capsys.readouterr().out
+    assert differences(tmp_path / "whole", tmp_path / "out") == []
