@@ -145,16 +145,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     if settings.latency is not None:
         for label, measured in measure_latency(played.players, settings.latency).items():
             metrics[label] |= measured
-    source = played.env.engine().dataset
-    for name, data in metrics.items():
-        rho = data["macs_difficulty_spearman"]
-        title = f"{name}: {settings.split} by {source.difficulty_name}"
-        title += "" if rho is None else f" (rank correlation with MACs {rho:+.2f})"
-        strata = {key: {k: v for k, v in part.items() if k != "return"} for key, part in data["by_difficulty"].items()}
-        console.print(results_table(title, strata))
-    console.print(results_table(f"{noted['env']}, {settings.split}", metrics))
-    for remark in played.remarks:
-        console.print(remark, highlight=False, markup=False)
+    _print_metrics(played, metrics, f"{noted['env']}, {settings.split}", console)
     comparisons = {
         f"{a} - {b}": compare(played.results[a], played.results[b], settings.seed, settings.resamples)
         for a, b in combinations(played.results, 2)
@@ -225,6 +216,20 @@ def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, c
                 if settings.controls and not isinstance(agent, BLIND):
                     results |= controls(label, agent, results[label], at, settings.seed)
     return _Played(names, results, fronts, players, env, scoring.remarks)
+
+
+def _print_metrics(played: _Played, metrics: dict[str, Any], title: str, console: Console) -> None:
+    """Tables by stratum and of all agents, and what is to be said about the returns."""
+    source = played.env.engine().dataset
+    for name, data in metrics.items():
+        rho = data["macs_difficulty_spearman"]
+        about = f"{name}: {played.env.split} by {source.difficulty_name}"
+        about += "" if rho is None else f" (rank correlation with MACs {rho:+.2f})"
+        strata = {key: {k: v for k, v in part.items() if k != "return"} for key, part in data["by_difficulty"].items()}
+        console.print(results_table(about, strata))
+    console.print(results_table(title, metrics))
+    for remark in played.remarks:
+        console.print(remark, highlight=False, markup=False)
 
 
 def _write(
