@@ -122,7 +122,7 @@ def broken(cell: str, breaks: re.Pattern[str], width: int) -> str:
 
 
 def results_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    """A table with one line per summary; with intervals, patches after each decision, returns and latency where known."""
+    """One line per summary; with intervals, patches after each decision, returns and latency where known."""
     timed, scored = (any(key in s for s in rows.values()) for key in ("latency_ms", "return"))
     table = Table(title=title)
     for column in ("", "accuracy", "MACs / full", "params / full", "patches left", "images"):
