@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,11 +24,13 @@ def staged(folder: Path) -> Iterator[Path]:
     `finish_commit` moves the rest.
 
     Args:
-        folder: Created if missing. Files that the block does not write stay as they are.
+        folder: Created if missing, and removed again after an error. Files that the block does not write stay as they
+            are.
 
     Yields:
         The hidden folder; files may lie in folders of it.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     stage = temporary_name(folder / "stage")
@@ -40,6 +43,9 @@ def staged(folder: Path) -> Iterator[Path]:
         os.replace(stage, folder / COMMIT)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody has put something there
+            for path in missing:
+                path.rmdir()
         raise
     flush(folder)
     finish_commit(folder)

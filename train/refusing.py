@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
@@ -89,12 +90,28 @@ def in_one_line(box: str) -> str:
     return " ".join(said)
 
 
+@contextlib.contextmanager
+def ended_by_its_reader() -> Iterator[None]:
+    """A reader that has seen enough, such as `head`, ends the process without a word, as it ends other tools."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # what is still to be written at the end has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + getattr(signal, "SIGPIPE", 13))
+
+
 def guarded(work: Callable[[], object]) -> None:
     """Does something; errors that a user can mend are one line."""
     try:
         work()
     except (ValueError, ModuleNotFoundError, FloatingPointError) as e:
         refuse(e)
+    except BrokenPipeError:
+        raise
     except OSError as e:
         if e.errno in FULL:
             refuse(f"{e}. {NO_ROOM}")

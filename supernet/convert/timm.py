@@ -59,6 +59,10 @@ def from_timm(
         RuntimeError: If timm does not know the name, or the weights cannot be downloaded.
     """
     if isinstance(name_or_module, str):
+        for argument, value, least in (("num_classes", num_classes, 0), ("img_size", img_size, 1)):
+            if value is not None and value < least:
+                said = "; 0 is a network without a classifier" if argument == "num_classes" else ""
+                raise ValueError(f"{argument}={value} must be {least} or more{said}.")
         model = create_model(name_or_module, pretrained, weights, num_classes, img_size)
         check_family(model)
         check_weights(model)

@@ -58,6 +58,17 @@ def assert_files_compute_what_the_supernet_does(net: Supernet, subnet: SubnetCon
         assert_same(static(images), expected)
 
 
+def test_what_an_earlier_export_wrote_in_other_formats_is_removed(tmp_path: Path) -> None:
+    net = next(iter(CASES.values()))()
+    export_subnet(net, SubnetConfig.full(net.space), tmp_path, ["safetensors"])
+    stale = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "notes.txt").write_text("of somebody else")
+    export_subnet(net, SubnetConfig.min(net.space), tmp_path, ["torch"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt2", "notes.txt", "static.json"]
+    export_subnet(net, SubnetConfig.min(net.space), tmp_path, ["safetensors"])
+    assert (tmp_path / "model.safetensors").read_bytes() != stale
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_token_mode_and_architecture_exports_to_every_format(case: str, tmp_path: Path) -> None:

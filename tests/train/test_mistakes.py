@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -77,6 +79,18 @@ MISTAKES: dict[str, str] = {
     "train agent --out {new} --algo sac --preset paper": "preset='paper' is unknown to sac",
     "train agent --out {new} --save-freq -1": "save_freq",
     "train agent --out {new} --seed -1": "Seed",
+    "train agent --out {new} --reward cheap": "'potential'",
+    "train agent --out {new} --reward.mode dense": "'result_to_go', 'terminal', 'potential'",
+    "train agent --out {new} --reward.function nothing": "'package.module:name'",
+    "train agent --out {new} --reward.function nothing.of:mine": "cannot be imported",
+    "train agent --out {new} --reward.cost latency": "latency_table='FILE'",
+    "train agent --out {new} --latency-table nowhere.json": "nowhere.json",
+    "train agent --out {new} --latency-table {file}": "text.txt",
+    "train agent --out {new} --import nothing_of_mine": "no such module",
+    "tune --algo ppo --out {new} --reward cheap": "'potential'",
+    "yardsticks --out {new} --effort tiny": "'full', 'small'",
+    "eval --agent full --reward.token-weight -1": "token_weight=-1",
+    "eval --agent {net}": "no agent",
     "train agent --out {new} --threads x": "--threads",
     "train agent --out {new} --conf-file nowhere.yml": "nowhere.yml",
     "train agent --out {new} --conf-file {file}": "text.txt",
@@ -129,6 +143,8 @@ MISTAKES: dict[str, str] = {
     "import timm vit_tiny_patch16_224 --weights {file} --out {new}": "text.txt",
     "import timm vit_tiny_patch16_224 --weights {file} --pretrained --out {new}": "one of both",
     "import timm vit_tiny_patch16_224 --img-size 100 --out {new}": "100",
+    "import timm vit_tiny_patch16_224 --num-classes -2 --out {new}": "num_classes=-2 must be 0 or more",
+    "import timm vit_tiny_patch16_224 --img-size -16 --out {new}": "img_size=-16 must be 1 or more",
     "import timm vit_tiny_patch16_224 --order best --out {new}": "'taylor'",
     "import prance nowhere.pth --out {new}": "nowhere.pth",
     "import prance {file} --out {new}": "text.txt",
@@ -217,6 +233,7 @@ def check(monkeypatch: pytest.MonkeyPatch, line: str, places: dict[str, Path], w
     monkeypatch.chdir(places["folder"].parent)
     shutil.rmtree(places["new"], ignore_errors=True)
     said = refusal(monkeypatch, *shlex.split(line.format(**places)))
+    assert not places["new"].exists()
     assert words in said
     assert "\n" not in said
     assert len(said) < 900
@@ -249,6 +266,25 @@ def test_a_folder_that_is_missing_is_asked_for(
     line: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check(monkeypatch, line, places, "--out PATH")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"{line} --out {{new}}" for line in ("train agent", "yardsticks", "tune --algo ppo", "eval --agent full")),
+        *("benchmark --out {new}", "headroom --num-subnets 2 --out {new}", "demo --quick --out {new}"),
+        *("export --format safetensors --out {new}", "import timm test_vit --out {new}", "eval --agent full"),
+        "order --supernet digits --dataset digits --images 8 --check-images 4 --out {new}",
+    ],
+)
+def test_a_folder_that_one_may_not_make_is_named(
+    line: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(path: object, *args: object, **named: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "mkdir", mkdir)  # as root, every folder may be made
+    check(monkeypatch, line, places, "Permission denied. Choose another path")
 
 
 @pytest.mark.parametrize("line", ENVS)

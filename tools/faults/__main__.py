@@ -22,8 +22,9 @@ from supernet.files import write_text
 from train.machine import machine
 from train.report.tables import Table
 
-from .cases import Case, cases, small_world
+from .cases import Case, cases, short_cases, small_world
 from .forked import run
+from .interrupts import INTERRUPT, interrupt_one, plan_interrupts
 from .walk import Found, Planned, plan, walk_one
 
 SHOWN = 5
@@ -38,6 +39,8 @@ class Walk:
         commands: Which of them; all if none is named.
         every: Walk every so many file events.
         moments: SIGKILLs at random moments of every command, beside those at file events.
+        interrupts: Instead of all that, Ctrl-C at so many random moments, doing then what the command says; of shorter
+            commands as well.
         jobs: Processes.
         seed: Draws the random moments.
         out: JSON file for what was found.
@@ -46,6 +49,7 @@ class Walk:
     commands: tuple[str, ...] = ()
     every: int = 1
     moments: int = 10
+    interrupts: int = 0
     jobs: int = 2
     seed: int = 0
     out: Path | None = None
@@ -59,6 +63,8 @@ class Walk:
         report: dict[str, Any] = {"machine": machine("cpu"), "seed": self.seed, "every": self.every, "commands": {}}
         with tempfile.TemporaryDirectory(prefix="prance-faults-") as folder, small_world():
             known = cases(Path(folder))
+            if self.interrupts:
+                known |= short_cases(Path(folder))
             for name in self.commands or known:
                 events, found = self._walk(name, known[name], Path(folder), console)
                 bad = [f for f in found if f.problems]
@@ -82,6 +88,8 @@ class Walk:
         if reference.status:
             sys.exit(f"{name} fails by itself: {reference.text}")
         planned = [*plan(case, len(reference.events), self.every, self.moments, self.seed)]
+        if self.interrupts:
+            planned = [*plan_interrupts(self.interrupts, self.seed)]
         console.print(f"{name}: {len(reference.events)} file events, {len(planned)} faults")
         with multiprocessing.get_context("fork").Pool(self.jobs) as pool:
             parts = [(name, case, planned[job :: self.jobs], whole, reference.seconds) for job in range(self.jobs)]
@@ -93,7 +101,8 @@ class Walk:
 def _walk_part(name: str, case: Case, planned: Sequence[Planned], whole: Path, seconds: float) -> list[Found]:
     # The same name for every try, as some files hold it.
     out = Path(tempfile.mkdtemp(prefix="prance-faults-")) / "run"
-    return [walk_one(name, case, p, whole, seconds, out) for p in planned]
+    one = {INTERRUPT: interrupt_one}
+    return [one.get(p.kind, walk_one)(name, case, p, whole, seconds, out) for p in planned]
 
 
 def _in_words(kinds: Counter[str]) -> str:

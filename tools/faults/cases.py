@@ -11,11 +11,13 @@ from unittest import mock
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from agents.sb3.hyperparams import read_preset
 from prance_env.images import loading
 from prance_env.settings import EnvSettings
 from prance_env.supernets import BUNDLED
+from train import demo
 from train.commands.main import COMMANDS, Group
 from train.networks.logit_store import DESCRIPTION
 from train.networks.presets import PRESETS
@@ -51,6 +53,7 @@ class Case:
         every: Walk so many events at a time: for what takes long and is made of parts that are walked themselves.
         begun: File that tells that there is something to resume.
         done: How a second start says that nothing is left to do; None: it never does.
+        repeatable: Whether it writes the same again, but for clocks.
     """
 
     words: tuple[str, ...]
@@ -58,6 +61,7 @@ class Case:
     every: int = 1
     begun: str = CONFIG
     done: str | None = None
+    repeatable: bool = True
 
 
 def cases(files: Path) -> dict[str, Case]:
@@ -105,6 +109,24 @@ def cases(files: Path) -> dict[str, Case]:
     }
 
 
+def short_cases(files: Path) -> dict[str, Case]:
+    """Commands that are begun anew after Ctrl-C; `files` is the folder that `cases` has filled."""
+    pictures = [files / f"{i}.png" for i in range(12)]
+    for i, path in enumerate(pictures):
+        Image.fromarray(np.random.default_rng(i).integers(256, size=(40, 40), dtype=np.uint8)).save(path)
+    sizes = ("--batch-size", "4", "--token-counts", "2", "--repeats", "1", "--supernet", "digits")
+    images = ("--images", "16", "--batch-size", "8", "--check-images", "8")
+    model = ("--model", str(files / "policy"), "--batch-size", "2")
+    return {
+        "headroom": Case(("headroom", "--num-subnets", "8")),
+        "order": Case(("order", "--supernet", "digits", "--dataset", "digits", *images)),
+        "prune": Case(("prune", "--target", "0.5", "--images", "16")),
+        "profile": Case(("profile", *sizes), repeatable=False),
+        "predict": Case(("predict", *map(str, pictures), *model)),
+        "demo": Case(("demo", "--quick"), repeatable=False),
+    }
+
+
 def _policy(run: Path) -> Path:
     """Run folder of an agent for stage 3."""
     settings = AgentTraining(algo="prance_ppo", n_envs=512, total_timesteps=1536, environment={"dataset": "digits"})
@@ -131,6 +153,7 @@ def small_world() -> Iterator[None]:
         mock.patch.multiple(compute, PRICES=np.array([0.03, 0.3]), CONFIDENCE_PRICES=np.array([0.03])),
         mock.patch.object(confidence, "NUM_CANDIDATES", 2),
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
+        mock.patch.multiple(demo, QUICK_TIMESTEPS=3_072, QUICK_SUBNETS=6, QUICK_SEARCH_IMAGES=32),
     ):
         import_everything()
         for split in SCENES:

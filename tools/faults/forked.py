@@ -29,15 +29,23 @@ class Outcome:
         text: What it printed.
         events: Its file events, if it lived to tell.
         seconds: How long it took.
+        afterwards: What it printed after it was interrupted; all of it if it was not.
     """
 
     status: int
     text: str
     events: list[str]
     seconds: float
+    afterwards: str = ""
 
 
-def run(words: tuple[str, ...], out: Path, fault: Fault | None = None, kill_after: float | None = None) -> Outcome:
+def run(
+    words: tuple[str, ...],
+    out: Path,
+    fault: Fault | None = None,
+    kill_after: float | None = None,
+    interrupt_after: float | None = None,
+) -> Outcome:
     """Runs `prance` with these words and --out.
 
     Args:
@@ -45,6 +53,7 @@ def run(words: tuple[str, ...], out: Path, fault: Fault | None = None, kill_afte
         out: The folder, whose file events count.
         fault: What goes wrong at a file event.
         kill_after: Seconds after which the process is killed; None: not, unless it hangs.
+        interrupt_after: Seconds after which somebody presses Ctrl-C; None: nobody does.
     """
     printed, print_to = os.pipe()
     told, tell_to = os.pipe()
@@ -57,12 +66,15 @@ def run(words: tuple[str, ...], out: Path, fault: Fault | None = None, kill_afte
         _run_here(words, out, fault, tell_to)
     os.close(print_to)
     os.close(tell_to)
-    text = _read_until(printed, pid, begun + (HANGS if kill_after is None else kill_after))
+    signals = [(begun + HANGS, signal.SIGKILL)]
+    for after, number in ((kill_after, signal.SIGKILL), (interrupt_after, signal.SIGINT)):
+        signals += [] if after is None else [(begun + after, number)]
+    text, afterwards = _read_to_the_end(printed, pid, sorted(signals))
     with os.fdopen(told, "rb") as pipe:
         events = pipe.read()
     _, status = os.waitpid(pid, 0)
     seconds = time.monotonic() - begun
-    return Outcome(os.waitstatus_to_exitcode(status), text, json.loads(events or b"[]"), seconds)
+    return Outcome(os.waitstatus_to_exitcode(status), text, json.loads(events or b"[]"), seconds, afterwards)
 
 
 def _run_here(words: tuple[str, ...], out: Path, fault: Fault | None, tell_to: int) -> None:
@@ -82,6 +94,7 @@ def _run_here(words: tuple[str, ...], out: Path, fault: Fault | None, tell_to: i
     except BaseException:
         traceback.print_exc()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
         with os.fdopen(tell_to, "w") as pipe:
@@ -89,16 +102,25 @@ def _run_here(words: tuple[str, ...], out: Path, fault: Fault | None, tell_to: i
         os._exit(status)
 
 
-def _read_until(pipe: int, pid: int, deadline: float) -> str:
-    """What comes through a pipe until it is closed; at the deadline its process is killed."""
-    parts = []
+def _read_to_the_end(pipe: int, pid: int, signals: list[tuple[float, signal.Signals]]) -> tuple[str, str]:
+    """What comes through a pipe until it is closed, and the part of it after the first signal.
+
+    Args:
+        pipe: The pipe.
+        pid: The process at its other end.
+        signals: When the process gets which signal, in order; the last one again and again.
+    """
+    parts: list[bytes] = []
+    before = 0
     with os.fdopen(pipe, "rb", buffering=0) as stream:
         while True:
+            deadline, number = signals[0]
             if not select.select([stream], [], [], max(0, deadline - time.monotonic()))[0]:
-                os.kill(pid, signal.SIGKILL)
-                deadline += HANGS
+                os.kill(pid, number)
+                before = before or len(parts)
+                signals = signals[1:] or [(deadline + HANGS, number)]
                 continue
             part = stream.read(2**16)
             if not part:
-                return b"".join(parts).decode(errors="replace")
+                return tuple(b"".join(p).decode(errors="replace") for p in (parts, parts[before:]))  # type: ignore[return-value]
             parts.append(part)

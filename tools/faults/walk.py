@@ -28,8 +28,8 @@ class Planned:
     """One fault of the walk.
 
     Attributes:
-        kind: One of `KINDS`, or "random": SIGKILL at any moment, in the middle of whatever runs.
-        at: The file event, or for "random" the fraction of the command's time.
+        kind: One of `KINDS`, or "random": SIGKILL at any moment, in the middle of whatever runs; "interrupt": Ctrl-C.
+        at: The file event, or for the last two the fraction of the command's time.
         again: At which event the resumed run is killed as well; None: not.
     """
 
@@ -86,12 +86,12 @@ def walk_one(name: str, case: Case, planned: Planned, whole: Path, seconds: floa
         first = run(case.words, out, kill_after=planned.at * seconds)
     else:
         first = run(case.words, out, Fault(planned.kind, int(planned.at)))
-    problems = _wrong(first, ENDS[planned.kind], "with the fault")
+    problems = wrong_end(first, ENDS[planned.kind], "with the fault")
     if planned.again is not None:
         second = run(_words_to_go_on(case, out), out, Fault("kill", planned.again))
-        problems += [] if _is_done(second, case) else _wrong(second, {0, KILLED}, "killed again")
+        problems += [] if _is_done(second, case) else wrong_end(second, {0, KILLED}, "killed again")
     last = run(_words_to_go_on(case, out), out)
-    problems += [] if _is_done(last, case) else _wrong(last, {0}, "resumed")
+    problems += [] if _is_done(last, case) else wrong_end(last, {0}, "resumed")
     problems += differences(whole, out)
     shutil.rmtree(out, ignore_errors=True)
     return Found(name, planned, problems)
@@ -106,7 +106,8 @@ def _is_done(outcome: Outcome, case: Case) -> bool:
     return case.done is not None and outcome.status == 2 and case.done in outcome.text
 
 
-def _wrong(outcome: Outcome, allowed: set[int], when: str) -> list[str]:
+def wrong_end(outcome: Outcome, allowed: set[int], when: str) -> list[str]:
+    """What is wrong about the end of a command: another exit status than is allowed, or a traceback."""
     problems = []
     if outcome.status not in allowed:
         problems.append(f"{when}: exit status {outcome.status} instead of {sorted(allowed)}")

@@ -44,6 +44,7 @@ class Benchmark(YardstickSettings):
     threads: Threads = 1
     effort: Effort = "full"
     imports: Imports = ()
+    same_goes_on: ClassVar[bool] = True
     small: ClassVar[str] = "--seeds 0 --total-timesteps 30000 --num-subnets 60 --oracle-subnets 16 --sweeps 1"
 
     def run(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ..casestudy.settings import CaseSettings
 from ..casestudy.study import run_casestudy
@@ -26,6 +27,7 @@ class Fashion(CaseSettings):
     out: Path = Path("casestudy")
     """Folder of the study."""
     threads: Threads = 1
+    same_goes_on: ClassVar[bool] = True
 
     def run(self) -> None:
         """Runs the command."""

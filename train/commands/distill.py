@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ..networks.distill import DistillSettings, check_distill, run_distill
+from ..networks.logit_store import DESCRIPTION
 from ..options import Device, Threads, narrowed, set_threads
 from ..own_modules import Imports
 
@@ -33,6 +35,7 @@ class Distill(DistillSettings):
     device: Device = "cpu"
     threads: Threads = 1
     imports: Imports = ()
+    begun: ClassVar[str] = DESCRIPTION
 
     def run(self) -> None:
         """Runs the command."""

@@ -10,7 +10,6 @@ import difflib
 import inspect
 import signal
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, make_dataclass
 from importlib import import_module
@@ -19,8 +18,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar, Union
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
+from ..going_on import STOPPED, after_stop, out_of
 from ..own_modules import import_named
-from ..refusing import guarded, read_options, refuse
+from ..refusing import ended_by_its_reader, guarded, read_options, refuse
 from ..runs.interrupt import Terminated, sigterm_as_interrupt
 
 T = TypeVar("T")
@@ -186,9 +186,7 @@ def _resumed(kind: type[T], words: list[str]) -> T | None:
     resumed: Callable[[Path], T | None] | None = getattr(kind, "resumed", None)
     if "--resume" not in words or resumed is None:
         return None
-    reader = ArgumentParser(add_help=False, allow_abbrev=False)
-    reader.add_argument("--out", type=Path)
-    out = reader.parse_known_args(words)[0].out
+    out = out_of(words)
     return None if out is None else resumed(out)
 
 
@@ -249,14 +247,18 @@ def _run() -> None:
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend are one line, Ctrl-C and SIGTERM are quiet."""
+    """Entry point: errors that a user can mend are one line; Ctrl-C and SIGTERM say how to go on."""
     try:
-        with sigterm_as_interrupt():
+        with sigterm_as_interrupt(), ended_by_its_reader():
             guarded(_run)
-    except Terminated:
-        sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as stop:
+        print(f"\n{_after_stop(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+
+
+def _after_stop(words: list[str]) -> str:
+    found, path = _found(words)
+    return after_stop(found.load(), path, words[len(path) :]) if isinstance(found, Command) else STOPPED
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class Predict:
                 with open(name, "w", newline="") as f:
                     counts.append(write_predictions(rows, len(paths), f, self.format, self.top))
 
+            self.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.out, write)
             failed = counts[0]
         if failed:

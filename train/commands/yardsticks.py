@@ -34,6 +34,7 @@ class Yardsticks(YardstickSettings):
     threads: Threads = 0
     effort: Effort = "full"
     imports: Imports = ()
+    same_goes_on: ClassVar[bool] = True
     small: ClassVar[str] = "--num-subnets 60 --oracle-subnets 16 --copies 1 --sweeps 1"
 
     def run(self) -> None:

@@ -145,7 +145,7 @@ def run_distill(
             bar.update(len(index))
         bar.close()
         if store.done < total:
-            print(f"Stopped after {store.done} of {total} records; continue with --resume.")
+            print(f"Stopped after {store.done} of {total} records.")
         interrupted.heed()
     return store
 

@@ -47,7 +47,7 @@ class TrainingRun:
         resume: Whether to continue from `last`, which exists then.
         progress_bar: Whether to show one.
         save_freq: Seconds between two checkpoints.
-        advice: How a stopped run goes on, in words.
+        advice: What else to tell whoever stops it; the command itself says how it goes on.
         progress: How far the run is, and what it has cost.
         validation: Judges the agent now and then; ask `validation.due` between two rollouts. None: nobody does.
         described: The settings of the run by name, for TensorBoard.
@@ -67,7 +67,7 @@ class TrainingRun:
     resume: bool = False
     progress_bar: bool = True
     save_freq: float = SAVE_FREQ
-    advice: str = "continue with --resume"
+    advice: str = ""
     progress: Progress = field(default_factory=Progress)
     validation: Validation | None = None
     described: Mapping[str, Any] = field(default_factory=dict)
@@ -139,7 +139,8 @@ class TrainingRun:
 
     def say_stopped(self, timesteps: int) -> None:
         """Tells the user how to go on after Ctrl-C, when the checkpoint is written."""
-        print(f"\nStopped at {timesteps} of {self.total_timesteps} steps; {self.advice}.")
+        also = f"; {self.advice}" if self.advice else ""
+        print(f"\nStopped at {timesteps} of {self.total_timesteps} steps{also}.")
 
     def say_done(self, timesteps: int) -> None:
         """Tells the user why nothing is trained."""

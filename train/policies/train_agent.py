@@ -8,7 +8,7 @@ from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 
 from ..runs.folder import open_run, plain
-from ..runs.pace import SAVE_FREQ
+from ..runs.pace import SAVE_FREQ, Pace
 from ..runs.progress import Progress
 from ..runs.trust import check_trusted
 from .algorithm import HYPERPARAMS, TrainingRun
@@ -23,7 +23,7 @@ def train_agent(
     resume: bool = False,
     progress_bar: bool = True,
     save_freq: float = SAVE_FREQ,
-    advice: str = "continue with --resume",
+    advice: str = "",
     trust: bool = False,
 ) -> Agent:
     """Trains an agent and writes it to `out`.
@@ -37,7 +37,7 @@ def train_agent(
             first one starts over.
         progress_bar: Whether to show one.
         save_freq: Seconds between two checkpoints; what is trained does not depend on it.
-        advice: What to tell whoever stops the training.
+        advice: What else to tell whoever stops the training.
         trust: Whether to go on from a checkpoint that can run code, though this user has not written it here.
 
     Returns:
@@ -49,6 +49,7 @@ def train_agent(
         ValueError: If the run was begun with other settings, or is not this user's and would be unpickled.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the checkpoint is written.
     """
+    Pace(save_freq)  # which checks it
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in ("last", "model"))
     suffixes = sorted({ALGORITHMS[name].suffix for name in ALGORITHMS})
     held = [out / f"{name}{suffix}" for name in ("last", "model") for suffix in suffixes]

@@ -102,12 +102,13 @@ def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: 
     _optuna()
     preset = read_preset(settings.algo, settings.conf_file, settings.env)
     ranges = read_ranges(settings.algo, settings.ranges)
+    EnvSettings.from_id(settings.env, **settings.env_arguments)  # which checks them
     with open_run(out, settings, out / STUDY, resume, (), "search", "go on with it", may_change=("trials",)):
         study = _open_study(settings, out)
         try:
             _search(study, settings, preset, ranges, out, progress_bar)
         except KeyboardInterrupt:
-            print(f"\nStopped after {_num_finished(study)} of {settings.trials} trials; go on with --resume.")
+            print(f"\nStopped after {_num_finished(study)} of {settings.trials} trials.")
             raise
     return study
 

@@ -21,12 +21,14 @@ from supernet.reading import OPEN, read_yaml
 from supernet.staging import finish_commit, staged
 
 from ..machine import git_revision, machine, versions
-from .lock import only_writer
+from .lock import LOCK, only_writer
 from .progress import PROGRESS
 from .rows import EVALUATIONS, ROWS
 from .trust import SYSTEM, WRITER, check_own_or_local, writer
 
 CONFIG, COMMAND = "config.yml", "command.txt"
+NOTES = (CONFIG, COMMAND, SYSTEM)
+"""What `write_command` writes."""
 Price = Annotated[float, Ge(0)]
 PATHS = (
     *("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent"),
@@ -73,7 +75,7 @@ def open_run(
     """Begins a run in `out`, or goes on with the one that is there; see `write_command`.
 
     No other process can open it meanwhile. A run that was killed before its first checkpoint starts over, with `resume`
-    or without; nothing of the dead one stays.
+    or without; nothing of the dead one stays. One that is refused before it has done anything leaves nothing behind.
 
     Args:
         out: Run folder.
@@ -108,7 +110,12 @@ def open_run(
             _forget_beginning(out)
         if not going_on or may_change:
             write_command(out, settings)
-        yield going_on
+        try:
+            yield going_on
+        except Exception:
+            if not going_on:
+                _forget_refused(out)
+            raise
 
 
 def check_settings(out: Path, settings: Any, remedy: str, what: str = "run", may_change: Collection[str] = ()) -> None:
@@ -132,6 +139,14 @@ def check_noted(
     if changed:
         values = "; ".join(f"{name}={now!r} instead of {then!r}" for name, (then, now) in changed.items())
         raise ValueError(f"{what} with other values of {[*changed]}: {values}. {remedy}.")
+
+
+def _forget_refused(out: Path) -> None:
+    """Removes what is noted of a run that was refused before it did anything."""
+    names = [name for name in os.listdir(out) if name != LOCK]
+    if all(name in NOTES or "tfevents" in name for name in names):
+        for name in names:
+            (out / name).unlink()
 
 
 def _forget_beginning(out: Path) -> None:

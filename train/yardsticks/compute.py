@@ -127,16 +127,12 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
         if memory.goes_on:
             console.print(f"Going on with what was begun in {out}.", highlight=False, markup=False)
         methods = Methods(memory)
-        try:
-            with memory.timed("all") as spent, staged(out) as folder:
-                found, fronts = _fronts(settings, memory, methods, folder, learned, networks)
-                notes = {**plain(settings), **spent(), "search": search_progress(found), "methods": methods.taken}
-                full = test.start(np.arange(len(test.dataset)))
-                yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
-                yardsticks.save(folder)
-        except KeyboardInterrupt:
-            print(f"\nStopped; what was found is kept in {out}, and the same command goes on with it.")
-            raise
+        with memory.timed("all") as spent, staged(out) as folder:
+            found, fronts = _fronts(settings, memory, methods, folder, learned, networks)
+            notes = {**plain(settings), **spent(), "search": search_progress(found), "methods": methods.taken}
+            full = test.start(np.arange(len(test.dataset)))
+            yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
+            yardsticks.save(folder)
         memory.forget()
     console.print(_table(fronts, settings.split))
     static = {name: front for name, front in fronts.items() if name == "static" or name not in FRONTS}

@@ -242,7 +242,7 @@ def _train(training: AgentTraining, run: Path, console: Console) -> None:
         check_settings(run, training, "Choose another --out")
         return
     console.print(f"Training {run.name}")
-    train_agent(training, run, resume=(run / CONFIG).exists(), advice="the same command goes on")
+    train_agent(training, run, resume=(run / CONFIG).exists())
 
 
 def _play(run: Path, split: str, price: float) -> tuple[dict[float | None, Evaluation], Evaluation]:
