@@ -59,10 +59,7 @@ def from_timm(
         RuntimeError: If timm does not know the name, or the weights cannot be downloaded.
     """
     if isinstance(name_or_module, str):
-        for argument, value, least in (("num_classes", num_classes, 0), ("img_size", img_size, 1)):
-            if value is not None and value < least:
-                said = "; 0 is a network without a classifier" if argument == "num_classes" else ""
-                raise ValueError(f"{argument}={value} must be {least} or more{said}.")
+        _check_sizes(num_classes, img_size)
         model = create_model(name_or_module, pretrained, weights, num_classes, img_size)
         check_family(model)
         check_weights(model)
@@ -80,6 +77,13 @@ def from_timm(
     net.load_state_dict(converted(model, net))
     _verify(net.eval(), images, expected)
     return net
+
+
+def _check_sizes(num_classes: int | None, img_size: int | None) -> None:
+    for argument, value, least in (("num_classes", num_classes, 0), ("img_size", img_size, 1)):
+        if value is not None and value < least:
+            said = "; 0 is a network without a classifier" if argument == "num_classes" else ""
+            raise ValueError(f"{argument}={value} must be {least} or more{said}.")
 
 
 def timm_config(model: nn.Module, space: SearchSpace | None = None, *, stem: str | None = None) -> SupernetConfig:

@@ -16,6 +16,8 @@ from .registry import ALGORITHMS
 from .settings import AgentTraining
 from .validation import Validation
 
+NAMES = ("last", "model")
+
 
 def train_agent(
     settings: AgentTraining,
@@ -46,13 +48,12 @@ def train_agent(
     Raises:
         FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
         FileNotFoundError: If `resume` is True and there is no run.
-        ValueError: If the run was begun with other settings, or is not this user's and would be unpickled.
+        ValueError: If the run was begun with other settings, or is another user's and would be unpickled.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     Pace(save_freq)  # which checks it
-    last, model = (out / f"{name}{settings.algorithm.suffix}" for name in ("last", "model"))
-    suffixes = sorted({ALGORITHMS[name].suffix for name in ALGORITHMS})
-    held = [out / f"{name}{suffix}" for name in ("last", "model") for suffix in suffixes]
+    last, model = (out / f"{name}{settings.algorithm.suffix}" for name in NAMES)
+    held = [out / f"{name}{suffix}" for name in NAMES for suffix in {ALGORITHMS[a].suffix for a in ALGORITHMS}]
     may_change, validation = _may_change(settings, out), _validation(settings, out)
     if resume and settings.algorithm.pickles:
         check_trusted(last, trust)
