@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .engine import InferenceEngine
 from .episodes import Episodes
+from .images.source import ImageSource
 
 IMAGE_SIDE = 256
 PANEL_WIDTH = 256
@@ -24,12 +26,14 @@ INK, FAINT, BACKGROUND = (235, 235, 235), (150, 155, 165), (24, 26, 31)
 TRACK, TO_GO = (48, 51, 59), (82, 88, 101)
 WIDTH_COLOUR, RATIO_COLOUR, KEEP_COLOUR, COST_COLOUR = (94, 160, 245), (245, 176, 94), (178, 132, 240), (110, 200, 190)
 RIGHT, WRONG = (120, 220, 120), (240, 120, 110)
-FONT_SIZE = 11
+FONT_SIZE, METER = 11, 104
 
 Colour = tuple[int, int, int]
 
 
-def draw_patches(image: NDArray[np.uint8], patch_token: NDArray[np.int64], side: int = IMAGE_SIDE) -> NDArray[np.uint8]:
+def draw_patches(
+    image: NDArray[np.uint8], patch_token: NDArray[np.int64], side: int = IMAGE_SIDE, gap: int = 0
+) -> NDArray[np.uint8]:
     """The image with dropped patches dimmed and reddened, and patches that have merged outlined in one colour.
 
     Merged patches need not be neighbours. Their colour depends on the first of them only, so that a group has the same
@@ -40,6 +44,7 @@ def draw_patches(image: NDArray[np.uint8], patch_token: NDArray[np.int64], side:
         patch_token: (patches,) the token that holds each patch, row by row; -1 for a dropped one. See
             `supernet.InferenceState`.
         side: Side of the picture in pixels.
+        gap: Pixels between patches that are not in the same token, half of them taken from each; dropped ones are one.
 
     Returns:
         (side, side, 3) uint8.
@@ -56,10 +61,9 @@ def draw_patches(image: NDArray[np.uint8], patch_token: NDArray[np.int64], side:
     picture = np.where((tokens >= 0)[..., None], large, large * DIM + np.array([40, 0, 0])).astype(np.uint8)
 
     # A patch whose neighbour is in the same token has no line between them.
-    rim, border = max(1, round(side / grid / 10)), np.zeros((side, side), dtype=bool)
-    padded = np.pad(tokens, rim, constant_values=-2)
-    for down, right in ((-rim, 0), (rim, 0), (0, -rim), (0, rim)):
-        border |= padded[rim + down : rim + down + side, rim + right : rim + right + side] != tokens
+    border = _borders(tokens, max(1, round(side / grid / 10)))
+    if gap:
+        picture[_borders(tokens, gap // 2)] = BACKGROUND
     held, first, count = np.unique(patch_token, return_index=True, return_counts=True)
     for token, patch in zip(held[count > 1].tolist(), first[count > 1].tolist(), strict=True):
         if token >= 0:
@@ -71,17 +75,19 @@ def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.ui
     """Frame (256, 512, 3) uint8 of a batch of one episode.
 
     On the left the image, see `draw_patches`. On the right the width and the MLP ratio of every block and the keep
-    rates of every decision (bars of what is not decided yet are grey), the patches left, the MACs (spent; paler: with
+    rates of every decision (what is not decided yet has an empty frame), the patches left, the MACs (spent; paler: with
     the rest at full size) and what the network says if it is finished at full size from here.
     """
     space, state, decision = engine.config.space, episodes.state, episodes.decision
     frame = Image.new("RGB", (IMAGE_SIDE + PANEL_WIDTH, IMAGE_SIDE), BACKGROUND)
     image = engine.dataset.fetch(episodes.index)[0].numpy()
-    frame.paste(Image.fromarray(draw_patches(image, state.patch_token[0].cpu().numpy())), (0, 0))
+    tokens = state.patch_token[0].cpu().numpy()
+    frame.paste(Image.fromarray(draw_patches(image, tokens, gap=_gap(len(tokens)))), (0, 0))
     panel = _Panel(ImageDraw.Draw(frame), IMAGE_SIDE + 12, PANEL_WIDTH - 24)
 
-    panel.text(6, f"image {episodes.index[0]}", FAINT)
-    panel.text(6, f"decision {decision}/{space.num_decisions}", FAINT, right=True)
+    counted = f"decision {decision}/{space.num_decisions}"
+    panel.text(6, panel.shortened(image_name(engine.dataset, int(episodes.index[0])), counted), FAINT)
+    panel.text(6, counted, FAINT, right=True)
     run = space.blocks(state.group - 1).stop if state.group else 0
     widths, ratios = episodes.embed_dim[0] / space.embed_dims[-1], episodes.mlp_ratio[0] / space.mlp_ratios[-1]
     panel.columns(24, f"embed_dim / {space.embed_dims[-1]}", [[w] for w in widths], run, WIDTH_COLOUR)
@@ -95,9 +101,10 @@ def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.ui
     panel.meter(192, f"MACs {spent:.0%}", spent, COST_COLOUR, total)
     prediction, confidence = _verdict(engine, episodes)
     colour = RIGHT if prediction == episodes.label[0] else WRONG
-    panel.meter(212, f"says {prediction} ({confidence:.0%})", confidence, colour)
-    panel.text(232, f"label {episodes.label[0]}", INK)
-    panel.text(232, f"reward {episodes.reward[0]:+.3f}", FAINT, right=True)
+    panel.meter(212, f"says {class_name(engine.dataset, prediction)}", confidence, colour, note=f"({confidence:.0%})")
+    reward = f"reward {episodes.reward[0]:+.3f}"
+    panel.text(232, panel.shortened(f"label {class_name(engine.dataset, int(episodes.label[0]))}", reward), INK)
+    panel.text(232, reward, FAINT, right=True)
     return np.asarray(frame)
 
 
@@ -105,11 +112,24 @@ def render_ansi(engine: InferenceEngine, episodes: Episodes) -> str:
     """One line of text about a batch of one episode."""
     prediction, confidence = _verdict(engine, episodes)
     spent, total = episodes.state.macs[0] / engine.full_macs, episodes.macs[0] / engine.full_macs
+    source = engine.dataset
     return (
-        f"image {episodes.index[0]}  decision {episodes.decision}/{engine.config.space.num_decisions}  "
+        f"{image_name(source, int(episodes.index[0]))}  "
+        f"decision {episodes.decision}/{engine.config.space.num_decisions}  "
         f"patches {_patches_left(engine, episodes)}/{engine.config.num_patches}  MACs {spent:.0%} of {total:.0%}  "
-        f"says {prediction} ({confidence:.0%})  label {episodes.label[0]}"
+        f"says {class_name(source, prediction)} ({confidence:.0%})  label {class_name(source, int(episodes.label[0]))}"
     )
+
+
+def image_name(source: ImageSource, index: int) -> str:
+    """The file of an image, with the folder that it is in, where the source knows files; else its number."""
+    name = getattr(source, "image_name", lambda index: "")(index)
+    return str(Path(*Path(name).parts[-2:])) if name else f"image {index}"
+
+
+def class_name(source: ImageSource, label: int) -> str:
+    """The name of a class, where the source knows names; else its number."""
+    return getattr(source, "class_names", {}).get(label, str(label))
 
 
 class _Panel:
@@ -130,8 +150,16 @@ class _Panel:
         x = self._left + (self._width - self._draw.textlength(text, self._font) if right else 0)
         self._draw.text((x, top), text, fill=colour, font=self._font)
 
+    def shortened(self, text: str, beside: str, room: int | None = None) -> str:
+        """Words that leave room for others on their line; what is too much of them is left out in the middle."""
+        left = (self._width if room is None else room) - self._draw.textlength(f"  {beside}", self._font)
+        if self._draw.textlength(text, self._font) <= left:
+            return text
+        kept = next((k for k in range(len(text) - 1, 1, -1) if self._draw.textlength(text[:k], self._font) < left), 2)
+        return f"{text[: kept // 2]}…{text[len(text) - kept // 2 + 1 :]}"
+
     def columns(self, top: int, name: str, values: list[list[float]], decided: int, colour: Colour) -> None:
-        """Upright bars of (slots, bars per slot) values in [0, 1]; from slot `decided` on they are grey."""
+        """Upright bars of (slots, bars per slot) values in [0, 1]; from slot `decided` on there are empty frames."""
         self.text(top, name, INK)
         base, height, slot = top + 42, 26, self._width / len(values)
         for i, bars in enumerate(values):
@@ -139,14 +167,16 @@ class _Panel:
             for j, value in enumerate(bars):
                 x = self._left + i * slot + j * part
                 right = x + max(part - 2 * (j < len(bars) - 1), 1)
-                self._draw.rectangle((x, base - height, right, base), fill=TRACK)
-                shown = colour if i < decided else TO_GO
-                self._draw.rectangle((x, base - height * float(value), right, base), fill=shown)
+                if i < decided:
+                    self._draw.rectangle((x, base - height, right, base), fill=TRACK)
+                    self._draw.rectangle((x, base - height * float(value), right, base), fill=colour)
+                else:
+                    self._draw.rectangle((x, base - height, right, base), outline=TRACK)
 
-    def meter(self, top: int, text: str, fraction: float, colour: Colour, to_go: float = 0.0) -> None:
+    def meter(self, top: int, text: str, fraction: float, colour: Colour, to_go: float = 0.0, note: str = "") -> None:
         """A lying bar with its words to the left; `to_go` is a second, paler bar behind it."""
-        self.text(top, text, INK)
-        left, right = self._left + 104, self._left + self._width
+        self.text(top, f"{self.shortened(text, note, METER - 4)} {note}", INK)
+        left, right = self._left + METER, self._left + self._width
         for value, fill in ((1.0, TRACK), (to_go, TO_GO), (fraction, colour)):
             if value > 0:
                 end = left + (right - left) * min(float(value), 1.0)
@@ -160,6 +190,15 @@ def _enlarged(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0))).resize((side, side), way))
 
 
+def _borders(tokens: NDArray[np.int64], rim: int) -> NDArray[np.bool_]:
+    """Which pixels are less than `rim` from another token, or from the edge."""
+    side, border = len(tokens), np.zeros(tokens.shape, dtype=bool)
+    padded = np.pad(tokens, rim, constant_values=-2)
+    for down, right in ((-rim, 0), (rim, 0), (0, -rim), (0, rim)):
+        border |= padded[rim + down : rim + down + side, rim + right : rim + right + side] != tokens
+    return border
+
+
 def _group_colour(patch: int) -> NDArray[np.uint8]:
     """Hues a golden section apart differ well, however many there are."""
     return np.round(255 * np.array(colorsys.hsv_to_rgb(patch * GOLDEN % 1, 0.75, 1.0))).astype(np.uint8)
@@ -168,6 +207,11 @@ def _group_colour(patch: int) -> NDArray[np.uint8]:
 def _patches_left(engine: InferenceEngine, episodes: Episodes) -> int:
     """Tokens that go on, without the class token: what the next group pays for."""
     return int(episodes.state.num_tokens[0]) - (engine.config.num_tokens - engine.config.num_patches)
+
+
+def _gap(num_patches: int) -> int:
+    """Pixels between patches: none that could be seen of small ones."""
+    return 4 if IMAGE_SIDE / math.isqrt(num_patches) >= 32 else 2
 
 
 @torch.inference_mode()

@@ -23,7 +23,8 @@ from supernet.staging import staged
 from .evaluate.evaluation import Evaluation, evaluate
 from .policies.settings import AgentTraining
 from .policies.train_agent import train_agent
-from .report.plots import plot_by_difficulty, plot_episodes, plot_pareto, plot_scenes
+from .report.episodes import plot_episodes, plot_scenes
+from .report.plots import plot_by_difficulty, plot_pareto
 from .report.tables import markdown_table, results_table, write_json
 from .search.static import evolve_static_front
 
@@ -31,6 +32,9 @@ ENV = "Prance-Digits-v0"
 TIMESTEPS, SUBNETS, SEARCH_IMAGES = 450_000, 300, 1024
 QUICK_TIMESTEPS, QUICK_SUBNETS, QUICK_SEARCH_IMAGES = 15_360, 30, 256
 FRONT_POINTS = 20
+SHOWN = np.array([24, 13, 10])
+"""Test scenes of 3, 5 and 9 digits that are easily read."""
+QUESTION = "Which digit occurs twice?"
 
 
 def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu") -> dict[str, Any]:
@@ -111,10 +115,8 @@ def _draw(
     plot_pareto(metrics, out / "pareto.png")
     strata = {name: results[name].by_difficulty() for name in ("full", "agent", "mean_action")}
     plot_by_difficulty(strata, engine.dataset.difficulty_name, out / "difficulty.png")
-    difficulty = engine.dataset.difficulty.numpy()
     plot_scenes(engine, np.arange(24), out / "scenes.png")
-    shown = np.concatenate([np.flatnonzero(difficulty == n)[:1] for n in (1, 3, 5, 8, 11)])
-    plot_episodes(agent, engine, settings, shown, out / "episodes.png")
+    plot_episodes(agent, engine, settings, SHOWN[len(engine.dataset) > SHOWN], out / "episodes.png", QUESTION)
 
 
 def _report(metrics: dict[str, Any], summaries: dict[str, Any]) -> str:
@@ -137,7 +139,7 @@ def _report(metrics: dict[str, Any], summaries: dict[str, Any]) -> str:
         "",
         "![by number of digits](difficulty.png)",
         "",
-        "## The task: which digit occurs twice?",
+        f"## The task: {QUESTION[0].lower()}{QUESTION[1:]}",
         "",
         "![scenes](scenes.png)",
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -71,13 +72,21 @@ class DecodedSource:
         transform: Brings them to size.
         num_workers: Processes that decode; 0 decodes in this one when an image is needed.
         on_error: "raise", or "skip": a broken image is replaced by the next good one, with one warning.
+        class_names: What the classes are called, by label, where that is known; for pictures.
     """
 
     difficulty_name = "stratum"
 
     def __init__(
-        self, samples: Samples, labels: Tensor, transform: ImageTransform, num_workers: int, on_error: str
+        self,
+        samples: Samples,
+        labels: Tensor,
+        transform: ImageTransform,
+        num_workers: int,
+        on_error: str,
+        class_names: Mapping[int, str] | None = None,
     ) -> None:
+        self.class_names = dict(class_names or {})
         self.samples, self.labels, self.transform, self.on_error = samples, labels, transform, on_error
         self.difficulty = torch.zeros(len(labels), dtype=torch.int64)
         self.image_shape = (transform.in_chans, transform.img_size, transform.img_size)
@@ -90,6 +99,10 @@ class DecodedSource:
     def identity(self) -> str:
         """What tells these images from others: files, transform and decoder."""
         return f"{self.samples.identity()} {self.transform} Pillow {PIL.__version__}"
+
+    def image_name(self, index: int) -> str:
+        """The path of an image, or what comes nearest."""
+        return self.samples.name(index)
 
     def __len__(self) -> int:
         return len(self.labels)

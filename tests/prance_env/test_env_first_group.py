@@ -21,7 +21,7 @@ from supernet import SearchSpace, SubnetConfig, SupernetConfig, from_pretrained,
 from supernet.config import with_space
 from train.commands.main import main
 from train.evaluate import evaluate
-from train.report.plots import plot_episodes
+from train.report.episodes import plot_episodes
 from train.search.static import correct_of_static, evolve_static_front
 
 

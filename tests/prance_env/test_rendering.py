@@ -10,11 +10,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from helpers import ENV_ID, make_engine, played, unit_actions
-from PIL import Image
+from PIL import Image, ImageDraw
 from small_nets import small_net
 
 from prance_env import PranceEnv, PranceVectorEnv, RewardConfig
 from prance_env.rendering import (
+    BACKGROUND,
     COST_COLOUR,
     IMAGE_SIDE,
     KEEP_COLOUR,
@@ -22,9 +23,13 @@ from prance_env.rendering import (
     RATIO_COLOUR,
     RIGHT,
     TO_GO,
+    TRACK,
     WIDTH_COLOUR,
     WRONG,
+    _Panel,
+    class_name,
     draw_patches,
+    image_name,
     render_ansi,
     render_episode,
 )
@@ -61,7 +66,11 @@ def test_exactly_the_dropped_patches_change_and_they_get_darker() -> None:
     grid = config.img_size // config.patch_size
     mask = np.asarray(Image.fromarray(kept.reshape(grid, grid)).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling(0)))
     first, last = (frame[:, :IMAGE_SIDE].astype(int) for frame in (shown[0], shown[-1]))
-    np.testing.assert_array_equal((first != last).any(-1), ~mask)
+    cell = IMAGE_SIDE // grid
+    inside = (np.arange(IMAGE_SIDE) % cell >= 2) & (np.arange(IMAGE_SIDE) % cell < cell - 2)  # not in the gaps
+    inside = inside[:, None] & inside
+    np.testing.assert_array_equal((first != last).any(-1)[inside], ~mask[inside])
+    assert (first[~inside] == BACKGROUND).all()
     bright = ~mask & (first.min(-1) > 100)
     assert (last[bright].max(-1) < first[bright].max(-1)).all()
 
@@ -157,6 +166,40 @@ def test_every_token_mode_is_drawn_and_only_those_that_merge_have_outlines(mode:
             assert f"patches {len(set(held))}/{engine.config.num_patches}" in text
 
 
+def test_kept_patches_have_gaps_between_them_and_dropped_ones_are_one_area() -> None:
+    image = np.full((1, 4, 4), 200, dtype=np.uint8)
+    picture = draw_patches(image, np.array([0, 1, -1, -1]), side=64, gap=4)[..., 1]
+    assert set(picture[16, 30:34].tolist()) == {BACKGROUND[1]}
+    assert set(picture[16, 2:30].tolist()) == {200}
+    assert set(picture[48, 2:62].tolist()) == {50}
+    whole = draw_patches(image, np.array([5, 5, -1, -1]), side=64, gap=4)
+    assert (whole[16, 12:52] == 200).all()
+
+
+def test_files_and_classes_are_called_by_their_names(folder: Path, checkpoint: str) -> None:
+    env = PranceEnv(checkpoint=checkpoint, dataset=str(folder), split="val", render_mode="ansi")
+    names = sorted(p.name for p in (folder / "val").iterdir())
+    env.reset(seed=0, options={"index": 13})
+    text: Any = env.render()
+    assert f"label {names[1]}" in text
+    assert text.startswith(f"{names[1]}/")
+    source = env.settings.engine().dataset
+    assert class_name(source, 2) == names[2]
+    assert class_name(make_engine(small_net("prune"), 4).dataset, 2) == "2"
+    assert (folder / "val" / image_name(source, 13)).is_file()
+    assert text.split()[0] == image_name(source, 13)
+
+
+@pytest.mark.parametrize("word", ["tench", "a_class_with_a_name_that_is_longer_than_the_panel_is_wide"])
+def test_long_names_leave_out_their_middle(word: str) -> None:
+    panel = _Panel(ImageDraw.Draw(Image.new("RGB", (300, 20))), 0, 232)
+    shown = panel.shortened(f"label {word}", "reward +0.000")
+    assert (shown == f"label {word}") == (word == "tench")
+    assert shown.startswith("label ")
+    assert shown[-3:] == word[-3:]
+    assert panel._draw.textlength(shown, panel._font) <= 232 - panel._draw.textlength("  reward +0.000", panel._font)
+
+
 def coloured(frame: np.ndarray, colour: tuple[int, int, int], rows: slice) -> np.ndarray:
     """(columns,) how many pixels of the panel have this colour."""
     return (frame[rows, IMAGE_SIDE:] == colour).all(-1).sum(0)
@@ -181,6 +224,7 @@ def test_bars_are_as_long_as_what_they_show() -> None:
         assert heights[int(12 + 1.5 * slot)] == pytest.approx(1 + 26 * share, abs=1)
         assert heights[int(12 + 2.5 * slot)] == 0
         assert not coloured(start, colour, rows)[int(12 + 1.5 * slot) :].any()
+        assert coloured(start, TRACK, rows)[int(12 + 1.5 * slot)] == 2  # an empty frame
     first, second = coloured(one, KEEP_COLOUR, rates)[[20, 12 + (PANEL_WIDTH - 24) // 2 - 20]]
     assert first == pytest.approx(27, abs=1)
     assert second == pytest.approx(1 + 13 * (1 + space.min_keep_rate), abs=1)

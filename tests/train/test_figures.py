@@ -8,9 +8,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from train.report import plots
+from agents import StaticAgent
+from prance_env import ImageDataset, InferenceEngine
+from prance_env.settings import EnvSettings
+from supernet import SubnetConfig
+from train.play import play
+from train.report import episodes, plots
+from train.report.episodes import of_every_kind, plot_episodes
 from train.report.labels import Entry, label_beside
 
 
@@ -73,3 +80,36 @@ def test_strata_are_drawn_as_they_come(tmp_path: Path) -> None:
     rows = {name: {"1": {"macs_fraction": 0.3, "accuracy": 0.9}} for name in ("full", "agent")}
     plots.plot_by_difficulty(rows, "digits", tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").size[0] > 600
+
+
+def test_one_image_of_every_stratum_or_class_is_shown() -> None:
+    images = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
+    labels, strata = torch.tensor([2, 2, 0, 0, 1, 1, 1, 2]), torch.tensor([5, 5, 3, 3, 4, 4, 4, 3])
+    assert of_every_kind(ImageDataset.from_tensors(images, labels, strata)).tolist() == [2, 4, 0]
+    assert of_every_kind(ImageDataset.from_tensors(images, labels)).tolist() == [2, 4, 0]
+    assert of_every_kind(ImageDataset.from_tensors(images, labels, strata), most=2).tolist() == [2, 0]
+
+
+def test_episodes_are_shown_with_question_answer_patches_and_widths(
+    engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(episodes, "save_figure", lambda figure, path: kept.append(figure))
+    settings, space = EnvSettings.from_id(split="val"), engine.config.space
+    agent = StaticAgent(SubnetConfig.min(space), engine.config)
+    index = np.array([3, 5])
+    plot_episodes(agent, engine, settings, index, tmp_path / "x.png", "Which one?")
+    (figure,) = kept
+    assert len(figure.axes) == 2 * len(index) * (1 + space.num_decisions)
+    words = [text.get_text() for text in [*figure.texts, *(t for axes in figure.axes for t in axes.texts)]]
+    assert "Which one?" in words
+    for i in index:
+        assert f"answer: {int(engine.labels[i])}" in words
+    (path, _), final = play(agent, settings, engine, index), "patches, {:.0%} of the MACs"
+    assert f"1 {final.format(path[-1].macs[0] / engine.full_macs)}" in words
+    heights = [bar.get_height() for bar in figure.axes[-1].patches[1::2]]
+    assert heights == pytest.approx(path[-1].embed_dim[1] / space.embed_dims[-1])
+    first = [bar.get_height() for bar in figure.axes[5].patches[1::2]]
+    decided = space.blocks(space.first_decided).stop
+    assert first[decided:] == [0] * (space.depth - decided)
+    plt.close(figure)

@@ -28,7 +28,7 @@ class Video:
     split: Split = "test"
     """Where the images are from."""
     images: tuple[int, ...] = ()
-    """Their numbers in the split; if none, one of each stratum, the easiest first."""
+    """Their numbers in the split; if none, one of each stratum, the easiest first, or of each class if there is one."""
     macs_weight: float | None = None
     """For an agent that was trained with a range of prices; the middle of the range if not given."""
     fps: float = 2.0
@@ -46,6 +46,7 @@ class Video:
         """
         from ..evaluate.budget import at_price, front_prices
         from ..policies.load_agent import load_agent
+        from ..report.episodes import of_every_kind
         from ..report.video import episode_frames, has_moviepy, write_gif, write_mp4
         from ..runs.trained import DEFAULTS, environment_of, trained_settings
 
@@ -64,8 +65,7 @@ class Video:
         source = env.engine().dataset
         if bad := [i for i in self.images if not 0 <= i < len(source)]:
             raise ValueError(f"--images {bad[0]} is none of the {len(source)} of the split {self.split}, from 0.")
-        strata = source.difficulty.numpy()
-        images = np.array(self.images or [np.flatnonzero(strata == d)[0] for d in np.unique(strata)], dtype=np.int64)
+        images = np.array(self.images, dtype=np.int64) if self.images else of_every_kind(source)
         frames = episode_frames(agent, env, images)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         written = [self.out.with_name(f"{self.out.name}.gif")]

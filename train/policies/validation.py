@@ -22,6 +22,7 @@ from supernet.arrays import Ints
 
 from ..evaluate.budget import at_price, front_prices
 from ..play import mean_return, play
+from ..report.episodes import of_every_kind
 from ..runs.folder import COMMAND, CONFIG
 from ..runs.rows import EVALUATIONS, RowLog
 from ..runs.trust import SYSTEM
@@ -31,7 +32,7 @@ BEST = "best"
 """Name of the folder in a run folder that holds the best agent, and is a run folder of its own."""
 PRICES = 3
 """Agents for a range of prices are judged at so many of them."""
-PICTURED, COLUMNS = 4, 2
+PICTURED, COLUMNS, BETWEEN = 4, 2, 8
 
 
 class Validation:
@@ -93,7 +94,7 @@ class Validation:
             values = dict(zip(("return", "accuracy", "macs_fraction"), found, strict=True))
             writer = writer_of(logger)
             middle = self._envs[len(self._envs) // 2]
-            picture = None if writer is None else picture_of_episodes(agent, middle, _spread(len(source), PICTURED))
+            picture = None if writer is None else picture_of_episodes(agent, middle, of_every_kind(source, PICTURED))
             write_validation(writer, timesteps, values, picture)
         self.log.write({"timesteps": timesteps, **values})
         self._last = timesteps
@@ -122,6 +123,7 @@ def picture_of_episodes(agent: Agent, settings: EnvSettings, images: Ints) -> ND
     path, _ = play(agent, settings, engine, images, reward=settings.reward_config)
     frames = [render_episode(engine, path[-1].host[np.array([row])]) for row in range(len(images))]
     frames += [np.zeros_like(frames[0])] * (-len(frames) % COLUMNS)
+    frames = [np.pad(frame, [(BETWEEN, BETWEEN), (BETWEEN, BETWEEN), (0, 0)]) for frame in frames]
     return np.concatenate([np.concatenate(frames[i : i + COLUMNS], axis=1) for i in range(0, len(frames), COLUMNS)])
 
 

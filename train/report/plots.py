@@ -12,13 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from agents.protocol import Agent
-from prance_env.engine import InferenceEngine
-from prance_env.rendering import draw_patches
-from prance_env.settings import EnvSettings
-
 from ..evaluate.evaluation import Evaluation
-from ..play import play
 from .labels import Entry, label_beside
 from .style import Look, fit, looks, percent, plain_axes, save_figure
 
@@ -148,58 +142,4 @@ def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], diffic
             axes.axvline(t * len(names) - 0.5, color="white", linewidth=2)
         figure.colorbar(picture, ax=axes)
     panels[-1, 0].set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
-    save_figure(figure, path)
-
-
-def plot_scenes(engine: InferenceEngine, index: NDArray[np.int64], path: Path) -> None:
-    """The images `index` with their labels and strata.
-
-    Args:
-        engine: Whose data set.
-        index: Images to show, eight a row.
-        path: PNG file to write.
-    """
-    dataset = engine.dataset
-    rows = -(-len(index) // 8)
-    figure, grid = plt.subplots(rows, 8, figsize=(12, 1.75 * rows), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, i, image in zip(grid.flat, index.tolist(), dataset.fetch(index), strict=False):
-        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray")
-        axes.set_title(f"{dataset.labels[i]}  ({dataset.difficulty_name} {dataset.difficulty[i]})", fontsize=8)
-    save_figure(figure, path)
-
-
-def plot_episodes(
-    agent: Agent, engine: InferenceEngine, settings: EnvSettings, index: NDArray[np.int64], path: Path
-) -> None:
-    """One row per image: the image, and what is left of it after each decision, with dropped patches dimmed.
-
-    Args:
-        agent: Who decides.
-        engine: Supernet and images.
-        settings: Observation and action convention of the agent.
-        index: Images to show.
-        path: PNG file to write.
-    """
-    steps, _ = play(agent, settings, engine, index)
-    figure, grid = plt.subplots(len(index), len(steps), figsize=(2.1 * len(steps), 2.35 * len(index)), squeeze=False)
-    images = engine.dataset.fetch(steps[0].index).numpy()
-    for column, episodes in enumerate(steps):
-        patch_token = episodes.state.patch_token.cpu().numpy()
-        for row in range(len(index)):
-            axes = grid[row, column]
-            axes.imshow(draw_patches(images[row], patch_token[row]))
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column == 0:
-                axes.set_title(f"which digit twice? {episodes.label[row]}", fontsize=9)
-                continue
-            spent = episodes.macs[row] / engine.full_macs
-            title = f"decision {column}: {(patch_token[row] >= 0).sum()} patches"
-            if column == len(steps) - 1:
-                title = f"says {episodes.prediction[row]}, {spent:.0%} of the MACs"
-            axes.set_title(
-                title, fontsize=9, color="#222222" if column < len(steps) - 1 or episodes.success[row] else "#c00"
-            )
     save_figure(figure, path)
