@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from .block_sizes import BlockSizes, group_sizes, sizes_from
 from .config import SupernetConfig
@@ -19,6 +20,7 @@ from .files import WEIGHTS, check_tensors, read_safetensors
 from .heads import ImageClassifier, end_layers
 from .plain import check_blocks, check_names, check_plain
 from .plan import plan_group
+from .reading import OPEN, read_json
 from .staging import finish_commit, staged
 from .static_group import StaticGroup
 from .static_vit import StaticBlock, StaticEnds, StaticViT
@@ -27,6 +29,19 @@ from .zero_shot import head_sources
 
 DESCRIPTION = "static.json"
 FORMAT = 1
+
+
+class _Description(TypedDict):
+    """What `load_static` needs of `describe`."""
+
+    format: Literal[1]
+    blocks: list[dict[str, Any]]
+    subnet: dict[str, Any] | None
+    config: SupernetConfig
+    files: dict[str, dict[str, Any]]
+
+
+_Description.__pydantic_config__ = OPEN  # type: ignore[attr-defined]
 
 
 class ElasticNet(Protocol):
@@ -235,14 +250,12 @@ def load_static(folder: str | Path) -> StaticViT:
         raise FileNotFoundError(
             f"{folder} holds no {DESCRIPTION}; pass a folder that save_static or prance export wrote."
         )
+    data: Any = read_json(path, _Description, "export the network again")
+    config, subnet, digest = data["config"], data["subnet"], data["files"].get(WEIGHTS, {}).get("sha256")
     try:
-        data = json.loads(path.read_text())
-        if data["format"] != FORMAT:
-            raise ValueError(f"format={data['format']!r} is not {FORMAT}")
-        digest, config = data["files"].get(WEIGHTS, {}).get("sha256"), SupernetConfig.from_dict(data["config"])
-        blocks, subnet = sizes_from(data["blocks"], config.head_dim), data["subnet"]
+        blocks = sizes_from(data["blocks"], config.head_dim)
         static = StaticViT(config, blocks if subnet is None else SubnetConfig.from_json(json.dumps(subnet)), "meta")
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{path} does not describe a static network ({e!r}); export the network again.") from e
     if blocks != static.block_sizes:
         raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,25 +40,39 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
         ValueError: If it is no such file; the message names the file, the field, its value and what is allowed.
         FileNotFoundError: If there is none.
     """
-    return checked(_parsed(path, json.loads, "JSON", remedy), kind, str(path), remedy)
+    return checked(_parsed(path.read_text, json.loads, "JSON", str(path), remedy), kind, str(path), remedy)
+
+
+def parsed_json(text: str, source: str, remedy: str) -> Any:
+    """What JSON text says, not yet checked.
+
+    Args:
+        text: The text.
+        source: Where it comes from, for the message.
+        remedy: What to do about it, for the message.
+
+    Raises:
+        ValueError: If it is no JSON, or nested too deeply.
+    """
+    return _parsed(lambda encoding: text, json.loads, "JSON", source, remedy)
 
 
 def read_yaml(path: Path, kind: type[T], remedy: str) -> T:
     """A YAML file as an instance of `kind`; otherwise as `read_json`."""
     import yaml
 
-    return checked(_parsed(path, yaml.safe_load, "YAML", remedy), kind, str(path), remedy)
+    return checked(_parsed(path.read_text, yaml.safe_load, "YAML", str(path), remedy), kind, str(path), remedy)
 
 
-def _parsed(path: Path, parse: Any, name: str, remedy: str) -> Any:
+def _parsed(read: Callable[..., str], parse: Any, name: str, source: str, remedy: str) -> Any:
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(read(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except RecursionError as e:
-        raise ValueError(f"{path} is no {name} file: it is nested too deeply; {remedy}.") from e
+        raise ValueError(f"{source} is no {name}: it is nested too deeply; {remedy}.") from e
     except Exception as e:  # YAML answers some texts with what its own constructors stumble over
-        raise ValueError(f"{path} is no {name} file ({' '.join(str(e).split())}); {remedy}.") from e
+        raise ValueError(f"{source} is no {name} ({' '.join(str(e).split())}); {remedy}.") from e
 
 
 def checked(data: Any, kind: type[T], source: str, remedy: str) -> T:

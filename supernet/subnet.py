@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from .arrays import Floats, constant, namespace, whole
 from .config import SearchSpace
+from .reading import STRICT, checked, parsed_json
 
 # A keep rate of 0 would be an error; the smallest action of a space with min_keep_rate 0 keeps one patch.
 SMALLEST_RATE = 1e-9
+
+
+class _Lists(TypedDict):
+    """What the JSON text of subnets holds; keep rates are single ones or, in some token modes, several."""
+
+    embed_dim: list[list[Annotated[int, Interval(ge=1, le=2**31)]]]
+    mlp_ratio: list[list[float]]
+    keep_rate: list[list[float]] | list[list[list[float]]]
+
+
+_Lists.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
 def _check_keep_rate(keep_rate: Tensor) -> None:
@@ -374,8 +388,5 @@ class SubnetConfig:
         Raises:
             ValueError: If the text is not what `to_json` writes.
         """
-        data, names = json.loads(text), ("embed_dim", "mlp_ratio", "keep_rate")
-        if not isinstance(data, dict) or set(data) != set(names):
-            found = sorted(data) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"A subnet is a JSON object of the lists {list(names)}; this holds {found}.")
-        return cls(*(data[name] for name in names))
+        source, remedy = "The text of a subnet", "write it with SubnetConfig.to_json"
+        return cls(**checked(parsed_json(text, source, remedy), _Lists, source, remedy))

@@ -35,14 +35,26 @@ from prance_env.images import loading
 from prance_env.images.loading import load_dataset
 from prance_env.rewards.latency import LatencyTable, load_latency_table
 from prance_env.settings import EnvSettings
-from supernet import SubnetConfig, create_supernet, from_pretrained, save_pretrained
+from supernet import (
+    SubnetConfig,
+    Supernet,
+    create_supernet,
+    from_pretrained,
+    load_static,
+    save_pretrained,
+    save_static,
+)
 from train.commands.train_agent import TrainAgent
 from train.evaluate.replay import run_validate
+from train.networks.logit_store import LogitStore, StoreInfo
+from train.networks.subnet_choice import choose_subnet
 from train.policies.settings import AgentTraining
 from train.policies.tune import read_ranges
 from train.runs.folder import write_command
+from train.runs.progress import Progress, read_progress
 from train.runs.trained import env_of_run
 from train.side_by_side import EvalSettings, run_eval
+from train.yardsticks.fronts import FRONTS, Front, Yardsticks
 
 PATIENCE = 10.0
 """Seconds after which something hangs."""
@@ -122,7 +134,45 @@ def subjects() -> dict[str, Subject]:
         "settings": Subject(_rows, "settings.json", lambda f: run_validate(f / "full.csv")),
         "rows": Subject(_rows, "full.csv", lambda f: run_validate(f / "full.csv")),
         "image": Subject(_images, "val/0/a.png", lambda f: load_dataset(str(f), "val", config).fetch(np.arange(1))),
+        **_subjects_of_runs(net),
     }
+
+
+def _subjects_of_runs(net: Supernet) -> dict[str, Subject]:
+    """What searches, stores and exports leave."""
+    config, smallest = net.config, SubnetConfig.min(net.config.space, 1)
+    info = StoreInfo(num_images=3, num_classes=4, top_k=2, epochs=1, images="these", view={"img_size": 8}, teacher="it")
+    zeros = np.zeros(4, dtype=np.int64)
+    point = Front(np.ones(1), np.ones((1, 4), bool), np.ones((1, 4)), (None,))
+    fronts = Yardsticks(zeros, zeros, zeros, dict.fromkeys(FRONTS, point), {"split": "val"})
+    images = torch.zeros(1, config.in_chans, config.img_size, config.img_size)
+
+    def fill(folder: Path) -> None:
+        LogitStore.create(folder, info).write(0, np.arange(3), torch.eye(4)[:3])
+
+    def read(folder: Path) -> None:
+        _finite(LogitStore.open(folder).targets(0, np.arange(3)))
+
+    return {
+        "static network": Subject(
+            lambda f: save_static(net.extract(smallest), f), "static.json", lambda f: _finite(load_static(f)(images))
+        ),
+        "subnet": Subject(
+            lambda f: (f / "s.json").write_text(smallest.to_json()),
+            "s.json",
+            lambda f: _finite(net(images, choose_subnet(config, str(f / "s.json")))),
+        ),
+        "store": Subject(fill, "store.json", read),
+        "store's progress": Subject(fill, "progress.json", read),
+        "yardsticks": Subject(fronts.save, "yardsticks.json", lambda f: _plain(Yardsticks.load(f))),
+        "outcomes": Subject(fronts.save, "outcomes.npz", lambda f: _plain(Yardsticks.load(f))),
+        "progress": Subject(lambda f: Progress().write(f, 1, 2), "progress.json", read_progress),
+    }
+
+
+def _plain(fronts: Yardsticks) -> None:
+    for price in (0.01, 1.0):
+        _finite(fronts.point("static", price)[0])
 
 
 def _look(agent: Any) -> None:

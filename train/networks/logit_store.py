@@ -12,18 +12,32 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from supernet.arrays import Ints
 from supernet.files import flush, write_text
+from supernet.reading import STRICT, read_json
 
 DESCRIPTION, PROGRESS = "store.json", "progress.json"
-FORMAT = 1
+REMEDY = "write the store anew"
+FORMAT: Literal[1] = 1
+Count = Annotated[int, Interval(ge=1, le=2**40)]
+
+
+class _Done(TypedDict):
+    """What `progress.json` says."""
+
+    records: Annotated[int, Ge(0)]
+
+
+_Done.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -41,14 +55,16 @@ class StoreInfo:
         format: Version of the files.
     """
 
-    num_images: int
-    num_classes: int
-    top_k: int
-    epochs: int
+    num_images: Count
+    num_classes: Count
+    top_k: Count
+    epochs: Count
     images: str
     view: Mapping[str, Any]
     teacher: str
-    format: int = FORMAT
+    format: Literal[1] = FORMAT
+
+    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
         # As JSON gives it back, so that both compare equal.
@@ -121,19 +137,13 @@ class LogitStore:
 
     @classmethod
     def _opened(cls, folder: Path) -> LogitStore:
-        try:
-            data = json.loads((folder / DESCRIPTION).read_text())
-            if data.get("format") != FORMAT:
-                raise ValueError(f"format={data.get('format')!r} is not {FORMAT}")
-            return cls(folder, StoreInfo(**data))
-        except (TypeError, AttributeError, ValueError) as e:
-            raise ValueError(f"{folder / DESCRIPTION} does not describe a store of logits ({e}); write it anew.") from e
+        return cls(folder, read_json(folder / DESCRIPTION, StoreInfo, REMEDY))
 
     @property
     def done(self) -> int:
         """Records that are written, epoch after epoch."""
         path = self.folder / PROGRESS
-        return int(json.loads(path.read_text())["records"]) if path.is_file() else 0
+        return int(read_json(path, _Done, REMEDY)["records"]) if path.is_file() else 0
 
     def write(self, first: int, seeds: Ints, probabilities: Tensor) -> None:
         """Appends records of one epoch; they count when they are on the disk.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from agents.baselines import BaselineAgent, StaticAgent
 from prance_env.supernets import BUNDLED
 from supernet import SubnetConfig, Supernet, SupernetConfig, create_supernet, from_pretrained, list_supernets
+from supernet.reading import parsed_json
 
 
 def open_supernet(name_or_folder: str) -> Supernet:
@@ -91,15 +91,10 @@ def _named(config: SupernetConfig, subnet: str) -> SubnetConfig:
         if not path.is_file():
             raise FileNotFoundError(f"subnet={subnet!r} is no file, nor 'full', 'min' or JSON text of a subnet.")
         text = path.read_text()
-    try:
-        if "agent" in json.loads(text):
-            return _of_agent(config, Path(subnet))
-        return SubnetConfig.from_json(text)
-    except (json.JSONDecodeError, TypeError) as e:
-        raise ValueError(
-            f"subnet={subnet!r} is not a subnet ({e!r}); write it with SubnetConfig.to_json, with the keys embed_dim, "
-            "mlp_ratio and keep_rate."
-        ) from e
+    data = parsed_json(text, f"subnet={subnet!r}", "write it with SubnetConfig.to_json")
+    if isinstance(data, dict) and "agent" in data:
+        return _of_agent(config, Path(subnet))
+    return SubnetConfig.from_json(text)
 
 
 def _of_agent(config: SupernetConfig, path: Path) -> SubnetConfig:

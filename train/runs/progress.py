@@ -5,11 +5,27 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from typing_extensions import NotRequired, TypedDict
 
 from supernet.files import write_text
+from supernet.reading import OPEN, read_json
 
 PROGRESS = "progress.json"
+
+
+class _Noted(TypedDict):
+    """What `progress.json` holds."""
+
+    step: Annotated[int, Ge(0)]
+    total: Annotated[int, Ge(0)]
+    seconds: NotRequired[Annotated[float, Ge(0)]]
+    cpu_seconds: NotRequired[Annotated[float, Ge(0)]]
+
+
+_Noted.__pydantic_config__ = OPEN  # type: ignore[attr-defined]
 
 
 class Progress:
@@ -39,4 +55,4 @@ class Progress:
 def read_progress(folder: Path) -> dict[str, Any]:
     """`step`, `total`, `seconds` and `cpu_seconds` of a run's last checkpoint; empty if it has none."""
     path = folder / PROGRESS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return dict(read_json(path, _Noted, "begin the run anew")) if path.is_file() else {}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from zipfile import BadZipFile
 
 import numpy as np
+from annotated_types import Gt
 from numpy.typing import NDArray
+from typing_extensions import NotRequired, TypedDict
 
 from prance_env.engine import InferenceEngine
 from supernet.arrays import Floats
+from supernet.reading import OPEN, read_json
 from supernet.staging import finish_commit, staged
 
 from ..report.tables import write_json
@@ -21,6 +23,22 @@ FILE, OUTCOMES = "yardsticks.json", "outcomes.npz"
 # Another device rounds differently, which turns few predictions; another supernet turns more.
 SAME_SUPERNET = 0.01
 FRONTS = ("static", "per_stratum", "confidence", "oracle", "oracle_lucky")
+
+
+class _Row(TypedDict):
+    """What a point of a front is read from."""
+
+    price: Annotated[float, Gt(0)] | None
+    agent: NotRequired[str | None]
+
+
+class _Written(TypedDict):
+    """What `yardsticks.json` holds; the other fields are the settings."""
+
+    fronts: dict[str, list[_Row]]
+
+
+_Row.__pydantic_config__ = _Written.__pydantic_config__ = OPEN  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -122,8 +140,8 @@ class Yardsticks:
         for name in (FILE, OUTCOMES):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; `prance yardsticks --out {folder}` writes it.")
+        data: Any = read_json(folder / FILE, _Written, "the yardsticks are damaged: run `prance yardsticks` again")
         try:
-            data = json.loads((folder / FILE).read_text())
             with np.load(folder / OUTCOMES, allow_pickle=False) as held:
                 arrays = {name: held[name] for name in held.files}
             fronts = {}
