@@ -30,6 +30,8 @@ SHORT = {
     "tune": f"{TRAIN} --trials 1 --evaluations 1",
     "yardsticks": YARDSTICKS,
     "benchmark": f"{YARDSTICKS} --seeds 0 --total-timesteps 48",
+    "designs": "--num-subnets 4 --images 16 --seeds 0",
+    "casestudy fashion": "--effort tiny --seeds 0 --from runs/vit --images pictures",
     "headroom": "--num-subnets 5",
     "bench": "--repeats 1 --warmup 0 --batch-size 2",
     "bench-env": "--num-images 4 --repeats 1 --warmup 0 --supernet digits",

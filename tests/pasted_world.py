@@ -30,7 +30,7 @@ from train import demo, side_by_side
 from train.commands.main import main
 from train.networks import import_clip, importing, teachers
 from train.search import confidence
-from train.yardsticks import compute
+from train.yardsticks import compute, static_designs
 
 COPIES = (
     "deit",
@@ -80,6 +80,7 @@ def stand_in() -> None:
     SUPERNETS._things.update(small)
     confidence.SWEEPS, confidence.NUM_CANDIDATES = 1, 2
     compute.PRICES, compute.CONFIDENCE_PRICES = np.array([0.05, 0.3]), np.array([0.05])
+    static_designs.SHARES = (0.5,)
     demo.QUICK_TIMESTEPS, demo.QUICK_SUBNETS, demo.QUICK_SEARCH_IMAGES = 3_072, 6, 32
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from train.report.leaderboard_page import benchmark_page, shuffling, wanted
 from train.yardsticks import compute as yardsticks
 from train.yardsticks import leaderboard as maker
 from train.yardsticks.compute import YardstickSettings
+from train.yardsticks.fronts import FRONTS, Front, Yardsticks
 from train.yardsticks.leaderboard import (
     ADAPTIVE,
     EVERY_BUDGET,
@@ -127,3 +128,17 @@ def test_seeds_that_cannot_be_are_refused() -> None:
     for seeds in ((), (1, 1)):
         with pytest.raises(ValueError, match="must name at least one, and none twice"):
             BenchmarkSettings.digits(seeds)
+
+
+def test_yardsticks_that_were_made_with_other_settings_are_not_judged_by(
+    settings: BenchmarkSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maker, "_train", lambda *args: None)
+    monkeypatch.setattr(maker, "run_yardsticks", lambda *args: pytest.fail("made anew"))
+    ones, point = np.ones((1, IMAGES)), np.zeros(IMAGES, dtype=np.int64)
+    fronts = dict.fromkeys(FRONTS, Front(np.ones(1), ones > 0, ones, (None,)))
+    noted = json.loads(json.dumps(asdict(settings.yardsticks)))
+    Yardsticks(point, point, point, fronts, {**noted, "num_subnets": 9}).save(tmp_path / "yardsticks")
+    with pytest.raises(ValueError, match=r"other values of \['num_subnets'\].*num_subnets=8 instead of 9.*Remove"):
+        run_benchmark(settings, tmp_path)
+    assert json.loads((tmp_path / "yardsticks" / "yardsticks.json").read_text())["num_subnets"] == 9

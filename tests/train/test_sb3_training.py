@@ -181,3 +181,16 @@ def test_the_preset_says_how_long_to_train_unless_one_says_otherwise(tmp_path: P
     path.write_text("default: {n_envs: 4, n_timesteps: 123, clip_range: 8}")
     with pytest.raises(ValueError, match=r"mine\.yml: SAC takes no \['clip_range'\]"):
         AgentTraining(algo="sac", conf_file=str(path))
+
+
+def test_a_preset_for_another_environment_is_refused_unless_this_run_has_it(tmp_path: Path) -> None:
+    reward = {"macs_weight": 0.3}
+    file = tmp_path / "ppo.yml"
+    entry = {"n_envs": 4, "n_timesteps": 64, "policy": "MlpPolicy", "n_steps": 4, "batch_size": 16}
+    file.write_text(yaml.safe_dump({"default": {**entry, "env_kwargs": {"reward": reward}}}))
+    with pytest.raises(ValueError, match=r"env_kwargs has reward=\{'macs_weight': 0.3\}, but this run has .*0\.05"):
+        AgentTraining(conf_file=str(file), macs_weight=0.05)
+    assert AgentTraining(conf_file=str(file), macs_weight=0.3).timesteps == 64
+    file.write_text(yaml.safe_dump({"default": {**entry, "env_kwargs": {"observation": "constant"}}}))
+    with pytest.raises(ValueError, match=r"observation='constant', but this run has 'cls'.*take \['observation'\] out"):
+        AgentTraining(conf_file=str(file))

@@ -26,7 +26,7 @@ from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
 from train.runs.folder import CONFIG
 from train.search import confidence
-from train.yardsticks import compute, leaderboard
+from train.yardsticks import compute, leaderboard, static_designs
 
 SCENES = {"train": 64, "val": 32, "test": 32}
 FEW_SUBNETS = ("--num-subnets", "8", "--oracle-subnets", "4", "--copies", "1", "--sweeps", "1")
@@ -154,6 +154,7 @@ def small_world() -> Iterator[None]:
         mock.patch.object(confidence, "NUM_CANDIDATES", 2),
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
         mock.patch.multiple(demo, QUICK_TIMESTEPS=3_072, QUICK_SUBNETS=6, QUICK_SEARCH_IMAGES=32),
+        mock.patch.object(static_designs, "SHARES", (0.5,)),
     ):
         import_everything()
         for split in SCENES:
