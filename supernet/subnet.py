@@ -389,4 +389,5 @@ class SubnetConfig:
             ValueError: If the text is not what `to_json` writes.
         """
         source, remedy = "The text of a subnet", "write it with SubnetConfig.to_json"
-        return cls(**checked(parsed_json(text, source, remedy), _Lists, source, remedy))
+        lists: Any = checked(parsed_json(text, source, remedy), _Lists, source, remedy)
+        return cls(**lists)
