@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
@@ -106,6 +107,7 @@ def ended_by_its_reader() -> Iterator[None]:
 
 def guarded(work: Callable[[], object]) -> None:
     """Does something; errors that a user can mend are one line."""
+    threading.excepthook = _in_a_thread
     try:
         work()
     except (ValueError, ModuleNotFoundError, FloatingPointError) as e:
@@ -128,7 +130,17 @@ def _of_the_system(error: OSError) -> str:
     return f"{path}{error.strerror}. Choose another path, or change what is there."
 
 
+def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """A full disk is one line in other threads as well: TensorBoard writes in one of its own."""
+    if failed.exc_value is None or not _is_full(failed.exc_value):
+        threading.__excepthook__(failed)
+        return
+    print(f"{PREFIX}{failed.exc_value}", file=sys.stderr)
+
+
 def _is_full(error: BaseException) -> bool:
     """Whether a library says in its own words, with an error of its own, that a disk is full."""
     words = str(error).lower()
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
     return any(said in words for said in SAID) or (error.__context__ is not None and _is_full(error.__context__))

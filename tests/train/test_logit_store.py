@@ -95,7 +95,7 @@ def test_damaged_stores_are_refused(tmp_path: Path) -> None:
         LogitStore.open(tmp_path)
     for text in ("[]", "{", json.dumps({"format": 9}), json.dumps({"format": 1, "teacher": "x"})):
         (tmp_path / "store.json").write_text(text)
-        with pytest.raises(ValueError, match="does not describe a store"):
+        with pytest.raises(ValueError, match=r"store\.json.*; write the store anew"):
             LogitStore.open(tmp_path)
     with pytest.raises(ValueError, match=r"top_k=8 must lie in 1\.\.7"):
         replace(INFO, top_k=8)

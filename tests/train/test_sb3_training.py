@@ -101,11 +101,12 @@ def assert_equal_runs(whole: Any, resumed: Any, folders: tuple[Path, Path]) -> N
         ("a2c", {}),
         ("trpo", {}),
         ("sac", {}),
+        ("sac", {"learning_starts": N * 30}),
         ("sac", {"use_sde": True, "use_sde_at_warmup": True}),
         ("td3", {}),
         ("tqc", {}),
     ],
-    ids=["ppo", "ppo-sde", "a2c", "trpo", "sac", "sac-sde", "td3", "tqc"],
+    ids=["ppo", "ppo-sde", "a2c", "trpo", "sac", "sac-still-at-random", "sac-sde", "td3", "tqc"],
 )
 def test_a_run_that_was_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(
     algo: str, more: dict[str, Any], quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
