@@ -26,6 +26,7 @@ YARDSTICKS = "--num-subnets 5 --oracle-subnets 4 --copies 1"
 SHORT = {
     "train agent": TRAIN,
     "train supernet": "--steps 2 --batch-size 4",
+    "train static": "--steps 2 --batch-size 4 --val-images 4 --num-workers 0",
     "train joint": "--steps 1 --batch-size 4 --val-images 4",
     "tune": f"{TRAIN} --trials 1 --evaluations 1",
     "yardsticks": YARDSTICKS,
@@ -36,6 +37,7 @@ SHORT = {
     "bench": "--repeats 1 --warmup 0 --batch-size 2",
     "bench-env": "--num-images 4 --repeats 1 --warmup 0 --supernet digits",
     "bench-training": f"{TRAIN} --seeds 0 --algos ppo a2c",
+    "bench-menu": "--repeats 1 --entries 4 --images 8",
     "bench-supernet": "--repeats 1 --warmup 0 --batch-size 2",
     "profile": "--batch-size 1 --token-counts 1 --repeats 1 --supernet digits",
     "distill": "--batch-size 4",
@@ -139,9 +141,11 @@ def shortened(line: str, out: str = "") -> list[str]:
     if "--resume" in words:  # with the settings of the run
         more = verb in ("tune", "train agent") and {"--trials", "--total-timesteps"} & set(words)
         extra = {"tune": "--trials 2", "train agent": "--total-timesteps 96"}[verb] if more else ""
-    if verb == "train supernet" and not any(w.startswith("digits") for w in words):
+    if verb == "train supernet" and "--resume" not in words and not any(w.startswith("digits") for w in words):
         extra += " --val-images 4 --num-workers 0"
-    if verb == "export" and "onnx" in words and "torch" not in words:  # for what is made of it
+    if verb == "profile" and "--decide-first-group" in words:  # the short form's supernet cannot
+        words.remove("--decide-first-group")
+    if verb == "export" and ("--adaptive" in words or ("onnx" in words and "torch" not in words)):
         extra = ""
     extra += "".join(f" {name} {value}" for name, value in SHORTER.items() if name in words)
     extra += " --device cpu" if "--device" in words else ""

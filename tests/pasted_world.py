@@ -10,6 +10,7 @@ import traceback
 import types
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from supernet import SubnetConfig, TextEmbeddings, create_supernet
 from supernet.registry import SUPERNETS
 from train import demo, side_by_side
 from train.commands.main import main
+from train.evaluate.rows import read_rows, write_rows
 from train.networks import import_clip, importing, teachers
 from train.search import confidence
+from train.timing import menu
 from train.yardsticks import compute, static_designs
 
 COPIES = (
@@ -81,6 +84,7 @@ def stand_in() -> None:
     confidence.SWEEPS, confidence.NUM_CANDIDATES = 1, 2
     compute.PRICES, compute.CONFIDENCE_PRICES = np.array([0.05, 0.3]), np.array([0.05])
     static_designs.SHARES = (0.5,)
+    menu.SPREAD = 0.5
     demo.QUICK_TIMESTEPS, demo.QUICK_SUBNETS, demo.QUICK_SEARCH_IMAGES = 3_072, 6, 32
 
 
@@ -101,6 +105,8 @@ def make_world(root: Path) -> Path:
                 picture(100 * label + i, (40, 44)).save(folder / f"{i}.png")
     (root / "names.txt").write_text("dark\nbright\n")
     (root / "my_rewards.py").write_text(MY_REWARDS)
+    picture(1, (40, 44)).save(root / "cat.jpg")
+    picture(2, (40, 44)).save(root / "dog.png")
     for name in COPIES:
         shutil.copytree(BUNDLED["digits"], root / "runs" / name)
     torch.save(smaller("deit_tiny_patch16_224", num_classes=37).state_dict(), root / "tuned.pth")
@@ -121,9 +127,12 @@ def make_runs() -> None:
         for name in copies:
             shutil.copytree(f"runs/{source}", f"runs/{name}")
     shutil.copy("runs/agent/model.zip", "agent.zip")
-    shutil.copy("runs/agent/eval/agent.csv", "rows.parquet")
+    if find_spec("pyarrow"):
+        write_rows(Path("rows.parquet"), read_rows(Path("runs/agent/eval/agent.csv")))
     run("prance yardsticks --out runs/yardsticks")
     run("prance profile --out latency.json")
+    for name in ("small-0.4", "small-0.5"):
+        run(f"prance export --supernet digits --subnet min --format safetensors --out runs/{name}")
 
 
 def run(line: str) -> None:
@@ -131,7 +140,7 @@ def run(line: str) -> None:
     words = shortened(line)
     if "--resume" not in words and "--check" not in words and "--out" in words:
         out = Path(words[words.index("--out") + 1])
-        if out.parts[:1] == ("runs",) and len(out.parts) == 2:
+        if len(out.parts) <= 2 and not out.is_absolute():
             shutil.rmtree(out, ignore_errors=True)
     sys.argv = ["prance", *words]
     main()

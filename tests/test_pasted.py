@@ -46,6 +46,7 @@ def missing(piece: Piece) -> list[str]:
         needed = set(re.findall(r"^(?:from|import) (\w+)", piece.text, re.MULTILINE))
     else:
         needed = set(EXTRAS.get(verb_of(piece.text), ())) if piece.text.startswith("prance ") else set()
+        needed |= {"pyarrow"} if "rows.parquet" in piece.text else set()
     return [name for name in needed if find_spec(name) is None]
 
 
@@ -57,7 +58,6 @@ def run_piece(piece: Piece, names: dict[str, object]) -> None:
     line = re.sub(r"^accelerate launch .* -m train ", "prance ", piece.text).replace("/data/imagenet", "pictures")
     line = line.replace("/fast/cache", "cache").replace("rows.parquet --split val", "rows.parquet --split test")
     if line.startswith("prance "):
-        parse(shlex.split(line)[1:])  # as it stands
         run(line)
     elif line.startswith("pip install "):
         extras = re.findall(r"'\.\[(\w+)\]'", line)

@@ -29,6 +29,7 @@ from ..report.tables import Table, write_json
 from .clock import check_rounds, time_interleaved
 
 PLAIN = "plain network"
+NUM_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def measure_steps(settings: SupernetBenchSettings, device: str = "cpu") -> dict[
         batch_size=settings.batch_size,
         amp=settings.amp,
         noise=settings.batch_size,
+        num_classes=NUM_CLASSES,  # encoders come without a classifier
         steps=10_000,
     )
     kinds = {
