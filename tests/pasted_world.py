@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import sys
+import threading
+import time
 import traceback
 import types
+import urllib.request
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +23,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import uvicorn
 from clip_models import small_clip
 from image_files import picture
 from pasted import shortened
@@ -29,12 +35,15 @@ from supernet import SubnetConfig, TextEmbeddings, create_supernet
 from supernet.registry import SUPERNETS
 from train import demo, side_by_side
 from train.commands.main import main
+from train.deploy.opening import open_adaptive
 from train.evaluate.rows import read_rows, write_rows
 from train.networks import import_clip, importing, teachers
 from train.search import confidence
 from train.timing import menu
 from train.yardsticks import compute, static_designs
 
+SERVED = {"curl --data-binary @cat.jpg 'http://127.0.0.1:8000/predict?top=3'"}
+"""What pages ask of a service."""
 COPIES = (
     "deit",
     "vit",
@@ -85,7 +94,28 @@ def stand_in() -> None:
     compute.PRICES, compute.CONFIDENCE_PRICES = np.array([0.05, 0.3]), np.array([0.05])
     static_designs.SHARES = (0.5,)
     menu.SPREAD = 0.5
+    uvicorn.run = _served_briefly  # type: ignore[assignment]
     demo.QUICK_TIMESTEPS, demo.QUICK_SUBNETS, demo.QUICK_SEARCH_IMAGES = 3_072, 6, 32
+
+
+def _served_briefly(app: Any, **options: Any) -> None:
+    """A service that answers what pages ask of it, and ends."""
+    server = uvicorn.Server(uvicorn.Config(app, **options))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    address = "http://127.0.0.1:8000"
+    with urllib.request.urlopen(f"http://{options['host']}:{options['port']}/healthz") as answer:
+        assert answer.status == 200
+    for line in SERVED:
+        picture_file, url = re.fullmatch(r"curl --data-binary @(\S+) (\S+)", line).groups()  # type: ignore[union-attr]
+        url = url.strip("'").replace(address, f"http://{options['host']}:{options['port']}")
+        with urllib.request.urlopen(url, Path(picture_file).read_bytes()) as answer:
+            assert json.load(answer)["top"]
+    server.should_exit = True
+    thread.join()
 
 
 def _grey_teacher(*_: Any, **__: Any) -> Any:
@@ -107,6 +137,9 @@ def make_world(root: Path) -> Path:
     (root / "my_rewards.py").write_text(MY_REWARDS)
     picture(1, (40, 44)).save(root / "cat.jpg")
     picture(2, (40, 44)).save(root / "dog.png")
+    (root / "more").mkdir()
+    for path in ("a.jpg", "b.png", "more/c.jpg"):
+        picture(3, (40, 44)).save(root / path)
     for name in COPIES:
         shutil.copytree(BUNDLED["digits"], root / "runs" / name)
     torch.save(smaller("deit_tiny_patch16_224", num_classes=37).state_dict(), root / "tuned.pth")
@@ -130,6 +163,7 @@ def make_runs() -> None:
     if find_spec("pyarrow"):
         write_rows(Path("rows.parquet"), read_rows(Path("runs/agent/eval/agent.csv")))
     run("prance yardsticks --out runs/yardsticks")
+    open_adaptive("runs/any", entries=4).model.save_pretrained("exported")
     run("prance profile --out latency.json")
     for name in ("small-0.4", "small-0.5"):
         run(f"prance export --supernet digits --subnet min --format safetensors --out runs/{name}")

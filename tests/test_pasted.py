@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import scenes
 from pasted import LONG, MARK, ROOT, SHORT, Piece, command_lines, commands_of, help_texts, pieces_of, verb_of
-from pasted_world import MY_REWARDS, in_a_child, make_runs, make_world, page_names, run, run_code, stand_in
+from pasted_world import MY_REWARDS, SERVED, in_a_child, make_runs, make_world, page_names, run, run_code, stand_in
 
 from train.commands.main import COMMANDS, Group, parse
 
@@ -57,12 +60,17 @@ def run_piece(piece: Piece, names: dict[str, object]) -> None:
         return
     line = re.sub(r"^accelerate launch .* -m train ", "prance ", piece.text).replace("/data/imagenet", "pictures")
     line = line.replace("/fast/cache", "cache").replace("rows.parquet --split val", "rows.parquet --split test")
+    found, pipe, line = line.rpartition(" '|' ")
+    if pipe:
+        sys.stdin = io.StringIO(subprocess.run(shlex.split(found), check=True, capture_output=True, text=True).stdout)
     if line.startswith("prance "):
         run(line)
     elif line.startswith("pip install "):
         extras = re.findall(r"'\.\[(\w+)\]'", line)
         assert line == "pip install ." or extras, line
         assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras), line
+    elif line.startswith("curl "):
+        assert {line} <= SERVED, f"{line}: is not asked of the service"
     elif line.startswith("make "):
         assert f"\n{line.split()[1]}:" in (ROOT / "Makefile").read_text(), line
     else:
