@@ -48,6 +48,7 @@ SHORT = {
 }
 SHORTER = {
     "--latency": "4",
+    "--budget": "0.1",
     "--epochs": "1",
     "--check": "4",
     "--ablate-images": "2",

@@ -27,7 +27,7 @@ class Export(ExportSettings):
         prance export --out exported --keep-rate 0.7 --embed-dim 48 --mlp-ratio 1
         prance export --out exported --supernet runs/supernet --subnet subnet.json --uint8
         prance export --adaptive runs/agent --out model.onnx
-        prance export --out exported --static runs/small
+        prance export --out exported --static runs/small-0.4
     """
 
     out: Path
