@@ -40,7 +40,7 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
         ValueError: If it is no such file; the message names the file, the field, its value and what is allowed.
         FileNotFoundError: If there is none.
     """
-    return checked(_parsed(path.read_text, json.loads, "JSON", str(path), remedy), kind, str(path), remedy)
+    return checked(_parsed(path.read_text, json.loads, "JSON file", str(path), remedy), kind, str(path), remedy)
 
 
 def parsed_json(text: str, source: str, remedy: str) -> Any:
@@ -61,7 +61,7 @@ def read_yaml(path: Path, kind: type[T], remedy: str) -> T:
     """A YAML file as an instance of `kind`; otherwise as `read_json`."""
     import yaml
 
-    return checked(_parsed(path.read_text, yaml.safe_load, "YAML", str(path), remedy), kind, str(path), remedy)
+    return checked(_parsed(path.read_text, yaml.safe_load, "YAML file", str(path), remedy), kind, str(path), remedy)
 
 
 def _parsed(read: Callable[..., str], parse: Any, name: str, source: str, remedy: str) -> Any:

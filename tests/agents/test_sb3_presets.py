@@ -212,7 +212,7 @@ def test_without_sb3_contrib_the_error_says_what_to_install(monkeypatch: pytest.
     for name in [name for name in sys.modules if name.split(".")[0] == "sb3_contrib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
-    with pytest.raises(ModuleNotFoundError, match=r"'tqc'.*pip install 'prance-env\[contrib\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"'tqc'.*pip install -e '\.\[contrib\]'"):
         make_sb3("tqc", envs(2))
     assert isinstance(make_sb3("td3", envs(2)), TD3)
 

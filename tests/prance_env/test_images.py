@@ -143,7 +143,7 @@ def test_arguments_that_have_no_meaning_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "package", "install"),
-    [("hfds/x", "datasets", r"prance-env\[hf\]"), ("wds/x", "webdataset", r"prance-env\[wds\]")],
+    [("hfds/x", "datasets", r"-e '\.\[hf\]"), ("wds/x", "webdataset", r"-e '\.\[wds\]")],
 )
 def test_a_missing_package_is_named_before_anything_is_loaded(
     name: str, package: str, install: str, monkeypatch: pytest.MonkeyPatch

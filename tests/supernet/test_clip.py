@@ -296,5 +296,5 @@ def test_every_tag_of_the_table_exists_goes_with_its_architecture_and_is_documen
 
 def test_without_open_clip_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'prance-env\[clip\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[clip\]'"):
         load_clip("ViT-B-32")

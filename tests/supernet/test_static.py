@@ -167,7 +167,7 @@ def other_rates(data: dict[str, Any]) -> None:
             "No weights at .*model.safetensors",
         ),
         (lambda folder: (folder / "static.json").unlink(), FileNotFoundError, "holds no static.json; pass a folder"),
-        (edit_text(lambda text: text[:-9]), ValueError, "static.json is no JSON .*; export the network again"),
+        (edit_text(lambda text: text[:-9]), ValueError, "static.json is no JSON file .*; export the network again"),
         (edit_text(lambda text: "[]"), ValueError, r"static.json: the whole=\[\] must be"),
         (edit_json(lambda d: d.pop("subnet")), ValueError, "static.json: subnet is missing; export the network again"),
         (edit_json(lambda d: d.update(format=2)), ValueError, "format=2 must be 1"),

@@ -248,7 +248,7 @@ def test_an_interrupted_export_leaves_the_old_network_and_other_weights_are_noti
         (
             ("find_spec", lambda name: None),
             (["onnx"],),
-            r"needs onnx and onnxscript: pip install 'prance-env\[export\]'",
+            r"needs onnx and onnxscript: pip install -e '\.\[export\]'",
         ),
         (("ONNX_LIMIT", 1000), (["onnx"],), r"parameters exceed the 2 GiB of an ONNX file; use --format torch"),
     ],

@@ -97,7 +97,7 @@ def test_files_that_are_no_rows_are_refused_by_name(
         with pytest.raises(ValueError, match=name):
             read_rows(tmp_path / name)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"prance-env\[parquet\]"):
+    with pytest.raises(ValueError, match=r"-e '\.\[parquet\]"):
         write_rows(tmp_path / "rows.parquet", rows)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "b.csv", "c.csv"]
 

@@ -87,8 +87,12 @@ OTHER = SubnetConfig.full(small_net("prune_merge").space).to_json()
     [
         ({"subnet": TWO}, ValueError, "holds 2 subnets; pass exactly one"),
         ({"subnet": OTHER}, ValueError, r"keep_rate has the shape .*; token_mode='prune' takes \(1, 2\)"),
-        ({"subnet": json.dumps({"embed_dim": [[8]]})}, ValueError, "JSON object of the lists .*keep_rate"),
-        ({"subnet": "{"}, ValueError, "is not a subnet.*write it with SubnetConfig.to_json"),
+        (
+            {"subnet": json.dumps({"embed_dim": [[8]]})},
+            ValueError,
+            r"mlp_ratio is missing \(and 1 more\); write it with SubnetConfig.to_json",
+        ),
+        ({"subnet": "{"}, ValueError, "is no JSON .*write it with SubnetConfig.to_json"),
         ({"subnet": "largest"}, FileNotFoundError, "'largest' is no file, nor 'full', 'min' or JSON text"),
         ({"subnet": "full", "embed_dim": 8}, ValueError, "'full' and embed_dim=8 were both given"),
         ({"subnet": "min", "keep_rate": [1.0]}, ValueError, r"'min' and keep_rate=\[1.0\] were both given"),

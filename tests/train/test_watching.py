@@ -79,10 +79,10 @@ def test_episodes_become_a_gif_and_an_mp4(
     few = ("--images", 3, 200, "--out", tmp_path / "films" / "two")
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     prance(monkeypatch, "video", "--agent", run, *few)
-    assert "pip install 'prance-env[video]'" in capsys.readouterr().out
+    assert "pip install -e '.[video]'" in capsys.readouterr().out
     with Image.open(tmp_path / "films" / "two.gif") as film:
         assert (film.n_frames, film.size) == (8, (512, 256))  # type: ignore[attr-defined]
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'prance-env\[video\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[video\]'"):
         video.write_mp4([], tmp_path / "x.mp4", 2)
     assert "--images 256 is none of the 256" in refusal(monkeypatch, "video", "--agent", run, "--images", 256)
     assert "--fps 0.0 must be" in refusal(monkeypatch, "video", "--agent", run, "--fps", 0)

@@ -14,7 +14,7 @@ from ..options import Split, Threads, Trust, set_threads
 class Video:
     """Episodes of an agent as an MP4 and a GIF: what is kept of each image, the widths, the MACs, the answer.
 
-    MP4 needs the extra: pip install 'prance-env[video]'; without it there is the GIF.
+    MP4 needs the extra: pip install -e '.[video]'; without it there is the GIF.
 
     For example:
 
@@ -75,4 +75,4 @@ class Video:
             write_mp4(frames, written[1], self.fps)
         print(f"Written to {' and '.join(map(str, written))}: {len(images)} episodes")
         if len(written) == 1:
-            print("MP4 needs MoviePy: pip install 'prance-env[video]'.")
+            print("MP4 needs MoviePy: pip install -e '.[video]'.")

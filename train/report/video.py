@@ -60,7 +60,7 @@ def write_mp4(frames: Frames, path: Path, fps: float) -> None:
     """
     if not has_moviepy():
         raise ModuleNotFoundError(
-            f"{path} needs MoviePy, which is not installed: pip install 'prance-env[video]'.", name="moviepy"
+            f"{path} needs MoviePy, which is not installed: pip install -e '.[video]'.", name="moviepy"
         )
     from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
 
