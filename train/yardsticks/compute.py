@@ -153,7 +153,7 @@ def _fronts(
     chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
     val, test = chosen_on.engine(), judged_on.engine()
     index, stratum = np.arange(len(val.dataset)), val.dataset.difficulty.numpy()
-    designed, free = designs_of(settings, methods) if settings.designs else ({}, {})
+    designed, free = designs_of(settings, methods, memory) if settings.designs else ({}, {})
     starts = np.concatenate([*designed.values()]) if designed else None
     with (
         methods.timed("static", len(index)),
@@ -174,11 +174,14 @@ def _fronts(
     return found, fronts
 
 
-def designs_of(settings: YardstickSettings, methods: Methods) -> tuple[dict[str, Actions], dict[str, StaticViT]]:
+def designs_of(
+    settings: YardstickSettings, methods: Methods, memory: Memory
+) -> tuple[dict[str, Actions], dict[str, StaticViT]]:
     """Subnets of DeepMAD and NViT by method, and NViT's networks by name; the time that they took is noted."""
     train = settings.settings("train").engine()
     with methods.timed("deepmad", 0):
-        designed = {"deepmad": deepmad_subnets(train.config)}
+        found = memory.step("deepmad", lambda: {"actions": deepmad_subnets(train.config)})
+        designed = {"deepmad": found["actions"]}
     with methods.timed("free", PRUNE_IMAGES, gradients=True):
         pruned = nvit_networks(train, settings.seed)
     with methods.timed("nvit", PRUNE_IMAGES, gradients=True):
