@@ -69,6 +69,8 @@ RUNS = ("constant", "constant-0", "constant-1")
 EVERY_BUDGET = ("any", "any-budget", "prance")
 STEPS = {"agent.learn(100_000": "agent.learn(2_000", "while len(correct) < 1024": "while len(correct) < 256"}
 """What scripts of pages do less of; examples/ has those that are trained to the end."""
+SAVED_AS = re.compile(r"# (\w+)\.py\n")
+"""How a block begins that is a file, without which others do not run."""
 SMALLER = {"depth": 4, "embed_dim": 48, "num_heads": 3}
 real_create_model = timm.create_model
 
@@ -84,7 +86,7 @@ def stand_in() -> None:
     teachers.timm_model = _grey_teacher  # type: ignore[assignment]
     import_clip.load_clip = lambda *_, **__: small_clip()  # type: ignore[assignment]
     digits = SUPERNETS["digits"]
-    theirs = small_net("prune", prance_embed_dim=40)
+    theirs = small_net("prune", prance_embed_dim=40, groups=(3, 3))
     for module in (importing, supernet):
         module.load_prance_checkpoint = lambda *_, **__: theirs  # type: ignore[attr-defined]
     side_by_side.calibrate = lambda *_: types.SimpleNamespace(macs_weight=0.1)  # type: ignore[assignment,return-value]
@@ -145,9 +147,18 @@ def make_world(root: Path) -> Path:
     torch.save(smaller("deit_tiny_patch16_224", num_classes=37).state_dict(), root / "tuned.pth")
     net = create_supernet("digits")
     (root / "subnet.json").write_text(SubnetConfig.random(net.space, 1).to_json())
+    torch.save(their_selector(), root / "actor.pth")
     texts = TextEmbeddings(("dark", "bright"), torch.nn.functional.normalize(torch.randn(2, 24), dim=1), 100.0)
     texts.save(root / "runs" / "clip" / "texts.safetensors")
     return root
+
+
+def their_selector() -> dict[str, torch.Tensor]:
+    """Random weights of an actor as PRANCE's authors save it, for `theirs`."""
+    sizes = {"fc1": (8, 37), "fc2": (8, 8), "fc_mu": (7, 8)}
+    return {f"{name}.weight": torch.randn(size) for name, size in sizes.items()} | {
+        f"{name}.bias": torch.randn(size[0]) for name, size in sizes.items()
+    }
 
 
 def make_runs() -> None:
@@ -181,7 +192,13 @@ def run(line: str) -> None:
 
 
 def run_code(code: str, names: dict[str, Any]) -> None:
-    """A block of a page, with what earlier ones have named; it may do less, see `STEPS`."""
+    """A block of a page, with what earlier ones have named; it may do less, see `STEPS`.
+
+    One that begins with the name of a file, `# mine.py`, is saved under it.
+    """
+    if named := SAVED_AS.match(code):
+        Path(f"{named[1]}.py").write_text(code)
+        return
     for long, short in STEPS.items():
         code = code.replace(long, short)
     with pytest.MonkeyPatch.context() as patch:
@@ -207,6 +224,7 @@ def in_a_child(work: Callable[[], None], folder: Path) -> None:
             try:
                 os.chdir(folder)
                 os.environ["COLUMNS"] = "100"
+                sys.path.insert(0, str(folder))  # for modules that pages save there
                 work()
                 code = 0
             except SystemExit as stop:
@@ -225,4 +243,4 @@ def page_names() -> dict[str, Any]:
     return vars(types.ModuleType("__main__"))
 
 
-__all__ = ["in_a_child", "make_runs", "make_world", "page_names", "partial", "run", "run_code", "stand_in"]
+__all__ = ["SAVED_AS", "in_a_child", "make_runs", "make_world", "page_names", "partial", "run", "run_code", "stand_in"]

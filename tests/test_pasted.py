@@ -8,14 +8,25 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from conftest import scenes
 from pasted import LONG, MARK, ROOT, SHORT, Piece, command_lines, commands_of, help_texts, pieces_of, verb_of
-from pasted_world import MY_REWARDS, SERVED, in_a_child, make_runs, make_world, page_names, run, run_code, stand_in
+from pasted_world import (
+    MY_REWARDS,
+    SAVED_AS,
+    SERVED,
+    in_a_child,
+    make_runs,
+    make_world,
+    page_names,
+    run,
+    run_code,
+    stand_in,
+)
 
 from train.commands.main import COMMANDS, Group, parse
 
@@ -43,14 +54,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def missing(piece: Piece) -> list[str]:
-    """Packages that a piece needs and that are not installed."""
+def missing(piece: Piece, saved: Set[str] = frozenset()) -> list[str]:
+    """Packages that a piece needs and that are not installed; modules that its page saves are."""
     if piece.kind == "python":
         needed = set(re.findall(r"^(?:from|import) (\w+)", piece.text, re.MULTILINE))
     else:
         needed = set(EXTRAS.get(verb_of(piece.text), ())) if piece.text.startswith("prance ") else set()
         needed |= {"pyarrow"} if "rows.parquet" in piece.text else set()
-    return [name for name in needed if find_spec(name) is None]
+    return [name for name in needed - saved if find_spec(name) is None]
 
 
 def run_piece(piece: Piece, names: dict[str, object]) -> None:
@@ -97,7 +108,8 @@ def test_commands_are_understood_as_they_stand(name: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("page", EVERY)
 def test_what_a_page_says_runs_from_top_to_bottom(page: Path, world: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world, tmp_path / "world"))
-    pieces = [piece for piece in pieces_of(page) if not missing(piece)]
+    saved = {named[1] for piece in pieces_of(page) if (named := SAVED_AS.match(piece.text))}
+    pieces = [piece for piece in pieces_of(page) if not missing(piece, saved)]
 
     def work() -> None:
         names = page_names()

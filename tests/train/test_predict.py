@@ -9,26 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adaptive_models import price_minded
 from command_line import prance, refusal
-from helpers import make_engine
 from PIL import Image
 
 from agents import AdaptiveViT
-from supernet import Supernet
 from train.deploy.predicting import picture_paths
-
-
-@pytest.fixture(scope="module")
-def model(digits_net: Supernet, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A saved model with a calibration and a menu."""
-    made = price_minded(digits_net)
-    images = make_engine(digits_net, 24).dataset.fetch(np.arange(24))
-    made.calibrate(images)
-    made.make_menu(images, 4)
-    folder = tmp_path_factory.mktemp("model")
-    made.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

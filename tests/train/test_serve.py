@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adaptive_models import price_minded
-from helpers import PATIENCE, make_engine
+from helpers import PATIENCE
 from PIL import Image
 
 from agents import AdaptiveViT
@@ -96,17 +96,6 @@ def test_an_error_is_told_to_its_batch_and_the_next_one_runs() -> None:
 
 
 # ---- the service ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(digits_net: Supernet, tmp_path_factory: pytest.TempPathFactory) -> str:
-    made = price_minded(digits_net)
-    images = make_engine(digits_net, 24).dataset.fetch(np.arange(24))
-    made.calibrate(images)
-    made.make_menu(images, 4)
-    folder = tmp_path_factory.mktemp("model")
-    made.save_pretrained(folder)
-    return str(folder)
 
 
 def free_port() -> int:
