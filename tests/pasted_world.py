@@ -30,6 +30,7 @@ from pasted import shortened
 from small_nets import small_net
 
 import supernet
+from agents import AdaptiveViT
 from prance_env.supernets import BUNDLED
 from supernet import SubnetConfig, TextEmbeddings, create_supernet
 from supernet.registry import SUPERNETS
@@ -96,6 +97,7 @@ def stand_in() -> None:
     compute.PRICES, compute.CONFIDENCE_PRICES = np.array([0.05, 0.3]), np.array([0.05])
     static_designs.SHARES = (0.5,)
     menu.SPREAD = 0.5
+    AdaptiveViT.push_to_hub = lambda *_: None  # type: ignore[assignment,method-assign]
     uvicorn.run = _served_briefly  # type: ignore[assignment]
     demo.QUICK_TIMESTEPS, demo.QUICK_SUBNETS, demo.QUICK_SEARCH_IMAGES = 3_072, 6, 32
 
