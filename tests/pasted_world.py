@@ -95,7 +95,7 @@ def stand_in() -> None:
     SUPERNETS._things.update(small)
     confidence.SWEEPS, confidence.NUM_CANDIDATES = 1, 2
     compute.PRICES, compute.CONFIDENCE_PRICES = np.array([0.05, 0.3]), np.array([0.05])
-    static_designs.SHARES = (0.5,)
+    static_designs.SHARES = (1.0,)
     menu.SPREAD = 0.5
     AdaptiveViT.push_to_hub = lambda *_: None  # type: ignore[assignment,method-assign]
     uvicorn.run = _served_briefly  # type: ignore[assignment]

@@ -154,7 +154,7 @@ def small_world() -> Iterator[None]:
         mock.patch.object(confidence, "NUM_CANDIDATES", 2),
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
         mock.patch.multiple(demo, QUICK_TIMESTEPS=3_072, QUICK_SUBNETS=6, QUICK_SEARCH_IMAGES=32),
-        mock.patch.object(static_designs, "SHARES", (0.5,)),
+        mock.patch.object(static_designs, "SHARES", (1.0,)),
     ):
         import_everything()
         for split in SCENES:
