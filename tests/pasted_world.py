@@ -67,6 +67,7 @@ def frugal(outcome):
     return outcome.accuracy - outcome.macs_weight * (outcome.macs / outcome.full_macs) ** 2
 """
 RUNS = ("constant", "constant-0", "constant-1")
+PLOTTED = ("ppo-0", "ppo-1", "sac-0")
 EVERY_BUDGET = ("any", "any-budget", "prance")
 STEPS = {"agent.learn(100_000": "agent.learn(2_000", "while len(correct) < 1024": "while len(correct) < 256"}
 """What scripts of pages do less of; examples/ has those that are trained to the end."""
@@ -169,7 +170,7 @@ def make_runs() -> None:
     run("prance eval --agent runs/agent --split test --out runs/agent/eval")
     run("prance train agent --out runs/constant --observation constant")
     run("prance train agent --out runs/any --algo prance_ppo --macs-weight 0.01 0.3")
-    for source, copies in (("constant", RUNS[1:]), ("any", EVERY_BUDGET[1:])):
+    for source, copies in (("constant", RUNS[1:]), ("any", EVERY_BUDGET[1:]), ("agent", PLOTTED)):
         for name in copies:
             shutil.copytree(f"runs/{source}", f"runs/{name}")
     shutil.copy("runs/agent/model.zip", "agent.zip")
