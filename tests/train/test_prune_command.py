@@ -13,7 +13,9 @@ from command_line import prance, refusal
 from training_nets import saved_net
 
 from supernet import SubnetConfig, from_pretrained, load_static
+from train.networks.importance import full_network
 from train.networks.recipes.static import StaticRecipe
+from train.search.prune import subnet_within
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +116,18 @@ def test_bad_input_is_a_sentence(source: str, folder: Path, tmp_path: Path, monk
     assert "static.json" in refusal(monkeypatch, *train, "--from", source, "--dataset", folder)
     lone = ["--from", source, "--teacher", source]
     assert "teacher_weight=0.0 go together" in refusal(monkeypatch, *train, *lone)
+
+
+def test_a_target_below_every_subnet_leaves_the_network_alone(
+    source: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, static = from_pretrained(source), full_network(from_pretrained(source))
+    assert subnet_within(net, static, lambda sizes: 2.0, target=1.0) is None  # milliseconds that no subnet has
+    smallest = int(net.macs(SubnetConfig.min(net.space, 1)))
+    target = 0.9 * smallest / int(net.macs())
+    numbers = ["--images", "6", "--batch-size", "6", "--check-images", "0", "--per-step", "8", "--target", f"{target}"]
+    prance(monkeypatch, "prune", "--supernet", source, "--dataset", folder, "--out", tmp_path / "out", *numbers)
+    (row,) = json.loads((tmp_path / "out" / "pruning.json").read_text())["networks"]
+    assert row["macs"] < smallest
+    assert "subnet_macs" not in row
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [row["name"], "pruning.json", "pruning.png"]

@@ -20,8 +20,9 @@ from prance_env.rewards.latency import load_latency_table
 from supernet import StaticViT, SubnetConfig, Supernet, load_static, save_static
 from supernet.extract import DESCRIPTION
 from supernet.files import write_text
-from supernet.nearest import nearest_subnet
+from supernet.nearest import LEVELS, nearest_subnet
 from supernet.staging import staged
+from supernet.token_graph import least_macs, token_graph
 
 from ..networks.importance import full_network
 from ..networks.ordering import draw_batches
@@ -181,8 +182,8 @@ def _written(
         row |= {"macs": pruned.network.macs(), "params": pruned.network.params(), "blocks": pruned.network.sizes()}
         batches = _val_batches(settings, pruned.network)
         row["accuracy"] = accuracy_of(pruned.network, batches) if batches else None
-        if net is not None:
-            subnet = subnet_within(net, pruned.network, cost, target)
+        subnet = None if net is None else subnet_within(net, pruned.network, cost, target)
+        if net is not None and subnet is not None:
             write_text(folder / f"{name}-subnet.json", subnet.to_json() + "\n")
             row["subnet_macs"] = int(net.macs(subnet))
             row["subnet_accuracy"] = accuracy_of(net.extract(subnet), batches) if batches else None
@@ -190,20 +191,17 @@ def _written(
     return rows
 
 
-def subnet_within(net: Supernet, pruned: StaticViT, cost: SizeCost, target: float) -> SubnetConfig:
-    """The nearest subnet of the search space that costs no more than `target`.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    budget = float(pruned.macs())
-    while True:
+def subnet_within(net: Supernet, pruned: StaticViT, cost: SizeCost, target: float) -> SubnetConfig | None:
+    """The nearest subnet of the search space that costs no more than `target`; None if there is none."""
+    budget, least = float(pruned.macs()), least_macs(net.config, token_graph(net.config, LEVELS))
+    while budget >= least:
         subnet = nearest_subnet(net.config, pruned.block_sizes, budget)
         found = cost(net.extract(subnet).block_sizes)
         if found <= target:
             return subnet
         # Milliseconds are not in proportion to MACs.
         budget = min(int(net.macs(subnet)), budget) * min(0.99, target / found)
+    return None
 
 
 def _val_batches(settings: PruneSettings, static: StaticViT) -> list[tuple[Tensor, Tensor]]:

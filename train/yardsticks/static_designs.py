@@ -106,9 +106,9 @@ def nvit_networks(engine: InferenceEngine, seed: int = 0, images: int = PRUNE_IM
 
 def nvit_subnets(engine: InferenceEngine, pruned: Sequence[Pruned]) -> Actions:
     """(K, num_decisions, A) the subnets next to pruned networks that cost no more than they."""
-    cost, least = macs_cost(engine.config), least_macs(engine.config, token_graph(engine.config, 16))
-    kept = [p for p in pruned if p.cost >= least]
-    return _actions(engine.config, [subnet_within(engine.net, p.network, cost, p.cost) for p in kept])
+    cost = macs_cost(engine.config)
+    found = [subnet_within(engine.net, p.network, cost, p.cost) for p in pruned]
+    return _actions(engine.config, [subnet for subnet in found if subnet is not None])
 
 
 def _actions(config: SupernetConfig, subnets: Sequence[SubnetConfig]) -> Actions:
