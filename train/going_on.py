@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .own_modules import OPTION, named_modules
-from .runs.folder import CONFIG
 
 STOPPED = "Stopped."
 NOTHING = "Stopped before anything was saved."
@@ -34,6 +33,8 @@ def after_stop(kind: type[Any], path: list[str], words: list[str]) -> str:
         return SAME
     if "resume" not in getattr(kind, "__dataclass_fields__", {}):
         return STOPPED
+    from .runs.folder import CONFIG  # with torch, which help texts do without
+
     out = out_of(words)
     if out is None or not (out / getattr(kind, "begun", CONFIG)).is_file():
         return NOTHING

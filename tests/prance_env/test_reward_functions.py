@@ -65,7 +65,7 @@ def test_a_registered_function_is_called_by_its_name() -> None:
         rewards, infos = episode(make_envs({"function": "of_a_user"}))
         for reward, info in zip(rewards, infos, strict=True):
             np.testing.assert_allclose(reward, 2 - info["macs_fraction"], rtol=1e-12)
-        with pytest.raises(ValueError, match=r"Reward name 'of_a_user' is taken; registered are \['of_a_user'\]"):
+        with pytest.raises(ValueError, match=r"Reward name 'of_a_user' is taken; registered are \[.*'of_a_user'\]"):
             register_reward("of_a_user", lambda outcome: outcome.accuracy)
         with pytest.raises(ValueError, match="'a:b' must have no colon"):
             register_reward("a:b", frugal)

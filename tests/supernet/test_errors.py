@@ -247,8 +247,11 @@ def test_every_call_refuses_a_choice_that_does_not_fit_the_images_or_the_space(
             lambda c: c.net.begin(c.images, key_mean=True).padded_key_mean(36),
             "length=36 is too short: an image has 37 tokens",
         ),
-        (lambda c: SubnetConfig.from_json("[1, 2]"), "JSON object .*'embed_dim'.*this holds list"),
-        (lambda c: SubnetConfig.from_json('{"embed_dim": [[8]]}'), r"JSON object .*'keep_rate'.*\['embed_dim'\]"),
+        (
+            lambda c: SubnetConfig.from_json("[1, 2]"),
+            r"the whole=\[1, 2\] must be an object; write it with SubnetConfig.to_json",
+        ),
+        (lambda c: SubnetConfig.from_json('{"embed_dim": [[8]]}'), r"mlp_ratio is missing \(and 1 more\)"),
         (
             lambda c: SubnetConfig.from_actions(DECIDED, torch.zeros(3, 2, 5)),
             r"shape \(3, 2, 5\); expected \(B, 2, 6\)",

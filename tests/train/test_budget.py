@@ -170,7 +170,7 @@ def test_the_picture_has_a_line_for_one_agent_and_points_for_others(
     plots.plot_fronts(metrics, {"runs/a": ["runs/a (1)", "runs/a (2)"]}, "val", tmp_path / "front.png")
     (axes,) = figures[0].axes
     found = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert found == {"a": [[0.3, 0.7], [0.6, 0.9]], "full": [[1.0, 0.95]], "b": [[0.4, 0.8]]}
+    assert found == {"a": [[0.3, 0.7], [0.6, 0.9]], "full network": [[1.0, 0.95]], "b": [[0.4, 0.8]]}
     assert axes.get_ylabel() == "accuracy on val"
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 

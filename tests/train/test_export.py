@@ -162,8 +162,7 @@ def test_files_that_differ_from_the_supernet_are_refused_and_earlier_ones_stay(
     for folder in (tmp_path, tmp_path / "new"):
         with pytest.raises(ValueError, match=r"differs from the original by 3\.0e-04|holds NaN or inf"):
             export_subnet(net, SubnetConfig.min(net.space), folder, ["safetensors"])
-    assert written(tmp_path / "new") == {}
-    (tmp_path / "new").rmdir()
+    assert not (tmp_path / "new").exists()
     assert written(tmp_path) == before
     monkeypatch.setattr(export, "write_weights", with_bias(5e-5))
     (file,) = export_subnet(net, SubnetConfig.min(net.space), tmp_path, ["safetensors"])
