@@ -78,13 +78,14 @@ def run(
 
 
 def _run_here(words: tuple[str, ...], out: Path, fault: Fault | None, tell_to: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what comes before the command has begun is none of its
     status, events = 1, FileEvents(out, fault)
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         # Those of a test are files, which a full disk would fill as well.
         sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
         sys.argv = ["prance", *words, "--out", str(out)]
         events.watch()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
         status = 0
     except SystemExit as e:
