@@ -63,6 +63,7 @@ def run(
         os.close(told)
         os.dup2(print_to, 1)
         os.dup2(print_to, 2)
+        os.close(print_to)
         _run_here(words, out, fault, tell_to)
     os.close(print_to)
     os.close(tell_to)
@@ -98,6 +99,7 @@ def _run_here(words: tuple[str, ...], out: Path, fault: Fault | None, tell_to: i
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
+        os.closerange(1, 3)  # what was printed is read first, and the other pipe does not hold all events of long runs
         with os.fdopen(tell_to, "w") as pipe:
             json.dump(events.log, pipe)
         os._exit(status)
