@@ -19,8 +19,8 @@ from train.runs.curves import read_curves
 CLOCKS = {"seconds", "cpu_seconds", "seconds_per_image"}
 """Names of what is never the same twice."""
 UNEQUAL = {"command.txt", ".lock", "study.db", "benchmark.md"}
-"""Files that may differ: what was typed, Optuna's notes of trials that were killed, and the page of `benchmark.json`, which
-says CPU seconds."""
+"""Files that may differ: what was typed, Optuna's notes of trials that were killed, and the page of `benchmark.json`,
+which says CPU seconds."""
 BY_MEMBER = {".zip", ".npz"}
 
 
