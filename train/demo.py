@@ -21,6 +21,7 @@ from supernet.files import write_text
 from supernet.staging import staged
 
 from .evaluate.evaluation import Evaluation, evaluate
+from .play import evenly
 from .policies.settings import AgentTraining
 from .policies.train_agent import train_agent
 from .report.episodes import plot_episodes, plot_scenes
@@ -66,7 +67,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     with tqdm(total=subnets, desc="static subnets", unit="subnet") as bar:
         found = evolve_static_front(val, np.arange(images), subnets, seed, progress=lambda tried: bar.update(1))
     front = found.front()
-    front = front[np.unique(np.linspace(0, len(front) - 1, FRONT_POINTS).round().astype(int))]
+    front = front[evenly(len(front), FRONT_POINTS)]
 
     console.rule("3/3  evaluation on test digits that nobody has seen")
     settings = EnvSettings.from_id(ENV, split="test", device=device)

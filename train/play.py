@@ -22,6 +22,11 @@ AT_THE_END = RewardConfig(mode="terminal")
 Played = tuple[list[Episodes], NDArray[np.floating]]
 
 
+def evenly(total: int, count: int) -> Ints:
+    """At most `count` of `total` places, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+
+
 def batches(total: int, batch_size: int) -> Iterator[Ints]:
     """The numbers 0 to total - 1 in order, at most `batch_size` at a time."""
     for begin in range(0, total, batch_size):

@@ -14,6 +14,8 @@ from prance_env.rewards.outcome import REWARDS
 
 from .options import choice
 
+MACS_WEIGHT = 0.05
+"""Price of agents for which none is given."""
 POTENTIAL = "potential"
 """Name of the reward that agents are trained with unless something else is said."""
 SHAPED = {"mode": "potential", "accuracy": "mixed"}

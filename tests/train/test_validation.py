@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.episode_means import choices_of
 from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
-from train.play import mean_return
+from train.play import evenly, mean_return
 from train.policies import train_prance_ppo, train_sb3
 from train.policies.algorithm import TrainingRun
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
-from train.policies.validation import Validation, _spread
+from train.policies.validation import Validation
 from train.runs.curves import read_curves
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -111,7 +111,7 @@ def test_the_best_agent_is_kept_and_tensorboard_shows_choices_and_pictures(
     assert [row["return"] for row in rows_of(out)] == [0.1, 0.3, 0.2]
     val = EnvSettings.from_id(split="val", **settings.env_arguments)
     best = load_agent(str(out / "best"), val)
-    assert mean_return(best, val, images=_spread(256, 40)) == pytest.approx(seen[1])
+    assert mean_return(best, val, images=evenly(256, 40)) == pytest.approx(seen[1])
     if name != "sac":  # which has not begun to learn
         with pytest.raises(AssertionError):
             assert_equal_policies(best, last)
@@ -155,13 +155,13 @@ def test_an_agent_for_a_range_of_prices_is_judged_at_several(tmp_path: Path) -> 
     (row,) = rows_of(tmp_path / "run")
     env = EnvSettings.from_id(split="val", **settings.env_arguments)
     prices = [replace(env, cost_conditioning=(0.01, 0.3, price)) for price in (0.01, 0.05477, 0.3)]
-    expected = np.mean([mean_return(agent, at, images=_spread(256, 40)) for at in prices], axis=0)
+    expected = np.mean([mean_return(agent, at, images=evenly(256, 40)) for at in prices], axis=0)
     np.testing.assert_allclose([row["return"], row["accuracy"], row["macs_fraction"]], expected, rtol=1e-6)
 
 
 def test_images_are_spread_over_the_split() -> None:
-    assert _spread(10, 4).tolist() == [0, 3, 6, 9]
-    assert _spread(3, 512).tolist() == [0, 1, 2]
+    assert evenly(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly(3, 512).tolist() == [0, 1, 2]
 
 
 def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

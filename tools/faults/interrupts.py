@@ -15,7 +15,7 @@ from train.going_on import NOTHING, SAME, STOPPED
 from .cases import Case
 from .folders import contents, differences, same
 from .forked import run
-from .walk import Found, Planned, wrong_end
+from .walk import Found, Planned, is_done, wrong_end
 
 INTERRUPT = "interrupt"
 INTERRUPTED = 128 + signal.SIGINT
@@ -54,8 +54,7 @@ def interrupt_one(name: str, case: Case, planned: Planned, whole: Path, seconds:
         if words is None or len(said) > MOST_LINES:
             problems.append(f"interrupted, it says: {said}")
         last = run(case.words if words is None else words, out)
-        done = case.done is not None and last.status == 2 and case.done in last.text
-        problems += [] if done else wrong_end(last, {0}, f"gone on with as said ({said[-1:]})")
+        problems += [] if is_done(last, case) else wrong_end(last, {0}, f"gone on with as said ({said[-1:]})")
     problems += _unlike(whole, out, case)
     _remove(out)
     return Found(name, planned, problems)

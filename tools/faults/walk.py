@@ -89,9 +89,9 @@ def walk_one(name: str, case: Case, planned: Planned, whole: Path, seconds: floa
     problems = wrong_end(first, ENDS[planned.kind], "with the fault")
     if planned.again is not None:
         second = run(_words_to_go_on(case, out), out, Fault("kill", planned.again))
-        problems += [] if _is_done(second, case) else wrong_end(second, {0, KILLED}, "killed again")
+        problems += [] if is_done(second, case) else wrong_end(second, {0, KILLED}, "killed again")
     last = run(_words_to_go_on(case, out), out)
-    problems += [] if _is_done(last, case) else wrong_end(last, {0}, "resumed")
+    problems += [] if is_done(last, case) else wrong_end(last, {0}, "resumed")
     problems += differences(whole, out)
     shutil.rmtree(out, ignore_errors=True)
     return Found(name, planned, problems)
@@ -102,7 +102,8 @@ def _words_to_go_on(case: Case, out: Path) -> tuple[str, ...]:
     return case.words if case.resume is None or not (out / case.begun).exists() else case.resume
 
 
-def _is_done(outcome: Outcome, case: Case) -> bool:
+def is_done(outcome: Outcome, case: Case) -> bool:
+    """Whether a second start says that nothing is left to do."""
     return case.done is not None and outcome.status == 2 and case.done in outcome.text
 
 

@@ -48,6 +48,7 @@ class Video:
         from ..policies.load_agent import load_agent
         from ..report.episodes import of_every_kind
         from ..report.video import episode_frames, has_moviepy, write_gif, write_mp4
+        from ..reward_options import reward_arguments
         from ..runs.trained import DEFAULTS, environment_of, trained_settings
 
         set_threads(self.threads)
@@ -59,8 +60,7 @@ class Video:
         elif self.macs_weight is not None:
             raise ValueError(f"{self.agent} was not trained for a range of prices; leave --macs-weight out.")
         price = trained_settings(self.agent).get("macs_weight")
-        priced = {"macs_weight": price} if isinstance(price, int | float) else {}
-        env = replace(env, reward={"mode": "potential", "accuracy": "mixed", **priced})
+        env = replace(env, reward=reward_arguments(None, price if isinstance(price, int | float) else None))
         agent = load_agent(self.agent, env, trust=self.trust)
         source = env.engine().dataset
         if bad := [i for i in self.images if not 0 <= i < len(source)]:

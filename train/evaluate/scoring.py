@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..reward_options import noted_reward
+from ..reward_options import MACS_WEIGHT, noted_reward
 from ..runs.trained import trained_settings
-
-MACS_WEIGHT = 0.05
-"""Price of agents that were trained for none."""
 
 
 @dataclass(frozen=True)

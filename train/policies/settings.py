@@ -11,11 +11,10 @@ from prance_env.settings import EnvArguments, EnvSettings
 from supernet.reading import check_fields
 
 from ..options import EnvironmentOptions, Observation, choice
-from ..reward_options import RewardName, RewardTerms, TrainingTerms, reward_arguments
+from ..reward_options import MACS_WEIGHT, RewardName, RewardTerms, TrainingTerms, reward_arguments
 from .registry import ALGORITHMS, Algorithm
 
 PAPER = "paper"
-MACS_WEIGHT = 0.05
 
 AlgorithmName = Annotated[str, choice(lambda: ALGORITHMS)]
 

@@ -21,7 +21,7 @@ from prance_env.settings import EnvSettings
 from supernet.arrays import Ints
 
 from ..evaluate.budget import at_price, front_prices
-from ..play import mean_return, play
+from ..play import evenly, mean_return, play
 from ..report.episodes import of_every_kind
 from ..runs.folder import COMMAND, CONFIG
 from ..runs.rows import EVALUATIONS, RowLog
@@ -89,7 +89,7 @@ class Validation:
         """
         with _generators_kept():
             source = self._envs[0].engine().dataset
-            shown = _spread(len(source), self.images)
+            shown = evenly(len(source), self.images)  # folders list theirs class by class
             found = np.mean([mean_return(agent, env, images=shown) for env in self._envs], axis=0).tolist()
             values = dict(zip(("return", "accuracy", "macs_fraction"), found, strict=True))
             writer = writer_of(logger)
@@ -125,11 +125,6 @@ def picture_of_episodes(agent: Agent, settings: EnvSettings, images: Ints) -> ND
     frames += [np.zeros_like(frames[0])] * (-len(frames) % COLUMNS)
     frames = [np.pad(frame, [(BETWEEN, BETWEEN), (BETWEEN, BETWEEN), (0, 0)]) for frame in frames]
     return np.concatenate([np.concatenate(frames[i : i + COLUMNS], axis=1) for i in range(0, len(frames), COLUMNS)])
-
-
-def _spread(total: int, count: int) -> Ints:
-    """At most `count` of `total` images, evenly spaced, as folders list theirs class by class."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from prance_env.rendering import class_name, draw_patches, image_name
 from prance_env.settings import EnvSettings
 from supernet.arrays import Ints
 
-from ..play import play
+from ..play import evenly, play
 from .style import BLUE, GREEN, GREY, VERMILLION, save_figure
 
 SIDE, GAP = 512, 8
@@ -51,7 +51,7 @@ def of_every_kind(source: ImageSource, most: int = 12) -> Ints:
     if len(np.unique(kinds)) == 1:
         kinds = source.labels.numpy()
     first = np.unique(kinds, return_index=True)[1]
-    return first[np.unique(np.linspace(0, len(first) - 1, min(most, len(first))).round().astype(int))]
+    return first[evenly(len(first), most)]
 
 
 def plot_episodes(
