@@ -73,23 +73,31 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_page(
 def test_images_are_written_once_in_folders_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     for part in ("train", "t10k"):
-        images, labels = rng.integers(0, 256, (40, 28, 28)).astype(np.uint8), np.arange(40).astype(np.uint8) % 10
+        images, labels = rng.integers(0, 256, (200, 28, 28)).astype(np.uint8), np.arange(200).astype(np.uint8) % 10
         with gzip.open(tmp_path / f"{part}-images-idx3-ubyte.gz", "wb") as f:
             f.write(bytes(16) + images.tobytes())
         with gzip.open(tmp_path / f"{part}-labels-idx1-ubyte.gz", "wb") as f:
             f.write(bytes(8) + labels.tobytes())
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path)
-    monkeypatch.setattr(fashion, "VAL_FROM", 30)
-    counts = {"train": 30, "val": 5, "test": 4}
-    fashion.write_images(tmp_path / "images", counts)
+    monkeypatch.setattr(fashion, "VAL_FROM", 190)
+    counts = {"train": 120, "val": 5, "test": 4}
+    fashion.write_images(tmp_path / "images", counts, fresh=70)
     for split, count in counts.items():
         assert len([*(tmp_path / "images" / split).rglob("*.png")]) == count
     first = load_dataset({"name": str(tmp_path / "images"), "crop_pct": 1.0}, "train", CONFIG)
     assert first.image_shape == (3, 32, 32)
     assert sorted(set(first.labels.tolist())) == list(range(10))
-    fashion.write_images(tmp_path / "images", counts)
+    own, other = ({p.name for p in (tmp_path / name / "train").rglob("*.png")} for name in ("images", "fresh"))
+    assert len(other) == 70
+    assert not own & other
+    fresh = load_dataset({"name": str(tmp_path / "fresh"), "crop_pct": 1.0}, "test", CONFIG)
+    same = load_dataset({"name": str(tmp_path / "images"), "crop_pct": 1.0}, "test", CONFIG)
+    assert torch.equal(fresh.fetch(np.arange(4)), same.fetch(np.arange(4)))
+    fashion.write_images(tmp_path / "images", counts, fresh=70)
     with pytest.raises(ValueError, match="holds other images"):
-        fashion.write_images(tmp_path / "images", {**counts, "val": 6})
+        fashion.write_images(tmp_path / "images", {**counts, "val": 6}, fresh=70)
+    with pytest.raises(ValueError, match="191 train images are wanted, but there are 190"):
+        fashion.write_images(tmp_path / "more", counts, fresh=71)
     with pytest.raises(ValueError, match="11 val images are wanted, but there are 10"):
         fashion.write_images(tmp_path / "more", {**counts, "val": 11})
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "nowhere")

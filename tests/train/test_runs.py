@@ -16,7 +16,7 @@ from helpers import PATIENCE
 
 from supernet.staging import COMMIT
 from train.runs import lock, pace
-from train.runs.interrupt import Interruption, Terminated, deferred_interrupt, sigterm_as_interrupt
+from train.runs.interrupt import Interruption, Terminated, deferred_interrupt, signals_as_interrupts
 from train.runs.lock import only_writer
 from train.runs.pace import Pace
 from train.runs.rows import RowLog
@@ -120,8 +120,36 @@ def test_outside_the_main_thread_there_is_no_interruption() -> None:
 
 
 def test_sigterm_raises_what_commands_end_with() -> None:
-    with sigterm_as_interrupt(), pytest.raises(Terminated):
+    with signals_as_interrupts(), pytest.raises(Terminated):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_what_a_library_makes_of_a_signal_is_still_the_signal(number: int, error: type[BaseException]) -> None:
+    before = signal.getsignal(number)
+
+    @signals_as_interrupts()
+    def library() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    with pytest.raises(error) as raised:
+        library()
+    assert type(raised.value) is error
+    assert signal.getsignal(number) is before
+
+
+def test_without_a_signal_errors_are_what_they_are_and_ignored_signals_stay_ignored() -> None:
+    with pytest.raises(ValueError, match="no such thing"), signals_as_interrupts():
+        raise ValueError("no such thing")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_as_interrupts():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_checkpoint_is_due_after_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

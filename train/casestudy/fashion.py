@@ -15,18 +15,23 @@ from supernet.files import write_text
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 VAL_FROM = 50_000
-DONE = "images.txt"
+DONE, FRESH = "images.txt", "fresh"
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def write_images(folder: Path, counts: Mapping[str, int], seed: int = 0, download: Path | None = None) -> None:
+def write_images(
+    folder: Path, counts: Mapping[str, int], fresh: int = 0, seed: int = 0, download: Path | None = None
+) -> None:
     """Writes `folder/<split>/<class>/<number>.png`, unless it has been done.
+
+    Beside it comes `fresh`, a folder with training images of its own and links to the same validation and test images.
 
     Validation images are the last 10,000 of the training file, test images those of the test file.
 
     Args:
         folder: Created if missing.
         counts: How many images of the splits train, val and test.
+        fresh: How many further training images.
         seed: Draws which ones.
         download: Where torchvision downloads them to, unless Debian's package has them; None: nowhere.
 
@@ -34,19 +39,26 @@ def write_images(folder: Path, counts: Mapping[str, int], seed: int = 0, downloa
         ValueError: If there are not as many.
         FileNotFoundError: If there are no images, and they may not be downloaded.
     """
-    said = f"seed {seed}, " + ", ".join(f"{split} {count}" for split, count in counts.items()) + "\n"
+    said = f"seed {seed}, " + ", ".join(f"{split} {count}" for split, count in counts.items()) + f", fresh {fresh}\n"
     done = folder / DONE
     if done.is_file():
         if done.read_text() != said:
             raise ValueError(f"{folder} holds other images ({done.read_text().strip()}); pass another --out.")
         return
     for split, (images, labels) in _splits(download).items():
-        if counts[split] > len(labels):
-            raise ValueError(f"{counts[split]} {split} images are wanted, but there are {len(labels)}.")
-        for i in np.random.default_rng(seed).permutation(len(labels))[: counts[split]]:
-            place = folder / split / CLASSES[labels[i]]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images[i]).save(place / f"{i:05d}.png")
+        count, more = counts[split], fresh if split == "train" else 0
+        if count + more > len(labels):
+            raise ValueError(f"{count + more} {split} images are wanted, but there are {len(labels)}.")
+        drawn = np.random.default_rng(seed).permutation(len(labels))
+        for root, chosen in ((folder, drawn[:count]), (folder.parent / FRESH, drawn[count : count + more])):
+            for i in chosen:
+                place = root / split / CLASSES[labels[i]]
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(images[i]).save(place / f"{i:05d}.png")
+    if fresh:
+        for split in ("val", "test"):
+            (link := folder.parent / FRESH / split).unlink(missing_ok=True)
+            link.symlink_to(Path("..", folder.name, split))
     write_text(done, said)
 
 

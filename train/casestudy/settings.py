@@ -11,7 +11,7 @@ from tyro.conf import arg
 from ..networks.optimiser import Amp
 from ..options import Device
 
-Effort = Literal["tiny", "small", "full"]
+Effort = Literal["tiny", "small", "medium", "full"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Sizes:
 
     Attributes:
         images: How many of the splits train, val and test.
+        fresh: Further training images, which only the policy learns on: on those that the supernet was trained on,
+            accuracies are not what they are on new ones.
         batch_size: Images a step.
         plain_steps: Steps of plain fine-tuning, from the linear head.
         supernet_steps: Steps of stage 1, and of the plain fine-tuning that stands beside it.
@@ -33,6 +35,7 @@ class Sizes:
     """
 
     images: dict[str, int]
+    fresh: int
     batch_size: int
     plain_steps: int
     supernet_steps: int
@@ -46,9 +49,14 @@ class Sizes:
 
 
 SIZES: dict[str, Sizes] = {
-    "tiny": Sizes({"train": 60, "val": 30, "test": 30}, 6, 2, 2, 1, 16, 48, 8, (4, 2), 1, (4, 1)),
-    "small": Sizes({"train": 3000, "val": 300, "test": 1000}, 32, 150, 160, 30, 512, 30_720, 512, (40, 4), 1),
-    "full": Sizes({"train": 12_000, "val": 1000, "test": 4000}, 64, 500, 900, 200, 1024, 150_000, 512, (200, 24), 2),
+    "tiny": Sizes({"train": 60, "val": 30, "test": 30}, 40, 6, 2, 2, 1, 16, 48, 8, (4, 2), 1, (4, 1)),
+    "small": Sizes({"train": 3000, "val": 300, "test": 1000}, 3000, 32, 150, 160, 30, 512, 30_720, 512, (40, 4), 1),
+    "medium": Sizes(
+        {"train": 12_000, "val": 1000, "test": 4000}, 12_000, 32, 400, 800, 120, 1024, 120_000, 512, (100, 16), 1
+    ),
+    "full": Sizes(
+        {"train": 12_000, "val": 1000, "test": 4000}, 12_000, 64, 500, 900, 200, 1024, 150_000, 512, (200, 24), 2
+    ),
 }
 
 
@@ -61,7 +69,8 @@ class CaseSettings:
     """
 
     effort: Effort = "full"
-    """full: about three hours of two idle cores; small: a sixth of it; tiny: to see that everything runs."""
+    """full: about three hours of two idle cores; medium: a third of it; small: a tenth; tiny: to see that
+    everything runs."""
     pixels: int = 56
     """Side of the images, a multiple of 14."""
     seeds: tuple[int, ...] = (0,)
@@ -87,6 +96,12 @@ class CaseSettings:
         """What `effort` stands for."""
         return SIZES[self.effort]
 
-    def dataset(self, out: Path) -> dict[str, Any]:
-        """The images as environments take them; nothing is cropped."""
-        return {"name": str((self.images or out / "images").absolute()), "crop_pct": 1.0, "interpolation": "bilinear"}
+    def dataset(self, out: Path, fresh: bool = False) -> dict[str, Any]:
+        """The images as environments take them; nothing is cropped.
+
+        Args:
+            out: Folder of the study.
+            fresh: With the training images that are for the policy; images of your own serve for both.
+        """
+        folder = self.images or out / ("fresh" if fresh else "images")
+        return {"name": str(folder.absolute()), "crop_pct": 1.0, "interpolation": "bilinear"}

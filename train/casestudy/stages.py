@@ -140,7 +140,7 @@ class Stages:
         self._say("benchmark")
         environment: Any = {
             "checkpoint": str((self.place / "supernet").absolute()),
-            "dataset": self._dataset,
+            "dataset": self.settings.dataset(self.out, fresh=True),
             **self._machine,
         }
         searched, of_oracle = sizes.searched
@@ -173,6 +173,7 @@ class Stages:
             return self._say("joint", True)
         self._say("joint")
         changes: Mapping[str, Any] = {
+            "dataset": self._dataset,
             "steps": sizes.joint_steps,
             "batch_size": sizes.batch_size,
             "checkpoint_every": sizes.joint_steps,
@@ -197,7 +198,8 @@ def prepare(settings: CaseSettings, out: Path, console: Console) -> None:
     """
     if settings.images is None:
         console.print("images ...")
-        write_images(out / "images", settings.sizes.images, download=out / "download" if settings.download else None)
+        sizes, download = settings.sizes, out / "download" if settings.download else None
+        write_images(out / "images", sizes.images, sizes.fresh, download=download)
     folder = out / "head"
     finish_commit(folder)
     if (folder / HEAD).is_file():

@@ -21,7 +21,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 from ..going_on import STOPPED, after_stop, out_of
 from ..own_modules import import_named
 from ..refusing import ended_by_its_reader, guarded, read_options, refuse
-from ..runs.interrupt import Terminated, sigterm_as_interrupt
+from ..runs.interrupt import Terminated, signals_as_interrupts
 
 T = TypeVar("T")
 
@@ -241,15 +241,16 @@ def _print_version() -> None:
 def _run() -> None:
     if sys.argv[1:] == ["--version"]:
         return _print_version()
-    command = parse(sys.argv[1:])
-    _check_device(command)
-    command.run()
+    with signals_as_interrupts():
+        command = parse(sys.argv[1:])
+        _check_device(command)
+        command.run()
 
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line; Ctrl-C and SIGTERM say how to go on."""
     try:
-        with sigterm_as_interrupt(), ended_by_its_reader():
+        with ended_by_its_reader():
             guarded(_run)
     except KeyboardInterrupt as stop:
         print(f"\n{_after_stop(sys.argv[1:])}", file=sys.stderr)

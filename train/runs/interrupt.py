@@ -65,17 +65,34 @@ def deferred_interrupt() -> Iterator[Interruption]:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM raise `Terminated`, so that what is open is closed."""
+def signals_as_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C raise KeyboardInterrupt and SIGTERM `Terminated`, so that what is open is closed.
+
+    A library that meets either inside its own code may raise an error of its own, as safetensors does ("could not
+    determine the shape"): whatever error comes after a signal, it is the signal that ended the work.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C.
+        Terminated: After SIGTERM.
+    """
+    received: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         raise _error_of(number)
 
-    previous = signal.signal(signal.SIGTERM, end)
+    # A shell starts what it puts into the background with Ctrl-C ignored, and so it stays.
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, end) for number in heard}
     try:
         yield
+    except Exception as e:
+        if received:
+            raise _error_of(received[0]) from e
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _error_of(number: int) -> KeyboardInterrupt:
