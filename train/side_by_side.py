@@ -213,7 +213,7 @@ def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, c
             for label, at in chosen.items():
                 players[label] = agent, at
                 results[label] = evaluate(agent, at, returns=reward is not None)
-                if settings.controls and not isinstance(agent, BLIND):
+                if settings.controls and not isinstance(agent, BLIND) and at.observation != "constant":
                     results |= controls(label, agent, results[label], at, settings.seed)
     return _Played(names, results, fronts, players, env, scoring.remarks)
 

@@ -44,6 +44,13 @@ class Confident(BaselineAgent):
         return actions, None
 
 
+class Unmoved(Confident):
+    """Everything, whatever it sees."""
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False):  # type: ignore[no-untyped-def]
+        return np.ones((len(observation), self.config.space.action_size), dtype=np.float32), None
+
+
 @pytest.fixture
 def engine(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> InferenceEngine:
     """Noise before a random supernet, which every settings of the runner lead to."""
@@ -75,6 +82,14 @@ def test_controls_are_added_for_agents_that_look(engine: InferenceEngine, tmp_pa
     assert json.loads((tmp_path / "settings.json").read_text())["split"] == "test"
     assert (tmp_path / "choices.png").stat().st_size > 1000
     assert not (tmp_path / "learning.png").exists()
+
+
+def test_an_agent_that_sees_a_constant_needs_no_controls(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.EnvSettings, "from_id", lambda *a, **k: settings_for(engine, observation="constant"))
+    monkeypatch.setattr(runner, "load_agent", lambda *a: Unmoved(engine.config))
+    assert list(run_eval(["blind"], SHORT)) == ["blind"]
 
 
 def test_params_are_those_of_the_extracted_subnets(engine: InferenceEngine) -> None:

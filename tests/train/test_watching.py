@@ -85,6 +85,10 @@ def test_episodes_become_a_gif_and_an_mp4(
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[video\]'"):
         video.write_mp4([], tmp_path / "x.mp4", 2)
     assert "--images 256 is none of the 256" in refusal(monkeypatch, "video", "--agent", run, "--images", 256)
+    nowhere = refusal(monkeypatch, "video", "--agent", run, "--dataset", tmp_path / "nowhere", "--import", "json")
+    assert str(tmp_path / "nowhere") in nowhere
+    assert "no_such" in refusal(monkeypatch, "video", "--agent", run, "--import", "no_such")
+    assert "Prance-Digit-v0" in refusal(monkeypatch, "video", "--agent", "full", "--env", "Prance-Digit-v0")
     assert "--fps 0.0 must be" in refusal(monkeypatch, "video", "--agent", run, "--fps", 0)
     assert "leave --macs-weight out" in refusal(monkeypatch, "video", "--agent", run, "--macs-weight", 1)
     monkeypatch.undo()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..options import Split, Threads, Trust, set_threads
+from prance_env.settings import EnvArguments
+
+from ..options import EnvironmentOptions, Split, Threads, Trust, set_threads
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +24,13 @@ class Video:
         prance video --agent runs/agent
         prance video --agent runs/agent/best --split val --images 0 7 12 --fps 1 --out best
         prance video --agent runs/any-budget --macs-weight 0.05
+        prance video --agent runs/agent --dataset pictures --split val
     """
 
     agent: str
     """Run folder of `prance train agent`, or what else prance eval takes."""
+    env: str | None = None
+    """Environment id; that of the training, or Prance-Digits-v0, if not given."""
     split: Split = "test"
     """Where the images are from."""
     images: tuple[int, ...] = ()
@@ -36,7 +42,10 @@ class Video:
     out: Path = Path("episodes")
     """Files, without suffix."""
     trust: Trust = False
+    environment: EnvironmentOptions = field(default_factory=EnvArguments)
+    """What else the environment takes; as in the training of the agent, if not given."""
     threads: Threads = 1
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command.
@@ -49,12 +58,15 @@ class Video:
         from ..report.episodes import of_every_kind
         from ..report.video import episode_frames, has_moviepy, write_gif, write_mp4
         from ..reward_options import reward_arguments
+        from ..runs.folder import plain
         from ..runs.trained import DEFAULTS, environment_of, trained_settings
 
         set_threads(self.threads)
         if not 0 < self.fps <= 60:
             raise ValueError(f"--fps {self.fps} must be more than 0 and at most 60.")
-        env = environment_of(self.agent, {**DEFAULTS, **trained_settings(self.agent)}, self.split)
+        given = {k: v for k, v in plain(self).items() if k in DEFAULTS and v is not None}
+        noted = {**DEFAULTS, **trained_settings(self.agent), **given}
+        env = environment_of(self.agent, noted, self.split, self.environment)
         if env.conditioning is not None:
             env = at_price(env, front_prices(env, 3)[1] if self.macs_weight is None else self.macs_weight)
         elif self.macs_weight is not None:
