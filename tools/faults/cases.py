@@ -149,7 +149,7 @@ def small_world() -> Iterator[None]:
     quick = replace(DigitsRecipe(), steps=4, batch_size=8, checkpoint_every=2, val_scenes=32)
     with (
         mock.patch.dict(loading.DIGITS_SCENES, SCENES),
-        mock.patch.dict(PRESETS, {"digits-quick": quick}),
+        mock.patch.dict(PRESETS, {"digits-quick": quick, "digits": quick}),  # what a resumed run is read with
         mock.patch.multiple(compute, PRICES=np.array([0.03, 0.3]), CONFIDENCE_PRICES=np.array([0.03])),
         mock.patch.object(confidence, "NUM_CANDIDATES", 2),
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
