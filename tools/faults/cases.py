@@ -17,6 +17,7 @@ from agents.sb3.hyperparams import read_preset
 from prance_env.images import loading
 from prance_env.settings import EnvSettings
 from prance_env.supernets import BUNDLED
+from supernet import SubnetConfig, extract, from_pretrained, save_static
 from train import demo
 from train.commands.main import COMMANDS, Group
 from train.networks.logit_store import DESCRIPTION
@@ -74,6 +75,10 @@ def cases(files: Path) -> dict[str, Case]:
     distill = ("distill", "--teacher", weights, "--student", "digits", "--dataset", "digits", "--batch-size", "24")
     joint = ("train", "joint", "--agent", str(_policy(files / "policy")), *often, "--rounds", "2", "--steps", "2")
     joint += ("--agent-timesteps", "1536", "--batch-size", "8", "--checkpoint-every", "1", "--val-images", "16")
+    whole = from_pretrained(weights)
+    save_static(extract(whole, SubnetConfig.full(whole.space)), files / "network")
+    static = ("train", "static", "--from", str(files / "network"), "--dataset", "digits", *often, "--steps", "4")
+    static += ("--batch-size", "8", "--checkpoint-every", "2", "--val-images", "16")
     train = ("train", "agent", *often, "--algo")
     return {
         "ppo": Case((*train, "ppo", "--conf-file", str(files / "ppo.yml")), agent),
@@ -83,6 +88,7 @@ def cases(files: Path) -> dict[str, Case]:
             ("train", "supernet", "--preset", "digits-quick", *often),
             ("train", "supernet", "--preset", "digits-quick", "--resume", *often),
         ),
+        "static": Case(static, ("train", "static", "--resume", *often)),
         "tune": Case(
             (
                 "tune",
@@ -116,13 +122,18 @@ def short_cases(files: Path) -> dict[str, Case]:
         Image.fromarray(np.random.default_rng(i).integers(256, size=(40, 40), dtype=np.uint8)).save(path)
     sizes = ("--batch-size", "4", "--token-counts", "2", "--repeats", "1", "--supernet", "digits")
     images = ("--images", "16", "--batch-size", "8", "--check-images", "8")
-    model = ("--model", str(files / "policy"), "--batch-size", "2")
+    run = str(files / "policy")
+    model = ("--model", run, "--batch-size", "2")
     return {
         "headroom": Case(("headroom", "--num-subnets", "8")),
         "order": Case(("order", "--supernet", "digits", "--dataset", "digits", *images)),
         "prune": Case(("prune", "--target", "0.5", "--images", "16")),
         "profile": Case(("profile", *sizes), repeatable=False),
         "predict": Case(("predict", *map(str, pictures), *model)),
+        "designs": Case(("designs", "--seeds", "0", "--num-subnets", "4", "--images", "16"), repeatable=False),
+        "view": Case(("view", run, "--images", "8")),
+        "video": Case(("video", "--agent", run, "--images", "0", "1"), repeatable=False),
+        "plot": Case(("plot", run)),
         "demo": Case(("demo", "--quick"), repeatable=False),
     }
 

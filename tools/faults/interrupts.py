@@ -82,7 +82,7 @@ def words_to_go_on(said: list[str], case: Case, out: Path) -> tuple[str, ...] | 
 
 def _unlike(whole: Path, out: Path, case: Case) -> list[str]:
     """What differs between what was interrupted and what was not."""
-    if not out.exists():
+    if not _written(out):
         return ["nothing is written"]
     if not case.repeatable:
         return []
@@ -91,7 +91,13 @@ def _unlike(whole: Path, out: Path, case: Case) -> list[str]:
     return differences(whole, out)
 
 
-def _remove(path: Path) -> None:
-    if path.is_file():
-        path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
+def _written(out: Path) -> list[Path]:
+    """What a command has written; some put suffixes behind --out."""
+    return [out] if out.is_dir() else [*out.parent.glob(f"{out.name}*")]
+
+
+def _remove(out: Path) -> None:
+    for path in _written(out):
+        if path.is_file():
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
