@@ -28,7 +28,7 @@ class Demo:
     quick: bool = False
     """A short training and search, to see that everything runs; the agent is not good."""
     device: Device = "cpu"
-    threads: Threads = 2
+    threads: Threads = 1
 
     def run(self) -> None:
         """Runs the command."""
