@@ -31,6 +31,8 @@ class Sizes:
         n_envs: Images at a time in stage 2.
         searched: Static subnets of the yardsticks, and how many of them the oracle chooses among.
         sweeps: Of the confidence heuristic.
+        price: Of the full network's MACs, in accuracy, that the policy pays: more where the supernet is trained lightly
+            and half of them cost more.
         latency: Images at a time, and timed rounds.
     """
 
@@ -45,17 +47,20 @@ class Sizes:
     n_envs: int
     searched: tuple[int, int]
     sweeps: int
+    price: float
     latency: tuple[int, int] = (64, 9)
 
 
 SIZES: dict[str, Sizes] = {
-    "tiny": Sizes({"train": 60, "val": 30, "test": 30}, 40, 6, 2, 2, 1, 16, 48, 8, (4, 2), 1, (4, 1)),
-    "small": Sizes({"train": 3000, "val": 300, "test": 1000}, 3000, 32, 150, 160, 30, 512, 30_720, 512, (40, 4), 1),
+    "tiny": Sizes({"train": 60, "val": 30, "test": 30}, 40, 6, 2, 2, 1, 16, 48, 8, (4, 2), 1, 0.15, (4, 1)),
+    "small": Sizes(
+        {"train": 3000, "val": 300, "test": 1000}, 3000, 32, 150, 160, 30, 512, 30_720, 512, (40, 4), 1, 0.15
+    ),
     "medium": Sizes(
-        {"train": 12_000, "val": 1000, "test": 4000}, 12_000, 32, 400, 800, 120, 1024, 90_000, 512, (60, 8), 1
+        {"train": 12_000, "val": 1000, "test": 4000}, 12_000, 32, 400, 800, 120, 1024, 90_000, 512, (60, 8), 1, 0.05
     ),
     "full": Sizes(
-        {"train": 12_000, "val": 1000, "test": 4000}, 12_000, 64, 500, 900, 200, 1024, 150_000, 512, (200, 24), 2
+        {"train": 12_000, "val": 1000, "test": 4000}, 12_000, 64, 500, 900, 200, 1024, 150_000, 512, (200, 24), 2, 0.05
     ),
 }
 

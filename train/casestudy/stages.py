@@ -38,8 +38,6 @@ ENV = "Prance-Small-v0"
 SPACE = SearchSpace((3, 3, 3, 3), (256, 320, 384), (2, 3, 4), (4, 5, 6), min_keep_rate=0.5)
 """What subnets of DINOv2 may be: not smaller than what a short training can teach."""
 HEAD = "head.json"
-PRICE = 0.15
-"""Of the full network's MACs, in accuracy: what a lightly trained supernet takes for half of them."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class Stages:
         agent = AgentTraining(
             env=ENV,
             algo="prance_ppo",
-            macs_weight=PRICE,
+            macs_weight=sizes.price,
             total_timesteps=sizes.timesteps,
             n_envs=sizes.n_envs,
             environment=environment,
@@ -163,7 +161,7 @@ class Stages:
             seed=self.seed,
             environment=environment,
         )
-        run_benchmark(BenchmarkSettings({ADAPTIVE: agent}, yardsticks, (self.seed,), price=PRICE), folder)
+        run_benchmark(BenchmarkSettings({ADAPTIVE: agent}, yardsticks, (self.seed,), price=sizes.price), folder)
 
     def _joint(self) -> None:
         """Stage 3, judged on test images."""
