@@ -7,10 +7,13 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from train.commands.main import main
 
@@ -80,6 +83,8 @@ def run(
 
 def _run_here(words: tuple[str, ...], out: Path, fault: Fault | None, tell_to: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what comes before the command has begun is none of its
+    # tqdm's lock is one for all processes, and a killed one may have kept it.
+    tqdm.set_lock(threading.RLock())
     status, events = 1, FileEvents(out, fault)
     try:
         # Those of a test are files, which a full disk would fill as well.
