@@ -132,7 +132,7 @@ class StaticBlock(nn.Module):
         if fixed and self.reduce is None:
             into, weight = _places(scores, metric, size, self.mode_name, self.authors, tokens, tuple(counts), prefix)
         else:
-            if fixed:
+            if fixed and not getattr(self.reduce, "takes_ints", False):
                 tokens, counts = np.array([tokens]), np.array([counts])
             into, weight, _ = mode.assignment(self.reduce, scores, metric, size, tokens, counts, prefix)
         x = combine(x, into, kept, weight, mode.normalise, prefix)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..arrays import Floats, Ints
@@ -105,12 +106,59 @@ def neighbours(num_tokens: int, num_centres: int = 0) -> Floats:
     return np.array(found, float)
 
 
+def cells(num_tokens: int, num_centres: int) -> Floats:
+    """(1, K) in which of `num_tokens` cells each centre lies."""
+    return Layout(num_centres).cells(Layout(num_tokens))[None].astype(float)
+
+
+TABLES: dict[str, Callable[[int, int], Floats]] = {
+    "distances": distances,
+    "windows": windows,
+    "members": members,
+    "neighbours": neighbours,
+    "cells": cells,
+}
+_ON_DEVICE: dict[tuple[Any, ...], Tensor] = {}
+MOST_ON_DEVICE = 1024
+
+
+@torch.compiler.allow_in_graph
+def fixed_table(
+    name: str, pair: tuple[int, int], shape: tuple[int, int], fill: float | None, device: torch.device
+) -> Tensor:
+    """(1, *shape) a table of one number of patches and centres; it is sent to a device once."""
+
+    def values() -> NDArray[np.float32]:
+        return _padded([TABLES[name](*pair)], shape, fill)
+
+    if type(torch.empty(0)) is not Tensor:  # a compiler looks on, whose tensors have no values
+        return torch.tensor(values(), device=device)
+    key = name, pair, shape, fill, device
+    if (found := _ON_DEVICE.get(key)) is None:
+        if len(_ON_DEVICE) >= MOST_ON_DEVICE:
+            _ON_DEVICE.clear()
+        with torch.inference_mode(False):  # training will want it, too
+            found = _ON_DEVICE[key] = torch.from_numpy(values()).to(device)
+    return found
+
+
+def _padded(tables: list[Floats], shape: tuple[int, int], fill: float | None) -> NDArray[np.float32]:
+    """(T, *shape) tables in the upper left of what is filled; see `Places.table`."""
+    wide = shape[1] or max(table.shape[1] for table in tables)
+    out = np.full((len(tables), shape[0], wide), fill or 0, dtype=np.float32)
+    for table, into in zip(tables, out, strict=True):
+        if fill is None:
+            into[: len(table)] = table[:, :1]
+        into[: len(table), : table.shape[1]] = table
+    return out
+
+
 class Places:
     """What is known of a padded batch without looking at it: where its patches and centres are.
 
     Args:
-        lengths: (B,) or (1,) tokens per image.
-        counts: (B, 1) or (1, 1) tokens to remain.
+        lengths: (B,) or (1,) tokens per image; an int: of every image.
+        counts: (B, stages) or (1, stages) tokens to remain; ints: of every image.
         prefix: First tokens that are no patches.
         num_tokens: N, patches and prefix of the longest image.
         device: Of the tensors.
@@ -120,37 +168,48 @@ class Places:
         beyond: (B, K, 1) whether an image has fewer centres.
     """
 
-    def __init__(self, lengths: Ints, counts: Ints, prefix: int, num_tokens: int, device: torch.device) -> None:
-        images = max(len(lengths), len(counts))
-        self.patches = np.broadcast_to(lengths - prefix, images).copy()
-        self.centres = np.broadcast_to(counts[:, -1] - prefix, images).copy()
-        self.longest, self.most, self.device = num_tokens - prefix, int(self.centres.max()), device
-        self.real = (torch.arange(self.longest, device=device) < column(self.patches, device))[..., None]
-        self.beyond = (torch.arange(self.most, device=device) >= column(self.centres, device))[..., None]
+    def __init__(self, lengths: Any, counts: Any, prefix: int, num_tokens: int, device: torch.device) -> None:
+        self.longest, self.device = num_tokens - prefix, device
+        # Images that are all alike share one table, of any number of them: static networks are compiled so.
+        self.pair: tuple[int, int] | None = None
+        if isinstance(lengths, int) and isinstance(counts, tuple):
+            self.pair = lengths - prefix, counts[-1] - prefix
+        else:
+            images = max(len(lengths), len(counts))
+            self.patches = np.broadcast_to(lengths - prefix, images)
+            self.centres = np.broadcast_to(counts[:, -1] - prefix, images)
+            if (self.patches == self.patches[0]).all() and (self.centres == self.centres[0]).all():
+                self.pair = int(self.patches[0]), int(self.centres[0])
+        patches: Any
+        centres: Any
+        if self.pair is not None:
+            patches, centres = self.pair
+            self.most = self.pair[1]
+        else:
+            self.most = int(self.centres.max())
+            patches, centres = column(self.patches.copy(), device), column(self.centres.copy(), device)
+        self.real = (torch.arange(self.longest, device=device)[None] < patches)[..., None]
+        self.beyond = (torch.arange(self.most, device=device)[None] >= centres)[..., None]
 
-    def table(self, of: Callable[[int, int], Floats], shape: tuple[int, int], fill: float | None = 0.0) -> Tensor:
-        """(B, *shape) what a function says of every image's patches and centres, and `fill` where it says nothing.
+    def table(self, name: str, shape: tuple[int, int], fill: float | None = 0.0, of: int | None = None) -> Tensor:
+        """(B, *shape) what one of `TABLES` says of every image's patches and centres, and `fill` where it says nothing.
 
         Args:
-            of: (patches, centres) to a table.
+            name: Of the table.
             shape: Rows and columns; 0 columns: as many as the widest has.
             fill: None: what the row begins with.
+            of: A number of patches instead of every image's own.
         """
-        pairs, of_image = np.unique(np.stack([self.patches, self.centres], axis=1), axis=0, return_inverse=True)
-        found = [of(int(n), int(k)) for n, k in pairs]
-        wide = shape[1] or max(table.shape[1] for table in found)
-        padded = np.full((len(found), shape[0], wide), fill or 0, dtype=np.float32)
-        for table, into in zip(found, padded, strict=True):
-            if fill is None:
-                into[: len(table)] = table[:, :1]
-            into[: len(table), : table.shape[1]] = table
-        # Images that are all alike share one, of any number of them: static networks are exported so.
-        each = padded if len(found) == 1 else padded[of_image.reshape(-1)]
-        return torch.from_numpy(each).to(self.device)
+        if self.pair is not None:
+            return fixed_table(name, (self.pair[0] if of is None else of, self.pair[1]), shape, fill, self.device)
+        patches = self.patches if of is None else np.full_like(self.centres, of)
+        pairs, of_image = np.unique(np.stack([patches, self.centres], axis=1), axis=0, return_inverse=True)
+        padded = _padded([TABLES[name](int(n), int(k)) for n, k in pairs], shape, fill)
+        return torch.from_numpy(padded[of_image.reshape(-1)]).to(self.device)
 
-    def over_patches(self, of: Callable[[int, int], Floats]) -> Tensor:
+    def over_patches(self, name: str) -> Tensor:
         """(B, K, N - prefix) a table with a row for every centre."""
-        return self.table(of, (self.most, self.longest))
+        return self.table(name, (self.most, self.longest))
 
 
 def _unit(values: Tensor) -> Tensor:
@@ -195,8 +254,8 @@ def semantic_frozen(
     places = Places(lengths, counts, prefix, size.shape[1], size.device)
     keys = _unit(metric[:, prefix:].masked_fill(~places.real, 0))
     weight = size[:, prefix:].masked_fill(~places.real[..., 0], 0)
-    far = NEARNESS * places.over_patches(distances)
-    centres = _gathered(places.over_patches(windows), weight, keys)
+    far = NEARNESS * places.over_patches("distances")
+    centres = _gathered(places.over_patches("windows"), weight, keys)
     shares = _shared_out(places, SHARPNESS * _unit(centres) @ keys.mT - far)
     centres = _gathered(shares, weight, keys)
     shares = _shared_out(places, SHARPNESS * _unit(centres) @ keys.mT - far)
@@ -210,7 +269,7 @@ def _beside(values: Tensor, index: Tensor) -> Tensor:
 
 
 class SemanticTokens(nn.Module):
-    """Semantic tokens whose comparison is learned; called as a token mode is.
+    """Semantic tokens whose comparison is learned; called as a token mode is, in static networks with ints for sizes.
 
     Patches are compared with centres in `FEATURES` dimensions of their own. The centres begin as windows of the image
     (`init`), move to the mean of what they gather, get a learned global part (the paper's global centres) and gather
@@ -225,6 +284,8 @@ class SemanticTokens(nn.Module):
     Raises:
         ValueError: If `init` is none of these.
     """
+
+    takes_ints = True
 
     def __init__(self, config: Any, embed_dim: int, init: str = "conv") -> None:
         super().__init__()
@@ -244,7 +305,7 @@ class SemanticTokens(nn.Module):
             nn.init.zeros_(self.mix.bias)
 
     def forward(
-        self, scores: Tensor | None, metric: Tensor | None, size: Tensor, lengths: Ints, counts: Ints, prefix: int
+        self, scores: Tensor | None, metric: Tensor | None, size: Tensor, lengths: Any, counts: Any, prefix: int
     ) -> Assignment:
         """Shares of every patch in the centres, see `supernet.tokens.modes`."""
         assert metric is not None
@@ -253,9 +314,9 @@ class SemanticTokens(nn.Module):
         weight = size[:, prefix:].masked_fill(~places.real[..., 0], 0)
         patches = F.layer_norm(patches, (width,))
         keys, values = _unit(patches @ self.keys[:width]), (patches @ self.queries[:width]).float()
-        far = self.log_nearness.exp() * places.over_patches(distances)
+        far = self.log_nearness.exp() * places.over_patches("distances")
         shares = self._gather(places, self._pooled(places, values, weight), keys, far)
-        cell = places.table(lambda n, k: self._cells(k), (1, places.most))[:, 0].long()
+        cell = places.table("cells", (1, places.most), of=self.num_patches)[:, 0].long()
         centres = _gathered(shares, weight, values) + self.global_centres[cell]
         return _assignment(places, self._gather(places, centres, keys, far), prefix), size
 
@@ -263,21 +324,17 @@ class SemanticTokens(nn.Module):
         """(B, K, N - prefix) shares in centres (B, K, FEATURES)."""
         return _shared_out(places, self.log_sharpness.exp() * (_unit(centres) @ keys.mT) - far)
 
-    def _cells(self, num_centres: int) -> Floats:
-        """(1, K) which global centre is part of each one."""
-        return Layout(num_centres).cells(Layout(self.num_patches))[None].astype(float)
-
     def _pooled(self, places: Places, values: Tensor, weight: Tensor) -> Tensor:
         """(B, K, FEATURES) what windows hold."""
         if self.init == "max":
-            return _beside(values, places.table(members, (places.most, 0), fill=None)).amax(2)
+            return _beside(values, places.table("members", (places.most, 0), fill=None)).amax(2)
         if self.init == "conv":
             values = values + self._around(places, values)
-        return _gathered(places.over_patches(windows), weight, values)
+        return _gathered(places.over_patches("windows"), weight, values)
 
     def _around(self, places: Places, values: Tensor) -> Tensor:
         """(B, N - prefix, FEATURES) a depth-wise convolution, norm, GELU and a 1 x 1 convolution."""
-        beside = places.table(neighbours, (9, places.longest), fill=places.longest).clamp(max=places.longest)
+        beside = places.table("neighbours", (9, places.longest), fill=places.longest).clamp(max=places.longest)
         padded = F.pad(values.masked_fill(~places.real, 0), (0, 0, 0, 1))
         mixed = torch.einsum("bjnf,jf->bnf", _beside(padded, beside), self.around)
         mixed_residual: Tensor = self.mix(F.gelu(F.layer_norm(mixed, (FEATURES,))))

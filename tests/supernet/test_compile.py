@@ -17,7 +17,8 @@ def net_of(mode: str, authors: bool) -> Supernet:
     return small_net(mode, groups=TWO_BLOCKS, **({"prance_embed_dim": 32} if authors else {}))
 
 
-CASES = [(mode, False) for mode in OURS] + [(mode, True) for mode in AUTHORS]
+SEMANTIC = ["semantic", "semantic_avg", "semantic_max", "semantic_frozen"]
+CASES = [(mode, False) for mode in OURS + SEMANTIC] + [(mode, True) for mode in AUTHORS]
 
 
 @pytest.mark.slow

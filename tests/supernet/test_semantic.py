@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from supernet import Supernet, freeze, from_pretrained, load_static, save_pretrained, save_static
+from supernet.tokens import semantic
 from supernet.tokens.modes import combine, total_size
 from supernet.tokens.semantic import (
     FEATURES,
@@ -276,6 +277,19 @@ def test_all_that_is_learned_learns(mode: str) -> None:
     # `around` has no part in it until `mix` has moved away from zero.
     still = [name for name, p in learned.items() if p.grad is not None and p.grad.abs().max() == 0]
     assert still == []
+
+
+@pytest.mark.parametrize("mode", LEARNED)
+def test_a_static_network_learns_after_it_was_used(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "_ON_DEVICE", {})
+    net = net_of(mode, "class-token")
+    static, images = net.extract(subnets_for(net)[4]).requires_grad_(True), images_for(net)
+    with torch.inference_mode():
+        used = static(images)
+    learning = static(images)
+    learning.sum().backward()
+    assert_close(learning.detach(), used.clone())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in static.parameters())
 
 
 @torch.no_grad()

@@ -40,9 +40,9 @@ def test_runs_of_the_same_settings_but_the_seed_are_one_line(
     assert grouped([a, c, b]) == {"ppo, macs_weight=0.05": [a, b], "ppo, macs_weight=0.2": [c]}
     assert grouped([a, b]) == {"ppo": [a, b]}
     assert [is_run(tmp_path / name) for name in ("dear", "notes")] == [True, False]
-    prance(monkeypatch, "plot", *sorted(tmp_path.iterdir()), "--out", tmp_path / "curves.png")
+    prance(monkeypatch, "plot", *sorted(tmp_path.iterdir()), "--out", tmp_path / "new" / "curves.png")
     assert f"ppo, macs_weight=0.05: {a}, {b}" in capsys.readouterr().out
-    assert Image.open(tmp_path / "curves.png").size[0] > 300
+    assert Image.open(tmp_path / "new" / "curves.png").size[0] > 300
     assert "None of" in refusal(monkeypatch, "plot", tmp_path / "notes")
     assert "There is no nowhere" in refusal(monkeypatch, "plot", "nowhere")
     write_command(tmp_path / "new", AgentTraining())

@@ -42,6 +42,7 @@ class Plot:
         if not runs:
             named = " ".join(map(str, self.runs))
             raise FileNotFoundError(f"None of {named} is a run folder of `prance train agent`.")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         for name, members in plot_runs(runs, self.out).items():
             print(f"{name}: {', '.join(str(run) for run in members)}")
         print(f"Written to {self.out}")
