@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from threading import Thread
@@ -139,6 +140,25 @@ def test_what_a_library_makes_of_a_signal_is_still_the_signal(number: int, error
         library()
     assert type(raised.value) is error
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_in_a_destructor_which_python_drops_is_raised_again(number: int, error: type[BaseException]) -> None:
+    class Closing:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    @signals_as_interrupts()
+    def work() -> None:
+        Closing()
+        for _ in range(500):
+            time.sleep(0.01)
+
+    before = sys.unraisablehook
+    with pytest.raises(error) as raised:
+        work()
+    assert type(raised.value) is error
+    assert sys.unraisablehook is before
 
 
 def test_without_a_signal_errors_are_what_they_are_and_ignored_signals_stay_ignored() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from types import FrameType
 
 NOTE = b"\nStopping as soon as it can be gone on from there; once more: at once.\n"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = 0.05
+"""Seconds after which a signal is raised again whose exception Python has dropped: a destructor has ended by then."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -69,21 +73,32 @@ def signals_as_interrupts() -> Iterator[None]:
     """Lets Ctrl-C raise KeyboardInterrupt and SIGTERM `Terminated`, so that what is open is closed.
 
     A library that meets either inside its own code may raise an error of its own, as safetensors does ("could not
-    determine the shape"): whatever error comes after a signal, it is the signal that ended the work.
+    determine the shape"): whatever error comes after a signal, it is the signal that ended the work. And what is raised
+    in a destructor is dropped by Python, so that it is raised once more.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C.
         Terminated: After SIGTERM.
     """
     received: list[int] = []
+    again: list[threading.Timer] = []
+    report = sys.unraisablehook
 
     def end(number: int, frame: FrameType | None) -> None:
         received.append(number)
         raise _error_of(number)
 
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            return report(what)
+        again.append(threading.Timer(AGAIN, _thread.interrupt_main, [received[-1] if received else signal.SIGINT]))
+        again[-1].daemon = True
+        again[-1].start()
+
     # A shell starts what it puts into the background with Ctrl-C ignored, and so it stays.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, end) for number in heard}
+    sys.unraisablehook = dropped
     try:
         yield
     except Exception as e:
@@ -91,6 +106,9 @@ def signals_as_interrupts() -> Iterator[None]:
             raise _error_of(received[0]) from e
         raise
     finally:
+        for timer in again:
+            timer.cancel()
+        sys.unraisablehook = report
         for number, handler in previous.items():
             signal.signal(number, handler)
 
