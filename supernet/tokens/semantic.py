@@ -122,6 +122,7 @@ _ON_DEVICE: dict[tuple[Any, ...], Tensor] = {}
 MOST_ON_DEVICE = 1024
 
 
+# Not assume_constant_result, which gives one tensor a graph (findings/constant_result_tensor_once.sh).
 @torch.compiler.allow_in_graph
 def fixed_table(
     name: str, pair: tuple[int, int], shape: tuple[int, int], fill: float | None, device: torch.device
