@@ -35,13 +35,12 @@ from .runs.curves import read_curves
 from .runs.folder import plain
 from .runs.lock import only_writer
 from .runs.trained import (
-    DEFAULTS,
     deployed_interface,
     environment_of,
     noted_settings,
     price_range,
     run_of,
-    shared_settings,
+    settings_for,
     trained_settings,
 )
 from .timing.agents import measure_latency
@@ -134,8 +133,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     check_format(settings.rows)
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
     console, names = Console(), list(dict.fromkeys(agents))
-    noted = {k: v for k, v in plain(settings).items() if k in DEFAULTS and v is not None}
-    noted = {**DEFAULTS, **shared_settings(names, [key for key in DEFAULTS if key not in noted]), **noted}
+    noted = settings_for(names, plain(settings))
     played = _play(names, noted, settings, console)
     metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in played.results.items()}
     for label, (_, env) in played.players.items():

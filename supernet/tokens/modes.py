@@ -116,7 +116,9 @@ class TokenMode:
         soft: Whether `assign` gives shares (B, N, K) instead of places (B, N).
         module: For learned parameters: (SupernetConfig, width) to a module that is called as `assign`, on tokens of one
             width at a time. The supernet has it at full width; for narrower tokens it must compute, from the first
-            entries of its weights along every dimension, what the module of that width computes.
+            entries of its weights along every dimension, what the module of that width computes. With an attribute
+            `takes_ints` that is true, static networks give it an int and a tuple of ints for lengths and counts, which
+            `torch.compile` can follow where numpy's arrays end its graph.
         threshold: Whether keep rates are thresholds, see the head of this file; `counts` is not asked then. MACs are
             known after a group has run, and subnets that reduce any tokens have no static networks. Backends that need
             the counts before attention leave such modes to the packed runtime.

@@ -59,14 +59,12 @@ class Video:
         from ..report.video import episode_frames, has_moviepy, write_gif, write_mp4
         from ..reward_options import reward_arguments
         from ..runs.folder import plain
-        from ..runs.trained import DEFAULTS, environment_of, trained_settings
+        from ..runs.trained import environment_of, settings_for, trained_settings
 
         set_threads(self.threads)
         if not 0 < self.fps <= 60:
             raise ValueError(f"--fps {self.fps} must be more than 0 and at most 60.")
-        given = {k: v for k, v in plain(self).items() if k in DEFAULTS and v is not None}
-        noted = {**DEFAULTS, **trained_settings(self.agent), **given}
-        env = environment_of(self.agent, noted, self.split, self.environment)
+        env = environment_of(self.agent, settings_for([self.agent], plain(self)), self.split, self.environment)
         if env.conditioning is not None:
             env = at_price(env, front_prices(env, 3)[1] if self.macs_weight is None else self.macs_weight)
         elif self.macs_weight is not None:

@@ -113,6 +113,14 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
     return shared
 
 
+def settings_for(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What agents are judged or shown on, with the keys of `DEFAULTS`: what is chosen and not None, else what the
+    trained agents among `names` noted, see `shared_settings`, else the defaults.
+    """
+    given = {k: v for k, v in chosen.items() if k in DEFAULTS and v is not None}
+    return {**DEFAULTS, **shared_settings(names, [key for key in DEFAULTS if key not in given]), **given}
+
+
 def price_range(name: str) -> tuple[float, float] | None:
     """The prices that an agent was trained for, None if for one only."""
     if (deployed := deployed_interface(name)) and deployed["prices"] is not None:
