@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 NOTE = b"\nStopping as soon as it can be gone on from there; once more: at once.\n"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], object]
 AGAIN = 0.05
 """Seconds after which a signal is raised again whose exception Python has dropped: a destructor has ended by then."""
 
@@ -60,12 +61,8 @@ def deferred_interrupt() -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    previous = {number: signal.signal(number, interruption.remember) for number in SIGNALS}
-    try:
+    with _handled(interruption.remember, SIGNALS):
         yield interruption
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -97,20 +94,31 @@ def signals_as_interrupts() -> Iterator[None]:
 
     # A shell starts what it puts into the background with Ctrl-C ignored, and so it stays.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, end) for number in heard}
     sys.unraisablehook = dropped
     try:
-        yield
+        with _handled(end, heard):
+            try:
+                yield
+            finally:
+                for timer in again:
+                    timer.cancel()
     except Exception as e:
         if received:
             raise _error_of(received[0]) from e
         raise
     finally:
-        for timer in again:
-            timer.cancel()
         sys.unraisablehook = report
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+
+
+@contextmanager
+def _handled(handler: Handler, numbers: Sequence[int]) -> Iterator[None]:
+    """Hands signals to a handler, and back to those that had them."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def _error_of(number: int) -> KeyboardInterrupt:
