@@ -38,6 +38,8 @@ class Walk:
     Attributes:
         commands: Which of them; all if none is named.
         every: Walk every so many file events.
+        whole: At each, a SIGKILL, a full disk and, where something can be torn, a torn write, instead of a SIGKILL and
+            one of the others in turn.
         moments: SIGKILLs at random moments of every command, beside those at file events.
         interrupts: Instead of all that, Ctrl-C at so many random moments, doing then what the command says; of shorter
             commands as well.
@@ -48,6 +50,7 @@ class Walk:
 
     commands: tuple[str, ...] = ()
     every: int = 1
+    whole: bool = False
     moments: int = 10
     interrupts: int = 0
     jobs: int = 2
@@ -84,17 +87,17 @@ class Walk:
 
     def _walk(self, name: str, case: Case, folder: Path, console: Console) -> tuple[int, list[Found]]:
         whole = folder / name / "whole"
-        reference = run(case.words, whole)
+        reference = run(case.words, whole, interrupt_after=case.lasts, writes=case.writes)
         if reference.status:
             sys.exit(f"{name} fails by itself: {reference.text}")
-        planned = [*plan(case, len(reference.events), self.every, self.moments, self.seed)]
+        planned = [*plan(case, reference.events, self.every, self.moments, self.seed, self.whole)]
         if self.interrupts:
             planned = [*plan_interrupts(self.interrupts, self.seed)]
         console.print(f"{name}: {len(reference.events)} file events, {len(planned)} faults")
         with multiprocessing.get_context("fork").Pool(self.jobs) as pool:
             parts = [(name, case, planned[job :: self.jobs], whole, reference.seconds) for job in range(self.jobs)]
             found = [f for part in pool.starmap(_walk_part, parts) for f in part]
-        shutil.rmtree(folder / name)
+        shutil.rmtree(folder / name, ignore_errors=True)  # there is none of what writes nothing
         return len(reference.events), found
 
 

@@ -17,7 +17,16 @@ from agents.sb3.hyperparams import read_preset
 from prance_env.images import loading
 from prance_env.settings import EnvSettings
 from prance_env.supernets import BUNDLED
-from supernet import SubnetConfig, extract, from_pretrained, save_static
+from supernet import (
+    SearchSpace,
+    SubnetConfig,
+    Supernet,
+    SupernetConfig,
+    extract,
+    from_pretrained,
+    save_pretrained,
+    save_static,
+)
 from train import demo
 from train.commands.main import COMMANDS, Group
 from train.networks.logit_store import DESCRIPTION
@@ -29,6 +38,9 @@ from train.runs.folder import CONFIG
 from train.search import confidence
 from train.yardsticks import compute, leaderboard, static_designs
 
+from .forked import run
+
+STUDIED = SearchSpace((1, 1, 1), (16, 24, 32), (1, 2), (1, 2, 2), 0.2)
 SCENES = {"train": 64, "val": 32, "test": 32}
 FEW_SUBNETS = ("--num-subnets", "8", "--oracle-subnets", "4", "--copies", "1", "--sweeps", "1")
 SHORT = {
@@ -51,10 +63,12 @@ class Case:
     Attributes:
         words: What is typed, but for --out.
         resume: What is typed to go on; None: the same again.
-        every: Walk so many events at a time: for what takes long and is made of parts that are walked themselves.
+        every: Walk so many events of its parts at a time: for what takes long and is made of what is walked itself.
         begun: File that tells that there is something to resume.
         done: How a second start says that nothing is left to do; None: it never does.
         repeatable: Whether it writes the same again, but for clocks.
+        writes: Whether it has --out.
+        lasts: Seconds after which somebody ends it; None: it ends by itself.
     """
 
     words: tuple[str, ...]
@@ -63,6 +77,8 @@ class Case:
     begun: str = CONFIG
     done: str | None = None
     repeatable: bool = True
+    writes: bool = True
+    lasts: float | None = None
 
 
 def cases(files: Path) -> dict[str, Case]:
@@ -118,12 +134,18 @@ def cases(files: Path) -> dict[str, Case]:
 def short_cases(files: Path) -> dict[str, Case]:
     """Commands that are begun anew after Ctrl-C; `files` is the folder that `cases` has filled."""
     pictures = [files / f"{i}.png" for i in range(12)]
-    for i, path in enumerate(pictures):
+    study = files / "study"
+    classes = [study / split / name for split in ("train", "val", "test") for name in ("cat", "dog")]
+    for i, path in enumerate([*pictures, *(folder / f"{i}.png" for folder in classes for i in range(16))]):
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(i).integers(256, size=(40, 40), dtype=np.uint8)).save(path)
+    run(("eval", "--agent", "full"), files / "rows")
+    bare = Supernet(SupernetConfig(STUDIED, 32, 8, 3, num_classes=3, head_dim=8, lln=False))
+    save_pretrained(bare, files / "bare")
     sizes = ("--batch-size", "4", "--token-counts", "2", "--repeats", "1", "--supernet", "digits")
     images = ("--images", "16", "--batch-size", "8", "--check-images", "8")
-    run = str(files / "policy")
-    model = ("--model", run, "--batch-size", "2")
+    agent = str(files / "policy")
+    model = ("--model", agent, "--batch-size", "2")
     return {
         "headroom": Case(("headroom", "--num-subnets", "8")),
         "order": Case(("order", "--supernet", "digits", "--dataset", "digits", *images)),
@@ -131,10 +153,24 @@ def short_cases(files: Path) -> dict[str, Case]:
         "profile": Case(("profile", *sizes), repeatable=False),
         "predict": Case(("predict", *map(str, pictures), *model)),
         "designs": Case(("designs", "--seeds", "0", "--num-subnets", "4", "--images", "16"), repeatable=False),
-        "view": Case(("view", run, "--images", "8")),
-        "video": Case(("video", "--agent", run, "--images", "0", "1"), repeatable=False),
-        "plot": Case(("plot", run)),
+        "view": Case(("view", agent, "--images", "8")),
+        "video": Case(("video", "--agent", agent, "--images", "0", "1"), repeatable=False),
+        "plot": Case(("plot", agent)),
         "demo": Case(("demo", "--quick"), repeatable=False),
+        "casestudy": Case(
+            ("casestudy", "fashion", "--effort", "tiny", "--from", str(files / "bare"), "--images", str(study))
+        ),
+        "list": Case(("list",), writes=False),
+        "validate": Case(("validate", str(files / "rows" / "full.csv")), writes=False),
+        "serve": Case(("serve", "--port", "0", "--model", agent), writes=False, lasts=4),
+        "bench": Case(("bench", "--model", "test_vit", "--batch-size", "2", "--memory"), repeatable=False),
+        "bench-env": Case(("bench-env", "--supernet", "digits", "--num-images", "16"), repeatable=False),
+        "bench-training": Case(
+            ("bench-training", "--seeds", "0", "--total-timesteps", "24", "--n-envs", "8", "--algos", "a2c", "trpo"),
+            repeatable=False,
+        ),
+        "bench-supernet": Case(("bench-supernet", "--source", "timm:test_vit", "--batch-size", "2"), repeatable=False),
+        "bench-menu": Case(("bench-menu", "--agent", agent, "--images", "16"), repeatable=False),
     }
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 KINDS = ("kill", "torn", "full", "term")
 """SIGKILL before the event; half of what is written and SIGKILL; a disk that is full from then on; SIGTERM."""
+TEMPORARY = ".tmp"
+"""How the names of what is not yet in its place end."""
 WRITING = os.O_WRONLY | os.O_RDWR
 
 
@@ -88,7 +90,7 @@ class FileEvents:
             return False
         if self.fault is not None and self.fault.event == len(self.log):
             self._fail(path, half)
-        self.log.append(f"{name} {path}")
+        self.log.append(f"{name} {path.absolute().relative_to(self.folder)}")
         return True
 
     def _fail(self, path: Path, half: Callable[[], object] | None) -> None:
@@ -106,7 +108,7 @@ class FileEvents:
 
 def _tear(path: Path) -> None:
     """Halves of temporary files, as a machine that loses its power may leave them."""
-    if path.exists() and any(part.endswith(".tmp") for part in path.parts):
+    if path.exists() and any(part.endswith(TEMPORARY) for part in path.parts):
         for file in path.rglob("*") if path.is_dir() else [path]:
             if stat.S_ISREG(file.stat().st_mode):
                 with io.FileIO(file, "r+") as f:

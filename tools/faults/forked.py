@@ -48,6 +48,7 @@ def run(
     fault: Fault | None = None,
     kill_after: float | None = None,
     interrupt_after: float | None = None,
+    writes: bool = True,
 ) -> Outcome:
     """Runs `prance` with these words and --out.
 
@@ -57,6 +58,7 @@ def run(
         fault: What goes wrong at a file event.
         kill_after: Seconds after which the process is killed; None: not, unless it hangs.
         interrupt_after: Seconds after which somebody presses Ctrl-C; None: nobody does.
+        writes: Whether the command has --out.
     """
     printed, print_to = os.pipe()
     told, tell_to = os.pipe()
@@ -67,7 +69,7 @@ def run(
         os.dup2(print_to, 1)
         os.dup2(print_to, 2)
         os.close(print_to)
-        _run_here(words, out, fault, tell_to)
+        _run_here((*words, "--out", str(out)) if writes else words, out, fault, tell_to)
     os.close(print_to)
     os.close(tell_to)
     signals = [(begun + HANGS, signal.SIGKILL)]
@@ -89,7 +91,7 @@ def _run_here(words: tuple[str, ...], out: Path, fault: Fault | None, tell_to: i
     try:
         # Those of a test are files, which a full disk would fill as well.
         sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
-        sys.argv = ["prance", *words, "--out", str(out)]
+        sys.argv = ["prance", *words]
         events.watch()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         main()

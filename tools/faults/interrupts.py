@@ -46,14 +46,15 @@ def interrupt_one(name: str, case: Case, planned: Planned, whole: Path, seconds:
         out: Where to try; removed at the end.
     """
     _remove(out)
-    first = run(case.words, out, interrupt_after=max(EARLIEST, planned.at * seconds))
+    first = run(case.words, out, interrupt_after=max(EARLIEST, planned.at * seconds), writes=case.writes)
     problems = wrong_end(first, {0, INTERRUPTED}, "interrupted")
     if first.status == INTERRUPTED:
         said = lines_of(first.afterwards)
         words = words_to_go_on(said, case, out)
         if words is None or len(said) > MOST_LINES:
             problems.append(f"interrupted, it says: {said}")
-        last = run(case.words if words is None else words, out)
+        words = case.words if words is None else words
+        last = run(words, out, interrupt_after=case.lasts, writes=case.writes)
         problems += [] if is_done(last, case) else wrong_end(last, {0}, f"gone on with as said ({said[-1:]})")
     problems += _unlike(whole, out, case)
     _remove(out)
@@ -82,8 +83,8 @@ def words_to_go_on(said: list[str], case: Case, out: Path) -> tuple[str, ...] | 
 
 def _unlike(whole: Path, out: Path, case: Case) -> list[str]:
     """What differs between what was interrupted and what was not."""
-    if not _written(out):
-        return ["nothing is written"]
+    if bool(_written(out)) != case.writes:
+        return ["nothing is written" if case.writes else "something is written"]
     if not case.repeatable:
         return []
     if whole.is_file():

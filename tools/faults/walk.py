@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
-from .events import KINDS, Fault
+from .events import KINDS, TEMPORARY, Fault
 from .folders import differences
 from .forked import Outcome, run
 
@@ -51,7 +51,7 @@ class Found:
         return asdict(self)
 
 
-def plan(case: Case, events: int, every: int, moments: int, seed: int) -> Iterator[Planned]:
+def plan(case: Case, events: list[str], every: int, moments: int, seed: int, whole: bool = False) -> Iterator[Planned]:
     """The faults of a walk through a command.
 
     Args:
@@ -60,14 +60,33 @@ def plan(case: Case, events: int, every: int, moments: int, seed: int) -> Iterat
         every: Walk every so many of them. At each there is a SIGKILL, and another fault; the others take turns.
         moments: How many SIGKILLs at random moments.
         seed: Draws them, and the second faults.
+        whole: Torn writes and a full disk at each that is walked, instead of another fault in turn.
     """
     rng, stride = random.Random(seed), every * case.every
-    for turn, event in enumerate(range(0, events, stride)):
-        again = rng.randrange(events) if turn % TWICE == 0 else None
-        yield Planned("kill", event, again)
-        yield Planned(OTHERS[turn % len(OTHERS)], event)
+    walked = [at for at, event in enumerate(events) if at % stride == 0 or (every == 1 and _of_itself(event))]
+    for turn, at in enumerate(walked):
+        again = rng.randrange(len(events)) if turn % TWICE == 0 else None
+        yield Planned("kill", at, again)
+        if not whole:
+            yield Planned(OTHERS[turn % len(OTHERS)], at)
+            continue
+        yield Planned("full", at)
+        if _can_be_torn(events[at]):
+            yield Planned("torn", at)
     for _ in range(moments):
         yield Planned("random", rng.random())
+
+
+def _of_itself(event: str) -> bool:
+    """Whether an event is the command's own, not one of a part's that has a folder of its own."""
+    path = Path(event.split(" ", 1)[1])
+    return len(path.parts) == 1 or path.parts[0].startswith(".")
+
+
+def _can_be_torn(event: str) -> bool:
+    """Whether there is something half of which can be there: without it, a torn write is a SIGKILL."""
+    name, path = event.split(" ", 1)
+    return name == "write" or (name not in ("open", "mkdir") and TEMPORARY in path)
 
 
 def walk_one(name: str, case: Case, planned: Planned, whole: Path, seconds: float, out: Path) -> Found:

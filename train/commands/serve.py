@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
+from ..deploy.listening import bound, serve
 from ..deploy.opening import open_adaptive
 from ..options import Trust
 from ..own_modules import Imports
@@ -65,14 +66,13 @@ class Serve:
         """Runs the command."""
         if missing := [name for name in NEEDED if find_spec(name) is None]:
             raise ModuleNotFoundError(f"prance serve needs {', '.join(missing)}: pip install -e '.[serve]'.")
-        import uvicorn
-
         from agents.deployed.budgets import parse
 
         from ..deploy.batching import Limits
         from ..deploy.page import run_page
         from ..deploy.service import ServiceSettings, make_service
 
+        place = bound(self.host, self.port)
         torch.set_num_threads(self.threads)
         timed = 1 if self.budget is not None and parse(self.budget)[1] == "ms" else None
         entries = 16 if self.menu else None
@@ -86,4 +86,4 @@ class Serve:
         )
         page = (lambda: run_page(opened)) if self.page and opened.settings is not None else None
         app = make_service(model, settings, page)
-        uvicorn.run(app, host=self.host, port=self.port, log_level="warning", timeout_graceful_shutdown=30)
+        serve(app, place)
