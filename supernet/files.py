@@ -41,10 +41,12 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
     Whatever kills the process or the machine, and however full the disk is, `path` is the old file or the new one.
 
     Args:
-        path: The file; its folder exists.
+        path: The file; its folder is made if there is none.
         write: Writes what is wanted to the name that it is given.
     """
     temporary = temporary_name(path)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     # What is made here has the permissions that the user's umask leaves, whoever opens it later.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:

@@ -6,9 +6,12 @@ They live in the room whose work they describe, and are annotated with what is h
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_origin, get_type_hints
 
 from tyro.conf import arg
@@ -167,6 +170,27 @@ EnvironmentOptions = Annotated[EnvArguments, arg(constructor_factory=environment
 def narrowed(command: Any, settings: type[S]) -> S:
     """The settings within a command, whose class adds options such as `out` and `threads` to them."""
     return settings(**{f.name: getattr(command, f.name) for f in fields(settings)})  # type: ignore[arg-type]
+
+
+def check_file(out: Path | None) -> None:
+    """Refuses, before anything is computed, a file that could not be written in the end.
+
+    Args:
+        out: The file; it may be in folders that are yet to be made. None: the output, or nothing.
+
+    Raises:
+        ValueError: If it is a folder, or in a file.
+        PermissionError: If its folder may not be changed.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; pass the name of a file, such as {out / 'name'}{out.suffix}.")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"--out {out} cannot be: {above} is a file.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
 
 def set_threads(threads: int) -> None:

@@ -16,8 +16,8 @@ import yaml
 
 from train.runs.curves import read_curves
 
-CLOCKS = {"seconds", "cpu_seconds", "seconds_per_image"}
-"""Names of what is never the same twice."""
+CLOCKS = {"seconds", "cpu_seconds", "seconds_per_image", "git_revision"}
+"""Names of what is never the same twice; somebody may work on the source meanwhile."""
 UNEQUAL = {"command.txt", ".lock", "study.db", "benchmark.md"}
 """Files that may differ: what was typed, Optuna's notes of trials that were killed, and the page of `benchmark.json`,
 which says CPU seconds."""

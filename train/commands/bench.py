@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..options import Threads, narrowed, set_threads
+from ..options import Threads, check_file, narrowed, set_threads
 from ..own_modules import Imports
 from ..timing.networks import BenchSettings, run_bench
 
@@ -29,5 +29,6 @@ class Bench(BenchSettings):
 
     def run(self) -> None:
         """Runs the command."""
+        check_file(self.out)
         set_threads(self.threads)
         run_bench(narrowed(self, BenchSettings), self.out)

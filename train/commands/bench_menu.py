@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ..deploy.opening import open_adaptive
-from ..options import Trust
+from ..options import Trust, check_file
 from ..own_modules import Imports
 from ..report.tables import write_json
 from ..timing.menu import menu_latency, menu_losses, print_latency, print_losses, untrained
@@ -57,6 +57,7 @@ class BenchMenu:
 
     def run(self) -> None:
         """Runs the command."""
+        check_file(self.out)
         torch.set_num_threads(self.threads)
         console, found = Console(), dict[str, Any]()
         if self.agent is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..options import Device, Threads, narrowed, set_threads
+from ..options import Device, Threads, check_file, narrowed, set_threads
 from ..timing.supernets import SupernetBenchSettings, run_bench_supernet
 
 
@@ -26,5 +26,6 @@ class BenchSupernet(SupernetBenchSettings):
 
     def run(self) -> None:
         """Runs the command."""
+        check_file(self.out)
         set_threads(self.threads)
         run_bench_supernet(narrowed(self, SupernetBenchSettings), self.device, self.out)

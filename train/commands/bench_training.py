@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..options import Effort, Threads, narrowed, set_threads
+from ..options import Effort, Threads, check_file, narrowed, set_threads
 from ..own_modules import Imports
 from ..timing.training import TrainingBenchSettings, run_bench_training
 
@@ -33,5 +33,6 @@ class BenchTraining(TrainingBenchSettings):
 
     def run(self) -> None:
         """Runs the command."""
+        check_file(self.out)
         set_threads(self.threads)
         run_bench_training(narrowed(self, TrainingBenchSettings), self.out)

@@ -35,6 +35,7 @@ class Plot:
         """
         from ..report.curves import is_run, plot_runs
 
+        check_file(self.out)
         given = [path for run in self.runs for path in _matching(run)]
         if missing := [str(run) for run in given if not run.exists()]:
             raise FileNotFoundError(f"There is no {', no '.join(missing)}; pass run folders of `prance train agent`.")

@@ -15,7 +15,7 @@ from supernet.files import write_atomically
 
 from ..deploy.opening import open_adaptive
 from ..deploy.predicting import picture_paths, predicted, write_predictions
-from ..options import Trust
+from ..options import Trust, check_file
 from ..own_modules import Imports
 
 
@@ -60,6 +60,7 @@ class Predict:
         """Runs the command."""
         if self.top < 1 or self.batch_size < 1:
             raise ValueError(f"--top {self.top} and --batch-size {self.batch_size} must be at least 1.")
+        check_file(self.out)
         torch.set_num_threads(self.threads)
         paths = picture_paths(self.images, sys.stdin)
         unit = "" if self.budget is None else parse(self.budget)[1]
@@ -78,7 +79,6 @@ class Predict:
                 with open(name, "w", newline="") as f:
                     counts.append(write_predictions(rows, len(paths), f, self.format, self.top))
 
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.out, write)
             failed = counts[0]
         if failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..options import Threads, narrowed, set_threads
+from ..options import Threads, check_file, narrowed, set_threads
 from ..own_modules import Imports
 from ..timing.latency_table import ProfileSettings, run_profile
 
@@ -30,5 +30,6 @@ class Profile(ProfileSettings):
 
     def run(self) -> None:
         """Runs the command."""
+        check_file(self.out)
         set_threads(self.threads)
         run_profile(narrowed(self, ProfileSettings), self.out)

@@ -13,7 +13,7 @@ from supernet.files import write_text
 
 from ..deploy.opening import open_adaptive
 from ..deploy.page import IMAGES, run_page
-from ..options import Split, Trust
+from ..options import Split, Trust, check_file
 from ..own_modules import Imports
 
 
@@ -50,9 +50,9 @@ class View:
     def run(self) -> None:
         """Runs the command."""
         torch.set_num_threads(self.threads)
+        check_file(self.out)
         opened = open_adaptive(self.run_folder, self.checkpoint, self.dataset, images=0, trust=self.trust)
         html = run_page(opened, self.images, self.split)
         out = self.out or Path(self.run_folder) / "view.html"
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, html)
         Console().print(f"Written to {out} ({len(html):,} bytes); open it in a browser.")

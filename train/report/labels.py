@@ -40,7 +40,7 @@ class _Place(NamedTuple):
     point: NDArray[np.float64]
     shift: NDArray[np.float64]
     box: NDArray[np.float64]
-    far: bool
+    leader: NDArray[np.float64]
 
 
 class _Room(NamedTuple):
@@ -48,11 +48,12 @@ class _Room(NamedTuple):
     markers: NDArray[np.float64]
     own: NDArray[np.float64]
     others: NDArray[np.float64]
-    taken: list[NDArray[np.float64]]
+    taken: list[_Place]
 
 
 def label_beside(axes: Axes, entries: Mapping[str, Entry]) -> list[str]:
-    """Writes names beside their points, so that no name covers another one, a point, or more than a bit of a line.
+    """Writes names beside their points, so that no name covers another one, a point, or more than a bit of a line, and
+    no line to a name goes through another one.
 
     To be called when the axes have their limits and size.
 
@@ -69,7 +70,7 @@ def label_beside(axes: Axes, entries: Mapping[str, Entry]) -> list[str]:
     frame = axes.get_window_extent(canvas.get_renderer()).get_points()
     markers = np.concatenate([*pixels.values()])
     lines = {name: _samples(axes, entry.lines, pixels[name]) for name, entry in entries.items()}
-    taken: list[NDArray[np.float64]] = []
+    taken: list[_Place] = []
     missing = []
     for name in sorted(entries, key=lambda name: len(entries[name].points)):
         others = np.concatenate([pixels[name][:0], *(line for other, line in lines.items() if other != name)])
@@ -83,7 +84,7 @@ def label_beside(axes: Axes, entries: Mapping[str, Entry]) -> list[str]:
         if best is None or best.obstacles > MOST_OBSTACLES:
             missing.append(name)
             continue
-        taken.append(best.box)
+        taken.append(best)
         _write(axes, entries[name].colour, best)
     return missing
 
@@ -112,14 +113,23 @@ def _place(
     box, (left, right) = np.stack([low, low + size]), room.frame
     if (box[0] < left).any() or (box[1] > right).any() or (pixel < left).any() or (pixel > right).any():
         return None
-    if any((box[0] < other[1]).all() and (other[0] < box[1]).all() for other in room.taken):
+    far = distance >= DISTANCES[2]
+    leader = pixel + np.linspace(0, 1, SAMPLES)[:, None] * (box.mean(0) - pixel) if far else pixel[None][:0]
+    if any(_overlap(box, leader, other) for other in room.taken):
         return None
     if (_apart(room.markers, box) < HALF_MARKER).any():
         return None
     own, others = _apart(room.own, box), _apart(room.others, box)
     crossed = int((own < 1).sum() + (others < 1).sum())
     astray = ASTRAY if others.min(initial=np.inf) < own.min() else 0
-    return _Place(text, distance + PER_OBSTACLE * crossed + astray, crossed, data, way, box, distance >= DISTANCES[2])
+    return _Place(text, distance + PER_OBSTACLE * crossed + astray, crossed, data, way, box, leader)
+
+
+def _overlap(box: NDArray[np.float64], leader: NDArray[np.float64], other: _Place) -> bool:
+    """Whether a name or the line to it is where another one or its line is."""
+    if (box[0] < other.box[1]).all() and (other.box[0] < box[1]).all():
+        return True
+    return bool((_apart(leader, other.box) == 0).any() or (_apart(other.leader, box) == 0).any())
 
 
 def _write(axes: Axes, colour: str, place: _Place) -> None:
@@ -136,7 +146,7 @@ def _write(axes: Axes, colour: str, place: _Place) -> None:
         fontsize=FONT_SIZE,
         linespacing=1.05,
         color=colour,
-        arrowprops=line if place.far else None,
+        arrowprops=line if len(place.leader) else None,
     )
 
 

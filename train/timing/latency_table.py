@@ -54,7 +54,6 @@ def run_profile(settings: ProfileSettings, out: Path) -> None:
         table = measure_latency_table(
             config, settings.device, settings.batch_size, settings.token_counts, settings.repeats, progress
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     table.save(out)
     print(
         f"Full network: {table.full_ms(config.space):.3f} ms an image in batches of {settings.batch_size} on "
