@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 from agents import StaticAgent
@@ -22,8 +23,9 @@ from train.report.labels import Entry, label_beside
 
 
 def boxes(axes: Any) -> dict[str, Any]:
-    renderer = axes.figure.canvas.get_renderer()
-    return {" ".join(text.get_text().split()): text.get_window_extent(renderer) for text in axes.texts}
+    """Where names are, without the lines to them."""
+    axes.figure.canvas.draw()
+    return {" ".join(text.get_text().split()): Text.get_window_extent(text) for text in axes.texts}
 
 
 def entry(points: Any) -> Entry:
@@ -48,6 +50,28 @@ def test_names_cover_neither_each_other_nor_points() -> None:
     frame = axes.get_window_extent()
     assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in placed)
     plt.close(figure)
+
+
+def test_no_line_to_a_name_goes_through_another_name() -> None:
+    drawn = 0
+    for seed in range(20):
+        figure, axes = plt.subplots()
+        rng = np.random.default_rng(seed)
+        entries = {f"agent number {i}": entry(1 - 0.12 * rng.random((1, 2))) for i in range(9)}
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        label_beside(axes, entries)
+        for text in axes.texts:
+            leader = text.arrow_patch
+            if leader is None:
+                continue
+            drawn += 1
+            ends = leader.get_transform().transform_path(leader.get_path()).vertices
+            way = ends[0] + np.linspace(0, 1, 200)[:, None] * (ends[-1] - ends[0])
+            others = [box for name, box in boxes(axes).items() if name != " ".join(text.get_text().split())]
+            assert not any(box.padded(-1).contains(*at) for box in others for at in way)
+        plt.close(figure)
+    assert drawn > 10
 
 
 def test_names_for_which_there_is_no_room_are_told() -> None:

@@ -22,11 +22,13 @@ from supernet import (
     SubnetConfig,
     Supernet,
     SupernetConfig,
+    design,
     extract,
     from_pretrained,
     save_pretrained,
     save_static,
 )
+from supernet.nearest import nearest_subnet
 from train import demo
 from train.commands.main import COMMANDS, Group
 from train.networks.logit_store import DESCRIPTION
@@ -122,7 +124,7 @@ def cases(files: Path) -> dict[str, Case]:
             ("tune", "--resume"),
         ),
         "yardsticks": Case(("yardsticks", *FEW_SUBNETS)),
-        "benchmark": Case(("benchmark", "--seeds", "0", "--total-timesteps", "48", *FEW_SUBNETS), every=8),
+        "benchmark": Case(("benchmark", "--seeds", "0", "--total-timesteps", "48", *FEW_SUBNETS), every=24),
         "eval": Case(("eval", "--agent", "full", "random", "--split", "val", "--controls")),
         "export": Case(("export", "--format", "safetensors")),
         "distill": Case(distill, ("distill", "--resume", *distill[1:]), begun=DESCRIPTION),
@@ -204,6 +206,8 @@ def small_world() -> Iterator[None]:
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
         mock.patch.multiple(demo, QUICK_TIMESTEPS=3_072, QUICK_SUBNETS=6, QUICK_SEARCH_IMAGES=32),
         mock.patch.object(static_designs, "SHARES", (1.0,)),
+        mock.patch.dict(design.__kwdefaults__, levels=2),  # integer programs of a moment
+        mock.patch.object(nearest_subnet, "__defaults__", (2,)),
     ):
         import_everything()
         for split in SCENES:

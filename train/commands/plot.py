@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from ..options import check_file
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
