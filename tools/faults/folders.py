@@ -19,8 +19,8 @@ from train.runs.curves import read_curves
 CLOCKS = {"seconds", "cpu_seconds", "seconds_per_image", "milliseconds", "git_revision"}
 """Names of what is never the same twice; somebody may work on the source meanwhile."""
 UNEQUAL = {"command.txt", ".lock", "study.db", "benchmark.md", "casestudy.md"}
-"""Files that may differ: what was typed, Optuna's notes of trials that were killed, and the pages of `benchmark.json` and
-`casestudy.json`, which say CPU seconds and milliseconds."""
+"""Files that may differ: what was typed, Optuna's notes of trials that were killed, and the pages of `benchmark.json`
+and `casestudy.json`, which say CPU seconds and milliseconds."""
 BY_MEMBER = {".zip", ".npz"}
 
 
