@@ -102,7 +102,7 @@ class JointSettings:
     """What `prance train joint` does."""
 
     agent: str
-    """Run folder of the policy (prance train agent); its supernet and its images are taken."""
+    """Run folder of the policy (prance train agent): its supernet is trained, and judged on its images."""
     rounds: int = 1
     """Rounds; in each the supernet is trained, and then the policy, if --agent-timesteps is above 0."""
     agent_timesteps: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_origin, get_type_hints
@@ -137,22 +137,27 @@ def environment_options(without: Collection[str] = (), settings: type[EnvSetting
     return TypedDict("EnvironmentOptions", options, total=False)  # type: ignore[operator]
 
 
-def override_options(settings: type, without: Collection[str] = ()) -> type:
-    """What tyro makes options from that change a preset: the fields of its dataclass, none of which has to be given.
+def override_options(settings: type, without: Collection[str] = (), said: Mapping[str, str] | None = None) -> type:
+    """What tyro makes options from that change settings: the fields of a dataclass, none of which has to be given.
 
     Args:
         settings: The dataclass.
         without: Fields that a command offers in its own words.
+        said: What counts where the dataclass's default does not, by field; None: what a preset says, for all of them.
     """
     hints, docs = get_type_hints(settings, include_extras=True), field_docs(settings)
-    options = {
-        f.name: Annotated[
-            _without_none(hints[f.name]), arg(help=docs[f.name], help_behavior_hint="(as the preset says)")
-        ]
-        for f in fields(settings)
-        if f.name not in without
-    }
+    options = {}
+    for f in fields(settings):
+        if f.name not in without:
+            usual = "as the preset says" if said is None else said.get(f.name, f"default: {_in_words(f.default)}")
+            kind = _without_none(hints[f.name])
+            options[f.name] = Annotated[kind, arg(help=docs[f.name], help_behavior_hint=f"({usual})")]
     return TypedDict(f"{settings.__name__}Overrides", options, total=False)  # type: ignore[operator]
+
+
+def _in_words(default: Any) -> str:
+    """A default as it would be typed."""
+    return (" ".join(map(str, default)) if isinstance(default, tuple) else str(default)) or "none"
 
 
 def _without_none(kind: Any) -> Any:

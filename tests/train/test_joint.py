@@ -23,6 +23,7 @@ from train.joint import JointRecipe, JointSettings, run_joint
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
+from train.runs.folder import read_config
 from train.runs.trained import env_of_run
 
 SHORT: dict[str, Any] = {"steps": 2, "batch_size": 6, "checkpoint_every": 1, "val_images": 12}
@@ -138,6 +139,17 @@ def test_the_command_prints_both_sides(
     text = capsys.readouterr().out
     assert "accuracy before" in text
     assert f"Supernet written to {tmp_path}" in text
+
+
+def test_other_images_than_the_agents_are_trained_on_if_they_are_named(
+    agents: dict[str, Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "others")
+    words = ["--agent", agents["one"], "--dataset", tmp_path / "others", "--steps", 1, "--batch-size", 6]
+    prance(monkeypatch, "train", "joint", *words, "--val-images", 6, "--out", tmp_path / "run")
+    trained_on = read_config(tmp_path / "run" / "round_1" / "supernet")["dataset"]
+    assert trained_on == str(tmp_path / "others")
+    assert env_of_run(agents["one"], "train").dataset == str(folder)
 
 
 def test_only_a_policy_that_can_go_on_is_trained_further(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from ..report.tables import Table
 from ..runs.folder import CONFIG, read_config
 from ..runs.pace import SAVE_FREQ
 
-OF_THE_AGENT = ("source", "init", "agent", "dataset")
+OF_THE_AGENT = ("source", "init", "agent")
+USUAL = {"dataset": "the agent's"}
 Changes = Annotated[
-    dict[str, Any], arg(constructor_factory=lambda: override_options(JointRecipe, OF_THE_AGENT), name="")
+    dict[str, Any], arg(constructor_factory=lambda: override_options(JointRecipe, OF_THE_AGENT, USUAL), name="")
 ]
 
 

@@ -19,7 +19,8 @@ from ..runs.pace import SAVE_FREQ
 from ..runs.trust import check_own_or_local
 
 Changes = Annotated[
-    dict[str, Any], arg(constructor_factory=lambda: override_options(StaticRecipe, ("source",)), name="")
+    dict[str, Any],
+    arg(constructor_factory=lambda: override_options(StaticRecipe, ("source",), {"dataset": "required"}), name=""),
 ]
 
 
