@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
@@ -28,9 +30,11 @@ from supernet import (
     save_pretrained,
     save_static,
 )
+from supernet.convert.texts import TextEmbeddings
 from supernet.nearest import nearest_subnet
 from train import demo
 from train.commands.main import COMMANDS, Group
+from train.networks import importing
 from train.networks.logit_store import DESCRIPTION
 from train.networks.presets import PRESETS
 from train.networks.recipes.digits import DigitsRecipe
@@ -142,8 +146,8 @@ def short_cases(files: Path) -> dict[str, Case]:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(i).integers(256, size=(40, 40), dtype=np.uint8)).save(path)
     run(("eval", "--agent", "full"), files / "rows")
-    bare = Supernet(SupernetConfig(STUDIED, 32, 8, 3, num_classes=3, head_dim=8, lln=False))
-    save_pretrained(bare, files / "bare")
+    save_pretrained(_bare(), files / "bare")
+    TextEmbeddings(("cat", "dog"), torch.eye(2, 512), 100.0).save(files / "texts.safetensors")
     sizes = ("--batch-size", "4", "--token-counts", "2", "--repeats", "1", "--supernet", "digits")
     images = ("--images", "16", "--batch-size", "8", "--check-images", "8")
     agent = str(files / "policy")
@@ -162,6 +166,11 @@ def short_cases(files: Path) -> dict[str, Case]:
         "casestudy": Case(
             ("casestudy", "fashion", "--effort", "tiny", "--from", str(files / "bare"), "--images", str(study))
         ),
+        "import-clip": Case(
+            ("import", "clip", "vit_xsmall_patch16_clip_224", "--texts", str(files / "texts.safetensors")),
+            done="holds a network already",
+        ),
+        "import-prance": Case(("import", "prance", "their.pth"), done="holds a network already"),
         "list": Case(("list",), writes=False),
         "validate": Case(("validate", str(files / "rows" / "full.csv")), writes=False),
         "serve": Case(("serve", "--port", "0", "--model", agent), writes=False, lasts=4),
@@ -176,6 +185,12 @@ def short_cases(files: Path) -> dict[str, Case]:
         "bench-supernet": Case(("bench-supernet", "--source", "timm:test_vit", "--batch-size", "2"), repeatable=False),
         "bench-menu": Case(("bench-menu", "--agent", agent, "--images", "16"), repeatable=False),
     }
+
+
+def _bare(**changes: Any) -> Supernet:
+    """A small network with random weights."""
+    torch.manual_seed(0)
+    return Supernet(SupernetConfig(STUDIED, 32, 8, 3, num_classes=3, head_dim=8, lln=False, **changes))
 
 
 def _policy(run: Path) -> Path:
@@ -206,6 +221,7 @@ def small_world() -> Iterator[None]:
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
         mock.patch.multiple(demo, QUICK_TIMESTEPS=3_072, QUICK_SUBNETS=6, QUICK_SEARCH_IMAGES=32),
         mock.patch.object(static_designs, "SHARES", (1.0,)),
+        mock.patch.object(importing, "load_prance_checkpoint", return_value=_bare(prance_embed_dim=40)),
         mock.patch.dict(design.__kwdefaults__, levels=2),  # integer programs of a moment
         mock.patch.object(nearest_subnet, "__defaults__", (2,)),
     ):
