@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prance_env.images.config import DatasetConfig
 from prance_env.images.loading import list_datasets
+from prance_env.images.opening import open_image
 from prance_env.images.transform import ImageTransform
 from supernet import SupernetConfig
 
@@ -92,9 +93,9 @@ def _opened(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     if isinstance(picture, bytes):
-        return Image.open(io.BytesIO(picture))
+        return open_image(io.BytesIO(picture))
     if isinstance(picture, str | Path):
-        return Image.open(picture)
+        return open_image(picture)
     array = picture.cpu().numpy() if isinstance(picture, Tensor) else picture
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ValueError(

@@ -56,6 +56,11 @@ class Normalized:
         return self.model.predict(self.normalizer.normalize_obs(observation), state, episode_start, deterministic)
 
 
+def pickles(path: Path) -> list[Path]:
+    """What of a model's zip file and the normaliser beside it is there: both are unpickled by `load_model`."""
+    return [file for file in (path, path.parent / NORMALIZER) if file.is_file()]
+
+
 def load_model(path: Path) -> BaseAlgorithm | Normalized:
     """The model in a zip file, looking through the `vecnormalize.pkl` beside it if there is one; both are pickles.
 

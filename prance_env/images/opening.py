@@ -36,6 +36,11 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     return image
 
 
+def suffixes() -> set[str]:
+    """How files of `FORMATS` end, by Pillow's list."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+
+
 def known_formats() -> set[str]:
     """The formats that this Pillow was built with."""
     Image.init()

@@ -247,6 +247,19 @@ def test_pictures_that_cannot_be_read_are_named(model: AdaptiveViT, tmp_path: Pa
         model.predict([], 0.1)
 
 
+def test_pictures_in_postscript_are_run_by_no_other_program(
+    model: AdaptiveViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **named: called.append(args))
+    Image.fromarray(np.zeros((60, 60), np.uint8)).save(tmp_path / "page.eps", "EPS")
+    (tmp_path / "page.eps").rename(tmp_path / "page.png")
+    for picture in (tmp_path / "page.png", (tmp_path / "page.png").read_bytes()):
+        with pytest.raises(ValueError, match="cannot be read as a picture: cannot identify"):
+            model.predict(picture, 0.1)
+    assert called == []
+
+
 # ---- wherever it runs -----------------------------------------------------------------------------------------------
 
 

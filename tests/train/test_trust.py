@@ -21,9 +21,11 @@ from agents.sb3.checkpoint import save_model
 from agents.sb3.hyperparams import read_preset
 from agents.sb3.policy_file import POLICY, load_policy, save_policy
 from prance_env.settings import EnvSettings
+from train.deploy import opening
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
+from train.runs import trust
 from train.runs.folder import write_command
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -80,6 +82,25 @@ def test_zip_files_of_others_are_not_unpickled_unless_one_says_so(
     assert not marker.exists()
     with contextlib.suppress(Exception):  # what is planted is no schedule
         load_agent(str(run), settings, trust=True)
+    assert marker.exists()
+
+
+def test_what_others_have_put_beside_ones_own_file_is_not_unpickled(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    (run / POLICY).unlink()
+    (run / "vecnormalize.pkl").write_bytes(f"cos\nsystem\n(S'touch {marker}'\ntR.".encode())
+    own = trust.is_own
+    monkeypatch.setattr(trust, "is_own", lambda file: file.name != "vecnormalize.pkl" and own(file))
+    monkeypatch.setattr(opening, "is_own", trust.is_own)
+    with pytest.raises(ValueError, match=r"vecnormalize\.pkl holds pickled objects"):
+        load_agent(str(run / "model.zip"), EnvSettings.from_id(split="val"))
+    with pytest.raises(ValueError, match="Pass trust=True"):
+        opening.open_adaptive(str(run), images=0)
+    assert not marker.exists()
+    with contextlib.suppress(Exception):  # what is planted is no normaliser
+        load_agent(str(run / "model.zip"), EnvSettings.from_id(split="val"), trust=True)
     assert marker.exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +9,9 @@ from typing import Annotated, Any
 from typing_extensions import Self
 from tyro.conf import arg
 
-from ..networks.loop import train_supernet
+from ..networks.options import TrainingOptions
 from ..networks.recipes.static import StaticRecipe
-from ..options import Device, SaveFreq, Threads, override_options, set_threads
-from ..own_modules import Imports
-from ..runs.folder import CONFIG, noted_settings
-from ..runs.pace import SAVE_FREQ
-from ..runs.trust import check_own_or_local
+from ..options import override_options
 
 Changes = Annotated[
     dict[str, Any],
@@ -24,8 +19,8 @@ Changes = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class TrainStatic:
+@dataclass(frozen=True, kw_only=True)
+class TrainStatic(TrainingOptions):
     """Fine-tune a static network, such as a pruned one, with the trainer of stage 1.
 
     For example:
@@ -36,28 +31,15 @@ class TrainStatic:
         prance export --static runs/small --out exported
     """
 
-    out: Path
-    """Run folder."""
     source: Annotated[str, arg(name="from", metavar="FOLDER")] = ""
     """Folder of the network: of prance prune, prance train static, or prance export --format safetensors."""
     changes: Changes = field(default_factory=dict)
-    resume: bool = False
-    """Continue an interrupted run; the result is the same as without interruption."""
-    save_freq: SaveFreq = SAVE_FREQ
-    max_hours: float | None = None
-    """Stop with a checkpoint after so many hours; --resume goes on."""
-    device: Device = "cpu"
-    threads: Threads = 1
-    imports: Imports = ()
 
     @classmethod
     def resumed(cls, out: Path) -> Self | None:
         """The options of the run in a folder; None if there is none."""
-        noted = noted_settings(out)
-        if noted is None:
-            return None
-        check_own_or_local(noted.get("dataset"), out / CONFIG)
-        return cls(out, noted.pop("source"), noted, resume=True)
+        noted = cls.noted(out)
+        return None if noted is None else cls(out=out, source=noted.pop("source"), changes=noted, resume=True)
 
     def run(self) -> None:
         """Runs the command.
@@ -67,8 +49,5 @@ class TrainStatic:
         """
         if not self.source:
             raise ValueError("--from is missing: pass the folder of a static network, such as prance prune writes.")
-        set_threads(self.threads)
-        recipe = StaticRecipe(source=self.source, **self.changes)
-        train_supernet(recipe, self.out, self.device, self.resume, self.save_freq, self.max_hours)
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"Network written to {self.out}; load it with supernet.load_static, or prance export --static.")
+        said = f"Network written to {self.out}; load it with supernet.load_static, or prance export --static."
+        self.train(StaticRecipe(source=self.source, **self.changes), said)

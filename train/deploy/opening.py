@@ -13,6 +13,7 @@ from torch import Tensor
 from agents import AdaptiveViT
 from agents.deployed.files import CONFIG, KIND
 from agents.deployed.runs import settings_of_run
+from agents.sb3.saved import pickles
 from prance_env.settings import EnvSettings
 from supernet.staging import finish_commit
 
@@ -89,7 +90,8 @@ def open_adaptive(
     else:
         if dataset is None:
             check_own_or_local(trained_settings(name).get("dataset"), path / RUN)
-        own = trust or is_own(path / "model.zip")
+        pickled = pickles(path / "model.zip")
+        own = trust or (bool(pickled) and all(map(is_own, pickled)))
         model = AdaptiveViT.from_run(name, checkpoint, dataset, images=0, trust=own)
         opened = Opened(model, settings_of_run(name, "val", checkpoint=checkpoint, dataset=dataset))
         if images:

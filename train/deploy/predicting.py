@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from agents import AdaptiveViT
 from agents.deployed.budgets import prices_of
 from agents.deployed.menu import Menu
+from prance_env.images.opening import suffixes
 
 Row = dict[str, Any]
 COLUMNS = ("path", "class", "label", "probability", "macs", "macs_fraction", "patches", "top", "error")
@@ -33,11 +33,12 @@ def picture_paths(words: Sequence[str], lines: Iterable[str] = ()) -> list[str]:
         FileNotFoundError: If a word names nothing.
     """
     found: list[str] = []
+    endings = suffixes()
     for word in words:
         if word == "-":
             found += [line.strip() for line in lines if line.strip()]
         elif Path(word).is_dir():
-            below = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in Image.registered_extensions())
+            below = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in endings)
             if not below:
                 raise FileNotFoundError(f"{word} holds no pictures.")
             found += below

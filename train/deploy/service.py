@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from agents import AdaptiveViT
 from agents.deployed.budgets import prices_of
+from prance_env.images.opening import open_image
 
 from .batching import Batcher, BusyError, Limits
 
@@ -262,7 +262,9 @@ def _decoded(model: AdaptiveViT, body: bytes, most_pixels: int) -> Tensor:
         ValueError: If it is no picture, or one that is too large.
     """
     try:
-        picture = Image.open(io.BytesIO(body))
+        picture = open_image(io.BytesIO(body))
+    except ValueError as e:
+        raise ValueError(f"The picture cannot be taken: {e}.") from e
     except Exception as e:  # Pillow's readers raise what they like
         raise ValueError("The body cannot be read as a picture: send the bytes of a JPEG, PNG, WebP, ... file.") from e
     width, height = picture.size

@@ -18,7 +18,7 @@ from agents.prance_ppo.algorithm import PrancePPO
 from agents.prance_ppo.files import WEIGHTS
 from agents.protocol import Agent
 from agents.sb3.policy_file import POLICY, holds_policy, load_policy
-from agents.sb3.saved import load_model
+from agents.sb3.saved import load_model, pickles
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
 from supernet.checkpoint import CONFIG as SUPERNET
@@ -75,7 +75,8 @@ def _load_trained(path: Path, settings: EnvSettings, trust: bool) -> Any:
         num_rates = settings.config().space.action_size - WIDTHS_PER_ACTION
         return load_prance_selector(path, num_rates, settings.normalize_actions)
     if path.suffix == ".zip" and path.is_file():
-        check_trusted(path, trust)
+        for pickled in pickles(path):
+            check_trusted(pickled, trust)
         return load_model(path)
     finish_commit(path)
     if deployed_interface(str(path)):

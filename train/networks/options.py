@@ -1,0 +1,56 @@
+"""The options that trainings of networks have in common."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..options import Device, SaveFreq, Threads, set_threads
+from ..own_modules import Imports
+from ..runs.folder import CONFIG, noted_settings
+from ..runs.pace import SAVE_FREQ
+from ..runs.trust import check_own_or_local
+from .loop import train_supernet
+from .recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Where a network is trained, for how long, and on what machine."""
+
+    out: Path
+    """Run folder."""
+    resume: bool = False
+    """Continue an interrupted run; the result is the same as without interruption."""
+    save_freq: SaveFreq = SAVE_FREQ
+    max_hours: float | None = None
+    """Stop with a checkpoint after so many hours; --resume goes on."""
+    device: Device = "cpu"
+    threads: Threads = 1
+    imports: Imports = ()
+
+    @staticmethod
+    def noted(out: Path) -> dict[str, Any] | None:
+        """The recipe of the run in a folder; None if there is none.
+
+        Raises:
+            ValueError: If it is somebody else's run, whose images would have to be fetched.
+        """
+        settings = noted_settings(out)
+        if settings is not None:
+            check_own_or_local(settings.get("dataset"), out / CONFIG)
+        return settings
+
+    def train(self, recipe: Recipe, said: str) -> None:
+        """Trains a network.
+
+        Args:
+            recipe: How.
+            said: What the main process prints at the end.
+        """
+        set_threads(self.threads)
+        train_supernet(recipe, self.out, self.device, self.resume, self.save_freq, self.max_hours)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(said)
