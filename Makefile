@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## Trains an agent on the bundled supernet and shows what it saves (2 to 4 minutes).
 	$(BIN)/prance demo --out $(OUT)
 
-test: test-fast test-slow  ## The whole test-suite, what is fast first (10 to 25 minutes on two cores).
+test: test-fast test-slow  ## The test-suite but for test-pasted, what is fast first (10 to 25 minutes on two cores).
 
 test-fast: $(VENV)/.installed  ## Without the slow tests (2 to 10 minutes).
 	$(PYTEST) --dist loadfile -m "not slow"

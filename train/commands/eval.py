@@ -30,7 +30,7 @@ class Eval(EvalSettings):
         prance eval --agent runs/agent runs/yardsticks/confidence-0.05.json --yardsticks runs/yardsticks
         prance eval --agent full --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet --split val
         prance eval --agent runs/any-budget --macs-weight 0.02 0.05 0.1 --out runs/any-budget/eval
-        prance eval --agent runs/any-budget --target-macs 0.4
+        prance eval --agent runs/any-budget --target-macs 0.45
     """
 
     agent: list[str]

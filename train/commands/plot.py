@@ -12,8 +12,8 @@ from ..options import check_file
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Learning curves of trainings: runs that differ in nothing but the seed are one line, their mean, in a band from
-    the lowest of them to the highest.
+    """Learning curves of trainings: runs that differ in nothing but seed, length and how they were watched are one
+    line, their mean, in a band from the lowest of them to the highest.
 
     Return, accuracy and MACs in training, and on validation images where there was an --eval-freq. What is no run of
     `prance train agent` is left out, so that runs/* may hold anything.

@@ -20,7 +20,8 @@ class Prune(PruneSettings):
         prance prune --supernet runs/supernet --dataset pictures --target 0.7 0.5 0.3 --out runs/pruned
         prance prune --supernet runs/supernet --dataset pictures --latency-table latency.json --target 0.5 \\
             --out runs/pruned
-        prance train static --from runs/pruned/0.5 --teacher runs/supernet --teacher-weight 1 --out runs/small
+        prance train static --from runs/pruned/0.5 --dataset pictures --teacher runs/supernet --teacher-weight 1 \\
+            --out runs/small
     """
 
     out: Path

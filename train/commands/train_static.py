@@ -15,7 +15,7 @@ from ..options import override_options
 
 Changes = Annotated[
     dict[str, Any],
-    arg(constructor_factory=lambda: override_options(StaticRecipe, ("source",), {"dataset": "required"}), name=""),
+    arg(constructor_factory=lambda: override_options(StaticRecipe, ("source",), {}), name=""),
 ]
 
 

@@ -35,9 +35,9 @@ class TrainSupernet(TrainingOptions):
     """
 
     preset: Preset = "digits"
-    """digits, digits-quick: the bundled supernet's recipe, in hours or minutes; finetune: the full network alone;
-    pretrained-light: a network that comes with weights; scratch: one that does not; prance-...-imagenet: the paper's
-    spaces (docs/scale.md)."""
+    """digits, digits-quick: the bundled supernet's recipe, in half an hour or minutes; finetune: the full network
+    alone; pretrained-light: a network that comes with weights; scratch: one that does not; prance-...-imagenet: the
+    paper's spaces (docs/scale.md)."""
     source: Annotated[str | None, arg(name="from", metavar="RUN|NAME|timm:NAME")] = None
     """Network to begin with: a folder (of a run, or written by save_pretrained), timm:NAME, or a registered name."""
     changes: Changes = field(default_factory=dict)
