@@ -156,8 +156,8 @@ class Stages:
             oracle_subnets=of_oracle,
             copies=1,
             sweeps=sizes.sweeps,
-            # Pruning takes a few thousand passes with gradients.
-            designs=self.settings.effort == "full",
+            # Pruning takes a quarter of an hour of passes with gradients.
+            designs=self.settings.effort != "tiny",
             seed=self.seed,
             environment=environment,
         )
