@@ -45,6 +45,7 @@ SHORT = {
     "export": "--format safetensors",
     "eval": "--resamples 20",
     "demo": "--quick",
+    "serve": "--port 0",
 }
 SHORTER = {
     "--latency": "4",
@@ -59,7 +60,7 @@ SHORTER = {
     "--rows": "csv",
     "--num-workers": "0",
 }
-LONG = set(SHORT) - {"eval", "export", "order", "distill", "profile"}
+LONG = set(SHORT) - {"eval", "export", "order", "distill", "profile", "serve"}
 """Verbs that would take more than some seconds, which pages must be marked for."""
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from prance_env.supernets import BUNDLED
 from supernet import SubnetConfig, TextEmbeddings, create_supernet
 from supernet.registry import SUPERNETS
 from train import demo, side_by_side
+from train.commands import serve
 from train.commands.main import main
 from train.deploy.opening import open_adaptive
 from train.evaluate.rows import read_rows, write_rows
@@ -99,24 +101,24 @@ def stand_in() -> None:
     static_designs.SHARES = (1.0,)
     menu.SPREAD = 0.5
     AdaptiveViT.push_to_hub = lambda *_: None  # type: ignore[assignment,method-assign]
-    uvicorn.run = _served_briefly  # type: ignore[assignment]
+    serve.serve = _served_briefly
     demo.QUICK_TIMESTEPS, demo.QUICK_SUBNETS, demo.QUICK_SEARCH_IMAGES = 3_072, 6, 32
 
 
-def _served_briefly(app: Any, **options: Any) -> None:
+def _served_briefly(app: Any, place: socket.socket) -> None:
     """A service that answers what pages ask of it, and ends."""
-    server = uvicorn.Server(uvicorn.Config(app, **options))
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([place],))
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.05)
-    address = "http://127.0.0.1:8000"
-    with urllib.request.urlopen(f"http://{options['host']}:{options['port']}/healthz") as answer:
+    host, port = place.getsockname()
+    with urllib.request.urlopen(f"http://{host}:{port}/healthz") as answer:
         assert answer.status == 200
     for line in SERVED:
         picture_file, url = re.fullmatch(r"curl --data-binary @(\S+) (\S+)", line).groups()  # type: ignore[union-attr]
-        url = url.strip("'").replace(address, f"http://{options['host']}:{options['port']}")
+        url = url.strip("'").replace("http://127.0.0.1:8000", f"http://{host}:{port}")
         with urllib.request.urlopen(url, Path(picture_file).read_bytes()) as answer:
             assert json.load(answer)["top"]
     server.should_exit = True
