@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +108,22 @@ class PruneSettings:
         )
 
 
+@contextmanager
+def progress_bar(full: float) -> Iterator[Callable[[float], None]]:
+    """Shows how far pruning has come; gives what is to be called with the cost after every step.
+
+    Args:
+        full: Cost of the network to begin with.
+    """
+    with tqdm(desc="prune", unit="step") as bar:
+
+        def progress(now: float) -> None:
+            bar.update()
+            bar.set_postfix_str(f"{now / full:.1%} of the cost")
+
+        yield progress
+
+
 def run_prune(settings: PruneSettings, out: Path) -> list[Pruned]:
     """Prunes a network, says what it found and writes it to `out`.
 
@@ -125,12 +142,7 @@ def run_prune(settings: PruneSettings, out: Path) -> list[Pruned]:
     targets = [*settings.target_ms] or [share * full for share in settings.target]
     with staged(out) as folder:
         check_free(out, [out / REPORT], "pruning")
-        with tqdm(desc="prune", unit="step") as bar:
-
-            def progress(now: float) -> None:
-                bar.update()
-                bar.set_postfix_str(f"{now / full:.1%} of the cost")
-
+        with progress_bar(full) as progress:
             found = global_prune(static, batches, cost, targets, options, progress)
         seconds = {"seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
         rows = _written(settings, net, found, sorted(targets, reverse=True), full, cost, folder)

@@ -21,7 +21,7 @@ from ..networks.ordering import draw_batches
 from ..report.tables import Table
 from ..search.global_prune import Pruned, PruneOptions, global_prune, usual_bundles
 from ..search.memory import Memory, timed
-from ..search.prune import subnet_within
+from ..search.prune import progress_bar, subnet_within
 from ..search.shared_runs import Actions, SharedRuns
 from ..search.size_costs import macs_cost
 from ..search.static import macs_of_static
@@ -101,7 +101,9 @@ def nvit_networks(engine: InferenceEngine, seed: int = 0, images: int = PRUNE_IM
     without |= set() if engine.config.space.token_mode == "prune" else {"tokens"}
     bundles = {kind: size for kind, size in usual_bundles(static).items() if kind not in without}
     targets = [share * engine.full_macs for share in SHARES]
-    return global_prune(static, batches, cost, targets, PruneOptions(bundles=bundles, seed=seed), partly=True)
+    options = PruneOptions(bundles=bundles, seed=seed)
+    with progress_bar(engine.full_macs) as progress:
+        return global_prune(static, batches, cost, targets, options, progress, partly=True)
 
 
 def nvit_subnets(engine: InferenceEngine, pruned: Sequence[Pruned]) -> Actions:
