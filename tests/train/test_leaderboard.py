@@ -16,6 +16,7 @@ from prance_env import ImageDataset, register_dataset
 from prance_env.images.loading import load_dataset
 from train.policies.settings import AgentTraining
 from train.report.leaderboard_page import benchmark_page, shuffling, wanted
+from train.search.memory import FOLDER
 from train.yardsticks import compute as yardsticks
 from train.yardsticks import leaderboard as maker
 from train.yardsticks.compute import YardstickSettings
@@ -69,7 +70,11 @@ def test_one_command_makes_the_leaderboard_and_goes_on_where_it_stopped(
     first = run_benchmark(replace(settings, seeds=(0,)), tmp_path)
     model = next((tmp_path / "pranceppo-0" / "model").glob("*.safetensors"))
     made, written = model.stat().st_mtime_ns, (tmp_path / "yardsticks" / "yardsticks.json").stat().st_mtime_ns
+    left = tmp_path / "yardsticks" / FOLDER  # of a process that was killed when the yardsticks were there
+    left.mkdir()
+    (left / "times.json").write_text("{}")
     report = run_benchmark(settings, tmp_path)
+    assert not left.exists()
     assert model.stat().st_mtime_ns == made
     assert (tmp_path / "yardsticks" / "yardsticks.json").stat().st_mtime_ns == written
     assert json.loads((tmp_path / "benchmark.json").read_text()) == report

@@ -131,7 +131,12 @@ class Memory:
 
     def forget(self) -> None:
         """Removes the memory: the search is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        forget(self.folder.parent)
+
+
+def forget(out: Path) -> None:
+    """Removes what is remembered of a search whose results are in `out`: killed after them, it had no time to."""
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
 
 
 def _read(path: Path) -> Arrays | None:

@@ -34,6 +34,7 @@ from ..runs.folder import CONFIG, check_noted, check_settings
 from ..runs.lock import only_writer
 from ..runs.progress import read_progress
 from ..runs.trained import env_of_run
+from ..search.memory import forget
 from .compute import YardstickSettings, run_yardsticks
 from .fronts import FILE, Yardsticks
 from .standing import standing
@@ -124,6 +125,7 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         if (folder / FILE).is_file():
             noted = Yardsticks.load(folder).settings  # more seeds are more static policies than there were
             check_noted(noted, wanted, f"{folder} holds yardsticks", f"Remove {folder}", may_change=["also_static"])
+            forget(folder)
         else:
             run_yardsticks(wanted, folder)
         report = _judged(settings, runs, Yardsticks.load(folder), console)
