@@ -13,8 +13,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from agents import AdaptiveViT
 from supernet import Supernet
 from tools.load_test import load
 from train.deploy.batching import Batcher, BusyError, Limits
-from train.deploy.listening import bound
+from train.deploy.listening import bound, serve
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -234,6 +235,19 @@ def test_ctrl_c_ends_it_and_its_port_is_free_again(model: str) -> None:
     assert service.process.stdout is not None
     assert service.process.stdout.read() == "Stopped.\n"
     bound("127.0.0.1", service.port).close()
+
+
+def test_a_service_that_cannot_begin_does_not_say_that_it_serves(capsys: pytest.CaptureFixture[str]) -> None:
+    from fastapi import FastAPI
+
+    async def broken(app: FastAPI) -> AsyncIterator[None]:
+        raise RuntimeError("no model")
+        yield
+
+    with pytest.raises(SystemExit) as ended:
+        serve(FastAPI(lifespan=asynccontextmanager(broken)), bound("127.0.0.1", 0))
+    assert ended.value.code == 3
+    assert "Serving" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("192.0.2.1", 0), ("nowhere.invalid", 0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,12 @@ def serve(app: FastAPI, place: socket.socket) -> None:
     Args:
         app: What answers.
         place: See `bound`; closed at the end.
+
+    Raises:
+        SystemExit: If it cannot begin.
     """
     import uvicorn
+    from uvicorn.main import STARTUP_FAILURE
 
     host, port = place.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
@@ -50,8 +55,12 @@ def serve(app: FastAPI, place: socket.socket) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             """Begins to listen."""
             await super().startup(sockets)
-            print(f"Serving on http://{address}:{port}; Ctrl-C ends it.", flush=True)
+            if self.started:
+                print(f"Serving on http://{address}:{port}; Ctrl-C ends it.", flush=True)
 
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE))
     with suppress(KeyboardInterrupt):  # as it was meant to end, so with status 0
-        Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)).run([place])
+        server.run([place])
+        if not server.started:  # its log says why
+            sys.exit(STARTUP_FAILURE)
     print("Stopped.", flush=True)
