@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -40,6 +40,7 @@ class Walk:
         every: Walk every so many file events.
         whole: At each, a SIGKILL, a full disk and, where something can be torn, a torn write, instead of a SIGKILL and
             one of the others in turn.
+        kinds: Only these of them; all if none is named.
         moments: SIGKILLs at random moments of every command, beside those at file events.
         interrupts: Instead of all that, Ctrl-C at so many random moments, doing then what the command says; of shorter
             commands as well.
@@ -51,6 +52,7 @@ class Walk:
     commands: tuple[str, ...] = ()
     every: int = 1
     whole: bool = False
+    kinds: tuple[Literal["kill", "torn", "full", "term"], ...] = ()
     moments: int = 10
     interrupts: int = 0
     jobs: int = 2
@@ -91,6 +93,7 @@ class Walk:
         if reference.status:
             sys.exit(f"{name} fails by itself: {reference.text}")
         planned = [*plan(case, reference.events, self.every, self.moments, self.seed, self.whole)]
+        planned = [p for p in planned if not self.kinds or p.kind in self.kinds]
         if self.interrupts:
             planned = [*plan_interrupts(self.interrupts, self.seed)]
         console.print(f"{name}: {len(reference.events)} file events, {len(planned)} faults")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 import yaml
 from PIL import Image
 
+from agents.prance_ppo import algorithm
+from agents.prance_ppo.config import PrancePPOConfig
 from agents.sb3.hyperparams import read_preset
 from prance_env.images import loading
 from prance_env.settings import EnvSettings
@@ -38,11 +41,13 @@ from train.networks import importing
 from train.networks.logit_store import DESCRIPTION
 from train.networks.presets import PRESETS
 from train.networks.recipes.digits import DigitsRecipe
+from train.policies import train_prance_ppo
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
 from train.runs.folder import CONFIG
 from train.search import confidence
 from train.yardsticks import compute, leaderboard, static_designs
+from train.yardsticks.leaderboard import BenchmarkSettings
 
 from .forked import run
 
@@ -69,7 +74,8 @@ class Case:
     Attributes:
         words: What is typed, but for --out.
         resume: What is typed to go on; None: the same again.
-        every: Walk so many events of its parts at a time: for what takes long and is made of what is walked itself.
+        every: Walk so many events of its parts at a time, unless all are to be walked: for what takes long and is made
+            of what is walked itself.
         begun: File that tells that there is something to resume.
         done: How a second start says that nothing is left to do; None: it never does.
         repeatable: Whether it writes the same again, but for clocks.
@@ -96,7 +102,7 @@ def cases(files: Path) -> dict[str, Case]:
     weights = str(BUNDLED["digits"])
     distill = ("distill", "--teacher", weights, "--student", "digits", "--dataset", "digits", "--batch-size", "24")
     joint = ("train", "joint", "--agent", str(_policy(files / "policy")), *often, "--rounds", "2", "--steps", "2")
-    joint += ("--agent-timesteps", "1536", "--batch-size", "8", "--checkpoint-every", "1", "--val-images", "16")
+    joint += ("--agent-timesteps", "96", "--batch-size", "8", "--checkpoint-every", "1", "--val-images", "16")
     whole = from_pretrained(weights)
     save_static(extract(whole, SubnetConfig.full(whole.space)), files / "network")
     static = ("train", "static", "--from", str(files / "network"), "--dataset", "digits", *often, "--steps", "4")
@@ -105,7 +111,7 @@ def cases(files: Path) -> dict[str, Case]:
     return {
         "ppo": Case((*train, "ppo", "--conf-file", str(files / "ppo.yml")), agent),
         "sac": Case((*train, "sac", "--conf-file", str(files / "sac.yml")), agent),
-        "prance_ppo": Case((*train, "prance_ppo", "--n-envs", "256", "--total-timesteps", "2304"), agent),
+        "prance_ppo": Case((*train, "prance_ppo", "--total-timesteps", "288"), agent),
         "supernet": Case(
             ("train", "supernet", "--preset", "digits-quick", *often),
             ("train", "supernet", "--preset", "digits-quick", "--resume", *often),
@@ -193,9 +199,15 @@ def _bare(**changes: Any) -> Supernet:
     return Supernet(SupernetConfig(STUDIED, 32, 8, 3, num_classes=3, head_dim=8, lln=False, **changes))
 
 
+def _two_agents(*args: Any, digits: Any = BenchmarkSettings.digits, **named: Any) -> BenchmarkSettings:
+    """The leaderboard of one agent of each library, with few samples of the bootstrap."""
+    settings = digits(*args, **named)
+    return replace(settings, entries={k: settings.entries[k] for k in ("SB3 PPO", leaderboard.STATIC)}, resamples=20)
+
+
 def _policy(run: Path) -> Path:
     """Run folder of an agent for stage 3."""
-    settings = AgentTraining(algo="prance_ppo", n_envs=512, total_timesteps=1536, environment={"dataset": "digits"})
+    settings = AgentTraining(algo="prance_ppo", total_timesteps=96, environment={"dataset": "digits"})
     train_agent(settings, run, progress_bar=False)
     return run
 
@@ -219,6 +231,9 @@ def small_world() -> Iterator[None]:
         mock.patch.multiple(compute, PRICES=np.array([0.03, 0.3]), CONFIDENCE_PRICES=np.array([0.03])),
         mock.patch.object(confidence, "NUM_CANDIDATES", 2),
         mock.patch.object(leaderboard, "FRONT", (0.03, 0.3)),
+        mock.patch.dict(train_prance_ppo.PRESETS, {"tuned": partial(PrancePPOConfig.tuned, n_envs=32)}),
+        mock.patch.object(algorithm, "LEAST_SEEN", 64),
+        mock.patch.object(BenchmarkSettings, "digits", _two_agents),
         mock.patch.multiple(demo, QUICK_TIMESTEPS=3_072, QUICK_SUBNETS=6, QUICK_SEARCH_IMAGES=32),
         mock.patch.object(static_designs, "SHARES", (1.0,)),
         mock.patch.object(importing, "load_prance_checkpoint", return_value=_bare(prance_embed_dim=40)),

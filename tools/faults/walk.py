@@ -60,9 +60,10 @@ def plan(case: Case, events: list[str], every: int, moments: int, seed: int, who
         every: Walk every so many of them. At each there is a SIGKILL, and another fault; the others take turns.
         moments: How many SIGKILLs at random moments.
         seed: Draws them, and the second faults.
-        whole: Torn writes and a full disk at each that is walked, instead of another fault in turn.
+        whole: Torn writes and a full disk at each that is walked, instead of another fault in turn, and all events of a
+            command's parts.
     """
-    rng, stride = random.Random(seed), every * case.every
+    rng, stride = random.Random(seed), every if whole else every * case.every
     walked = [at for at, event in enumerate(events) if at % stride == 0 or (every == 1 and _of_itself(event))]
     for turn, at in enumerate(walked):
         again = rng.randrange(len(events)) if turn % TWICE == 0 else None
