@@ -49,17 +49,17 @@ def test_designs_are_subnets_within_their_budgets() -> None:
     engine = make_engine(small_net("merge", groups=(1, 1)), 24)
     pruned = nvit_networks(engine, images=24)
     assert len(pruned) > 2
-    assert all(p.network.block_sizes[0].embed_dim == 32 for p in pruned)
+    assert all(network.block_sizes[0].embed_dim == 32 for network in pruned)
     for actions in (deepmad_subnets(engine.config, (0.01, 0.7, 0.9)), nvit_subnets(engine, pruned)):
         front = subnets_front(engine, actions)
         assert front.correct.shape == (len(actions), 24)
         assert (front.macs_fraction[-1] <= 0.9 + 1e-9).all()
     assert len(deepmad_subnets(engine.config, (0.01,))) == 0
-    front = networks_front(engine, {"a": pruned[0].network})
+    front = networks_front(engine, {"a": pruned[0]})
     with torch.no_grad():
-        said = pruned[0].network(engine.dataset.fetch(np.arange(24))).argmax(1).numpy()
+        said = pruned[0](engine.dataset.fetch(np.arange(24))).argmax(1).numpy()
     np.testing.assert_array_equal(front.correct[0], said == engine.labels)
-    assert front.macs_fraction[0, 0] == pruned[0].network.macs() / engine.full_macs
+    assert front.macs_fraction[0, 0] == pruned[0].macs() / engine.full_macs
 
 
 def test_networks_for_other_images_are_refused(tmp_path: Path) -> None:

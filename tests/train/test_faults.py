@@ -12,6 +12,7 @@ from conftest import scenes
 from tools.faults.cases import Case, cases, short_cases, small_world
 from tools.faults.forked import run
 from tools.faults.interrupts import INTERRUPT, interrupt_one, lines_of, words_to_go_on
+from tools.faults.soak import soak
 from tools.faults.walk import Planned, walk_one
 from tools.malformed import try_all
 
@@ -55,6 +56,17 @@ def test_what_an_interrupted_command_says_is_true(
     for at in moments:
         found = interrupt_one(name, case, Planned(INTERRUPT, at), whole, reference.seconds, tmp_path / "run")
         assert found.problems == []
+
+
+def test_what_suffers_fault_after_fault_is_compared_in_the_end(known: dict[str, Case], tmp_path: Path) -> None:
+    case, whole = known["export"], tmp_path / "whole"
+    reference = run(case.words, whole)
+    found = next(soak("export", case, reference, whole, tmp_path / "run", 60, seed=3))
+    assert found.planned.at > 1
+    assert found.problems == []
+    (whole / "static.json").unlink()
+    found = next(soak("export", case, reference, whole, tmp_path / "run", 60, seed=3))
+    assert ["static.json is left over" in problem for problem in found.problems] == [True]
 
 
 def test_only_what_a_command_really_says_is_done(tmp_path: Path) -> None:

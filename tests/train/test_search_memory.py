@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from conftest import scenes
 from helpers import make_engine
+from small_nets import small_net
 
 from prance_env import InferenceEngine
 from supernet import Supernet
 from tools.faults.folders import differences
+from train.networks.importance import full_network
 from train.search import memory as module
 from train.search.memory import FOLDER, Memory, digest_of
 from train.search.shared_runs import SharedRuns
 from train.search.static import evolve_static_front
-from train.yardsticks import compute
+from train.yardsticks import compute, static_designs
 from train.yardsticks.compute import YardstickSettings, run_yardsticks
 
 SMALL = {"num_subnets": 8, "oracle_subnets": 4, "copies": 1, "sweeps": 1, "designs": False}
@@ -73,6 +77,19 @@ def test_a_damaged_step_is_computed_again(tmp_path: Path) -> None:
     assert memory.step("a", lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
 
 
+def test_networks_are_not_made_again(tmp_path: Path) -> None:
+    net = small_net("prune", groups=(1, 1))
+    made, images = full_network(net), torch.rand(2, 3, 24, 24)
+    Memory(tmp_path, {}).networks("pruned", lambda: [made, made])
+    kept = Memory(tmp_path, {}).networks("pruned", list)
+    assert [network.block_sizes for network in kept] == 2 * [made.block_sizes]
+    with torch.no_grad():
+        assert torch.equal(kept[1](images), made.eval()(images))
+    weights = next((tmp_path / FOLDER).rglob("1/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-20])
+    assert Memory(tmp_path, {}).networks("pruned", list) == []
+
+
 def test_seconds_add_up_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 5.0, 100.0, 107.0, 108.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
@@ -119,4 +136,18 @@ def test_yardsticks_that_were_stopped_are_those_that_were_not(
     run_yardsticks(settings, tmp_path / "out")
     assert judged == [0]
     assert "Going on with what was begun" in capsys.readouterr().out
+    assert differences(tmp_path / "whole", tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_what_was_pruned_is_not_pruned_again(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static_designs, "SHARES", (0.9,))
+    settings = YardstickSettings(**{**SMALL, "designs": True})  # type: ignore[arg-type]
+    run_yardsticks(settings, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(compute, "evolve_static_front", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_yardsticks(settings, tmp_path / "out")
+    monkeypatch.setattr(compute, "nvit_networks", Mock(side_effect=AssertionError("pruned again")))
+    run_yardsticks(settings, tmp_path / "out")
     assert differences(tmp_path / "whole", tmp_path / "out") == []

@@ -23,8 +23,9 @@ from train.machine import machine
 from train.report.tables import Table
 
 from .cases import Case, cases, short_cases, small_world
-from .forked import run
+from .forked import Outcome, run
 from .interrupts import INTERRUPT, interrupt_one, plan_interrupts
+from .soak import SOAK, soak
 from .walk import Found, Planned, plan, walk_one
 
 SHOWN = 5
@@ -44,6 +45,8 @@ class Walk:
         moments: SIGKILLs at random moments of every command, beside those at file events.
         interrupts: Instead of all that, Ctrl-C at so many random moments, doing then what the command says; of shorter
             commands as well.
+        soak: Instead of all that, run after run for so many minutes for each command, with up to six faults of any kind
+            in each.
         jobs: Processes.
         seed: Draws the random moments.
         out: JSON file for what was found.
@@ -55,6 +58,7 @@ class Walk:
     kinds: tuple[Literal["kill", "torn", "full", "term"], ...] = ()
     moments: int = 10
     interrupts: int = 0
+    soak: float = 0
     jobs: int = 2
     seed: int = 0
     out: Path | None = None
@@ -73,9 +77,12 @@ class Walk:
             for name in self.commands or known:
                 events, found = self._walk(name, known[name], Path(folder), console)
                 bad = [f for f in found if f.problems]
-                kinds = Counter(f.planned.kind for f in found)
-                table.add_row(name, str(events), str(len(found)), _in_words(kinds), str(len(bad)))
-                report["commands"][name] = {"events": events, "faults": kinds, "wrong": [f.plain() for f in bad]}
+                kinds = Counter[str]()
+                for f in found:
+                    kinds[f.planned.kind] += int(f.planned.at) if f.planned.kind == SOAK else 1
+                table.add_row(name, str(events), str(kinds.total()), _in_words(kinds), str(len(bad)))
+                wrongs = [f.plain() for f in bad]
+                report["commands"][name] = {"events": events, "runs": len(found), "faults": kinds, "wrong": wrongs}
                 wrong += bad
                 for f in bad[:SHOWN]:
                     console.print(f"{name}, {f.planned}:", *f.problems, sep="\n  ", markup=False, highlight=False)
@@ -96,19 +103,31 @@ class Walk:
         planned = [p for p in planned if not self.kinds or p.kind in self.kinds]
         if self.interrupts:
             planned = [*plan_interrupts(self.interrupts, self.seed)]
-        console.print(f"{name}: {len(reference.events)} file events, {len(planned)} faults")
+        if self.soak:
+            planned = [Planned(SOAK, 60 * self.soak)] * self.jobs
+        asked = f"{self.soak:g} minutes of soak" if self.soak else f"{len(planned)} faults"
+        console.print(f"{name}: {len(reference.events)} file events, {asked}")
         with multiprocessing.get_context("fork").Pool(self.jobs) as pool:
-            parts = [(name, case, planned[job :: self.jobs], whole, reference.seconds) for job in range(self.jobs)]
+            parts = [
+                (name, case, planned[job :: self.jobs], whole, reference, self.seed + job) for job in range(self.jobs)
+            ]
             found = [f for part in pool.starmap(_walk_part, parts) for f in part]
         shutil.rmtree(folder / name, ignore_errors=True)  # there is none of what writes nothing
         return len(reference.events), found
 
 
-def _walk_part(name: str, case: Case, planned: Sequence[Planned], whole: Path, seconds: float) -> list[Found]:
+def _walk_part(
+    name: str, case: Case, planned: Sequence[Planned], whole: Path, reference: Outcome, seed: int
+) -> list[Found]:
     # The same name for every try, as some files hold it.
-    out = Path(tempfile.mkdtemp(prefix="prance-faults-")) / "run"
-    one = {INTERRUPT: interrupt_one}
-    return [one.get(p.kind, walk_one)(name, case, p, whole, seconds, out) for p in planned]
+    out, found = Path(tempfile.mkdtemp(prefix="prance-faults-")) / "run", list[Found]()
+    for p in planned:
+        if p.kind == SOAK:
+            found += soak(name, case, reference, whole, out, p.at, seed)
+        else:
+            one = interrupt_one if p.kind == INTERRUPT else walk_one
+            found.append(one(name, case, p, whole, reference.seconds, out))
+    return found
 
 
 def _in_words(kinds: Counter[str]) -> str:

@@ -15,8 +15,9 @@ from .events import KINDS, TEMPORARY, Fault
 from .folders import differences
 from .forked import Outcome, run
 
+RANDOM = "random"
 KILLED, TERMINATED = -signal.SIGKILL, 128 + signal.SIGTERM
-ENDS = {"kill": {KILLED}, "torn": {KILLED}, "full": {0, 2}, "term": {0, TERMINATED}, "random": {0, KILLED}}
+ENDS = {"kill": {KILLED}, "torn": {KILLED}, "full": {0, 2}, "term": {0, TERMINATED}, RANDOM: {0, KILLED}}
 """Exit statuses that may follow a fault; a command that is done does not mind that there is no room left."""
 OTHERS = KINDS[1:]
 TWICE = 4
@@ -28,8 +29,10 @@ class Planned:
     """One fault of the walk.
 
     Attributes:
-        kind: One of `KINDS`, or "random": SIGKILL at any moment, in the middle of whatever runs; "interrupt": Ctrl-C.
-        at: The file event, or for the last two the fraction of the command's time.
+        kind: One of `KINDS`, or "random": SIGKILL at any moment, in the middle of whatever runs; "interrupt": Ctrl-C;
+            "soak": one fault after the other.
+        at: The file event; for "random" and "interrupt" the fraction of the command's time; for "soak" for how many
+            seconds, and in what was found how many faults.
         again: At which event the resumed run is killed as well; None: not.
     """
 
@@ -75,7 +78,7 @@ def plan(case: Case, events: list[str], every: int, moments: int, seed: int, who
         if _can_be_torn(events[at]):
             yield Planned("torn", at)
     for _ in range(moments):
-        yield Planned("random", rng.random())
+        yield Planned(RANDOM, rng.random())
 
 
 def _of_itself(event: str) -> bool:
@@ -102,22 +105,22 @@ def walk_one(name: str, case: Case, planned: Planned, whole: Path, seconds: floa
         out: Where to try; removed at the end.
     """
     shutil.rmtree(out, ignore_errors=True)
-    if planned.kind == "random":
+    if planned.kind == RANDOM:
         first = run(case.words, out, kill_after=planned.at * seconds)
     else:
         first = run(case.words, out, Fault(planned.kind, int(planned.at)))
     problems = wrong_end(first, ENDS[planned.kind], "with the fault")
     if planned.again is not None:
-        second = run(_words_to_go_on(case, out), out, Fault("kill", planned.again))
+        second = run(words_to_go_on(case, out), out, Fault("kill", planned.again))
         problems += [] if is_done(second, case) else wrong_end(second, {0, KILLED}, "killed again")
-    last = run(_words_to_go_on(case, out), out)
+    last = run(words_to_go_on(case, out), out)
     problems += [] if is_done(last, case) else wrong_end(last, {0}, "resumed")
     problems += differences(whole, out)
     shutil.rmtree(out, ignore_errors=True)
     return Found(name, planned, problems)
 
 
-def _words_to_go_on(case: Case, out: Path) -> tuple[str, ...]:
+def words_to_go_on(case: Case, out: Path) -> tuple[str, ...]:
     """With --resume, if there is a run that can be resumed; what says that there is none says to drop it."""
     return case.words if case.resume is None or not (out / case.begun).exists() else case.resume
 

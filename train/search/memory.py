@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
+from supernet import StaticViT, load_static, save_static
 from supernet.arrays import Bools, Ints
 from supernet.files import write_atomically, write_text
 
@@ -80,6 +81,17 @@ class Memory:
         if found is None:
             found = compute()
             _write(self.folder / f"{name}.npz", found)
+        return found
+
+    def networks(self, name: str, compute: Callable[[], list[StaticViT]]) -> list[StaticViT]:
+        """The networks of a step, computed unless they are there."""
+        folder, complete = self.folder / name, self.folder / f"{name}.json"
+        with suppress(OSError, ValueError):
+            return [load_static(folder / part) for part in json.loads(complete.read_text())]
+        found = compute()
+        for i, network in enumerate(found):
+            save_static(network, folder / str(i))
+        write_text(complete, json.dumps([str(i) for i in range(len(found))]))
         return found
 
     @contextmanager

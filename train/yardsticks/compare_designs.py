@@ -115,7 +115,7 @@ def run_designs(settings: DesignSettings, out: Path) -> dict[str, Any]:
             for name, given in starts.items() if settings.num_subnets else ():
                 with methods.timed(name, len(index)):
                     fronts[name] = evolved(seed, given)
-            fronts["nvit, not trained"] = networks_front(test, {str(p.steps): p.network for p in pruned})
+            fronts["nvit, not trained"] = networks_front(test, {str(i): network for i, network in enumerate(pruned)})
             if networks:
                 fronts["networks"] = networks_front(test, networks)
             report["seeds"].append({"seed": seed, "methods": methods.taken, "fronts": _read(fronts)})

@@ -183,10 +183,12 @@ def designs_of(
         found = memory.step("deepmad", lambda: {"actions": deepmad_subnets(train.config)})
         designed = {"deepmad": found["actions"]}
     with methods.timed("free", PRUNE_IMAGES, gradients=True):
-        pruned = nvit_networks(train, settings.seed)
+        pruned = memory.networks("pruned", lambda: nvit_networks(train, settings.seed))
     with methods.timed("nvit", PRUNE_IMAGES, gradients=True):
         designed["nvit"] = nvit_subnets(train, pruned)
-    return designed, {f"pruned to {p.cost / train.full_macs:.1%}": p.network for p in pruned}
+    device = train.net.pos_embed.device  # what is remembered is on the CPU
+    free = {f"pruned to {network.macs() / train.full_macs:.1%}": network.to(device) for network in pruned}
+    return designed, free
 
 
 def evaluate_static(name: str, settings: YardstickSettings) -> Evaluation:

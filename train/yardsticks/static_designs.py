@@ -19,7 +19,7 @@ from supernet.token_graph import full_macs, least_macs, token_graph
 from ..networks.importance import full_network
 from ..networks.ordering import draw_batches
 from ..report.tables import Table
-from ..search.global_prune import Pruned, PruneOptions, global_prune, usual_bundles
+from ..search.global_prune import PruneOptions, global_prune, usual_bundles
 from ..search.memory import Memory, timed
 from ..search.prune import progress_bar, subnet_within
 from ..search.shared_runs import Actions, SharedRuns
@@ -86,7 +86,7 @@ def deepmad_subnets(config: SupernetConfig, shares: Sequence[float] | None = Non
     return _actions(config, [design(config, budget) for budget in budgets])
 
 
-def nvit_networks(engine: InferenceEngine, seed: int = 0, images: int = PRUNE_IMAGES) -> list[Pruned]:
+def nvit_networks(engine: InferenceEngine, seed: int = 0, images: int = PRUNE_IMAGES) -> list[StaticViT]:
     """The full network, pruned to every share of its MACs that can be reached; tokens leave if the mode is `prune`.
 
     Args:
@@ -103,13 +103,14 @@ def nvit_networks(engine: InferenceEngine, seed: int = 0, images: int = PRUNE_IM
     targets = [share * engine.full_macs for share in SHARES]
     options = PruneOptions(bundles=bundles, seed=seed)
     with progress_bar(engine.full_macs) as progress:
-        return global_prune(static, batches, cost, targets, options, progress, partly=True)
+        found = global_prune(static, batches, cost, targets, options, progress, partly=True)
+    return [pruned.network for pruned in found]
 
 
-def nvit_subnets(engine: InferenceEngine, pruned: Sequence[Pruned]) -> Actions:
+def nvit_subnets(engine: InferenceEngine, pruned: Sequence[StaticViT]) -> Actions:
     """(K, num_decisions, A) the subnets next to pruned networks that cost no more than they."""
     cost = macs_cost(engine.config)
-    found = [subnet_within(engine.net, p.network, cost, p.cost) for p in pruned]
+    found = [subnet_within(engine.net, network, cost, network.macs()) for network in pruned]
     return _actions(engine.config, [subnet for subnet in found if subnet is not None])
 
 
