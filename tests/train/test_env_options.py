@@ -101,9 +101,10 @@ def test_a_wrong_dataset_ends_with_one_line(
 def test_headroom_searches_in_the_mode_and_precision_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[InferenceEngine] = []
 
-    def measure(engine: InferenceEngine, num_subnets: int) -> dict[str, Any]:
+    def measure(engine: InferenceEngine, num_subnets: int, images: int) -> dict[str, Any]:
         seen.append(engine)
-        return {"rows": []}
+        accuracies = {"full_accuracy": 0.9, "min_accuracy": 0.5, "min_macs": 0.1}
+        return {**accuracies, "images": images, "visible": [None, 0.5], "rows": []}
 
     monkeypatch.setattr(headroom, "measure_headroom", measure)
     prance(monkeypatch, "headroom", "--token-mode", "merge", "--dtype", "float16")

@@ -13,8 +13,10 @@ from ..yardsticks.headroom import HeadroomSettings, run_headroom
 
 @dataclass(frozen=True, kw_only=True)
 class Headroom(HeadroomSettings):
-    """Measure on validation images what there is to win by looking: the best static subnet for all images against the
-    best one for few, some and many digits.
+    """Measure what there is to win by looking, before an agent is trained.
+
+    The best static subnet for all images against the best one for few, some and many digits, and against one for each
+    third of the images, by what is seen of them.
 
     With --effort small: --num-subnets 60.
 
@@ -23,6 +25,7 @@ class Headroom(HeadroomSettings):
         prance headroom
         prance headroom --checkpoint runs/supernet-0 runs/supernet-1 --out runs/headroom
         prance headroom --token-mode merge
+        prance headroom --env Prance-Small-v0 --checkpoint runs/mine --dataset photos --images 1000
         prance headroom --effort small
     """
 

@@ -1,7 +1,8 @@
-"""How much there is to win by looking: static subnets against the best static subnet per stratum.
+"""How much there is to win by looking, before any agent is trained.
 
-Subnets are searched and chosen on one half of the validation images and read on the other half. "static" is one subnet
-for all images; "per stratum" picks one for few, some and many digits, which is what an agent can do that only counts.
+Subnets are searched and chosen on one half of the images and judged on the other half. "static" is one subnet for all
+images; "per stratum" picks one for few, some and many digits, which is what an agent can do that only counts; "seen"
+picks one for each third of the images, by a linear guess at how much they need.
 """
 
 from __future__ import annotations
@@ -11,31 +12,34 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 from tyro.conf import arg
 
 from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvArguments, EnvSettings
+from supernet.arrays import Bools, Ints
 
-from ..options import environment_options
+from ..options import Split, environment_options
 from ..report.tables import Table, write_json
 from ..search.static import SearchResult, correct_of_static, evolve_static_front
+from .visible import area_under_curve, chances, observed_at_full_size, strata_of
 
 STRATA_BOUNDS = (4, 8)  # few: 1..3 digits, some: 4..7, many: 8..11
 DROPS = (0.005, 0.01, 0.02)
+IMAGES = 4096
+WAYS = {"static": "static", "per_stratum": "per stratum", "seen": "seen"}
 WithoutCheckpoint = Annotated[EnvArguments, arg(constructor_factory=lambda: environment_options(["checkpoint"]))]
 
 
-def choose_static(found: SearchResult, rows: NDArray[np.bool_], least: float) -> int:
+def choose_static(found: SearchResult, rows: Bools, least: float) -> int:
     """The cheapest subnet whose accuracy on `rows` is at least `least` (the most accurate one if there is none)."""
     accuracy = found.correct[:, rows].mean(axis=1)
     enough = np.flatnonzero(accuracy >= least)
     return int(enough[found.macs_fraction[enough].argmin()] if len(enough) else accuracy.argmax())
 
 
-def choose_per_stratum(found: SearchResult, stratum: NDArray[np.int64], least: float) -> list[int]:
+def choose_per_stratum(found: SearchResult, stratum: Ints, least: float) -> list[int]:
     """One subnet per stratum: the cheapest Lagrangian choice whose overall accuracy is at least `least`."""
     kinds = np.unique(stratum)
     share = np.array([(stratum == k).mean() for k in kinds])
@@ -50,53 +54,71 @@ def choose_per_stratum(found: SearchResult, stratum: NDArray[np.int64], least: f
     return best[1]
 
 
-def measure_headroom(engine: InferenceEngine, num_subnets: int, seed: int = 0) -> dict[str, Any]:
-    """Searches static subnets on half of the engine's images and compares the two ways of using them.
+def measure_headroom(engine: InferenceEngine, num_subnets: int, images: int = IMAGES, seed: int = 0) -> dict[str, Any]:
+    """Searches static subnets on half of the images and compares the ways of using them on the other half.
+
+    Args:
+        engine: Supernet and images.
+        num_subnets: Static subnets to search among.
+        images: At most so many, evenly spaced, so that both halves have all classes.
+        seed: Fixes the search.
 
     Returns:
-        Accuracy of the full and of the smallest subnet on the other half, and for each allowed drop in accuracy the
-        MACs and the accuracy of both, with the saving of the second.
+        Accuracy of the full and of the smallest subnet; for each allowed drop in accuracy the MACs and the accuracy of
+        all ways, with the saving of those that look; and under `visible` for every decision how often, of an image that
+        needs more than the least and one that does not, the former looks so (area under the curve; an image needs it
+        if the full network is right about it and the smallest subnet is not).
     """
-    half = len(engine.dataset) // 2
-    select, read = np.arange(half), np.arange(half, 2 * half)
-    stratum = np.digitize(engine.dataset.difficulty.numpy(), STRATA_BOUNDS)
+    half = min(images, len(engine.dataset)) // 2
+    spaced = np.arange(2 * half) * len(engine.dataset) // (2 * half)
+    select, read = spaced[::2], spaced[1::2]
     with tqdm(total=num_subnets, desc="static subnets", unit="subnet") as bar:
         found = evolve_static_front(engine, select, num_subnets, seed, progress=lambda tried: bar.update(1))
-    full, smallest = (np.flatnonzero((found.actions == value).all(axis=(1, 2)))[0] for value in (1.0, 0.0))
+    full, smallest = (int(np.flatnonzero((found.actions == value).all(axis=(1, 2)))[0]) for value in (1.0, 0.0))
 
-    read_correct: dict[int, NDArray[np.bool_]] = {}
+    read_correct: dict[int, Bools] = {}
 
-    def on_read(subnet: int) -> NDArray[np.bool_]:
+    def on_read(subnet: int) -> Bools:
         if subnet not in read_correct:
             read_correct[subnet] = correct_of_static(engine, read, found.actions[subnet])
         return read_correct[subnet]
+
+    counted = np.digitize(engine.dataset.difficulty.numpy(), STRATA_BOUNDS)
+    ways = {"per_stratum": (counted[select], counted[read])} if len(np.unique(counted[select])) > 1 else {}
+    needs = found.correct[full] & ~found.correct[smallest], on_read(full) & ~on_read(smallest)
+    visible = []
+    seen = zip(observed_at_full_size(engine, select), observed_at_full_size(engine, read), strict=True)
+    for decision, (own, others) in enumerate(seen):
+        chance = chances(own, needs[0], others)
+        visible.append(None if chance is None else area_under_curve(chance[1], needs[1]))
+        if chance is not None and not decision:
+            ways["seen"] = strata_of(*chance)
 
     full_selected = found.correct[full].mean()
     rows = []
     for drop in DROPS:
         static = choose_static(found, np.ones(half, dtype=bool), full_selected - drop)
-        chosen = choose_per_stratum(found, stratum[select], full_selected - drop)
-        kinds = np.unique(stratum[select])
-        picked = np.array(chosen)[np.searchsorted(kinds, stratum[read])]
-        composed = np.stack([on_read(c) for c in chosen])[np.searchsorted(kinds, stratum[read]), np.arange(half)]
-        static_macs, stratum_macs = float(found.macs_fraction[static]), float(found.macs_fraction[picked].mean())
-        rows.append(
-            {
-                "drop": drop,
-                "static_macs": static_macs,
-                "static_accuracy": float(on_read(static).mean()),
-                "per_stratum_macs": stratum_macs,
-                "per_stratum_accuracy": float(composed.mean()),
-                "per_stratum_choice": [round(float(found.macs_fraction[c]), 3) for c in chosen],
-                "saving": 1 - stratum_macs / static_macs,
-            }
-        )
+        row: dict[str, Any] = {
+            "drop": drop,
+            "static_macs": float(found.macs_fraction[static]),
+            "static_accuracy": float(on_read(static).mean()),
+        }
+        for name, (chosen_on, judged_on) in ways.items():
+            chosen = choose_per_stratum(found, chosen_on, full_selected - drop)
+            of_image = np.searchsorted(np.unique(chosen_on), judged_on).clip(max=len(chosen) - 1)
+            correct = np.stack([on_read(c) for c in chosen])[of_image, np.arange(half)]
+            row[f"{name}_macs"] = float(found.macs_fraction[chosen][of_image].mean())
+            row[f"{name}_accuracy"] = float(correct.mean())
+            row[f"{name}_choice"] = [round(float(found.macs_fraction[c]), 3) for c in chosen]
+            row[f"{name}_saving"] = 1 - row[f"{name}_macs"] / row["static_macs"]
+        rows.append(row)
     return {
-        "full_accuracy": float(on_read(int(full)).mean()),
-        "min_accuracy": float(on_read(int(smallest)).mean()),
+        "full_accuracy": float(on_read(full).mean()),
+        "min_accuracy": float(on_read(smallest).mean()),
         "min_macs": float(found.macs_fraction[smallest]),
         "num_subnets": num_subnets,
         "images": half,
+        "visible": visible,
         "rows": rows,
     }
 
@@ -111,44 +133,63 @@ class HeadroomSettings:
     """Environment id."""
     num_subnets: int = 400
     """Static subnets to search among."""
+    split: Split = "val"
+    """Images, half of them to choose on and half to judge on: such as the supernet was not trained on."""
+    images: int = IMAGES
+    """At most so many of them, evenly spaced."""
     environment: WithoutCheckpoint = field(default_factory=EnvArguments)
     """What else the environment takes; as its id says if not given."""
 
     def __post_init__(self) -> None:
-        if self.num_subnets < 1:
-            raise ValueError(f"num_subnets={self.num_subnets} must be at least 1.")
+        for name, least in (("num_subnets", 1), ("images", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
 
 def run_headroom(settings: HeadroomSettings, out: Path | None) -> None:
     """Measures every checkpoint, prints a table, and writes `headroom.json` to the folder `out`.
 
     Raises:
-        ValueError: If an argument is unknown.
+        ValueError: If an argument is unknown, or there are fewer than two images.
         FileNotFoundError: If a folder holds no supernet.
     """
-    console = Console()
-    table = Table(
-        "supernet", "full", "min", "allowed drop", "static: MACs", "acc", "per stratum: MACs", "acc", "saving"
-    )
-    results = {}
+    console, results = Console(), {}
     for checkpoint in settings.checkpoint or (None,):
-        name = Path(checkpoint).name if checkpoint else "bundled"
-        given: EnvArguments = {**settings.environment, "split": "val", "checkpoint": checkpoint}
+        given: EnvArguments = {**settings.environment, "split": settings.split, "checkpoint": checkpoint}
         engine = EnvSettings.from_id(settings.env, **given).engine()
-        result = results[checkpoint or "bundled"] = measure_headroom(engine, settings.num_subnets)
-        for row in result["rows"]:
-            table.add_row(
-                name,
-                f"{result['full_accuracy']:.2%}",
-                f"{result['min_accuracy']:.2%}",
-                f"{row['drop']:.1%}",
-                f"{row['static_macs']:.3f}",
-                f"{row['static_accuracy']:.2%}",
-                f"{row['per_stratum_macs']:.3f}",
-                f"{row['per_stratum_accuracy']:.2%}",
-                f"{row['saving']:.0%}",
+        if len(engine.dataset) < 2:
+            raise ValueError(
+                f"{settings.split} has {len(engine.dataset)} image; one is needed to choose on, one to judge on."
             )
-    console.print(table)
+        result = measure_headroom(engine, settings.num_subnets, settings.images)
+        results[checkpoint or "bundled"] = result
+        console.print(_table(Path(checkpoint).name if checkpoint else "bundled supernet", result))
+        console.print(_in_words(result["visible"]), highlight=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "headroom.json", results)
+
+
+def _table(name: str, result: dict[str, Any]) -> Table:
+    table = Table(
+        "allowed drop", "chosen", title=f"{name}: {result['images']:,} images to choose on, as many to judge on"
+    )
+    for column in ("accuracy", "MACs / full", "saved"):
+        table.add_column(column, justify="right")
+    table.add_row("", "full", f"{result['full_accuracy']:.2%}", "100.0%")
+    table.add_row("", "smallest", f"{result['min_accuracy']:.2%}", f"{result['min_macs']:.1%}")
+    for row in result["rows"]:
+        for way, words in WAYS.items():
+            if f"{way}_macs" in row:
+                saved = f"{row[f'{way}_saving']:.0%}" if f"{way}_saving" in row else ""
+                cells = f"{row[f'{way}_accuracy']:.2%}", f"{row[f'{way}_macs']:.1%}", saved
+                table.add_row(f"{100 * row['drop']:g} points" if way == "static" else "", words, *cells)
+    return table
+
+
+def _in_words(visible: list[float | None]) -> str:
+    told = ", ".join("unknown" if area is None else f"{area:.2f}" for area in visible)
+    return (
+        "How well what is seen before each decision tells the images that need more than the least (area under the "
+        f"curve, 0.5 is chance): {told}"
+    )

@@ -1,0 +1,77 @@
+"""What there is to win by looking, measured before an agent is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from helpers import make_engine
+from small_nets import small_net
+
+from prance_env import InferenceEngine
+from prance_env.settings import EnvSettings
+from supernet.arrays import Ints
+from train.search.static import SearchResult
+from train.yardsticks import headroom
+from train.yardsticks.headroom import HeadroomSettings, choose_per_stratum, measure_headroom, run_headroom
+from train.yardsticks.visible import STRATA, area_under_curve, chances, observed_at_full_size, strata_of
+
+
+def test_what_can_be_seen_is_found_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    seen, others = rng.normal(size=(900, 6)), rng.normal(size=(900, 6))
+    needs, of_others = seen[:, 2] > 0.3, others[:, 2] > 0.3
+    found = chances(seen, needs, others)
+    assert found is not None
+    assert area_under_curve(found[1], of_others) == pytest.approx(1, abs=0.01)
+    shuffled = rng.permutation(needs)
+    guessed = chances(seen, shuffled, others)
+    assert guessed is not None
+    assert area_under_curve(guessed[0], shuffled) == pytest.approx(0.5, abs=0.08), "each by a regression on others"
+    assert chances(seen, np.arange(900) < 3, others) is None
+    assert area_under_curve(found[1], np.zeros(900, dtype=bool)) is None
+    own, theirs = strata_of(*found)
+    assert np.bincount(own).tolist() == [300] * STRATA
+    assert of_others[theirs == 0].mean() < 0.05 < 0.95 < of_others[theirs == 2].mean()
+
+
+def test_a_stratum_that_needs_little_gets_little() -> None:
+    correct = np.array([[True] * 4 + [False] * 4, [True] * 8])
+    found = SearchResult(np.zeros((2, 1, 1)), np.array([0.2, 1.0]), correct)
+    assert choose_per_stratum(found, np.repeat([0, 1], 4), 1.0) == [0, 1]
+
+
+def test_observations_are_those_of_the_environment() -> None:
+    env: Any = gym.make("Prance-Digits-v0", split="val", normalize_actions=False)
+    first, info = env.reset(seed=0)
+    second = env.step(np.ones(env.action_space.shape, env.action_space.dtype))[0]
+    engine = EnvSettings.from_id("Prance-Digits-v0", split="val").engine()
+    seen = observed_at_full_size(engine, np.array([info["index"]]))
+    assert len(seen) == engine.config.space.num_decisions
+    np.testing.assert_array_equal(np.stack(seen[:2])[:, 0], np.stack([first, second]))
+
+
+def test_both_halves_have_all_classes_and_one_stratum_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, searched = make_engine(small_net("prune", groups=(1, 1)), 24), list[Ints]()
+    usual = headroom.evolve_static_front
+
+    def search(engine: InferenceEngine, index: Ints, *args: Any, **named: Any) -> SearchResult:
+        searched.append(index)
+        return usual(engine, index, *args, **named)
+
+    monkeypatch.setattr(headroom, "evolve_static_front", search)
+    result = measure_headroom(engine, 3, images=20)
+    assert searched[0].tolist() == [0, 2, 4, 7, 9, 12, 14, 16, 19, 21]
+    assert result["images"] == 10
+    assert not any("per_stratum_macs" in row for row in result["rows"]), "nobody knows how difficult these images are"
+
+
+def test_one_image_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = make_engine(small_net("prune", groups=(1, 1)), 1)
+    monkeypatch.setattr(headroom.EnvSettings, "engine", lambda self: one)
+    with pytest.raises(ValueError, match="val has 1 image"):
+        run_headroom(HeadroomSettings(num_subnets=2), None)
+    with pytest.raises(ValueError, match="images=1 must be at least 2"):
+        HeadroomSettings(images=1)
