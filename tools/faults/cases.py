@@ -134,7 +134,9 @@ def cases(files: Path) -> dict[str, Case]:
             ("tune", "--resume"),
         ),
         "yardsticks": Case(("yardsticks", *FEW_SUBNETS)),
-        "benchmark": Case(("benchmark", "--seeds", "0", "--total-timesteps", "48", *FEW_SUBNETS), every=24),
+        "benchmark": Case(
+            ("benchmark", "--seeds", "0", "--total-timesteps", "48", "--no-designs", *FEW_SUBNETS), every=24
+        ),
         "eval": Case(("eval", "--agent", "full", "random", "--split", "val", "--controls")),
         "export": Case(("export", "--format", "safetensors")),
         "distill": Case(distill, ("distill", "--resume", *distill[1:]), begun=DESCRIPTION),
