@@ -55,7 +55,8 @@ class Seen:
             return self._numbers_on_device(state, decision)
         numbers = np.zeros((batch, 3 + widths + space.num_decisions), dtype=np.float32)
         numbers[:, 0] = (state.num_tokens - config.num_prefix_tokens) / config.num_patches
-        numbers[:, 1] = state.macs / self.full_macs
+        # What a token mode itself costs may come on top of the full network's.
+        numbers[:, 1] = np.minimum(state.macs / self.full_macs, 1)
         numbers[:, 2] = 0 if self.price is None else self.price
         numbers[:, 3 : 3 + widths] = state.embed_dim[:, None] == constant(space.embed_dims, state.embed_dim)
         if decision < space.num_decisions:
@@ -72,7 +73,7 @@ class Seen:
         coming[:, decision : decision + 1] = 1
         return {
             "patches_left": left[:, None].float(),
-            "macs_spent": (state.spent.double() / self.full_macs)[:, None].float(),
+            "macs_spent": (state.spent.double() / self.full_macs)[:, None].float().clamp(max=1),
             "macs_weight": price[:, None].to(device, torch.float32, non_blocking=True),
             "embed_dim": (state.widths[:, None] == constant(space.embed_dims, state.widths)).float(),
             "decision": coming,
@@ -102,7 +103,8 @@ class Seen:
         """(B, 1) maximum probability, and (B, 1) entropy relative to the largest possible, of the classifier applied to
         the class token."""
         p = self.net.forward_head(self.state).float().softmax(-1)
-        entropy = torch.special.entr(p).sum(1, keepdim=True) / math.log(self.net.config.num_classes)
+        largest = math.log(max(self.net.config.num_classes, 2))  # one class has an entropy of 0
+        entropy = torch.special.entr(p).sum(1, keepdim=True) / largest
         return p.amax(1, keepdim=True).clamp(0, 1), entropy.clamp(0, 1)
 
     @cached_property

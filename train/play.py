@@ -19,6 +19,7 @@ from supernet.arrays import Floats, Ints
 
 # Who only wants to know how an inference ends need not finish the network after every decision.
 AT_THE_END = RewardConfig(mode="terminal")
+BATCH = 512
 Played = tuple[list[Episodes], NDArray[np.floating]]
 
 
@@ -31,6 +32,18 @@ def batches(total: int, batch_size: int) -> Iterator[Ints]:
     """The numbers 0 to total - 1 in order, at most `batch_size` at a time."""
     for begin in range(0, total, batch_size):
         yield np.arange(begin, min(begin + batch_size, total))
+
+
+def played_by_full(engine: InferenceEngine, index: Ints) -> tuple[Ints, Ints, Ints]:
+    """What the full network says about images (N,).
+
+    Returns:
+        (N,) the images, others in the place of broken ones, (N,) their labels, and (N,) its predictions.
+    """
+    parts = [engine.start(index[rows]) for rows in batches(len(index), BATCH)]
+    found = [(e.index, e.label, e.prediction) for e in parts]
+    index, label, prediction = (np.concatenate(each) for each in zip(*found, strict=True))
+    return index, label, prediction
 
 
 def play(

@@ -154,8 +154,9 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     if yardsticks is not None:
         yardsticks.check(played.env.engine())
         for name, result in played.results.items():
-            price = metrics[name].get("macs_weight") or trained_settings(name).get("macs_weight") or DEFAULT_PRICE
-            metrics[name]["yardsticks"] = standing(result, yardsticks, price, settings.seed, settings.resamples)
+            metrics[name]["yardsticks"] = standing(
+                result, yardsticks, played.prices[name], settings.seed, settings.resamples
+            )
         console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
     if out is not None:
         with only_writer(out), staged(out) as folder:
@@ -172,6 +173,7 @@ class _Played:
     Attributes:
         names: The agents.
         results: Evaluations by name, those of controls and of every price of an agent included.
+        prices: At which yardsticks judge them, by name.
         fronts: Price by label, for every agent that was trained for a range of prices.
         players: Agents with their environments, by label.
         env: Environment of the last agent; the images and the supernet are those of all.
@@ -180,6 +182,7 @@ class _Played:
 
     names: Sequence[str]
     results: dict[str, Evaluation]
+    prices: dict[str, float]
     fronts: dict[str, dict[str, float]]
     players: dict[str, tuple[Agent, EnvSettings]]
     env: EnvSettings
@@ -192,6 +195,7 @@ def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, c
         raise ValueError(f"None of the agents {names} was trained for a range of prices, so none can be chosen.")
     scoring = scoring_of(names, settings.given_reward)
     results: dict[str, Evaluation] = {}
+    judged_at: dict[str, float] = {}
     fronts: dict[str, dict[str, float]] = {}
     players: dict[str, tuple[Agent, EnvSettings]] = {}
     for name in names:
@@ -210,10 +214,12 @@ def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, c
                 chosen = {label: at_price(env, price) for label, price in fronts[name].items()}
             for label, at in chosen.items():
                 players[label] = agent, at
-                results[label] = evaluate(agent, at, returns=reward is not None)
+                lines = {label: evaluate(agent, at, returns=reward is not None)}
                 if settings.controls and not isinstance(agent, BLIND) and at.observation != "constant":
-                    results |= controls(label, agent, results[label], at, settings.seed)
-    return _Played(names, results, fronts, players, env, scoring.remarks)
+                    lines |= controls(label, agent, lines[label], at, settings.seed)
+                results |= lines
+                judged_at |= dict.fromkeys(lines, fronts.get(name, {}).get(label, trained_price(name)))
+    return _Played(names, results, judged_at, fronts, players, env, scoring.remarks)
 
 
 def _print_metrics(played: _Played, metrics: dict[str, Any], title: str, console: Console) -> None:
@@ -245,6 +251,12 @@ def _write(
         plot_choices(looking, names, difficulty_name, out / "choices.png")
     if curves := {n: found for n in played.names if (run := run_of(n)) and (found := read_curves(run))}:
         plot_learning_curves(curves, out / "learning.png")
+
+
+def trained_price(name: str) -> float:
+    """The price that an agent was trained for, where there is one; 0.05 for others."""
+    price = trained_settings(name).get("macs_weight")
+    return price if isinstance(price, int | float) else DEFAULT_PRICE
 
 
 def controls(name: str, agent: Agent, seen: Evaluation, env: EnvSettings, seed: int) -> dict[str, Evaluation]:

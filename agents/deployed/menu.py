@@ -150,7 +150,7 @@ class Decider(nn.Module):
         config = self.interface.config
         token = (x[:, 0] if config.global_pool == "token" else self.ends._mean(x, size)).float()
         probability = self.ends.forward_head(x, size).float().softmax(-1)
-        entropy = torch.special.entr(probability).sum(1, keepdim=True) / np.log(config.num_classes)
+        entropy = torch.special.entr(probability).sum(1, keepdim=True) / np.log(max(config.num_classes, 2))
         left = torch.full((1, 1), x.shape[1] - config.num_prefix_tokens, dtype=torch.float32) / config.num_patches
         values = {
             "class_token": F.layer_norm(token, (config.embed_dim,)),
@@ -160,7 +160,7 @@ class Decider(nn.Module):
             "embed_dim": width,
             "decision": cast(Tensor, self.coming),
             "patches_left": left.to(x.device),
-            "macs_spent": (spent.double() / self.full_macs).float()[:, None],
+            "macs_spent": (spent.double() / self.full_macs).float().clamp(max=1)[:, None],
             "macs_weight": price.float()[:, None],
         }
         values["log_norm"] = values["log_norm"].clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)

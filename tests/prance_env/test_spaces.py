@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import make_engine, partial_subnet, played, unit_actions
+from small_nets import small_net
 
 from prance_env import InferenceEngine, RewardConfig, observation_layout
 from prance_env.episodes import Episodes
@@ -63,6 +65,17 @@ def test_every_observation_lies_in_its_space(engine: InferenceEngine, path: list
     for episodes in path:
         for row in engine.observe(episodes, observation).numpy():
             assert space.contains(row)
+
+
+def test_what_a_token_mode_costs_beyond_the_full_network_is_not_seen(engine: InferenceEngine) -> None:
+    episodes = engine.start(np.arange(BATCH))
+    dear = replace(episodes, state=replace(episodes.state, macs=episodes.state.macs * 0 + engine.full_macs + 1000))
+    np.testing.assert_array_equal(part(engine, dear, "macs_spent"), 1)
+
+
+def test_one_class_has_no_entropy() -> None:
+    engine = make_engine(small_net("prune", groups=(1, 1), num_classes=1), 4)
+    np.testing.assert_array_equal(part(engine, engine.start(np.arange(4)), "entropy"), 0)
 
 
 def test_smaller_observations_are_parts_of_the_whole(engine: InferenceEngine, path: list[Episodes]) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from helpers import make_engine
 from small_nets import small_net
 
 from prance_env import InferenceEngine
 from prance_env.settings import EnvSettings
+from supernet import SubnetConfig
 from supernet.arrays import Ints
-from train.search.static import SearchResult
+from train.search.static import SearchResult, correct_of_static
 from train.yardsticks import headroom
 from train.yardsticks.headroom import HeadroomSettings, choose_per_stratum, measure_headroom, run_headroom
 from train.yardsticks.visible import STRATA, area_under_curve, chances, observed_at_full_size, strata_of
@@ -66,6 +68,20 @@ def test_both_halves_have_all_classes_and_one_stratum_is_none(monkeypatch: pytes
     assert searched[0].tolist() == [0, 2, 4, 7, 9, 12, 14, 16, 19, 21]
     assert result["images"] == 10
     assert not any("per_stratum_macs" in row for row in result["rows"]), "nobody knows how difficult these images are"
+
+
+def test_a_hopeless_smallest_subnet_is_judged_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(small_net("prune", groups=(1, 1)), 40)
+    full = np.ones((1, engine.config.space.num_decisions, engine.config.space.action_size))
+
+    def search(engine: InferenceEngine, index: Ints, *args: Any, **named: Any) -> SearchResult:
+        return SearchResult(full, np.ones(1), np.ones((1, len(index)), dtype=bool))
+
+    monkeypatch.setattr(headroom, "evolve_static_front", search)
+    result = measure_headroom(engine, 2)
+    smallest = SubnetConfig.from_actions(engine.config.space, torch.zeros(full.shape, dtype=torch.float64))
+    assert result["min_macs"] == engine.net.macs(smallest)[0] / engine.full_macs
+    assert result["min_accuracy"] == correct_of_static(engine, np.arange(1, 40, 2), full[0] * 0).mean()
 
 
 def test_one_image_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from helpers import PATIENCE
@@ -106,6 +108,17 @@ def test_the_first_signal_is_remembered_and_the_second_raises(number: int, error
         with pytest.raises(error):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("handled", [deferred_interrupt, signals_as_interrupts])
+def test_what_a_shell_has_ignored_stays_ignored(handled: Callable[[], AbstractContextManager[Any]]) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with handled() as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert interrupted is None or not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_outside_the_main_thread_there_is_no_interruption() -> None:

@@ -97,6 +97,22 @@ def test_an_agent_is_measured_at_its_own_accuracy(made: Yardsticks) -> None:
     json.dumps([found, beyond, below], allow_nan=False)
 
 
+def test_a_price_of_nothing_is_nearest_to_the_lowest(made: Yardsticks) -> None:
+    lowest = float(np.nanmin(made.fronts["oracle"].price))
+    assert made.point("oracle", 0.0)[0] == lowest
+    assert standing(point(0.3, 85), made, price=0.0, resamples=20)["macs_weight"] == lowest
+
+
+@pytest.mark.parametrize(
+    ("noted", "price"), [({"macs_weight": 0}, 0), ({"macs_weight": [0.01, 0.3]}, 0.05), ({}, 0.05)]
+)
+def test_an_agent_is_judged_at_its_own_price(
+    noted: dict[str, Any], price: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "trained_settings", lambda name: noted)
+    assert runner.trained_price("runs/agent") == price
+
+
 def test_networks_of_any_sizes_are_another_front(made: Yardsticks) -> None:
     fronts = {**made.fronts, "free": front((0.1, 80), (0.2, 90))}
     found = standing(point(0.3, 85), replace(made, fronts=fronts), resamples=20)

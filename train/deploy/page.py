@@ -19,7 +19,7 @@ from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvSettings
 
 from ..evaluate.budget import at_price, front_prices
-from ..play import batches, play
+from ..play import batches, play, played_by_full
 from .opening import Opened
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -92,7 +92,7 @@ def page_data(
 
 def _full(engine: InferenceEngine, index: NDArray[np.int64]) -> dict[str, Any]:
     """What the full network predicts."""
-    found = np.concatenate([engine.start(index[rows]).prediction for rows in batches(len(index), BATCH)])
+    found = played_by_full(engine, index)[2]
     return {"prediction": found.tolist(), "accuracy": float((found == engine.labels[index]).mean())}
 
 

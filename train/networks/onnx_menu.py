@@ -201,7 +201,7 @@ class MenuGraph:
             "embed_dim": g.constant(one_hot) if width is None else width,
             "decision": _constant(g, cast(Decider, self.menu.deciders[t]).coming),
             "patches_left": self._float(g, g.add("Div", left, g.constant(float(c.num_patches)))),
-            "macs_spent": self._float(g, share),
+            "macs_spent": self._clip(g, self._float(g, share), 0, 1),
             "macs_weight": "" if price is None else self._float(g, price),
         }
         if "log_norm" in wanted:
@@ -214,7 +214,7 @@ class MenuGraph:
             # Where p is 0, so is p * log(p).
             logs = g.add("Log", g.add("Max", p, g.constant(np.finfo(np.float32).tiny, np.float32)))
             total = g.add("ReduceSum", g.add("Mul", p, logs), g.ints(1), keepdims=1)
-            entropy = g.add("Div", total, g.constant(-np.log(c.num_classes), np.float32))
+            entropy = g.add("Div", total, g.constant(-np.log(max(c.num_classes, 2)), np.float32))
             shown["entropy"] = self._clip(g, entropy, 0, 1)
         return shown
 

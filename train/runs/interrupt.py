@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -61,7 +61,7 @@ def deferred_interrupt() -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    with _handled(interruption.remember, SIGNALS):
+    with _handled(interruption.remember):
         yield interruption
 
 
@@ -92,11 +92,9 @@ def signals_as_interrupts() -> Iterator[None]:
         again[-1].daemon = True
         again[-1].start()
 
-    # A shell starts what it puts into the background with Ctrl-C ignored, and so it stays.
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     sys.unraisablehook = dropped
     try:
-        with _handled(end, heard):
+        with _handled(end):
             try:
                 yield
             finally:
@@ -111,9 +109,11 @@ def signals_as_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _handled(handler: Handler, numbers: Sequence[int]) -> Iterator[None]:
-    """Hands signals to a handler, and back to those that had them."""
-    previous = {number: signal.signal(number, handler) for number in numbers}
+def _handled(handler: Handler) -> Iterator[None]:
+    """Hands Ctrl-C and SIGTERM to a handler, and back to those that had them."""
+    # A shell starts what it puts into the background with Ctrl-C ignored, and so it stays.
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:

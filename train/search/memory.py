@@ -20,6 +20,7 @@ from supernet import StaticViT, load_static, save_static
 from supernet.arrays import Bools, Ints
 from supernet.files import write_atomically, write_text
 
+from ..play import played_by_full
 from ..runs.pace import Pace
 from .shared_runs import Actions
 
@@ -34,8 +35,8 @@ def digest_of(*engines: InferenceEngine) -> str:
         for name, weight in sorted(engine.net.state_dict().items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(weight.detach().cpu().float().numpy()).tobytes())
-        full = engine.start(np.arange(len(engine.dataset)))
-        digest.update(full.label.tobytes() + full.prediction.tobytes())
+        _, label, prediction = played_by_full(engine, np.arange(len(engine.dataset)))
+        digest.update(label.tobytes() + prediction.tobytes())
     return digest.hexdigest()
 
 

@@ -27,6 +27,7 @@ from supernet.staging import staged
 
 from ..evaluate.evaluation import Evaluation, evaluate, evaluate_actions
 from ..options import EnvironmentOptions, Split
+from ..play import played_by_full
 from ..policies.load_agent import load_agent
 from ..report.tables import Table
 from ..runs.folder import plain
@@ -130,8 +131,8 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
         with memory.timed("all") as spent, staged(out) as folder:
             found, fronts = _fronts(settings, memory, methods, folder, learned, networks)
             notes = {**plain(settings), **spent(), "search": search_progress(found), "methods": methods.taken}
-            full = test.start(np.arange(len(test.dataset)))
-            yardsticks = Yardsticks(full.index, full.label, full.prediction, fronts, notes)
+            full = played_by_full(test, np.arange(len(test.dataset)))
+            yardsticks = Yardsticks(*full, fronts, notes)
             yardsticks.save(folder)
         memory.forget()
     console.print(_table(fronts, settings.split))

@@ -17,11 +17,13 @@ from supernet.arrays import Floats
 from supernet.reading import OPEN, read_json
 from supernet.staging import finish_commit, staged
 
+from ..play import played_by_full
 from ..report.tables import write_json
 
 FILE, OUTCOMES = "yardsticks.json", "outcomes.npz"
 # Another device rounds differently, which turns few predictions; another supernet turns more.
 SAME_SUPERNET = 0.01
+FREE = 1e-9  # a price of 0, among prices on a logarithmic scale
 FRONTS = ("static", "per_stratum", "confidence", "oracle", "oracle_lucky")
 
 
@@ -97,7 +99,7 @@ class Yardsticks:
     def point(self, front: str, price: float) -> tuple[float, Point]:
         """The point of a front that was chosen at the nearest price, and that price."""
         chosen = self.fronts[front]
-        at = int(np.nanargmin(np.abs(np.log(chosen.price) - np.log(price))))
+        at = int(np.nanargmin(np.abs(np.log(chosen.price) - np.log(max(price, FREE)))))
         return float(chosen.price[at]), Point(self.index, self.label, chosen.correct[at], chosen.macs_fraction[at])
 
     def check(self, engine: InferenceEngine) -> None:
@@ -109,7 +111,7 @@ class Yardsticks:
         made_for = ", ".join(f"{k}={self.settings.get(k)!r}" for k in ("env", "split", "checkpoint"))
         if not np.array_equal(self.label, engine.labels):
             raise ValueError(f"These yardsticks are for the {len(self.label)} images of {made_for}, not for these.")
-        differ = float((engine.start(self.index).prediction != self.full_prediction).mean())
+        differ = float((played_by_full(engine, self.index)[2] != self.full_prediction).mean())
         if differ > SAME_SUPERNET:
             raise ValueError(
                 f"These yardsticks are for another supernet ({made_for}): the full networks disagree on "

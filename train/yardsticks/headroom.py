@@ -7,6 +7,7 @@ picks one for each third of the images, by a linear guess at how much they need.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from supernet.arrays import Bools, Ints
 
 from ..options import Split, environment_options
 from ..report.tables import Table, write_json
-from ..search.static import SearchResult, correct_of_static, evolve_static_front
+from ..search.static import SearchResult, correct_of_static, evolve_static_front, macs_of_static
 from .visible import area_under_curve, chances, observed_at_full_size, strata_of
 
 STRATA_BOUNDS = (4, 8)  # few: 1..3 digits, some: 4..7, many: 8..11
@@ -74,8 +75,6 @@ def measure_headroom(engine: InferenceEngine, num_subnets: int, images: int = IM
     select, read = spaced[::2], spaced[1::2]
     with tqdm(total=num_subnets, desc="static subnets", unit="subnet") as bar:
         found = evolve_static_front(engine, select, num_subnets, seed, progress=lambda tried: bar.update(1))
-    full, smallest = (int(np.flatnonzero((found.actions == value).all(axis=(1, 2)))[0]) for value in (1.0, 0.0))
-
     read_correct: dict[int, Bools] = {}
 
     def on_read(subnet: int) -> Bools:
@@ -83,44 +82,48 @@ def measure_headroom(engine: InferenceEngine, num_subnets: int, images: int = IM
             read_correct[subnet] = correct_of_static(engine, read, found.actions[subnet])
         return read_correct[subnet]
 
+    # The search may have put the smallest one aside, if it is hopeless.
+    ends = [np.full(found.actions.shape[1:], value) for value in (1.0, 0.0)]
+    full, smallest = ([correct_of_static(engine, part, end) for part in (select, read)] for end in ends)
     counted = np.digitize(engine.dataset.difficulty.numpy(), STRATA_BOUNDS)
     ways = {"per_stratum": (counted[select], counted[read])} if len(np.unique(counted[select])) > 1 else {}
-    needs = found.correct[full] & ~found.correct[smallest], on_read(full) & ~on_read(smallest)
     visible = []
     seen = zip(observed_at_full_size(engine, select), observed_at_full_size(engine, read), strict=True)
     for decision, (own, others) in enumerate(seen):
-        chance = chances(own, needs[0], others)
-        visible.append(None if chance is None else area_under_curve(chance[1], needs[1]))
+        chance = chances(own, full[0] & ~smallest[0], others)
+        visible.append(None if chance is None else area_under_curve(chance[1], full[1] & ~smallest[1]))
         if chance is not None and not decision:
             ways["seen"] = strata_of(*chance)
 
-    full_selected = found.correct[full].mean()
-    rows = []
-    for drop in DROPS:
-        static = choose_static(found, np.ones(half, dtype=bool), full_selected - drop)
-        row: dict[str, Any] = {
-            "drop": drop,
-            "static_macs": float(found.macs_fraction[static]),
-            "static_accuracy": float(on_read(static).mean()),
-        }
-        for name, (chosen_on, judged_on) in ways.items():
-            chosen = choose_per_stratum(found, chosen_on, full_selected - drop)
-            of_image = np.searchsorted(np.unique(chosen_on), judged_on).clip(max=len(chosen) - 1)
-            correct = np.stack([on_read(c) for c in chosen])[of_image, np.arange(half)]
-            row[f"{name}_macs"] = float(found.macs_fraction[chosen][of_image].mean())
-            row[f"{name}_accuracy"] = float(correct.mean())
-            row[f"{name}_choice"] = [round(float(found.macs_fraction[c]), 3) for c in chosen]
-            row[f"{name}_saving"] = 1 - row[f"{name}_macs"] / row["static_macs"]
-        rows.append(row)
+    least = full[0].mean()
+    rows = [{"drop": drop, **_at(found, ways, least - drop, on_read)} for drop in DROPS]
     return {
-        "full_accuracy": float(on_read(full).mean()),
-        "min_accuracy": float(on_read(smallest).mean()),
-        "min_macs": float(found.macs_fraction[smallest]),
+        "full_accuracy": float(full[1].mean()),
+        "min_accuracy": float(smallest[1].mean()),
+        "min_macs": float(macs_of_static(engine, ends[1][None])[0]),
         "num_subnets": num_subnets,
         "images": half,
         "visible": visible,
         "rows": rows,
     }
+
+
+def _at(
+    found: SearchResult, ways: dict[str, tuple[Ints, Ints]], least: float, on_read: Callable[[int], Bools]
+) -> dict[str, Any]:
+    """What one subnet for all and one for every stratum cost and reach, of which at least `least` was wanted."""
+    static = choose_static(found, np.ones(found.correct.shape[1], dtype=bool), least)
+    macs = float(found.macs_fraction[static])
+    row: dict[str, Any] = {"static_macs": macs, "static_accuracy": float(on_read(static).mean())}
+    for name, (chosen_on, judged_on) in ways.items():
+        chosen = choose_per_stratum(found, chosen_on, least)
+        of_image = np.searchsorted(np.unique(chosen_on), judged_on).clip(max=len(chosen) - 1)
+        correct = np.stack([on_read(c) for c in chosen])[of_image, np.arange(len(judged_on))]
+        row[f"{name}_macs"] = float(found.macs_fraction[chosen][of_image].mean())
+        row[f"{name}_accuracy"] = float(correct.mean())
+        row[f"{name}_choice"] = [round(float(found.macs_fraction[c]), 3) for c in chosen]
+        row[f"{name}_saving"] = 1 - row[f"{name}_macs"] / macs
+    return row
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class HeadroomSettings:
     """What else the environment takes; as its id says if not given."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_subnets", 1), ("images", 2)):
+        for name, least in (("num_subnets", 2), ("images", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
