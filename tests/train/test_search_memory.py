@@ -79,8 +79,10 @@ def test_a_damaged_step_is_computed_again(tmp_path: Path) -> None:
     assert memory.step("a", lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
 
 
-def test_an_agent_that_was_trained_anew_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(small_net("prune", groups=(1, 1)), 24)
+def test_an_agent_that_was_trained_anew_is_judged_anew(
+    digits_net: Supernet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(digits_net, 24)
     env, space = settings_for(engine), engine.config.space
     found = evolve_static_front(engine, np.arange(24), 4)
     monkeypatch.setattr(compute, "PRICES", np.array([0.1]))
