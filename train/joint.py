@@ -81,8 +81,7 @@ class JointRecipe(ImagesRecipe):
         """What the policy chooses for these images on the network as it is now, and further subnets for all of them."""
         settings, price = self._environment, None
         if settings.conditioning is not None:
-            low, high = settings.conditioning.low, settings.conditioning.high
-            price = float(np.random.default_rng([self.seed, 4, step]).uniform(low, high))
+            price = settings.conditioning.draw(np.random.default_rng([self.seed, 4, step]))
         adaptive = AdaptiveViT(
             net, self._policy, settings.observation, settings.normalize_actions, settings.conditioning
         )

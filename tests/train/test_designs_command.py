@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from small_nets import small_net
 
 from supernet import save_static
 from train.networks.importance import full_network
-from train.yardsticks import compare_designs
+from train.yardsticks import compare_designs, static_designs
 from train.yardsticks.compare_designs import DesignSettings, run_designs
 from train.yardsticks.static_designs import (
     deepmad_subnets,
@@ -60,6 +61,16 @@ def test_designs_are_subnets_within_their_budgets() -> None:
         said = pruned[0](engine.dataset.fetch(np.arange(24))).argmax(1).numpy()
     np.testing.assert_array_equal(front.correct[0], said == engine.labels)
     assert front.macs_fraction[0, 0] == pruned[0].macs() / engine.full_macs
+
+
+def test_units_are_scored_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(small_net("merge", groups=(1, 1)), 24)
+    monkeypatch.setattr(static_designs, "full_network", lambda net: full_network(net).to("meta"))
+    pruned = Mock(return_value=[])
+    monkeypatch.setattr(static_designs, "global_prune", pruned)
+    nvit_networks(engine, images=24)
+    batches = pruned.call_args.args[1]
+    assert {part.device.type for batch in batches for part in batch} == {"meta"}
 
 
 def test_networks_for_other_images_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from command_line import prance, refusal
+from helpers import random_net
 from PIL import Image
 from training_nets import AUGMENTED, CONFIG, images_recipe, saved_net
 
@@ -127,8 +129,8 @@ def test_a_stopped_store_goes_on_to_the_same_bytes(
     monkeypatch.undo()
     with pytest.raises(FileExistsError, match="--resume"):
         run_distill(settings, tmp_path / "parts")
-    with pytest.raises(ValueError, match="begun with other values"):
-        run_distill(settings_for(net, folder, top_k=3), tmp_path / "parts", resume=True)
+    with pytest.raises(ValueError, match=r"begun with other values of \['top_k', 'seed'\]"):
+        run_distill(settings_for(net, folder, top_k=3, seed=1), tmp_path / "parts", resume=True)
     assert LogitStore.create(tmp_path / "parts", LogitStore.open(tmp_path / "whole").info).done == 41
     run_distill(settings, tmp_path / "parts", resume=True, num_workers=2)
     for name in ("epoch_0000.bin", "epoch_0001.bin", "progress.json"):
@@ -163,6 +165,10 @@ def test_what_does_not_fit_is_said_before_anything_is_written(net: str, folder: 
     save_pretrained(Supernet(replace(CONFIG, num_classes=5)), tmp_path / "five")
     with pytest.raises(ValueError, match="gives 5 logits, the supernet 3"):
         run_distill(replace(settings_for(net, folder), teacher=str(tmp_path / "five")), tmp_path / "store")
+    with pytest.raises(ValueError, match="prance_vit_tiny has random weights"):
+        run_distill(replace(settings_for(net, folder), teacher="prance_vit_tiny"), tmp_path / "store")
+    with pytest.raises(ValueError, match="weights are random here"):
+        run_distill(replace(settings_for("timm:vit_tiny_patch16_224", folder), teacher="original"), tmp_path / "store")
     broken = from_pretrained(net)
     with torch.no_grad():
         broken.pos_embed.fill_(3e38)  # what comes of it is not finite
@@ -214,6 +220,23 @@ def test_a_teacher_of_timm_sees_the_pictures_as_it_wants_them(net: str, monkeypa
     monkeypatch.setattr("train.networks.teachers.timm_model", lambda name, pretrained: seen)
     teacher = open_teacher("timm:any", student, lambda: student)
     assert not teacher.training
+
+
+def test_a_teacher_in_a_folder_sees_the_pictures_as_it_wants_them(net: str, tmp_path: Path) -> None:
+    student, other = from_pretrained(net), {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}
+    pixels = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    own, same = from_pretrained(net), open_teacher(net, student, lambda: student)
+    with torch.no_grad():
+        assert torch.equal(same(student.normalised(pixels)), own(pixels))
+    changed = {"normalised": other, "smaller": {"img_size": 24}, "both": {**other, "img_size": 40}}
+    for name, changes in changed.items():
+        expected = random_net(replace(CONFIG, **changes))  # type: ignore[arg-type]
+        save_pretrained(expected, tmp_path / name)
+        size = expected.config.img_size
+        seen = F.interpolate(pixels / 255, (size, size), mode="bicubic", antialias=True) if size != 32 else pixels / 255
+        with torch.no_grad():
+            said = open_teacher(str(tmp_path / name), student, lambda: student)(student.normalised(pixels))
+            assert torch.allclose(said, expected((seen - expected.mean) / expected.std), atol=1e-4), name
 
 
 def test_networks_come_from_folders_names_and_timm(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

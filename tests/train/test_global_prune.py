@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from supernet import SubnetConfig, Supernet
 from supernet.block_sizes import block_sizes
 from supernet.nearest import nearest_subnet
 from train.networks.importance import full_network
+from train.networks.saliency import each
+from train.search import global_prune as module
 from train.search.global_prune import PruneOptions, global_prune, usual_bundles
 from train.search.size_costs import macs_cost, milliseconds_cost
 
@@ -186,3 +189,27 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
     whole, cut = (block_sizes(net.config, s) for s in (SubnetConfig.full(net.space), cut_subnet(net)))
     plot_pruning(whole, {"0.5": cut, "0.3": cut}, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+class Elsewhere(Tensor):
+    """A tensor that may not meet numbers on the CPU, as one on a GPU."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            return args[0].as_subclass(Tensor)
+        if func is torch.isin:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_scores_may_be_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small_net("merge", groups=(1, 1))
+    static, cost, options = full_network(net), macs_cost(net.config), PruneOptions(bundles=BUNDLES)
+    target = [0.8 * cost(static.block_sizes)]
+    expected = global_prune(static, batches(net), cost, target, options)[0].network
+    score = module.saliency
+    there = lambda *args, **named: each(lambda x: x.as_subclass(Elsewhere), score(*args, **named))  # noqa: E731
+    monkeypatch.setattr(module, "saliency", there)
+    found = global_prune(static, batches(net), cost, target, options)[0].network
+    assert found.block_sizes == expected.block_sizes

@@ -14,18 +14,21 @@ import numpy as np
 import pytest
 import torch
 from command_line import prance, refusal
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_nets import AUGMENTED, CONFIG, assert_equal_weights, images_recipe, saved_net, weights
 
 from supernet import SearchSpace, SubnetConfig, Supernet, from_pretrained, save_pretrained
-from train.networks.loop import train_supernet
+from train.networks.loop import Training, train_supernet
 from train.networks.optimiser import parameter_groups
 from train.networks.presets import PRESETS, recipe_of
 from train.networks.recipe import Turn
 from train.networks.recipes.images import ImagesRecipe, dropping_paths
 from train.networks.sandwich import Limits, draw_smallest, draw_subnet, limits_at
+from train.networks.sources import NetworkSource
 
 CPU = torch.device("cpu")
 ALL = slice(None)
+GREY = {"in_chans": 1, "mean": (0.5,), "std": (0.5,)}
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,9 @@ def test_subnets_learn_from_whom_they_are_told_to(source: str, folder: Path) -> 
         ({"teacher": "store:x", "full_teacher": 1.0, "mixup": 0.5}, "mixup and cutmix must be 0"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"epochs": -1.0}, r"epochs=-1.0 must be at least 0"),
+        ({"soft_prune": -0.1}, "soft_prune=-0.1 must be at least 0"),
+        ({"soft_prune": 0.1, "soft_prune_every": 0}, "soft_prune_every=0 at least 1"),
         ({"layer_decay": 1.5}, r"layer_decay=1.5 must lie in \(0, 1\]"),
     ],
 )
@@ -157,10 +163,10 @@ def test_what_does_not_fit_is_said_before_the_first_step(
 
 
 def test_a_teacher_of_other_classes_or_images_is_refused(source: str, folder: Path, tmp_path: Path) -> None:
-    for name, change in {"classes": {"num_classes": 5}, "images": {"img_size": 24}}.items():
+    for name, change in {"classes": {"num_classes": 5}, "images": GREY}.items():
         save_pretrained(Supernet(replace(CONFIG, **change)), tmp_path / name)  # type: ignore[arg-type]
         recipe = images_recipe(source, folder, teacher=str(tmp_path / name), full_teacher=1.0)
-        with pytest.raises(ValueError, match=r"gives 5 logits, the supernet 3|takes images of 3x24 pixels"):
+        with pytest.raises(ValueError, match=r"gives 5 logits, the supernet 3|takes images of 1 channels"):
             train_supernet(recipe, tmp_path / "run")
 
 
@@ -169,6 +175,12 @@ def test_a_classifier_that_was_drawn_teaches_nobody(folder: Path, tmp_path: Path
     new = images_recipe(str(tmp_path / "five"), folder, num_classes=3, teacher="original", full_teacher=1.0)
     with pytest.raises(ValueError, match="has a new, random classifier"):
         train_supernet(new, tmp_path / "run")
+    registered = images_recipe("prance_vit_tiny", folder, teacher="original", full_teacher=1.0)
+    with pytest.raises(ValueError, match="has a new, random classifier"):
+        registered.original()
+    assert not NetworkSource("prance_vit_tiny", init="weights").has_random_classifier()
+    assert NetworkSource("prance_vit_tiny", init="weights", num_classes=3).has_random_classifier()
+    assert not NetworkSource("digits").has_random_classifier()
     short = {"source": new.source, "dataset": str(folder), "num_classes": 3, "steps": 1, "batch_size": 6}
     net = train_supernet(recipe_of("finetune", short | {"teacher": "none", "val_images": 6}), tmp_path / "tuned")
     assert net.config.num_classes == 3
@@ -292,3 +304,20 @@ def test_a_run_stops_after_its_hours_and_goes_on(
         train_supernet(recipe, tmp_path / "hours", resume=resume, max_hours=0)
     assert "Stopped after step 3 of 4" in capsys.readouterr().out
     assert_equal_weights(tmp_path / "whole", tmp_path / "hours")
+    assert logged(tmp_path / "whole") == logged(tmp_path / "hours") == [2, 4]
+
+
+def test_what_a_checkpoint_follows_is_in_tensorboards_file_before(
+    source: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[list[int]] = []
+    monkeypatch.setattr(Training, "save", lambda self: found.append(logged(self.out)))
+    train_supernet(images_recipe(source, folder), tmp_path, save_freq=1e9)
+    assert found == [[2], [2, 4]]
+
+
+def logged(run: Path) -> list[int]:
+    """The steps whose loss TensorBoard shows."""
+    log = EventAccumulator(str(run))
+    log.Reload()
+    return [s.step for s in log.Scalars("supernet/loss")] if "supernet/loss" in log.Tags()["scalars"] else []

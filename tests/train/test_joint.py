@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,28 @@ def test_the_subnets_of_a_step_are_those_that_the_policy_chooses(
         expected = SubnetConfig.from_actions(net.space, torch.from_numpy(played.actions))
         assert torch.equal(chosen.embed_dim, expected.embed_dim)
         assert torch.allclose(chosen.keep_rate, expected.keep_rate)
+
+
+def test_prices_are_drawn_as_in_the_training_of_the_agent(
+    agents: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    class Asked:
+        def __init__(self, *args: Any) -> None: ...
+
+        def __call__(self, images: torch.Tensor, price: float) -> SimpleNamespace:
+            asked.append(price)
+            return SimpleNamespace(subnet=None)
+
+    monkeypatch.setattr("train.joint.AdaptiveViT", Asked)
+    source = str(env_of_run(agents["many"], "train").checkpoint)
+    recipe = JointRecipe(source=source, dataset=str(folder), agent=str(agents["many"]), **SHORT)
+    for step in range(300):
+        recipe.sandwich(recipe.start, step, torch.zeros(1))
+    assert 0.01 <= min(asked) <= max(asked) <= 0.3
+    middle = (0.01 * 0.3) ** 0.5
+    assert np.mean(np.array(asked) < middle) == pytest.approx(0.5, abs=0.1)
 
 
 def test_supernet_and_policy_are_trained_in_rounds_and_judged(agents: dict[str, Path], tmp_path: Path) -> None:

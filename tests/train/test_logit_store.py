@@ -42,6 +42,17 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert torch.allclose(targets.sum(1), torch.ones(3), atol=1e-6)
 
 
+def test_another_seed_is_refused_unless_none_is_noted(tmp_path: Path) -> None:
+    LogitStore.create(tmp_path, replace(INFO, seed=0))
+    LogitStore.create(tmp_path, replace(INFO, seed=0))
+    with pytest.raises(ValueError, match=r"begun with other values of \['seed'\]"):
+        LogitStore.create(tmp_path, replace(INFO, seed=1))
+    noted = json.loads((tmp_path / "store.json").read_text())
+    del noted["seed"]
+    (tmp_path / "store.json").write_text(json.dumps(noted))  # as earlier versions did
+    assert LogitStore.create(tmp_path, replace(INFO, seed=1)).info.seed is None
+
+
 def test_files_have_the_size_that_the_format_says(tmp_path: Path) -> None:
     filled(tmp_path)
     assert INFO.dtype.itemsize == 4 + 4 * 3

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from command_line import prance, refusal
+from helpers import random_net
+from training_nets import CONFIG
 
 from prance_env.images.loading import load_dataset
 from prance_env.supernets import BUNDLED
-from supernet import from_pretrained, reorder, reorder_by_importance
+from supernet import from_pretrained, reorder, reorder_by_importance, save_pretrained
 from train.networks.importance import random_scores, taylor_scores
 from train.networks.ordering import draw_batches, load_order, prefix_accuracies
 
@@ -40,6 +43,16 @@ def test_a_supernet_is_sorted_with_a_report_and_can_be_sorted_back(
     assert "narrowest" in text
     assert "Rank correlation" in text
     assert "holds a network already" in refusal(monkeypatch, *words)
+
+
+def test_a_network_without_a_classifier_is_sorted_without_a_table(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_pretrained(random_net(replace(CONFIG, num_classes=0)), tmp_path / "net")
+    words = ["order", "--supernet", tmp_path / "net", "--dataset", folder, "--images", 6, "--ablate-images", 2]
+    prance(monkeypatch, *words, "--out", tmp_path / "out")
+    assert "accuracy" not in json.loads((tmp_path / "out" / "importance.json").read_text())
+    assert "no classifier, so that there is no table of accuracies" in capsys.readouterr().out
 
 
 def test_a_damaged_permutation_is_refused(tmp_path: Path) -> None:

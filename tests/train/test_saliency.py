@@ -110,6 +110,13 @@ def test_a_token_whose_gate_is_closed_is_as_good_as_dropped() -> None:
     assert bool((scores["tokens"][1] > 0).all())
 
 
+def test_all_gates_are_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StaticViT, "forward", lambda self, images: images)
+    static = full_network(small_net("merge", groups=(1, 1))).to("meta")
+    _, gates = gated_tokens(static, torch.zeros(2, 3, 24, 24, device="meta"))
+    assert {gate.device.type for gate in gates} == {"meta"}
+
+
 def test_unknown_saliencies_and_no_images_are_refused() -> None:
     static = small_static()
     with pytest.raises(ValueError, match=r"saliency='fisher' is unknown; choose one of"):

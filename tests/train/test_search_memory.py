@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import scenes
-from helpers import make_engine
+from helpers import make_engine, settings_for
 from small_nets import small_net
 
+from agents.baselines import StaticAgent
 from prance_env import InferenceEngine
-from supernet import Supernet
+from supernet import SubnetConfig, Supernet
 from tools.faults.folders import differences
+from train.evaluate import evaluate
 from train.networks.importance import full_network
 from train.search import memory as module
 from train.search.memory import FOLDER, Memory, digest_of
 from train.search.shared_runs import SharedRuns
 from train.search.static import evolve_static_front
 from train.yardsticks import compute, static_designs
-from train.yardsticks.compute import YardstickSettings, run_yardsticks
+from train.yardsticks.compute import YardstickSettings, run_yardsticks, static_front
 
 SMALL = {"num_subnets": 8, "oracle_subnets": 4, "copies": 1, "sweeps": 1, "designs": False}
 
@@ -75,6 +77,22 @@ def test_a_damaged_step_is_computed_again(tmp_path: Path) -> None:
     path = tmp_path / FOLDER / "a.npz"
     path.write_bytes(path.read_bytes()[:20])
     assert memory.step("a", lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
+
+
+def test_an_agent_that_was_trained_anew_is_judged_anew(
+    digits_net: Supernet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(digits_net, 24)
+    env, space = settings_for(engine), engine.config.space
+    found = evolve_static_front(engine, np.arange(24), 4)
+    monkeypatch.setattr(compute, "PRICES", np.array([0.1]))
+    for subnet in (SubnetConfig.min(space), SubnetConfig.full(space)):
+        learned = evaluate(StaticAgent(subnet, engine.config), env)
+        front = static_front(found, env, tmp_path, {"learned": learned}, Memory(tmp_path, {}))
+        assert front.agent[-1] == "learned"
+        np.testing.assert_array_equal(front.macs_fraction[-1], learned.macs_fraction)
+    monkeypatch.setattr(compute, "evaluate", Mock(side_effect=AssertionError("judged again")))
+    static_front(found, env, tmp_path, {}, Memory(tmp_path, {}))
 
 
 def test_networks_are_not_made_again(tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ from agents.sb3.checkpoint import save_model
 from agents.sb3.hyperparams import read_preset
 from agents.sb3.policy_file import POLICY, load_policy, save_policy
 from prance_env.settings import EnvSettings
+from train.commands.train_joint import TrainJoint
+from train.commands.train_static import TrainStatic
+from train.commands.train_supernet import TrainSupernet
 from train.deploy import opening
+from train.joint import JointSettings
+from train.networks.recipes.images import ImagesRecipe
+from train.networks.recipes.static import StaticRecipe
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
@@ -30,6 +36,7 @@ from train.runs.folder import write_command
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
+OF_TIMM = "timm:vit_tiny_patch16_224"
 SHORT = {"n_envs": 4, "n_timesteps": 24, "n_steps": 3, "batch_size": 12, "n_epochs": 1, "policy": "MlpPolicy"}
 
 
@@ -155,6 +162,29 @@ def test_folders_name_no_data_sets_that_would_be_fetched(
     noted = json.loads((tmp_path / "eval" / "settings.json").read_text())
     (tmp_path / "eval" / "settings.json").write_text(json.dumps({**noted, "dataset": dataset}))
     assert "settings.json names dataset=" in refusal(monkeypatch, "validate", tmp_path / "eval" / "full.csv")
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "named"),
+    [
+        ("supernet", ImagesRecipe(dataset="hfds/user/pictures"), "dataset='hfds/user/pictures'"),
+        ("supernet", ImagesRecipe(source=OF_TIMM), f"source='{OF_TIMM}'"),
+        ("supernet", ImagesRecipe(teacher=OF_TIMM, full_teacher=1.0), f"teacher='{OF_TIMM}'"),
+        ("static", StaticRecipe(source="net", teacher=OF_TIMM, teacher_weight=1.0), f"teacher='{OF_TIMM}'"),
+        ("joint", JointSettings("agent", changes={"dataset": "hfds/user/pictures"}), "dataset='hfds/user/pictures'"),
+        ("joint", JointSettings("agent", changes={"teacher": OF_TIMM}), f"teacher='{OF_TIMM}'"),
+    ],
+)
+def test_trainings_of_others_have_nothing_fetched(
+    command: str, settings: Any, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_command(tmp_path, settings)
+    kind = {"supernet": TrainSupernet, "static": TrainStatic, "joint": TrainJoint}[command]
+    assert kind.resumed(tmp_path) is not None, "one's own"
+    of_somebody_else(tmp_path)
+    words = refusal(monkeypatch, "train", command, "--out", tmp_path, "--resume")
+    assert f"config.yml names {named}, which would be fetched from the network" in words
+    assert "somebody else's" in words
 
 
 def test_a_folders_reward_function_is_not_imported_for_evaluation(

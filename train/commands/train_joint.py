@@ -11,6 +11,7 @@ from typing_extensions import Self
 from tyro.conf import arg
 
 from ..joint import JointRecipe, JointSettings, run_joint
+from ..networks.options import check_own_or_here
 from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
 from ..own_modules import Imports
 from ..report.tables import Table
@@ -49,7 +50,11 @@ class TrainJoint(JointSettings):
     @classmethod
     def resumed(cls, out: Path) -> Self | None:
         """The options of the run in a folder; None if there is none."""
-        return cls(**read_config(out), out=out, resume=True) if (out / CONFIG).is_file() else None
+        if not (out / CONFIG).is_file():
+            return None
+        noted = read_config(out)
+        check_own_or_here(noted.get("changes") or {}, out / CONFIG)
+        return cls(**noted, out=out, resume=True)
 
     def run(self) -> None:
         """Runs the command."""

@@ -23,7 +23,7 @@ from ..runs.lock import only_writer
 from .importance import full_network
 from .logit_store import DESCRIPTION, LogitStore, StoreInfo
 from .sources import NetworkSource
-from .teachers import open_teacher
+from .teachers import ORIGINAL, open_teacher
 from .training_images import check_store, stored_view
 from .views import View, ViewLoader, view_seeds
 
@@ -72,8 +72,14 @@ class Distillation:
 
     def __init__(self, settings: DistillSettings, device: str = "cpu", num_workers: int = 0) -> None:
         self.settings, self.device = settings, usable_device(device)
-        # Only its shape counts.
-        self.student: Supernet = NetworkSource(settings.student, "random" if ":" in settings.student else None).open()
+        # Only its shape counts, unless it is its own teacher.
+        source = NetworkSource(settings.student, "random" if ":" in settings.student else None)
+        if settings.teacher == ORIGINAL and source.has_random_classifier():
+            raise ValueError(
+                f"teacher={ORIGINAL!r} is the student {settings.student}, whose weights are random here, so that it "
+                "can teach nobody; pass timm:NAME or a supernet's folder."
+            )
+        self.student: Supernet = source.open()
         c = self.student.config
         self.view = View(c.img_size, c.in_chans, settings.crop_scale, settings.flip, settings.rand_augment)
         self.source: ImageSource = load_dataset(settings.dataset, "train", c, num_workers)
@@ -95,6 +101,7 @@ class Distillation:
             images=self.source.identity(),
             view=stored_view(self.view),
             teacher=self.settings.teacher,
+            seed=self.settings.seed,
         )
 
     @torch.inference_mode()

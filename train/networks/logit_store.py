@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +52,7 @@ class StoreInfo:
         images: Identity of the images, so that a store is not read with others.
         view: Fields of `train.networks.views.View`.
         teacher: What the teacher was, in words.
+        seed: From which the seeds of the views are drawn; None: not noted, by earlier versions.
         format: Version of the files.
     """
 
@@ -62,6 +63,7 @@ class StoreInfo:
     images: str
     view: Mapping[str, Any]
     teacher: str
+    seed: int | None = None
     format: Literal[1] = FORMAT
 
     __pydantic_config__ = STRICT
@@ -109,6 +111,8 @@ class LogitStore:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DESCRIPTION).exists():
             store = cls._opened(folder)
+            if store.info.seed is None:
+                info = replace(info, seed=None)
             if store.info != info:
                 now, then = asdict(info), asdict(store.info)
                 changed = [k for k in now if now[k] != then[k]]

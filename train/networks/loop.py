@@ -119,7 +119,8 @@ class _Log:
 
     def __init__(self, training: Training) -> None:
         step, self._main = training.step, training.team.is_main
-        self._writer = SummaryWriter(str(training.out), purge_step=step) if self._main else None
+        # What was logged at the step itself is not logged again.
+        self._writer = SummaryWriter(str(training.out), purge_step=step + 1) if self._main else None
         total = training.recipe.steps
         self.bar = tqdm(initial=step, total=total, desc="supernet", unit="step", mininterval=1, disable=not self._main)
 
@@ -132,6 +133,8 @@ class _Log:
         for k, v in row.items():
             if self._writer is not None:
                 self._writer.add_scalar(f"supernet/{k}", v, training.step)
+        if self._writer is not None:
+            self._writer.flush()  # before the checkpoint, from which a killed run goes on
         self.bar.set_postfix({name: found[name] for name in [*found][:2]}, loss=row["loss"])
 
     def say(self, text: str) -> None:

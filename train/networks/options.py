@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,29 @@ from ..options import Device, SaveFreq, Threads, set_threads
 from ..own_modules import Imports
 from ..runs.folder import CONFIG, noted_settings
 from ..runs.pace import SAVE_FREQ
-from ..runs.trust import check_own_or_local
+from ..runs.trust import check_own_or_local, is_own
 from .loop import train_supernet
 from .recipe import Recipe
+from .sources import TIMM
+
+
+def check_own_or_here(noted: Mapping[str, Any], source: Path) -> None:
+    """Refuses a recipe in a file of somebody else that names images or networks that would be fetched.
+
+    Args:
+        noted: Settings of a recipe.
+        source: The file.
+
+    Raises:
+        ValueError: If it does.
+    """
+    check_own_or_local(noted.get("dataset"), source)
+    for name in ("source", "teacher"):
+        if str(noted.get(name)).startswith(TIMM) and not is_own(source):
+            raise ValueError(
+                f"{source} names {name}={noted[name]!r}, which would be fetched from the network; the run is somebody "
+                "else's: begin one of your own."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +57,11 @@ class TrainingOptions:
         """The recipe of the run in a folder; None if there is none.
 
         Raises:
-            ValueError: If it is somebody else's run, whose images would have to be fetched.
+            ValueError: If it is somebody else's run, whose images or weights would have to be fetched.
         """
         settings = noted_settings(out)
         if settings is not None:
-            check_own_or_local(settings.get("dataset"), out / CONFIG)
+            check_own_or_here(settings, out / CONFIG)
         return settings
 
     def train(self, recipe: Recipe, said: str) -> None:

@@ -48,7 +48,7 @@ class OrderSettings:
     keep_levels: bool = False
     """Sort inside the sizes that subnets have: for a supernet whose subnets are trained, all of which stay the same."""
     check_images: int = 1000
-    """Validation images for the table of accuracies before and after; 0: no table."""
+    """Validation images for the table of accuracies before and after; 0, or no classifier: no table."""
     ablate_images: int = 0
     """Validation images on which units are taken out one by one, to see how well the scores foretell it; 0: not."""
     seed: int = 0
@@ -68,7 +68,7 @@ def run_order(settings: OrderSettings, out: Path) -> Supernet:
         check_free(out, [out / "config.json", out / "model.safetensors"], "network")
         order, report = order_network(net, settings)
         moved = reorder(net, order)
-        if settings.check_images:
+        if settings.check_images and net.head is not None:
             val = load_dataset(settings.dataset, "val", net.config)
             check_fits(val, net.config)
             batches = draw_batches(val, settings.check_images, ABLATION_BATCH, settings.seed)
@@ -76,7 +76,10 @@ def run_order(settings: OrderSettings, out: Path) -> Supernet:
         save_pretrained(moved, folder)
         save_order(order, folder / ORDER)
         write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
-    _print(report, settings, out, Console())
+    console = Console()
+    _print(report, settings, out, console)
+    if settings.check_images and net.head is None:
+        console.print("The network has no classifier, so that there is no table of accuracies.")
     return moved
 
 

@@ -110,7 +110,7 @@ def gated_tokens(
         images: As it takes them.
         given: Gates; None: ones.
     """
-    gates = [torch.zeros(0)] * len(static.blocks)
+    gates = [torch.zeros(0, device=static.pos_embed.device)] * len(static.blocks)
     if static.config.space.token_mode != "prune":
         return static(images), (*gates,)
     x, size = static.tokens_of(static.normalised(images)), None

@@ -12,7 +12,7 @@ from torch import nn
 from supernet import SearchSpace, Supernet, create_supernet, from_timm, list_supernets, load_weights
 from supernet.config import with_space
 
-from .subnet_choice import open_supernet
+from .subnet_choice import is_untrained, open_supernet
 
 TIMM = "timm:"
 
@@ -62,11 +62,11 @@ class NetworkSource:
             FileNotFoundError: If there is no such folder.
             ValueError: If the name is unknown.
         """
-        if self.init == "random":
+        if self.init == "random" or (self.init is None and is_untrained(self.name)):
             return True
-        if self.init is not None:
-            return False
         if self.name.startswith(TIMM):
+            if self.init is not None:
+                return False  # its weights have the classes that are wanted, or do not fit
             from timm.models import get_pretrained_cfg_value
 
             own = get_pretrained_cfg_value(self.name.removeprefix(TIMM), "num_classes")

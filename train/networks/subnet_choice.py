@@ -30,6 +30,11 @@ def open_supernet(name_or_folder: str) -> Supernet:
     )
 
 
+def is_untrained(name_or_folder: str) -> bool:
+    """Whether `open_supernet` draws the weights at random: of a registered supernet that none are bundled of."""
+    return name_or_folder in list_supernets() and name_or_folder not in BUNDLED
+
+
 def choose_subnet(
     config: SupernetConfig,
     subnet: str | None = None,

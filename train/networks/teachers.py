@@ -15,7 +15,7 @@ from supernet.heads import ImageClassifier
 
 from .importance import full_network
 from .sources import TIMM, timm_model
-from .subnet_choice import open_supernet
+from .subnet_choice import is_untrained, open_supernet
 
 ORIGINAL = "original"
 Teacher = Callable[[Tensor], Tensor]
@@ -32,21 +32,25 @@ def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the teacher is unknown or has other classes.
+        ValueError: If the teacher is unknown, has no weights of its own, or other channels or classes.
     """
     model: nn.Module
     if name == ORIGINAL:
         model = original()
     elif name.startswith(TIMM):
         model = ResizedTeacher(timm_model(name.removeprefix(TIMM), pretrained=True), student)
+    elif is_untrained(name):
+        raise ValueError(f"The teacher {name} has random weights, so that it can teach nobody; pass a folder.")
     elif Path(name).is_dir() or name in list_supernets():
         net = open_supernet(name)
-        if (net.config.img_size, net.config.in_chans) != (student.config.img_size, student.config.in_chans):
+        if net.config.in_chans != student.config.in_chans:
             raise ValueError(
-                f"The teacher {name} takes images of {net.config.in_chans}x{net.config.img_size} pixels, the supernet "
-                f"of {student.config.in_chans}x{student.config.img_size}; take another teacher."
+                f"The teacher {name} takes images of {net.config.in_chans} channels, the supernet of "
+                f"{student.config.in_chans}; take another teacher."
             )
         model = full_network(net)
+        if any(getattr(net.config, k) != getattr(student.config, k) for k in ("img_size", "mean", "std")):
+            model = ResizedTeacher(model, student)
     else:
         raise ValueError(f"teacher={name!r} is unknown; pass '{ORIGINAL}', '{TIMM}NAME', or the folder of a supernet.")
     c = student.config
@@ -60,10 +64,10 @@ def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.
 
 
 class ResizedTeacher(nn.Module):
-    """A model of timm for images that were normalised and sized for somebody else.
+    """A model for images that were normalised and sized for somebody else.
 
     Args:
-        model: The model; its `pretrained_cfg` says how it wants its images.
+        model: One of this package, or of timm, whose `pretrained_cfg` says how it wants its images.
         student: Whose images they are.
     """
 
@@ -71,6 +75,9 @@ class ResizedTeacher(nn.Module):
         super().__init__()
         self.model = model
         cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+        if isinstance(model, ImageClassifier):
+            c = model.config
+            cfg = {"input_size": (c.in_chans, c.img_size, c.img_size), "mean": c.mean, "std": c.std}
         self.size = int(cfg.get("input_size", (0, student.config.img_size))[-1])
         mean, std = (torch.tensor(cfg.get(k, (0.5,) * 3)).view(1, -1, 1, 1) for k in ("mean", "std"))
         self.scale: Tensor

@@ -138,7 +138,9 @@ def global_prune(
 
     note(_units(network))
     while open_targets:
-        fresh = _comparable(saliency(network, batches, options.saliency, seed=options.seed + steps))
+        # On the CPU, where the numbers of units are.
+        found = each(Tensor.cpu, saliency(network, batches, options.saliency, seed=options.seed + steps))
+        fresh = _comparable(found)
         mixed = fresh if average is None else each(lambda a, b: a.lerp(b, 1 - options.momentum), average, fresh)
         bundles = sorted(_bundles(network, mixed, cost, full, options), key=lambda b: b.score)
         if not bundles and partly:

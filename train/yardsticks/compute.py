@@ -234,10 +234,13 @@ def static_front(
         for subnet, agent in zip(actions, tqdm(agents.values(), desc="static front"), strict=True):
             if (key := subnet.tobytes()) not in known:
                 known[key] = evaluate(agent, judged_on)
-        return [*(known[subnet.tobytes()] for subnet in actions), *learned.values()]
+        return [known[subnet.tobytes()] for subnet in actions]
 
+    parts = [memory.step("static-subnets", lambda: _outcomes(judged()))]
+    if learned:  # not remembered: they may be trained anew before the search goes on
+        parts.append(_outcomes([*learned.values()]))
     prices = [*PRICES, *[np.nan] * (len(actions) - len(PRICES) + len(learned))]
-    return _front(prices, memory.step("static-front", lambda: _outcomes(judged())), [*agents, *learned])
+    return _front(prices, _joined(parts), [*agents, *learned])
 
 
 def per_stratum_front(found: SearchResult, stratum: NDArray[np.int64], judged_on: EnvSettings, memory: Memory) -> Front:

@@ -95,7 +95,8 @@ def nvit_networks(engine: InferenceEngine, seed: int = 0, images: int = PRUNE_IM
         images: How many of them.
     """
     static, cost = full_network(engine.net), macs_cost(engine.config)
-    batches = draw_batches(engine.dataset, images, PRUNE_BATCH, seed)
+    device = static.pos_embed.device
+    batches = [(x.to(device), y.to(device)) for x, y in draw_batches(engine.dataset, images, PRUNE_BATCH, seed)]
     # Embedding channels are hardly ever the cheapest to lose, and in some networks nobody knows where they all are.
     without = {"embed_dim"} | ({"qk"} if engine.config.qk_norm else set())
     without |= set() if engine.config.space.token_mode == "prune" else {"tokens"}

@@ -98,6 +98,11 @@ class ImagesRecipe(LabelledRecipe[Supernet]):
             raise ValueError(f"teacher={self.teacher!r} teaches nobody; pass --full-teacher or --sub-teacher above 0.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path={self.drop_path} must lie in [0, 1).")
+        if self.soft_prune < 0 or self.soft_prune_every < 1:
+            raise ValueError(
+                f"soft_prune={self.soft_prune} must be at least 0, and soft_prune_every={self.soft_prune_every} at "
+                "least 1."
+            )
 
     # ---- what is trained ----------------------------------------------------------------------------------------
 

@@ -67,6 +67,8 @@ class LabelledRecipe(Recipe[N]):
             raise ValueError("A store holds answers to single images: mixup and cutmix must be 0 with it.")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0.")
+        if self.epochs < 0:
+            raise ValueError(f"epochs={self.epochs} must be at least 0; 0 takes --steps.")
 
     # ---- what is trained ----------------------------------------------------------------------------------------
 
