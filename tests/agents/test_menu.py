@@ -67,14 +67,15 @@ def test_a_menu_for_a_range_of_prices_is_saved_with_what_it_spends(digits_net: S
     images = images_of(digits_net)
     interface = Interface(digits_net.config, conditioning=PRICES)
     model = AdaptiveViT(digits_net, prance_ppo(interface), conditioning=PRICES)
-    menu = model.make_menu(images, 6)
+    menu = model.make_menu(images, 6, timed=1)
     calibration = menu.calibration
     assert calibration is not None
+    assert (len(calibration.milliseconds), calibration.batch_size) == (len(calibration.prices), 1)
     share = f"{100 * float(np.mean(calibration.macs_fraction)):.2f}%"
     again = saved(model, tmp_path).menu
     assert again is not None
     assert again.calibration == calibration
-    for budget in (0.05, share):
+    for budget in (0.05, share, f"{max(calibration.milliseconds)}ms"):
         assert again(images, budget).macs.tolist() == menu(images, budget).macs.tolist()
     assert menu(images, 0.05).picked is not None
     with pytest.raises(ValueError, match="trained for a range of prices"):

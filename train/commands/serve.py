@@ -77,15 +77,19 @@ class Serve:
         timed = 1 if self.budget is not None and parse(self.budget)[1] == "ms" else None
         entries = 16 if self.menu else None
         opened = open_adaptive(
-            self.model, images=self.calibration_images, entries=entries, timed=timed, trust=self.trust
+            self.model,
+            images=self.calibration_images,
+            entries=entries,
+            timed=timed,
+            trust=self.trust,
+            device=self.device,
         )
-        model = opened.model.to(self.device)
         limits = Limits(self.latency_ms / 1e3, self.batch_size, self.waiting)
         settings = ServiceSettings(
             self.budget, int(self.max_mb * 2**20), int(self.max_megapixels * 1e6), self.menu, limits
         )
         page = (lambda: run_page(opened)) if self.page and opened.settings is not None else None
-        app = make_service(model, settings, page)
+        app = make_service(opened.model, settings, page)
         serve(app, place)
 
     def _check(self) -> None:
