@@ -85,13 +85,21 @@ def test_a_price_is_an_input_and_the_runner_needs_no_torch(digits_net: Supernet,
     assert run.about["prices"] == [PRICES.low, PRICES.high]
     assert run.about["classes"] == [*"abcdefghij"]
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "run.py"}
+    for price in (None, 0.005, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=rf"price={price} must lie in \[0\.01, 1\.0\], the range"):
+            run(np.zeros((1, 1, 48, 48), np.float32), price)
     np.save(tmp_path / "image.npy", images[0].numpy())
     code = (
         "import sys, runpy; sys.modules.update(torch=None); sys.argv = ['run.py', 'image.npy', '0.1'];"
         "runpy.run_path('run.py', run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done, refused = (
+        subprocess.run([sys.executable, "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        for words in (code, code.replace("'0.1'", "'2'"))
+    )
     assert done.returncode == 0, done.stderr
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "price=2.0 must lie in [0.01, 1.0], the range that the agent was trained for.\n"
     menu = model.menu
     assert menu is not None
     expected = menu(images[:1], 0.1)

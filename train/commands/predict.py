@@ -23,7 +23,7 @@ from ..own_modules import Imports
 class Predict:
     """What pictures show, and what finding out cost: one row each, as CSV or JSON lines.
 
-    A picture that cannot be read is a row with an error, and the command ends with status 1.
+    A picture that cannot be read is a row with an error, and the command ends with status 2.
 
     For example:
 
