@@ -263,13 +263,14 @@ class AdaptiveViT(
 
     # ---- one image at a time -------------------------------------------------------------------------------------
 
-    def make_menu(self, images: Tensor, entries: int = 16, budget: Budgets = None) -> Menu:
+    def make_menu(self, images: Tensor, entries: int = 16, budget: Budgets = None, timed: int | None = None) -> Menu:
         """A few choices for each decision, clustered from what the policy chooses; kept, and saved.
 
         Args:
             images: (N, C, H, W) like those that the model is going to see.
             entries: For each decision, at most.
             budget: That the menu is for; None: of an agent for a range of prices, all of it.
+            timed: Of an agent for a range of prices: also times so many images at a time; None: no times.
 
         Raises:
             ValueError: If the policy sees what a menu cannot show, is no plain network, or there are no images.
@@ -285,7 +286,7 @@ class AdaptiveViT(
         self._menu_plan = MenuPlan(entries_of(chosen, self.net.space, entries))
         if conditioning is not None:
             some = images[:: max(len(images) // MENU_CALIBRATION_IMAGES, 1)]
-            spent = calibration_of(self, some, None, from_menu=True)
+            spent = calibration_of(self, some, None, timed=timed, from_menu=True)
             self._menu_plan = MenuPlan(self._menu_plan.entries, spent)
         menu = self.menu
         assert menu is not None

@@ -71,7 +71,8 @@ class Calibration:
         spent = np.array(self.macs_fraction if unit == "%" else self.milliseconds)
         if not len(spent):
             raise ValueError(
-                "A budget in milliseconds needs times of this machine: call model.calibrate(images, timed=1) and save."
+                "A budget in milliseconds needs times of this machine: call model.calibrate(images, timed=1), or for a "
+                "menu model.make_menu(images, timed=1), and save."
             )
         # Where noise made a higher price dearer, what was measured at it counts for the lower one.
         spent = np.minimum.accumulate(spent)

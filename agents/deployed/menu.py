@@ -226,7 +226,7 @@ class Menu(nn.Module):
         self.left, self.spent = [left for left, _ in tables], [spent for _, spent in tables]
         self.widths = [_one_hot(space, c.embed_dim[:, -1]).to(net.pos_embed.device) for c in choices]
         self.last_widths = choices[-1].embed_dim[:, -1].tolist()
-        self.eval()
+        self.eval().to(net.pos_embed.device)
 
     @torch.inference_mode()
     def forward(self, images: Tensor, budget: Any = None) -> Prediction:
@@ -255,7 +255,7 @@ class Menu(nn.Module):
         macs, width = self.begun_macs(), _one_hot(config.space, torch.tensor([config.embed_dim])).to(x.device)
         picked, patches = [], []
         for t, (decider, groups) in enumerate(zip(self.deciders, self.groups, strict=True)):
-            k = int(decider(x, size, width, torch.tensor([macs]), price))
+            k = int(decider(x, size, width, torch.tensor([macs], device=x.device), price))
             macs += int(self.spent[t][k, x.shape[1]])
             x, size = cast(Any, groups)[k](x, size)
             width = self.widths[t][k : k + 1]

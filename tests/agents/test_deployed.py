@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -352,8 +353,6 @@ def test_a_run_is_the_runners_evaluation_image_for_image(
 
 def vars_of(settings: EnvSettings) -> dict[str, Any]:
     """The arguments of settings."""
-    from dataclasses import fields
-
     return {f.name: getattr(settings, f.name) for f in fields(settings)}
 
 
@@ -380,6 +379,13 @@ def test_a_run_is_not_unpickled_unasked(runs: Callable[[str], Path], tmp_path: P
     with pytest.raises(ValueError, match="holds pickled objects"):
         open_adaptive(str(run), images=0)
     assert open_adaptive(str(run), images=0, trust=True).model.predict(files).macs.tolist() == expected.macs.tolist()
+
+
+def test_times_are_of_the_device_asked_for(runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    where: list[str] = []
+    monkeypatch.setattr(AdaptiveViT, "calibrate", lambda model, *_, **__: where.append(model.net.pos_embed.device.type))
+    open_adaptive(str(runs("ppo")), images=2, timed=1, device="meta")
+    assert where == ["meta"]
 
 
 def test_images_are_not_fetched_because_a_file_says_so(runs: Callable[[str], Path], tmp_path: Path) -> None:

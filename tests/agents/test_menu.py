@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +67,15 @@ def test_a_menu_for_a_range_of_prices_is_saved_with_what_it_spends(digits_net: S
     images = images_of(digits_net)
     interface = Interface(digits_net.config, conditioning=PRICES)
     model = AdaptiveViT(digits_net, prance_ppo(interface), conditioning=PRICES)
-    menu = model.make_menu(images, 6)
+    menu = model.make_menu(images, 6, timed=1)
     calibration = menu.calibration
     assert calibration is not None
+    assert (len(calibration.milliseconds), calibration.batch_size) == (len(calibration.prices), 1)
     share = f"{100 * float(np.mean(calibration.macs_fraction)):.2f}%"
     again = saved(model, tmp_path).menu
     assert again is not None
     assert again.calibration == calibration
-    for budget in (0.05, share):
+    for budget in (0.05, share, f"{max(calibration.milliseconds)}ms"):
         assert again(images, budget).macs.tolist() == menu(images, budget).macs.tolist()
     assert menu(images, 0.05).picked is not None
     with pytest.raises(ValueError, match="trained for a range of prices"):
@@ -89,6 +92,21 @@ def test_a_menu_is_made_anew_for_a_network_that_moved(digits_net: Supernet, tmp_
     assert second is not None
     assert second is not first
     assert second(images.double() / 255).logits.dtype == torch.float64
+
+
+def test_a_menu_is_where_its_network_is(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = images_of(digits_net)
+    model = AdaptiveViT(copy.deepcopy(digits_net), prance_ppo(Interface(digits_net.config)))
+    model.make_menu(images, 3)
+    menu = model.to("meta").menu  # which refuses tensors of another device, as a GPU does
+    assert menu is not None
+    assert {t.device.type for t in [*menu.parameters(), *menu.buffers(), *menu.widths]} == {"meta"}
+    picked: list[torch.Tensor] = []
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # "meta" has no autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, enabled: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: picked.append(tensor) or 0)
+    logits, *_ = menu._one(images[:1].to("meta"), torch.zeros(1, dtype=torch.float64, device="meta"))
+    assert [t.device.type for t in (logits, *picked)] == ["meta"] * (1 + digits_net.space.num_decisions)
 
 
 def test_who_cannot_have_a_menu_is_told(digits_net: Supernet) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from adaptive_models import PRICES, prance_ppo, price_minded
 from command_line import prance, refusal
-from helpers import make_engine, random_net
+from helpers import make_engine, random_net, settings_for
+from rich.console import Console
 from stable_baselines3 import DQN, SAC
 from wrapped_agents import CASES, IMAGES, Settings, learned, native
 
@@ -21,7 +22,9 @@ from agents import AdaptiveViT
 from agents.fitting import Interface
 from prance_env import EnvSettings
 from supernet import Supernet, supernet_config
-from train.networks.export_adaptive import export_adaptive
+from train.deploy import export as command
+from train.deploy.opening import Opened
+from train.networks.export_adaptive import Checked, export_adaptive
 from train.networks.onnx_runner import AdaptiveModel
 
 onnx = pytest.importorskip("onnx")
@@ -82,13 +85,21 @@ def test_a_price_is_an_input_and_the_runner_needs_no_torch(digits_net: Supernet,
     assert run.about["prices"] == [PRICES.low, PRICES.high]
     assert run.about["classes"] == [*"abcdefghij"]
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "run.py"}
+    for price in (None, 0.005, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=rf"price={price} must lie in \[0\.01, 1\.0\], the range"):
+            run(np.zeros((1, 1, 48, 48), np.float32), price)
     np.save(tmp_path / "image.npy", images[0].numpy())
     code = (
         "import sys, runpy; sys.modules.update(torch=None); sys.argv = ['run.py', 'image.npy', '0.1'];"
         "runpy.run_path('run.py', run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done, refused = (
+        subprocess.run([sys.executable, "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        for words in (code, code.replace("'0.1'", "'2'"))
+    )
     assert done.returncode == 0, done.stderr
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "price=2.0 must lie in [0.01, 1.0], the range that the agent was trained for.\n"
     menu = model.menu
     assert menu is not None
     expected = menu(images[:1], 0.1)
@@ -130,3 +141,21 @@ def test_the_command_takes_saved_models_and_says_what_is_wrong(
     prance(monkeypatch, "export", "--adaptive", str(tmp_path / "whole"), "--out", str(tmp_path / "model.onnx"))
     assert "the same entries for 100.00%" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "model.onnx").is_file()
+
+
+def test_a_file_is_checked_on_other_images_than_the_menu_was_made_of(
+    digits_net: Supernet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(price_minded(digits_net), settings_for(make_engine(digits_net, 2048)))
+    taken: list[torch.Tensor] = []
+
+    def export(model: AdaptiveViT, images: torch.Tensor, *rest: Any) -> Checked:
+        taken.append(images)
+        return Checked(len(images), 1, 0, 1e-4, 1)
+
+    monkeypatch.setattr(command, "open_adaptive", lambda *args, **named: opened)
+    monkeypatch.setattr(command, "export_adaptive", export)
+    monkeypatch.setattr(command, "report", lambda *args: None)
+    command.export_model("run", tmp_path, 4, False, 0, Console())
+    made, checked = ({image.numpy().tobytes() for image in images} for images in (opened.images()[0], *taken))
+    assert (len(made), len(checked), len(made & checked)) == (1024, 256, 0)

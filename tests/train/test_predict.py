@@ -54,14 +54,14 @@ def test_rows_are_what_the_model_says(
     assert json.loads(rows[0]["patches"]) == expected.patches[0].tolist()
 
 
+@pytest.mark.parametrize("budget", ["0.1", "24%"])
 def test_a_menu_chooses_the_same_alone_and_together(
-    model: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: str, pictures: Path, budget: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
     for size in ("1", "3"):
-        prance(
-            monkeypatch, "predict", str(pictures), "--model", model, "--budget", "0.1", "--menu", "--batch-size", size
-        )
+        options = ("--model", model, "--budget", budget, "--menu", "--batch-size", size)
+        prance(monkeypatch, "predict", str(pictures), *options)
         found.append([(r["label"], r["macs"]) for r in csv.DictReader(io.StringIO(capsys.readouterr().out))])
     assert found[0] == found[1]
 

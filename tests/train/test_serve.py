@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adaptive_models import price_minded
+from command_line import refusal
 from helpers import PATIENCE
 from PIL import Image
 
@@ -254,6 +255,27 @@ def test_a_service_that_cannot_begin_does_not_say_that_it_serves(capsys: pytest.
 def test_where_it_cannot_listen_is_said(host: str, port: int) -> None:
     with pytest.raises(ValueError, match=rf"port {port} of '{host}' .*1 to 65535; 0 takes a free one"):
         bound(host, port)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("batch-size", 0, "at least 1"),
+        ("waiting", 0, "at least 1"),
+        ("calibration-images", -1, "at least 0"),
+        ("latency-ms", "nan", "above 0"),
+        ("latency-ms", "inf", "above 0"),
+        ("max-mb", 0, "above 0"),
+        ("max-megapixels", -1, "above 0"),
+        ("threads", -1, "0 or more"),
+    ],
+)
+def test_limits_that_no_request_could_keep_to_are_refused(
+    option: str, value: Any, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = refusal(monkeypatch, "serve", "--model", "nowhere/at/all", "--port", 0, f"--{option}", value)
+    assert f"--{option} {value} must be" in said
+    assert allowed in said
 
 
 def test_the_page_is_made_once_when_it_is_asked_for(digits_net: Supernet) -> None:

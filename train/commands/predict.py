@@ -23,7 +23,7 @@ from ..own_modules import Imports
 class Predict:
     """What pictures show, and what finding out cost: one row each, as CSV or JSON lines.
 
-    A picture that cannot be read is a row with an error, and the command ends with status 1.
+    A picture that cannot be read is a row with an error, and the command ends with status 2.
 
     For example:
 
@@ -66,10 +66,14 @@ class Predict:
         unit = "" if self.budget is None else parse(self.budget)[1]
         timed = self.batch_size if unit == "ms" else None
         opened = open_adaptive(
-            self.model, images=256 if unit else 0, entries=16 if self.menu else None, timed=timed, trust=self.trust
+            self.model,
+            images=256 if unit else 0,
+            entries=16 if self.menu else None,
+            timed=timed,
+            trust=self.trust,
+            device=self.device,
         )
-        model = opened.model.to(self.device)
-        rows = predicted(model, paths, self.budget, self.top, self.batch_size, self.menu)
+        rows = predicted(opened.model, paths, self.budget, self.top, self.batch_size, self.menu)
         if self.out is None:
             failed = write_predictions(rows, len(paths), sys.stdout, self.format, self.top)
         else:

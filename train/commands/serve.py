@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import torch
-
 from ..deploy.listening import bound, serve
 from ..deploy.opening import open_adaptive
-from ..options import Trust
+from ..options import Trust, set_threads
 from ..own_modules import Imports
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -72,18 +71,40 @@ class Serve:
         from ..deploy.page import run_page
         from ..deploy.service import ServiceSettings, make_service
 
+        self._check()
         place = bound(self.host, self.port)
-        torch.set_num_threads(self.threads)
+        set_threads(self.threads)
         timed = 1 if self.budget is not None and parse(self.budget)[1] == "ms" else None
         entries = 16 if self.menu else None
         opened = open_adaptive(
-            self.model, images=self.calibration_images, entries=entries, timed=timed, trust=self.trust
+            self.model,
+            images=self.calibration_images,
+            entries=entries,
+            timed=timed,
+            trust=self.trust,
+            device=self.device,
         )
-        model = opened.model.to(self.device)
         limits = Limits(self.latency_ms / 1e3, self.batch_size, self.waiting)
         settings = ServiceSettings(
             self.budget, int(self.max_mb * 2**20), int(self.max_megapixels * 1e6), self.menu, limits
         )
         page = (lambda: run_page(opened)) if self.page and opened.settings is not None else None
-        app = make_service(model, settings, page)
+        app = make_service(opened.model, settings, page)
         serve(app, place)
+
+    def _check(self) -> None:
+        """Refuses limits that no request could keep to."""
+        for name, value, least in (
+            ("batch-size", self.batch_size, 1),
+            ("waiting", self.waiting, 1),
+            ("calibration-images", self.calibration_images, 0),
+        ):
+            if value < least:
+                raise ValueError(f"--{name} {value} must be at least {least}.")
+        for name, number in (
+            ("latency-ms", self.latency_ms),
+            ("max-mb", self.max_mb),
+            ("max-megapixels", self.max_megapixels),
+        ):
+            if not (math.isfinite(number) and number > 0):
+                raise ValueError(f"--{name} {number:g} must be a finite number above 0.")

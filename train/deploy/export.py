@@ -12,6 +12,8 @@ from ..networks.export_adaptive import CHECKED, export_adaptive, report
 from .opening import open_adaptive
 
 PRICES_CHECKED = 3
+BETWEEN = 0.125
+"""Offset of the images that are checked: half-way between two of the menu's, of which there are four times as many."""
 
 
 def export_model(
@@ -38,7 +40,7 @@ def export_model(
         shape = (CHECKED, c.in_chans, c.img_size, c.img_size)
         images = torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     else:
-        images = opened.images(CHECKED, 0.5)[0]
+        images = opened.images(CHECKED, BETWEEN)[0]
     conditioning, budgets = model.interface.conditioning, list[float]()
     if conditioning is not None:
         budgets = np.geomspace(conditioning.low, conditioning.high, PRICES_CHECKED + 2)[1:-1].tolist()

@@ -63,6 +63,7 @@ def open_adaptive(
     entries: int | None = None,
     timed: int | None = None,
     trust: bool = False,
+    device: str = "cpu",
 ) -> Opened:
     """A model by name.
 
@@ -74,6 +75,7 @@ def open_adaptive(
         entries: So many of a menu for each decision, if it has none; None: no menu is made.
         trust: Of a run: whether to unpickle an agent of somebody else.
         timed: Of a run: also times so many images at a time on this machine; None: no times.
+        device: Where the model is, and is timed.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
@@ -86,20 +88,20 @@ def open_adaptive(
             raise ValueError(
                 f"{name} is a saved model, which has its supernet in it; leave checkpoint and dataset out."
             )
-        opened = Opened(AdaptiveViT.from_pretrained(name), None)
+        opened = Opened(AdaptiveViT.from_pretrained(name).to(device), None)
     else:
         if dataset is None:
             check_own_or_local(trained_settings(name).get("dataset"), path / RUN)
         pickled = pickles(path / "model.zip")
         own = trust or (bool(pickled) and all(map(is_own, pickled)))
-        model = AdaptiveViT.from_run(name, checkpoint, dataset, images=0, trust=own)
+        model = AdaptiveViT.from_run(name, checkpoint, dataset, images=0, trust=own).to(device)
         opened = Opened(model, settings_of_run(name, "val", checkpoint=checkpoint, dataset=dataset))
         if images:
             model.calibrate(*opened.images(images), timed=timed)
     if entries is not None and opened.model.menu is None:
         if opened.settings is None:
             raise ValueError(f"{name} was saved without a menu; pass its run folder, or call model.make_menu and save.")
-        opened.model.make_menu(opened.images()[0], entries)
+        opened.model.make_menu(opened.images()[0], entries, timed=timed)
     return opened
 
 

@@ -68,12 +68,14 @@ def predicted(
         ValueError: If the model cannot keep to the budget.
     """
     menu = model.menu if from_menu else None
-    prices_of(budget, model.interface.conditioning, model.calibration if menu is None else menu.calibration, 1)
-    return _rows(model, paths, budget, top, batch_size, menu)
+    calibration = model.calibration if menu is None else menu.calibration
+    prices = prices_of(budget, model.interface.conditioning, calibration, 1)
+    # The price is the menu's, for batches of several too, which the model computes.
+    return _rows(model, paths, None if prices is None else float(prices[0]), top, batch_size, menu)
 
 
 def _rows(
-    model: AdaptiveViT, paths: Sequence[str], budget: Any, top: int, batch_size: int, menu: Menu | None
+    model: AdaptiveViT, paths: Sequence[str], price: float | None, top: int, batch_size: int, menu: Menu | None
 ) -> Iterator[Row]:
     for begin in range(0, len(paths), batch_size):
         part, images, rows = paths[begin : begin + batch_size], [], dict[str, Row]()
@@ -84,9 +86,7 @@ def _rows(
                 rows[path] = {"error": str(e)}
         if images:
             batch = torch.cat([image for _, image in images])
-            said = (
-                menu(batch, budget) if menu is not None and len(batch) == 1 else model(batch, budget, menu is not None)
-            )
+            said = menu(batch, price) if menu is not None and len(batch) == 1 else model(batch, price, menu is not None)
             rows |= zip((path for path, _ in images), said.rows(top), strict=True)
         yield from ({"path": path, **rows[path]} for path in part)
 

@@ -20,7 +20,7 @@ from tyro.conf import arg
 from supernet import StaticViT, SubnetConfig, Supernet
 from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
 from supernet.files import WEIGHTS
-from supernet.staging import staged
+from supernet.staging import finish_commit, staged
 
 from ..report.tables import Table
 from .subnet_choice import choose_subnet, open_supernet
@@ -40,13 +40,13 @@ class ExportedFile:
     Attributes:
         path: Where it is.
         takes: "uint8", "float32", or both, comma-separated.
-        difference: Largest absolute difference of its logits from the supernet's; None if nothing here can run it.
+        difference: Largest absolute difference of its logits from the supernet's.
         allowed: What it may be.
     """
 
     path: Path
     takes: str
-    difference: float | None
+    difference: float
     allowed: float
 
 
@@ -159,13 +159,19 @@ def export_static(
         files = []
         for path, dtypes in takes.items():
             difference = _difference(_runner(path), images, expected)
-            if difference is not None and not difference <= allowed:
+            if not difference <= allowed:
                 raise ValueError(
                     f"{path.name} differs from the original by {difference:.1e} (allowed: {allowed:.1e}) and was not "
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
-    for name in set(FILES.values()) - {file.path.name for file in files}:  # of another subnet
+        # Of another subnet. They become empty, which nothing takes for a network, together with the others: killed before
+        # they are removed, an export leaves no network beside the description of another.
+        finish_commit(out)
+        stale = [name for name in set(FILES.values()) - {path.name for path in takes} if (out / name).exists()]
+        for name in stale:
+            (folder / name).touch()
+    for name in stale:
         (out / name).unlink(missing_ok=True)
     return files
 
@@ -194,7 +200,7 @@ def _check_formats(formats: Sequence[str]) -> None:
     unknown = [name for name in formats if name not in FILES]
     if unknown or not formats:
         raise ValueError(f"format={unknown or None} is unknown; choose one or more of {sorted(FILES)}.")
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if "onnx" in formats and missing:
         raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install -e '.[export]'.")
 
@@ -262,14 +268,12 @@ def quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _runner(path: Path) -> Callable[[Tensor], Tensor] | None:
+def _runner(path: Path) -> Callable[[Tensor], Tensor]:
     """The function that a file holds."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     if path.suffix == ".safetensors":
         return load_static(path.parent)
-    if find_spec("onnxruntime") is None:
-        return None
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -284,10 +288,8 @@ def _random_images(net: StaticViT, uint8: bool, seed: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _difference(run: Callable[[Tensor], Tensor] | None, images: list[Tensor], expected: list[Tensor]) -> float | None:
+def _difference(run: Callable[[Tensor], Tensor], images: list[Tensor], expected: list[Tensor]) -> float:
     """Largest absolute difference of logits; NaN if one is NaN."""
-    if run is None:
-        return None
     largest = torch.zeros(())
     for batch, target in zip(images, expected, strict=True):
         logits = run(batch)
@@ -308,8 +310,8 @@ def _print(files: list[ExportedFile], console: Console) -> None:
     table.add_column("largest difference", justify="right")
     table.add_column("allowed", justify="right")
     for file in files:
-        difference = "not run: pip install onnxruntime" if file.difference is None else f"{file.difference:.1e}"
-        table.add_row(file.path.name, file.takes, f"{file.path.stat().st_size:,}", difference, f"{file.allowed:.1e}")
+        size = f"{file.path.stat().st_size:,}"
+        table.add_row(file.path.name, file.takes, size, f"{file.difference:.1e}", f"{file.allowed:.1e}")
     table.add_row(DESCRIPTION, "", f"{(folder / DESCRIPTION).stat().st_size:,}", "", "")
     console.print(table)
     if any("float32" in file.takes for file in files):

@@ -28,7 +28,11 @@ class AdaptiveModel:
 
     def __call__(self, image: np.ndarray, price: "float | None" = None) -> "dict[str, np.ndarray]":
         """One image (1, C, H, W), as `about` says it is taken, to logits, picked, patches and macs by name."""
-        given = {"image": image} | ({} if self.about["prices"] is None else {"price": np.array(price, np.float64)})
+        given, prices = {"image": image}, self.about["prices"]
+        if prices is not None:
+            if price is None or not prices[0] <= price <= prices[1]:  # which the graph would answer all the same
+                raise ValueError(f"price={price} must lie in {prices}, the range that the agent was trained for.")
+            given["price"] = np.array(price, np.float64)
         return dict(zip(self.outputs, self.session.run(self.outputs, given), strict=True))
 
 
@@ -38,6 +42,10 @@ if __name__ == "__main__":
     if model.about["takes"] == "float32":
         mean, std = (np.array(model.about[k], np.float32)[:, None, None] for k in ("mean", "std"))
         image = (image / np.float32(255) - mean) / std
-    found = model(image, float(sys.argv[2]) if len(sys.argv) > 2 else None)
+    try:
+        found = model(image, float(sys.argv[2]) if len(sys.argv) > 2 else None)
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)
     name = model.about["classes"][int(found["logits"].argmax())]
     print(name, int(found["macs"]), found["patches"].tolist())
