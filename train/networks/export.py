@@ -165,8 +165,8 @@ def export_static(
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
-        # Of another subnet. They become empty, which nothing takes for a network, together with the others: killed
-        # before they are removed, an export leaves no network beside the description of another.
+        # Of another subnet. They become empty, which nothing takes for a network, together with the others: an export
+        # that is killed before it removes them leaves no network beside the description of another.
         finish_commit(out)
         stale = [name for name in set(FILES.values()) - {path.name for path in takes} if (out / name).exists()]
         for name in stale:
