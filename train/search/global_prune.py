@@ -138,9 +138,7 @@ def global_prune(
 
     note(_units(network))
     while open_targets:
-        # On the CPU, where the numbers of units are.
-        found = each(Tensor.cpu, saliency(network, batches, options.saliency, seed=options.seed + steps))
-        fresh = _comparable(found)
+        fresh = _comparable(saliency(network, batches, options.saliency, seed=options.seed + steps))
         mixed = fresh if average is None else each(lambda a, b: a.lerp(b, 1 - options.momentum), average, fresh)
         bundles = sorted(_bundles(network, mixed, cost, full, options), key=lambda b: b.score)
         if not bundles and partly:
@@ -196,10 +194,10 @@ def _bundles(
 
 
 def _comparable(scores: Units) -> Units:
-    """Sums over more weights are divided, as NViT does."""
+    """Sums over more weights are divided, as NViT does; on the CPU, where the numbers of units are."""
     depth = len(scores["heads"])
     return {
-        kind: tuple(part / DIVISORS.get(kind, depth if kind == "embed_dim" else 1.0) ** 2 for part in parts)
+        kind: tuple(part.cpu() / DIVISORS.get(kind, depth if kind == "embed_dim" else 1.0) ** 2 for part in parts)
         for kind, parts in scores.items()
     }
 
