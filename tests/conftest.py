@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,8 @@ from prance_env.images import loading
 from supernet import SearchSpace, Supernet, SupernetConfig, save_pretrained, supernet_config
 
 torch.set_num_threads(1)
+# Ctrl-C as a terminal has it: a shell starts what is in the background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis_settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis_settings.load_profile("reproducible")
 

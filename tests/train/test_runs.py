@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
@@ -139,15 +139,6 @@ def test_sigterm_raises_what_commands_end_with() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.fixture
-def heard() -> Iterator[None]:
-    """Ctrl-C as a terminal has it: a shell starts what is in the background with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_what_a_library_makes_of_a_signal_is_still_the_signal(number: int, error: type[BaseException]) -> None:
     before = signal.getsignal(number)
@@ -165,7 +156,6 @@ def test_what_a_library_makes_of_a_signal_is_still_the_signal(number: int, error
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_a_signal_in_a_destructor_which_python_drops_is_raised_again(number: int, error: type[BaseException]) -> None:
     class Closing:
