@@ -67,8 +67,9 @@ def run_casestudy(settings: CaseSettings, out: Path) -> dict[str, Any]:
 def _draw(report: dict[str, Any], stages: Stages, path: Path) -> None:
     """The first seed: yardsticks, the agent before and after joint fine-tuning, and the full networks."""
     board, own = read_report(stages.place / "benchmark" / "benchmark.json"), report["seeds"][0]
-    points = {f"{name} {i}": row for name, rows in board["fronts"].items() for i, row in enumerate(rows)}
-    lines = {name: [f"{name} {i}" for i in range(len(rows))] for name, rows in board["fronts"].items()}
+    fronts = {name: rows for name, rows in board["fronts"].items() if name == "static" or not _static(rows, board)}
+    points = {f"{name} {i}": row for name, rows in fronts.items() for i, row in enumerate(rows)}
+    lines = {name: [f"{name} {i}" for i in range(len(rows))] for name, rows in fronts.items()}
     points |= {
         "agent": own["joint"]["before"]["policy"],
         "agent, after joint": own["joint"]["after"]["policy"],
@@ -76,3 +77,9 @@ def _draw(report: dict[str, Any], stages: Stages, path: Path) -> None:
         "supernet, full": {"accuracy": own["accuracy"]["supernet"], "macs_fraction": 1.0},
     }
     plot_fronts(points, lines, "test", path, own["accuracy"]["supernet"] - SHOWN_LOSS)
+
+
+def _static(rows: list[dict[str, Any]], board: dict[str, Any]) -> bool:
+    """Whether a front is that of static subnets once more, as that per stratum is where there is but one."""
+    static = {(row["macs_fraction"], row["accuracy"]) for row in board["fronts"]["static"]}
+    return all((row["macs_fraction"], row["accuracy"]) in static for row in rows)
