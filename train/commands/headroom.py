@@ -25,7 +25,7 @@ class Headroom(HeadroomSettings):
         prance headroom
         prance headroom --checkpoint runs/supernet-0 runs/supernet-1 --out runs/headroom
         prance headroom --token-mode merge
-        prance headroom --env Prance-Small-v0 --checkpoint runs/mine --dataset photos --images 1000
+        prance headroom --env Prance-Tiny-v0 --checkpoint runs/supernet --dataset /data/imagenet --images 1000
         prance headroom --effort small
     """
 
