@@ -365,3 +365,10 @@ def test_mistakes_end_with_one_line_that_names_them(
     assert message in words
     assert "\n" not in words
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_exports_stay(tmp_path: Path) -> None:
+    net = small_net("prune", groups=(1, 1))
+    save_pretrained(net, tmp_path)
+    export_subnet(net, SubnetConfig.full(net.space), tmp_path, ["torch"])
+    assert torch.equal(from_pretrained(tmp_path).pos_embed, net.pos_embed)

@@ -72,3 +72,11 @@ def test_settings_come_back_from_a_folder_as_they_were(tmp_path: Path) -> None:
     assert noted is not None
     assert AgentTraining(**noted) == settings
     assert noted_fields(tmp_path / "none", AgentTraining) is None
+
+
+def test_the_folder_of_another_commands_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_command(tmp_path, AgentTraining(environment={"dataset": "digits"}))
+    noted = (tmp_path / "config.yml").read_bytes()
+    words = refusal(monkeypatch, "train", "supernet", "--preset", "digits-quick", "--out", tmp_path)
+    assert "holds a run of another command, which has algo, conf_file, env among its settings; pass another" in words
+    assert (tmp_path / "config.yml").read_bytes() == noted

@@ -150,6 +150,8 @@ def export_static(
         raise ValueError(
             f"{static.params():,} parameters exceed the 2 GiB of an ONNX file; use --format torch or safetensors."
         )
+    finish_commit(out)
+    again = (out / DESCRIPTION).is_file()
     with staged(out) as folder:
         takes = _write_all(static, formats, uint8, folder)
         images = _random_images(static, uint8, seed)
@@ -165,10 +167,11 @@ def export_static(
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
-        # Of another subnet. They become empty, which nothing takes for a network, together with the others: an export
-        # that is killed before it removes them leaves no network beside the description of another.
-        finish_commit(out)
-        stale = [name for name in set(FILES.values()) - {path.name for path in takes} if (out / name).exists()]
+        # Of another subnet, if that was exported here; what is no export's stays. They become empty, which nothing
+        # takes for a network, together with the others: an export that is killed before it removes them leaves no
+        # network beside the description of another.
+        others = set(FILES.values()) - {path.name for path in takes} if again else ()
+        stale = [name for name in others if (out / name).exists()]
         for name in stale:
             (folder / name).touch()
     for name in stale:

@@ -16,7 +16,7 @@ import yaml
 from annotated_types import Ge, Len
 from typing_extensions import TypedDict
 
-from prance_env.settings import EnvSettings
+from prance_env.settings import EnvArguments, EnvSettings
 from supernet.reading import OPEN, read_yaml
 from supernet.staging import finish_commit, staged
 
@@ -99,6 +99,7 @@ def open_run(
         raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
     with only_writer(out):
         if not resume:
+            _check_kind(out, settings)
             check_free(out, [last, *held], what, f"pass --resume to {go_on}, or another --out")
         else:
             flags = "".join(f"; only --{name.replace('_', '-')} may change" for name in may_change)
@@ -116,6 +117,17 @@ def open_run(
             if not going_on:
                 _forget_refused(out)
             raise
+
+
+def _check_kind(out: Path, settings: Any) -> None:
+    """Refuses the folder of a run of another command, whose notes and curves would be lost."""
+    of_environments = EnvArguments.__required_keys__ | EnvArguments.__optional_keys__
+    known = plain(settings).keys() | of_environments
+    if (out / CONFIG).is_file() and (others := sorted(read_config(out).keys() - known)):
+        raise FileExistsError(
+            f"{out} holds a run of another command, which has {', '.join(others[:3])} among its settings; pass another "
+            "--out."
+        )
 
 
 def check_settings(out: Path, settings: Any, remedy: str, what: str = "run", may_change: Collection[str] = ()) -> None:
