@@ -26,6 +26,11 @@ LOG_NORM_BOUND = 5.0
 KEY_MEAN_BOUND = 100.0
 
 
+def largest_entropy(num_classes: int) -> float:
+    """Of a classifier, in nats; one class has an entropy of 0, of which nothing is a share."""
+    return math.log(max(num_classes, 2))
+
+
 class Seen:
     """What an agent can be shown of B inferences; every property is computed when it is first asked for.
 
@@ -103,8 +108,7 @@ class Seen:
         """(B, 1) maximum probability, and (B, 1) entropy relative to the largest possible, of the classifier applied to
         the class token."""
         p = self.net.forward_head(self.state).float().softmax(-1)
-        largest = math.log(max(self.net.config.num_classes, 2))  # one class has an entropy of 0
-        entropy = torch.special.entr(p).sum(1, keepdim=True) / largest
+        entropy = torch.special.entr(p).sum(1, keepdim=True) / largest_entropy(self.net.config.num_classes)
         return p.amax(1, keepdim=True).clamp(0, 1), entropy.clamp(0, 1)
 
     @cached_property

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from prance_env.observations import LOG_NORM_BOUND, OBSERVATIONS
+from prance_env.observations import LOG_NORM_BOUND, OBSERVATIONS, largest_entropy
 from prance_env.spaces import decode_actions
 from supernet import GroupChoice, SearchSpace, SubnetConfig, Supernet
 from supernet.arrays import Floats
@@ -150,7 +150,7 @@ class Decider(nn.Module):
         config = self.interface.config
         token = (x[:, 0] if config.global_pool == "token" else self.ends._mean(x, size)).float()
         probability = self.ends.forward_head(x, size).float().softmax(-1)
-        entropy = torch.special.entr(probability).sum(1, keepdim=True) / np.log(max(config.num_classes, 2))
+        entropy = torch.special.entr(probability).sum(1, keepdim=True) / largest_entropy(config.num_classes)
         left = torch.full((1, 1), x.shape[1] - config.num_prefix_tokens, dtype=torch.float32) / config.num_patches
         values = {
             "class_token": F.layer_norm(token, (config.embed_dim,)),

@@ -12,7 +12,7 @@ from conftest import scenes
 from tools.faults.cases import Case, cases, short_cases, small_world
 from tools.faults.forked import run
 from tools.faults.interrupts import INTERRUPT, interrupt_one, lines_of, words_to_go_on
-from tools.faults.soak import soak
+from tools.faults.soak import SOAK, soak
 from tools.faults.walk import Planned, walk_one
 from tools.malformed import try_all
 
@@ -61,11 +61,12 @@ def test_what_an_interrupted_command_says_is_true(
 def test_what_suffers_fault_after_fault_is_compared_in_the_end(known: dict[str, Case], tmp_path: Path) -> None:
     case, whole = known["export"], tmp_path / "whole"
     reference = run(case.words, whole)
-    found = next(soak("export", case, reference, whole, tmp_path / "run", 60, seed=3))
-    assert found.planned.at > 1
+    minute = Planned(SOAK, 60)
+    found = next(soak("export", case, minute, reference, whole, tmp_path / "run", seed=3))
+    assert found.faults > 1
     assert found.problems == []
     (whole / "static.json").unlink()
-    found = next(soak("export", case, reference, whole, tmp_path / "run", 60, seed=3))
+    found = next(soak("export", case, minute, reference, whole, tmp_path / "run", seed=3))
     assert ["static.json is left over" in problem for problem in found.problems] == [True]
 
 

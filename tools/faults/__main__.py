@@ -79,7 +79,7 @@ class Walk:
                 bad = [f for f in found if f.problems]
                 kinds = Counter[str]()
                 for f in found:
-                    kinds[f.planned.kind] += int(f.planned.at) if f.planned.kind == SOAK else 1
+                    kinds[f.planned.kind] += f.faults
                 table.add_row(name, str(events), str(kinds.total()), _in_words(kinds), str(len(bad)))
                 wrongs = [f.plain() for f in bad]
                 report["commands"][name] = {"events": events, "runs": len(found), "faults": kinds, "wrong": wrongs}
@@ -94,17 +94,21 @@ class Walk:
             write_text(self.out, json.dumps(report, indent=1) + "\n")
         sys.exit(1 if wrong else 0)
 
+    def _planned(self, case: Case, reference: Outcome) -> list[Planned]:
+        """What is to go wrong, or for how long."""
+        if self.soak:
+            return [Planned(SOAK, 60 * self.soak)] * self.jobs
+        if self.interrupts:
+            return [*plan_interrupts(self.interrupts, self.seed)]
+        faults = plan(case, reference.events, self.every, self.moments, self.seed, self.whole)
+        return [p for p in faults if not self.kinds or p.kind in self.kinds]
+
     def _walk(self, name: str, case: Case, folder: Path, console: Console) -> tuple[int, list[Found]]:
         whole = folder / name / "whole"
         reference = run(case.words, whole, interrupt_after=case.lasts, writes=case.writes)
         if reference.status:
             sys.exit(f"{name} fails by itself: {reference.text}")
-        planned = [*plan(case, reference.events, self.every, self.moments, self.seed, self.whole)]
-        planned = [p for p in planned if not self.kinds or p.kind in self.kinds]
-        if self.interrupts:
-            planned = [*plan_interrupts(self.interrupts, self.seed)]
-        if self.soak:
-            planned = [Planned(SOAK, 60 * self.soak)] * self.jobs
+        planned = self._planned(case, reference)
         asked = f"{self.soak:g} minutes of soak" if self.soak else f"{len(planned)} faults"
         console.print(f"{name}: {len(reference.events)} file events, {asked}")
         with multiprocessing.get_context("fork").Pool(self.jobs) as pool:
@@ -123,7 +127,7 @@ def _walk_part(
     out, found = Path(tempfile.mkdtemp(prefix="prance-faults-")) / "run", list[Found]()
     for p in planned:
         if p.kind == SOAK:
-            found += soak(name, case, reference, whole, out, p.at, seed)
+            found += soak(name, case, p, reference, whole, out, seed)
         else:
             one = interrupt_one if p.kind == INTERRUPT else walk_one
             found.append(one(name, case, p, whole, reference.seconds, out))

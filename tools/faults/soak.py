@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cases import Case
-from .events import KINDS, Fault
+from .events import KINDS
 from .folders import differences
 from .forked import Outcome, run
-from .walk import ENDS, RANDOM, Found, Planned, is_done, words_to_go_on, wrong_end
+from .walk import ENDS, RANDOM, Found, Planned, is_done, run_with, words_to_go_on, wrong_end
 
 SOAK = "soak"
 MOST = 6
@@ -20,40 +20,37 @@ MOST = 6
 
 
 def soak(
-    name: str, case: Case, reference: Outcome, whole: Path, out: Path, seconds: float, seed: int
+    name: str, case: Case, planned: Planned, reference: Outcome, whole: Path, out: Path, seed: int
 ) -> Iterator[Found]:
-    """Run after run, for so long; `Found.planned.at` is the number of its faults.
+    """Run after run, for the seconds that are planned.
 
     Args:
         name: Of the command.
         case: The command.
-        reference: How it ends when nothing goes wrong.
+        planned: For how long; no further run is begun after that.
+        reference: How the command ends when nothing goes wrong.
         whole: What it then writes.
         out: Where to try; removed at the end.
-        seconds: After which no further run is begun.
         seed: Draws the faults.
     """
-    rng, until = random.Random(seed), time.monotonic() + seconds
+    rng, until = random.Random(seed), time.monotonic() + planned.at
     while time.monotonic() < until:
-        yield _soaked(name, case, reference, whole, out, rng)
+        told, problems = _soaked(case, reference, whole, out, rng)
+        yield Found(name, planned, problems, len(told))
 
 
-def _soaked(name: str, case: Case, reference: Outcome, whole: Path, out: Path, rng: random.Random) -> Found:
+def _soaked(case: Case, reference: Outcome, whole: Path, out: Path, rng: random.Random) -> tuple[list[str], list[str]]:
+    """The faults of a run, and what is wrong about what came of them."""
     shutil.rmtree(out, ignore_errors=True)
     problems, told = list[str](), list[str]()
     for _ in range(rng.randint(1, MOST)):
         kind = rng.choice((*KINDS, RANDOM))
-        words = words_to_go_on(case, out)
-        if kind == RANDOM:
-            at = rng.random() * reference.seconds
-            ended = run(words, out, kill_after=at)
-        else:
-            at = rng.randrange(len(reference.events))
-            ended = run(words, out, Fault(kind, at))
-        told.append(f"{kind} {at:.5g}")
+        fault = Planned(kind, rng.random() if kind == RANDOM else rng.randrange(len(reference.events)))
+        ended = run_with(fault, words_to_go_on(case, out), out, reference.seconds)
+        told.append(f"{kind} {fault.at:.5g}")
         problems += [] if is_done(ended, case) else wrong_end(ended, {0} | ENDS[kind], ", ".join(told))
     last = run(words_to_go_on(case, out), out)
     problems += [] if is_done(last, case) else wrong_end(last, {0}, f"resumed after {', '.join(told)}")
     problems += [f"after {', '.join(told)}: {problem}" for problem in differences(whole, out)]
     shutil.rmtree(out, ignore_errors=True)
-    return Found(name, Planned(SOAK, len(told)), problems)
+    return told, problems

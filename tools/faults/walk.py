@@ -31,8 +31,7 @@ class Planned:
     Attributes:
         kind: One of `KINDS`, or "random": SIGKILL at any moment, in the middle of whatever runs; "interrupt": Ctrl-C;
             "soak": one fault after the other.
-        at: The file event; for "random" and "interrupt" the fraction of the command's time; for "soak" for how many
-            seconds, and in what was found how many faults.
+        at: The file event; for "random" and "interrupt" the fraction of the command's time; for "soak" the seconds.
         again: At which event the resumed run is killed as well; None: not.
     """
 
@@ -43,11 +42,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a fault; `problems` is empty if all is well."""
+    """What came of a fault, or of several in one run; `problems` is empty if all is well."""
 
     command: str
     planned: Planned
     problems: list[str]
+    faults: int = 1
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -105,10 +105,7 @@ def walk_one(name: str, case: Case, planned: Planned, whole: Path, seconds: floa
         out: Where to try; removed at the end.
     """
     shutil.rmtree(out, ignore_errors=True)
-    if planned.kind == RANDOM:
-        first = run(case.words, out, kill_after=planned.at * seconds)
-    else:
-        first = run(case.words, out, Fault(planned.kind, int(planned.at)))
+    first = run_with(planned, case.words, out, seconds)
     problems = wrong_end(first, ENDS[planned.kind], "with the fault")
     if planned.again is not None:
         second = run(words_to_go_on(case, out), out, Fault("kill", planned.again))
@@ -118,6 +115,13 @@ def walk_one(name: str, case: Case, planned: Planned, whole: Path, seconds: floa
     problems += differences(whole, out)
     shutil.rmtree(out, ignore_errors=True)
     return Found(name, planned, problems)
+
+
+def run_with(planned: Planned, words: tuple[str, ...], out: Path, seconds: float) -> Outcome:
+    """Runs a command that takes so many seconds, with a fault at a file event or at any moment."""
+    if planned.kind == RANDOM:
+        return run(words, out, kill_after=planned.at * seconds)
+    return run(words, out, Fault(planned.kind, int(planned.at)))
 
 
 def words_to_go_on(case: Case, out: Path) -> tuple[str, ...]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ..deploy.opening import open_adaptive
-from ..options import Trust, check_file
+from ..options import Threads, Trust, check_file, set_threads
 from ..own_modules import Imports
 from ..report.tables import write_json
 from ..timing.menu import menu_latency, menu_losses, print_latency, print_losses, untrained
@@ -45,8 +44,7 @@ class BenchMenu:
     images: int = 1024
     """Validation images that menus are made of, and 4 times as many test images to judge them."""
     trust: Trust = False
-    threads: int = 1
-    """CPU threads."""
+    threads: Threads = 1
     out: Path | None = None
     """JSON file for what was measured."""
     imports: Imports = ()
@@ -58,7 +56,7 @@ class BenchMenu:
     def run(self) -> None:
         """Runs the command."""
         check_file(self.out)
-        torch.set_num_threads(self.threads)
+        set_threads(self.threads)
         console, found = Console(), dict[str, Any]()
         if self.agent is not None:
             opened = open_adaptive(self.agent, images=0, trust=self.trust)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from tyro.conf import Positional
 
 from agents.deployed.budgets import parse
@@ -15,7 +14,7 @@ from supernet.files import write_atomically
 
 from ..deploy.opening import open_adaptive
 from ..deploy.predicting import picture_paths, predicted, write_predictions
-from ..options import Trust, check_file
+from ..options import Threads, Trust, check_file, set_threads
 from ..own_modules import Imports
 
 
@@ -50,8 +49,7 @@ class Predict:
     menu: bool = False
     """Choose from the model's menu."""
     trust: Trust = False
-    threads: int = 1
-    """CPU threads."""
+    threads: Threads = 1
     device: str = "cpu"
     """Where the network runs."""
     imports: Imports = ()
@@ -61,7 +59,7 @@ class Predict:
         if self.top < 1 or self.batch_size < 1:
             raise ValueError(f"--top {self.top} and --batch-size {self.batch_size} must be at least 1.")
         check_file(self.out)
-        torch.set_num_threads(self.threads)
+        set_threads(self.threads)
         paths = picture_paths(self.images, sys.stdin)
         unit = "" if self.budget is None else parse(self.budget)[1]
         timed = self.batch_size if unit == "ms" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from ..networks.options import check_own_or_here
 from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
 from ..own_modules import Imports
 from ..report.tables import Table
-from ..runs.folder import CONFIG, read_config
+from ..runs.folder import CONFIG, check_kind, read_config
 from ..runs.pace import SAVE_FREQ
 
 OF_THE_AGENT = ("source", "init", "agent")
@@ -52,6 +52,7 @@ class TrainJoint(JointSettings):
         """The options of the run in a folder; None if there is none."""
         if not (out / CONFIG).is_file():
             return None
+        check_kind(out, {f.name for f in fields(JointSettings)})
         noted = read_config(out)
         check_own_or_here(noted.get("changes") or {}, out / CONFIG)
         return cls(**noted, out=out, resume=True)

@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from ..networks.options import TrainingOptions
 from ..networks.presets import PRESETS, recipe_of
+from ..networks.recipes.digits import DigitsRecipe
 from ..networks.recipes.images import ImagesRecipe
 from ..options import choice, override_options
 
@@ -45,7 +46,7 @@ class TrainSupernet(TrainingOptions):
     @classmethod
     def resumed(cls, out: Path) -> Self | None:
         """The options of the run in a folder; None if there is none."""
-        noted = cls.noted(out)
+        noted = cls.noted(out, DigitsRecipe, ImagesRecipe)
         if noted is None:
             return None
         source = noted.pop("source", None)

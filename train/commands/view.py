@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from tyro.conf import Positional
 
@@ -13,7 +12,7 @@ from supernet.files import write_text
 
 from ..deploy.opening import open_adaptive
 from ..deploy.page import IMAGES, run_page
-from ..options import Split, Trust, check_file
+from ..options import Split, Threads, Trust, check_file, set_threads
 from ..own_modules import Imports
 
 
@@ -43,13 +42,12 @@ class View:
     dataset: str | None = None
     """Where the images lie now."""
     trust: Trust = False
-    threads: int = 1
-    """CPU threads."""
+    threads: Threads = 1
     imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""
-        torch.set_num_threads(self.threads)
+        set_threads(self.threads)
         check_file(self.out)
         opened = open_adaptive(self.run_folder, self.checkpoint, self.dataset, images=0, trust=self.trust)
         html = run_page(opened, self.images, self.split)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from agents.deployed.menu import Decider, Menu
-from prance_env.observations import LOG_NORM_BOUND
+from prance_env.observations import LOG_NORM_BOUND, largest_entropy
 from supernet import Supernet
 from supernet.block_sizes import BlockSizes
 from supernet.macs import head_macs
@@ -214,7 +214,7 @@ class MenuGraph:
             # Where p is 0, so is p * log(p).
             logs = g.add("Log", g.add("Max", p, g.constant(np.finfo(np.float32).tiny, np.float32)))
             total = g.add("ReduceSum", g.add("Mul", p, logs), g.ints(1), keepdims=1)
-            entropy = g.add("Div", total, g.constant(-np.log(max(c.num_classes, 2)), np.float32))
+            entropy = g.add("Div", total, g.constant(-largest_entropy(c.num_classes), np.float32))
             shown["entropy"] = self._clip(g, entropy, 0, 1)
         return shown
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..options import Device, SaveFreq, Threads, set_threads
 from ..own_modules import Imports
-from ..runs.folder import CONFIG, noted_settings
+from ..runs.folder import CONFIG, check_kind, noted_settings
 from ..runs.pace import SAVE_FREQ
 from ..runs.trust import check_own_or_local, is_own
 from .loop import train_supernet
@@ -53,12 +53,14 @@ class TrainingOptions:
     imports: Imports = ()
 
     @staticmethod
-    def noted(out: Path) -> dict[str, Any] | None:
-        """The recipe of the run in a folder; None if there is none.
+    def noted(out: Path, *kinds: type[Recipe]) -> dict[str, Any] | None:
+        """The recipe of the run in a folder, which is of one of some kinds; None if there is none.
 
         Raises:
+            FileExistsError: If the run is one of another command.
             ValueError: If it is somebody else's run, whose images or weights would have to be fetched.
         """
+        check_kind(out, {f.name for kind in kinds for f in fields(kind)})
         settings = noted_settings(out)
         if settings is not None:
             check_own_or_here(settings, out / CONFIG)

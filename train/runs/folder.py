@@ -91,15 +91,16 @@ def open_run(
         Whether there is a checkpoint to go on from.
 
     Raises:
-        FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
+        FileExistsError: If `out` holds a run and `resume` is False, or that of another command, or another process
+            writes to it.
         FileNotFoundError: If `resume` is True and there is no run, or one that is done and has no checkpoint.
         ValueError: If the run was begun with other settings.
     """
     if resume and not (out / CONFIG).is_file():
         raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
     with only_writer(out):
+        check_kind(out, plain(settings).keys())
         if not resume:
-            _check_kind(out, settings)
             check_free(out, [last, *held], what, f"pass --resume to {go_on}, or another --out")
         else:
             flags = "".join(f"; only --{name.replace('_', '-')} may change" for name in may_change)
@@ -119,14 +120,23 @@ def open_run(
             raise
 
 
-def _check_kind(out: Path, settings: Any) -> None:
-    """Refuses the folder of a run of another command, whose notes and curves would be lost."""
-    of_environments = EnvArguments.__required_keys__ | EnvArguments.__optional_keys__
-    known = plain(settings).keys() | of_environments
-    if (out / CONFIG).is_file() and (others := sorted(read_config(out).keys() - known)):
+def check_kind(folder: Path, names: Collection[str]) -> None:
+    """Checks that a folder holds no run of another command, whose notes and curves would be lost or misread.
+
+    Args:
+        folder: Run folder, or one that is none yet.
+        names: Settings that a run has; arguments of environments may stand beside them.
+
+    Raises:
+        FileExistsError: If others are noted.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    known = {*names, *EnvArguments.__required_keys__, *EnvArguments.__optional_keys__}
+    if others := sorted(read_config(folder).keys() - known):
         raise FileExistsError(
-            f"{out} holds a run of another command, which has {', '.join(others[:3])} among its settings; pass another "
-            "--out."
+            f"{folder} holds a run of another command, which has {', '.join(others[:3])} among its settings; pass "
+            "another --out."
         )
 
 
@@ -246,11 +256,13 @@ def noted_fields(folder: Path, kind: type[Any]) -> dict[str, Any] | None:
     """The settings in `config.yml` as the fields of the dataclass `kind`, the inverse of `plain`; None if missing.
 
     Raises:
+        FileExistsError: If the run is one of another command.
         ValueError: If the run is somebody else's, and its images would have to be fetched.
     """
     if not (folder / CONFIG).is_file():
         return None
     noted, names = read_config(folder), {f.name for f in fields(kind)}
+    check_kind(folder, names)
     check_own_or_local(noted.get("dataset"), folder / CONFIG)
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in noted.items() if k in names}
     return own | {"environment": {k: v for k, v in noted.items() if k not in names and v is not None}}

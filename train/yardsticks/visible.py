@@ -12,8 +12,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prance_env.engine import InferenceEngine
-from prance_env.rewards.config import RewardConfig
 from supernet.arrays import Bools, Floats, Ints
+
+from ..play import AT_THE_END, batches
 
 STRATA = 3
 """Equal shares of the images, from those that seem to need the least to those that seem to need the most."""
@@ -25,16 +26,15 @@ BATCH = 512
 
 def observed_at_full_size(engine: InferenceEngine, index: Ints) -> list[Floats]:
     """Before every decision the observations (N, O) of images, everything before it at full size."""
-    parts = [index[begin : begin + BATCH] for begin in range(0, len(index), BATCH)]
-    played = [[*_observed(engine, part)] for part in parts]
-    return [np.concatenate(of_decision) for of_decision in zip(*played, strict=True)]
+    parts = [[*_observed(engine, index[rows])] for rows in batches(len(index), BATCH)]
+    return [np.concatenate(of_decision) for of_decision in zip(*parts, strict=True)]
 
 
 def _observed(engine: InferenceEngine, index: Ints) -> Iterator[Floats]:
-    space, episodes, reward = engine.config.space, engine.start(index), RewardConfig()
+    space, episodes = engine.config.space, engine.start(index)
     for decision in range(space.num_decisions):
         if decision:
-            episodes = engine.step(episodes, np.ones((len(index), space.action_size)), reward)
+            episodes = engine.step(episodes, np.ones((len(index), space.action_size)), AT_THE_END)
         yield engine.observe(episodes, "cls").double().cpu().numpy()
 
 
