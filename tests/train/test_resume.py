@@ -80,3 +80,13 @@ def test_the_folder_of_another_commands_run_is_left_alone(tmp_path: Path, monkey
     words = refusal(monkeypatch, "train", "supernet", "--preset", "digits-quick", "--out", tmp_path)
     assert "holds a run of another command, which has algo, conf_file, env among its settings; pass another" in words
     assert (tmp_path / "config.yml").read_bytes() == noted
+
+
+@pytest.mark.parametrize("command", ["train supernet", "train static", "train joint", "tune"])
+def test_the_run_of_another_command_is_not_resumed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command == "tune":
+        pytest.importorskip("optuna")
+    write_command(tmp_path, AgentTraining(environment={"dataset": "digits"}))
+    assert "holds a run of another command" in refusal(monkeypatch, *command.split(), "--resume", "--out", tmp_path)
