@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from dataclasses import fields
+from typing import Annotated, Any, cast
 
 import gymnasium as gym
 import numpy as np
+from annotated_types import Ge, Lt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from typing_extensions import Unpack
 
+from supernet.reading import check_value, plain
+
+from .naming import check_names, spec_of
 from .settings import EnvArguments
-from .vector_env import PranceVectorEnv
+from .vector_env import Count, PranceVectorEnv
+
+Seed = Annotated[int, Ge(0), Lt(2**63)] | None
 
 
 class PranceVecEnv(VecEnv):
@@ -158,12 +165,17 @@ def make_sb3_env(
         **env_kwargs: Arguments of the environment, the fields of `prance_env.EnvSettings`.
 
     Raises:
-        ValueError: If the id is not one of this package's.
+        ValueError: If the id is not one of this package's, or an argument is out of range.
         TypeError: If an argument is unknown.
     """
-    spec = gym.spec(env_id.removeprefix("prance_env:"))
+    check_value(plain(n_envs), Count, "n_envs")
+    check_value(seed := plain(seed), Seed, "seed")
+    if not isinstance(wrappers, Sequence) or not all(callable(wrapper) for wrapper in wrappers):
+        raise ValueError(f"wrappers={wrappers!r} must be a list of vector wrappers, such as [VectorDictObservation].")
+    spec = spec_of(env_id)
     if spec.vector_entry_point != "prance_env.vector_env:PranceVectorEnv":
         raise ValueError(f"{env_id!r} is not an environment of prance_env; use SB3's make_vec_env for it.")
+    check_names(env_kwargs, [f.name for f in fields(PranceVectorEnv.settings_class)])
     arguments = cast(EnvArguments, {**spec.kwargs, **env_kwargs})
     envs = PranceVectorEnv(n_envs, AutoresetMode.SAME_STEP, **arguments)
     envs.spec = spec

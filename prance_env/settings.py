@@ -8,7 +8,6 @@ of every command derive from them.
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import os
 import textwrap
@@ -25,10 +24,12 @@ from typing_extensions import TypedDict, Unpack
 from supernet import Supernet, SupernetConfig, freeze, from_pretrained
 from supernet.checkpoint import CONFIG
 from supernet.files import WEIGHTS, state_of
+from supernet.reading import check_fields, make_plain
 
 from .engine import CACHE_MB, InferenceEngine
 from .images.config import DatasetConfig, absolute_path
 from .images.loading import ON_ERROR, check_dataset, dataset_state, list_datasets, load_dataset
+from .naming import check_names, spec_of
 from .rewards.config import RewardConfig
 from .rewards.prices import CostConditioning
 from .spaces import action_space, observation_layout, observation_space
@@ -44,6 +45,7 @@ from .supernets import (
 
 IMPORTED_IN = os.getpid()
 RENDER_MODES = ["rgb_array", "ansi"]
+MOST_WORKERS = 1024
 # What no engine depends on: environments that differ in nothing else share one.
 _OF_THE_FACE: dict[str, Any] = {"engine": False}
 C = TypeVar("C", bound="type[Any]")
@@ -86,9 +88,9 @@ class EnvArguments(TypedDict, total=False):
 class EnvSettings:
     """The arguments of an environment, plain data, checked; `PranceEnv` says what an environment is.
 
-    Paths are made absolute, so that they mean the same when the process has moved on to another folder. Weights and
-    images are those that the files hold when an environment is first reset, or an evaluation begins; a checkpoint whose
-    configuration has changed by then is an error.
+    Paths may be `pathlib.Path`, and numbers NumPy's. Paths are made absolute, so that they mean the same when the
+    process has moved on to another folder. Weights and images are those that the files hold when an environment is
+    first reset, or an evaluation begins; a checkpoint whose configuration has changed by then is an error.
 
     Raises:
         ValueError: If an argument is out of range, or weights or images have to be passed and are not.
@@ -140,14 +142,19 @@ class EnvSettings:
     blocks. None: as the checkpoint says, usually not."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
+        _ = checked_device(self.device), self.conditioning, self.dataset is None or self.dataset_config
+        check_fields(self)
         check_complete(self.supernet, self.checkpoint, self.dataset)
         self._make_paths_absolute()
-        config, reward, _ = self.config(), self.reward_config, self.conditioning  # which check what they are made of
+        config, reward = self.config(), self.reward_config  # which check what they are made of
         check_dataset(self.dataset_config, self.split)
-        if not 0 <= self.cache_mb < float("inf"):
+        if self.cache_mb < 0:
             raise ValueError(f"cache_mb={self.cache_mb!r} must be a number of MiB >= 0; 0 keeps verdicts only.")
-        if self.num_workers != int(self.num_workers) or self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers!r} must be an integer >= 0; 0 decodes without processes.")
+        if not 0 <= self.num_workers <= MOST_WORKERS:
+            raise ValueError(
+                f"num_workers={self.num_workers!r} must lie in 0..{MOST_WORKERS}; 0 decodes in this process."
+            )
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error={self.on_error!r} is unknown; choose one of {ON_ERROR}.")
         checked_dtype(self.dtype)
@@ -184,12 +191,7 @@ class EnvSettings:
         Raises:
             TypeError: If there is no such argument; the message names it and the nearest known one.
         """
-        known = [f.name for f in fields(cls) if f.init]
-        for name in arguments:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise TypeError(f"An environment takes no argument {name!r}; {hint}It takes {', '.join(known)}.")
+        check_names(arguments, [f.name for f in fields(cls) if f.init])
         return cls(**arguments)
 
     @classmethod
@@ -215,7 +217,7 @@ class EnvSettings:
             ValueError: If it is not one of this package's.
         """
         try:
-            kwargs = gym.spec(env_id.removeprefix("prance_env:")).kwargs
+            kwargs = spec_of(env_id).kwargs
         except gym.error.Error as e:
             raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
         if "supernet" not in kwargs:

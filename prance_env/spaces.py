@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, overload
+from typing import Annotated, Any, cast, overload
 
 import gymnasium as gym
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import InferenceState, SearchSpace, Supernet, SupernetConfig
 from supernet.arrays import Floats
+from supernet.reading import check_value, plain
 
 from .arrays import as_array
 from .observations import OBSERVATIONS, PRICE, ObservationPart, Seen
@@ -167,11 +169,10 @@ def multi_discrete(
     Raises:
         ValueError: If `keep_levels` is below 2.
     """
-    if int(keep_levels) != keep_levels or keep_levels < 2:
-        raise ValueError(f"keep_levels={keep_levels!r} must be an integer of at least 2.")
+    check_value(keep_levels := plain(keep_levels), Annotated[int, Ge(2), Le(2**16)], "keep_levels")
     n = space.blocks_per_decision
     counts = [len(space.mlp_ratios)] * n + [len(space.embed_dims)] * n
-    counts += [int(keep_levels)] * (space.action_size - len(counts))
+    counts += [keep_levels] * (space.action_size - len(counts))
     tables = [np.linspace(0, 1, count)[:, None] for count in counts]
     return IntegerActions(normalize_actions, tables), cast(Any, gym.spaces.MultiDiscrete(counts))
 

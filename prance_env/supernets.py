@@ -96,7 +96,7 @@ def checked_device(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError) as e:
+    except (RuntimeError, TypeError, ValueError) as e:
         raise ValueError(f"device={device!r} is unknown; pass one such as 'cpu' or 'cuda:0'.") from e
     if found.type == "meta":
         raise ValueError("device='meta' has shapes and no numbers; pass one that computes, such as 'cpu' or 'cuda:0'.")

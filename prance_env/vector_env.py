@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from supernet.arrays import Bools
+from supernet.reading import check_value, plain
 
 from .arrays import to_device, to_host
 from .checks import check_actions_of, check_options
@@ -25,6 +27,7 @@ from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
 from .snapshot import restore_snapshot, take_snapshot
 
 OUTPUTS = ("numpy", "torch")
+Count = Annotated[int, Ge(1), Lt(2**31)]
 
 
 @takes_settings
@@ -59,9 +62,8 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         output: str = "numpy",
         **arguments: Unpack[EnvArguments],
     ) -> None:
-        if int(num_envs) != num_envs or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r} must be a positive integer.")
-        if output not in OUTPUTS:
+        check_value(num_envs := plain(num_envs), Count, "num_envs")
+        if plain(output) not in OUTPUTS:
             raise ValueError(f"output={output!r} is unknown; choose one of {OUTPUTS}.")
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": [*RENDER_MODES], "render_fps": 2, "autoreset_mode": self.autoreset_mode}
@@ -69,7 +71,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         given = {name: getattr(self.settings, name) for name in arguments}
         EzPickle.__init__(self, num_envs, autoreset_mode, output, **given)
         self.output = output
-        self.num_envs = int(num_envs)
+        self.num_envs = num_envs
         self.render_mode = self.settings.render_mode
         self.config = self.settings.config()
         self.single_observation_space, self.single_action_space = self.settings.spaces()
@@ -208,7 +210,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
     for member in AutoresetMode:
-        if mode in (member, member.name, member.value):
+        if plain(mode) in (member, member.name, member.value):
             return member
     raise ValueError(f"autoreset_mode={mode!r} is unknown; choose one of {[m.name for m in AutoresetMode]}.")
 

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from .layers import ACTIVATIONS, NORMS
-from .reading import STRICT, check_fields
+from .reading import STRICT, check_fields, plain
 from .stems import check_stem
 from .tokens.modes import TokenMode, token_mode
 
@@ -28,7 +27,7 @@ def _plain(values: Any) -> Any:
     """A tuple of Python's own numbers, where a list or an array was given."""
     if not isinstance(values, Iterable) or isinstance(values, str):
         return values
-    return tuple(v.item() if isinstance(v, np.generic) else v for v in values)
+    return tuple(plain(v) for v in values)
 
 
 def _ascending(name: str, values: tuple[Any, ...]) -> None:

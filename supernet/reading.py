@@ -6,6 +6,7 @@ pydantic does the checking. Constraints are said where the fields are declared, 
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
+import numpy as np
+import torch
 from typing_extensions import TypedDict
 
 T = TypeVar("T")
@@ -101,8 +104,31 @@ def checked(data: Any, kind: type[T], source: str, remedy: str) -> T:
         raise ValueError(f"{source}: {_in_words(e, kind)}; {remedy}.") from e
 
 
-def check_fields(instance: Any) -> None:
+def plain(value: Any) -> Any:
+    """The same, and what is inside it, as Python's own texts (paths: absolute ones), numbers and lists."""
+    if isinstance(value, os.PathLike):
+        return os.path.abspath(os.path.expanduser(value))  # so that it is not taken for a name
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        return value.tolist()
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {plain(k): plain(v) for k, v in value.items()}
+    return type(value)(plain(v) for v in value) if type(value) in (list, tuple) else value
+
+
+def make_plain(instance: Any, *names: str) -> None:
+    """Makes fields of a frozen dataclass `plain`, all of them unless named, for its `__post_init__`."""
+    for name in names or [f.name for f in fields(instance)]:
+        object.__setattr__(instance, name, plain(getattr(instance, name)))
+
+
+def check_fields(instance: Any, source: str = "") -> None:
     """Checks the fields of a dataclass against its annotations, for its `__post_init__`.
+
+    Args:
+        instance: The dataclass.
+        source: What stands before the name of the field in the message.
 
     Raises:
         ValueError: If one has another type or is out of range; the message names it, its value and what is allowed.
@@ -113,7 +139,7 @@ def check_fields(instance: Any) -> None:
     try:
         _fields_adapter(cast(Any, type(instance))).validate_python(values)
     except ValidationError as e:
-        raise ValueError(f"{_in_words(e, type(instance))}.") from e
+        raise ValueError(f"{source}{_in_words(e, type(instance))}.") from e
 
 
 def check_value(value: Any, kind: Any, source: str) -> None:

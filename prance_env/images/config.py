@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from supernet.config import CROP_MODES, INTERPOLATIONS
+from supernet.reading import check_fields, make_plain
 
 NUMERIC = "numeric"
 """As `class_map`: the label of a class is the number that it is named by."""
@@ -75,8 +76,10 @@ class DatasetConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"dataset={self.name!r} is not a name; pass 'digits', a folder or a timm name.")
+        check_fields(self)
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct={self.crop_pct!r} must lie in (0, 1]; 0.875 is usual, 1 crops nothing.")
         for name, allowed in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
@@ -84,16 +87,16 @@ class DatasetConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
 
     @classmethod
-    def from_value(cls, value: str | dict[str, Any] | DatasetConfig) -> DatasetConfig:
-        """From a name, or from a dict with the fields of this class.
+    def from_value(cls, value: str | Path | dict[str, Any] | DatasetConfig) -> DatasetConfig:
+        """From a name, a folder's path, or a dict with the fields of this class.
 
         Raises:
             ValueError: If a field is unknown, missing or out of range.
         """
         if isinstance(value, DatasetConfig):
             return value
-        if isinstance(value, str):
-            return cls(value)
+        if isinstance(value, str | Path):
+            return cls(value)  # type: ignore[arg-type]  # which makes it plain
         known = [f.name for f in fields(cls)]
         if not isinstance(value, dict) or "name" not in value:
             raise ValueError(f"dataset={value!r} is neither a name nor a dict with 'name' and some of {known[1:]}.")

@@ -9,7 +9,6 @@ PRANCE (arXiv 2407.05010) rewards every decision with its R_t. The cost is MACs,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ import numpy as np
 from supernet import SupernetConfig, supernet_config
 from supernet.arrays import Bools, Floats, Ints, namespace
 from supernet.macs import remaining_macs, stem_macs
+from supernet.reading import check_fields, make_plain
 
 from .latency import LatencyTable, load_latency_table
 from .outcome import load_reward_function
@@ -66,13 +66,14 @@ class RewardConfig:
     function: str | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
+        check_fields(self, "reward ")
         for name, allowed in (("mode", MODES), ("accuracy", ACCURACIES), ("cost", COSTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"reward {name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
         for name in ("macs_weight", "token_weight"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"reward {name}={value!r} must be a finite number >= 0.")
+            if getattr(self, name) < 0:
+                raise ValueError(f"reward {name}={getattr(self, name)!r} must be a finite number >= 0.")
         if self.table is None and self.cost == "latency":
             raise ValueError("reward cost='latency' needs latency_table='FILE', which `prance profile` writes.")
         if self.function is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from supernet.arrays import Floats
+from supernet.reading import plain
 
 from ..arrays import as_array
 
@@ -41,9 +42,11 @@ class CostConditioning:
         if data is None:
             return None
         message = f"cost_conditioning={data!r} must be (low, high) with 0 < low < high, or (low, high, fixed)."
+        data = plain(data)
         if not isinstance(data, Sequence) or isinstance(data, str) or len(data) not in (2, 3):
             raise ValueError(message)
-        if not all(isinstance(v, int | float) and math.isfinite(v) for v in data) or not 0 < data[0] < data[1]:
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in data)
+        if not numbers or not 0 < data[0] < data[1]:
             raise ValueError(message)
         conditioning = cls(*(float(v) for v in data))
         if conditioning.fixed is not None:

@@ -158,7 +158,7 @@ def test_a_wrong_result_is_refused_and_the_episode_goes_on_unchanged(
     [
         ("nonsense", ["'nonsense'", "package.module:name"]),
         ("math:", ["'math:'", "package.module:name"]),
-        (3, ["3", "package.module:name"]),
+        (3, ["function=3", "string"]),
         ("no_such_module:f", ["no_such_module:f", "No module named"]),
         ("math:no_such_function", ["math:no_such_function", "no attribute"]),
         ("math:pi", ["math:pi", "float", "not a function"]),

@@ -242,7 +242,7 @@ def test_the_factory_passes_arguments_on_and_refuses_unknown_ones() -> None:
         make_sb3_env("Prance-Digit-v0")
     with pytest.raises(ValueError, match=r"CartPole-v1.*make_vec_env"):
         make_sb3_env("CartPole-v1")
-    with pytest.raises(ValueError, match="num_envs=0"):
+    with pytest.raises(ValueError, match="n_envs=0"):
         make_sb3_env(n_envs=0)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from prance_env.rewards.config import RewardConfig
 from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvArguments, EnvSettings
-from supernet.reading import check_fields
+from supernet.reading import check_fields, make_plain
 
 from ..options import EnvironmentOptions, Observation, choice
 from ..reward_options import MACS_WEIGHT, RewardName, RewardTerms, TrainingTerms, reward_arguments
@@ -107,6 +107,7 @@ class AgentTraining(TrainingTask):
     """Validation images, evenly spaced in the split."""
 
     def __post_init__(self) -> None:
+        make_plain(self, "environment", "macs_weight")
         check_fields(self)
         if self.reward is None and self.preset == PAPER:
             object.__setattr__(self, "reward", PAPER)

@@ -29,7 +29,7 @@ from agents.sb3.hyperparams import (
 from agents.sb3.make import make_sb3
 from prance_env import make_sb3_env
 from prance_env.settings import EnvArguments, EnvSettings
-from supernet.reading import check_fields, read_yaml
+from supernet.reading import check_fields, make_plain, read_yaml
 from supernet.staging import staged
 
 from ..options import choice
@@ -72,6 +72,7 @@ class TuneSettings(TrainingTask):
     """Fixes everything."""
 
     def __post_init__(self) -> None:
+        make_plain(self, "environment", "macs_weight")
         check_fields(self)
         super().__post_init__()
         for name in ("trials", "evaluations"):
