@@ -11,10 +11,12 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
+from prance_env.checks import check_settings
 from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet
+from supernet.reading import checked_count
 from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
 from supernet.staging import finish_commit
@@ -27,7 +29,7 @@ from .deployed.convert import plain_agent
 from .deployed.menu import Menu, MenuPlan, entries_of
 from .deployed.networks import NetworkPolicy
 from .deployed.on_device import played_on_device
-from .deployed.pictures import Picture, Preprocessing, checked_names, class_names
+from .deployed.pictures import Picture, Preprocessing, check_images, checked_names, class_names
 from .deployed.prediction import Prediction, joined
 from .deployed.runs import agent_of_run, check_here, settings_of_run
 from .fitting import Interface, fitted
@@ -108,7 +110,9 @@ class AdaptiveViT(
 
         Raises:
             ValueError: If the agent is for other observations, actions or wrappers.
+            TypeError: If it is no agent, or the settings are something else.
         """
+        check_settings(settings)
         return cls._of(settings, settings.engine().net, agent)
 
     @classmethod
@@ -210,13 +214,14 @@ class AdaptiveViT(
         """
         images = self.preprocessing(pictures, self.net.config)
         budgets = budget if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(images)
-        begins = range(0, len(images), batch_size)
+        begins = range(0, len(images), checked_count(batch_size, "batch_size"))
         if len(budgets) != len(images):
             raise ValueError(f"There are {len(budgets)} budgets for {len(images)} pictures; pass one, or one for each.")
         return joined([self(images[b : b + batch_size], [*budgets[b : b + batch_size]]) for b in begins])
 
     def _played(self, images: Tensor, budget: Budgets, menu: Menu | None = None) -> tuple[InferenceState, Tensor, Any]:
         """The state after the last group, (B, T, A) actions in [0, 1], and (B, T) patches left."""
+        check_images(images)
         net, space, prefix = self.net, self.net.space, self.net.config.num_prefix_tokens
         prices, price = prices_of(budget, self.interface.conditioning, self.calibration, len(images)), None
         if prices is not None:

@@ -6,6 +6,7 @@ saw and what its actions meant. What is known of them is done here, what is not 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -42,12 +43,14 @@ from supernet import SupernetConfig
 
 from .authors_selector import PranceSelector
 from .baselines import BaselineAgent
-from .protocol import Agent
+from .protocol import Agent, check_agent, predicted
 
 Translate = Callable[[Any], Any]
 INTEGERS = (DiscreteActions, MultiDiscreteActions, VectorDiscreteActions, VectorMultiDiscreteActions)
 # These do what their names say to every observation or action, even if the spaces stay the same.
 CHANGING = (gym.ObservationWrapper, gym.ActionWrapper, VectorObservationWrapper, VectorActionWrapper)
+# What their wrappers do to observations and actions is known by class or by spaces.
+LIBRARIES = ("gymnasium", "stable_baselines3", "sb3_contrib", "prance_env")
 SLACK = 1e-3
 REMEDY = (
     "pass the settings that it was trained with (observation, normalize_actions, cost_conditioning, token_mode, ...)"
@@ -116,8 +119,7 @@ class BehindWrappers:
         """As the agent's, for bare observations and actions."""
         for function in self.see:
             observation = function(observation)
-        remembered: dict[str, Any] = {} if state is None else {"state": state}
-        actions, state = self.agent.predict(observation, **remembered, deterministic=deterministic)
+        actions, state = predicted(self.agent, observation, state, deterministic)
         for function in self.say:
             actions = function(actions)
         return actions, state
@@ -135,8 +137,10 @@ def fitted(agent: Agent, interface: Interface) -> Agent:
         wrappers that it was trained with.
 
     Raises:
+        TypeError: If it is no agent.
         ValueError: If it is for another supernet, observation or action space, or for wrappers that are not known here.
     """
+    check_agent(agent)
     if isinstance(agent, BaselineAgent):
         return agent.for_environment(interface.config, interface.observation, interface.normalize_actions)
     chain = list(_chain(agent))
@@ -175,6 +179,9 @@ def _translations(chain: list[Any]) -> tuple[list[Translate], list[Translate]]:
 
     Raises:
         ValueError: If a wrapper changes them in a way that is not known here.
+
+    Warns:
+        UserWarning: If one of the user's own may do so without showing it.
     """
     see: list[Translate] = []
     say: list[Translate] = []
@@ -192,7 +199,22 @@ def _translations(chain: list[Any]) -> tuple[list[Translate], list[Translate]]:
                 f"The agent was trained behind {type(layer).__name__}, which changes what it sees or does; how is not "
                 "known here. Pass an object whose predict(observation, ...) does the same and then asks the agent."
             )
+        elif _may_change(layer):
+            warnings.warn(
+                f"The agent was trained behind {type(layer).__name__}; whether that changes observations or actions is "
+                "not known here, and the agent is judged as if it did not. If it does, pass an object whose "
+                "predict(observation, ...) does the same and then asks the agent.",
+                stacklevel=4,
+            )
     return see, say
+
+
+def _may_change(layer: Any) -> bool:
+    """Whether a wrapper of the user's own handles what passes through it, for whatever purpose."""
+    if not isinstance(layer, gym.Wrapper | VectorWrapper | VecEnvWrapper):
+        return False
+    handling = (getattr(type(layer), name, None) for name in ("reset", "step", "step_async", "step_wait"))
+    return any(f is not None and f.__module__.partition(".")[0] not in LIBRARIES for f in handling)
 
 
 def _decoded(actions: Any, integers: IntegerActions, space: gym.Space[Any]) -> NDArray[np.float32]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import reprlib
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+SIGNATURE = "predict(observation, state=None, episode_start=None, deterministic=False)"
 
 
 class Agent(Protocol):
@@ -15,7 +19,10 @@ class Agent(Protocol):
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
-        """Actions for a batch of observations, and the state that is handed back at the next decision."""
+        """Actions for a batch of observations, and the state that is handed back at the next decision.
+
+        Agents without memory may return the actions alone.
+        """
 
 
 class BatchAgent(ABC):
@@ -49,6 +56,39 @@ class BatchAgent(ABC):
         return self.actions(np.atleast_2d(observation), deterministic).reshape(*shape[:-1], -1), state
 
 
+def check_agent(agent: Any) -> None:
+    """Checks that something is an agent, before it is asked.
+
+    Raises:
+        TypeError: If it has no `predict`, or one that takes other arguments.
+    """
+    if isinstance(agent, type) or not callable(getattr(agent, "predict", None)):
+        raise TypeError(
+            f"agent={reprlib.repr(agent)} is no agent, which has SB3's {SIGNATURE}. Pass an object that has; "
+            "train.policies.load_agent.load_agent(NAME, settings) makes one of a name or a path."
+        )
+    try:
+        inspect.signature(agent.predict).bind(None, deterministic=True)
+    except TypeError as e:
+        raise TypeError(f"{type(agent).__name__}.predict cannot be asked ({e}); let it be SB3's {SIGNATURE}.") from e
+
+
+def predicted(agent: Agent, observation: Any, state: Any, deterministic: bool) -> tuple[Any, Any]:
+    """What an agent says, and the state that it wants back, None from agents that return actions alone.
+
+    Raises:
+        ValueError: If it returns a tuple of another length.
+    """
+    # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
+    remembered: dict[str, Any] = {} if state is None else {"state": state}
+    found: Any = agent.predict(observation, **remembered, deterministic=deterministic)
+    if not isinstance(found, tuple):
+        return found, None
+    if len(found) != 2:
+        raise ValueError(f"The agent gave a tuple of {len(found)}; expected (actions, state), or the actions alone.")
+    return found
+
+
 def ask(
     agent: Agent, observation: NDArray[np.float32], memory: Any, action_size: int
 ) -> tuple[NDArray[np.floating], Any]:
@@ -66,9 +106,7 @@ def ask(
     Raises:
         ValueError: If the agent gives something else than (B, A) floating-point numbers.
     """
-    # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
-    remembered: dict[str, Any] = {} if memory is None else {"state": memory}
-    actions, memory = agent.predict(observation, **remembered, deterministic=True)
+    actions, memory = predicted(agent, observation, memory, deterministic=True)
     found = np.asarray(actions)
     if found.shape != (len(observation), action_size) or not np.issubdtype(found.dtype, np.floating):
         raise ValueError(

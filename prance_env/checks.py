@@ -1,7 +1,8 @@
-"""What callers pass to `reset` and `step`, checked."""
+"""What callers pass to `reset` and `step`, and in place of settings, checked."""
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,19 @@ from supernet.arrays import Floats, Ints
 
 from .arrays import as_array
 from .settings import EnvSettings
+
+
+def check_settings(settings: Any) -> None:
+    """Checks that something is what an environment was, or is to be, made with.
+
+    Raises:
+        TypeError: If it is something else, such as an id or an environment; the message says how to come by settings.
+    """
+    if not isinstance(settings, EnvSettings):
+        raise TypeError(
+            f"settings={reprlib.repr(settings)} must be EnvSettings, which say what split is meant: "
+            "EnvSettings.from_id('Prance-Digits-v0', split='test'), or env.unwrapped.settings of an environment."
+        )
 
 
 def check_options(

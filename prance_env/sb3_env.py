@@ -15,11 +15,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from typing_extensions import Unpack
 
-from supernet.reading import check_value, plain
+from supernet.reading import check_value, checked_count, plain
 
 from .naming import check_names, spec_of
 from .settings import EnvArguments
-from .vector_env import Count, PranceVectorEnv
+from .vector_env import PranceVectorEnv
 
 Seed = Annotated[int, Ge(0), Lt(2**63)] | None
 
@@ -168,7 +168,7 @@ def make_sb3_env(
         ValueError: If the id is not one of this package's, or an argument is out of range.
         TypeError: If an argument is unknown.
     """
-    check_value(plain(n_envs), Count, "n_envs")
+    n_envs = checked_count(n_envs, "n_envs")
     check_value(seed := plain(seed), Seed, "seed")
     if not isinstance(wrappers, Sequence) or not all(callable(wrapper) for wrapper in wrappers):
         raise ValueError(f"wrappers={wrappers!r} must be a list of vector wrappers, such as [VectorDictObservation].")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
-from annotated_types import Ge, Lt
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from supernet.arrays import Bools
-from supernet.reading import check_value, plain
+from supernet.reading import checked_count, plain
 
 from .arrays import to_device, to_host
 from .checks import check_actions_of, check_options
@@ -27,7 +26,6 @@ from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
 from .snapshot import restore_snapshot, take_snapshot
 
 OUTPUTS = ("numpy", "torch")
-Count = Annotated[int, Ge(1), Lt(2**31)]
 
 
 @takes_settings
@@ -62,7 +60,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         output: str = "numpy",
         **arguments: Unpack[EnvArguments],
     ) -> None:
-        check_value(num_envs := plain(num_envs), Count, "num_envs")
+        num_envs = checked_count(num_envs, "num_envs")
         if plain(output) not in OUTPUTS:
             raise ValueError(f"output={output!r} is unknown; choose one of {OUTPUTS}.")
         self.autoreset_mode = _autoreset_mode(autoreset_mode)

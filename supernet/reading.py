@@ -142,6 +142,18 @@ def check_fields(instance: Any, source: str = "") -> None:
         raise ValueError(f"{source}{_in_words(e, type(instance))}.") from e
 
 
+def checked_count(value: Any, name: str) -> int:
+    """How many there are to be of something: a whole number of at least 1.
+
+    Raises:
+        ValueError: If it is none, or has more than 32 bits; the message names it.
+    """
+    count = plain(value)
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count < 2**31:
+        raise ValueError(f"{name}={reprlib.repr(value)} must be a whole number from 1 to {2**31 - 1}.")
+    return count
+
+
 def check_value(value: Any, kind: Any, source: str) -> None:
     """Checks one value against a type, an annotation of somebody else's class.
 

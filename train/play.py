@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from agents.fitting import Interface, fitted
 from agents.protocol import Agent, ask
+from prance_env.checks import check_settings
 from prance_env.engine import InferenceEngine
 from prance_env.episodes import Episodes
 from prance_env.rewards.config import RewardConfig
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions
 from supernet.arrays import Floats, Ints
+from supernet.reading import checked_count
 
 # Who only wants to know how an inference ends need not finish the network after every decision.
 AT_THE_END = RewardConfig(mode="terminal")
@@ -29,8 +31,12 @@ def evenly(total: int, count: int) -> Ints:
 
 
 def batches(total: int, batch_size: int) -> Iterator[Ints]:
-    """The numbers 0 to total - 1 in order, at most `batch_size` at a time."""
-    for begin in range(0, total, batch_size):
+    """The numbers 0 to total - 1 in order, at most `batch_size` at a time.
+
+    Raises:
+        ValueError: If `batch_size` is no whole number of at least 1.
+    """
+    for begin in range(0, total, checked_count(batch_size, "batch_size")):
         yield np.arange(begin, min(begin + batch_size, total))
 
 
@@ -143,7 +149,11 @@ def mean_return(
 
     Returns:
         Mean return of an episode, accuracy, and MACs / MACs of the full network.
+
+    Raises:
+        TypeError: If the settings are something else.
     """
+    check_settings(settings)
     engine, reward = settings.engine(), settings.reward_config
     images = np.arange(len(engine.dataset)) if images is None else images
     total, sums = len(images), np.zeros(3)

@@ -85,6 +85,19 @@ class Preprocessing:
             raise ValueError(f"{name} cannot be read as a picture: {e}") from e
 
 
+def check_images(images: Any) -> None:
+    """Checks that a model that takes tensors was given one.
+
+    Raises:
+        TypeError: If it was not; the message says how to come by one.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images is of type {type(images).__name__}; a call of the model takes a tensor (B, C, H, W), "
+            "torch.from_numpy(images), and model.predict(images) takes arrays, paths and Pillow's pictures."
+        )
+
+
 def _is_array(picture: Any) -> bool:
     return isinstance(picture, np.ndarray | Tensor)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from command_line import prance, refusal
 from gymnasium.wrappers import NormalizeObservation, RescaleAction, TransformObservation
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 from wrapped_agents import CASES, IMAGES, Settings, case, native, one_by_one, played_at_home, ppo
 
 from agents import AdaptiveViT, FullAgent, RandomAgent, StaticAgent
@@ -224,9 +225,106 @@ def test_an_agent_for_something_else_is_refused_with_the_remedy(name: str, tiny:
         AdaptiveViT.from_settings(settings, agent)(settings.engine().dataset.fetch(np.arange(IMAGES)))
 
 
+class Negating(gym.Wrapper[Any, Any, Any, Any]):
+    """Changes what an agent sees, and shows it neither by its class nor by its spaces."""
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = self.env.step(action)
+        return -observation, *rest
+
+
+class Rewarding(gym.RewardWrapper[Any, Any]):
+    """Changes no observation and no action."""
+
+    def reward(self, reward: Any) -> float:
+        return 2 * float(reward)
+
+
+class Passing(VecEnvWrapper):
+    """Does nothing, which nobody can know."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def test_a_wrapper_of_ones_own_that_may_change_something_is_a_warning(tiny: Settings) -> None:
+    settings = EnvSettings(**tiny)
+    for env in (one_by_one(Negating)(tiny), Passing(native()(tiny))):
+        with pytest.warns(UserWarning, match="trained behind (Negating|Passing); whether .* as if it did not"):
+            evaluate(ppo(env), settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(ppo(one_by_one(Rewarding)(tiny)), settings)
+
+
 def test_wrappers_that_change_neither_are_nothing(tiny: Settings) -> None:
     env = VecMonitor(DummyVecEnv([lambda: gym.make("Prance-Digits-v0", max_episode_steps=7, **tiny)] * IMAGES))
     model, settings = ppo(env), EnvSettings(**tiny)
     assert judged(settings, model) == played_at_home(model, env)
     agent = Own(lambda n: np.zeros((n, settings.config().space.action_size)))
     assert judged(settings, agent) == adaptive(settings, agent)
+
+
+class Alone:
+    """An agent without memory whose `predict` returns the actions alone."""
+
+    def predict(self, observation: Any, deterministic: bool) -> Any:
+        return np.tanh(observation[:, :3])
+
+
+class Without:
+    """Has no argument `deterministic`."""
+
+    def predict(self, observation: Any) -> Any:
+        return np.ones((len(observation), 3)), None
+
+
+def test_an_agent_may_return_actions_alone(tiny: Settings) -> None:
+    agent: Any = Alone()
+    both = Own(lambda n: None)
+    both.predict = lambda observation, deterministic=False: (agent.predict(observation, deterministic), None)  # type: ignore[method-assign]
+    settings = EnvSettings(**tiny)
+    assert judged(settings, agent) == judged(settings, both) == adaptive(settings, agent)
+    agent.predict = lambda observation, deterministic: (observation, None, None)
+    with pytest.raises(ValueError, match=r"tuple of 3; expected \(actions, state\), or the actions alone"):
+        evaluate(agent, settings)
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        ("full", r"agent='full' is no agent.*load_agent\(NAME, settings\)"),
+        (None, "agent=None is no agent"),
+        (FullAgent, "agent=<class .* is no agent"),
+        (Without(), r"Without\.predict cannot be asked \(.*'deterministic'.*\); let it be SB3's predict\("),
+    ],
+)
+def test_what_is_no_agent_is_said(agent: Any, words: str, tiny: Settings) -> None:
+    settings = EnvSettings(**tiny)
+    for take in (judged, adaptive):
+        with pytest.raises(TypeError, match=words):
+            take(settings, agent)
+
+
+def test_what_are_no_settings_is_said(tiny: Settings) -> None:
+    agent = FullAgent(EnvSettings(**tiny).config())
+    for wrong in ("Prance-Digits-v0", gym.make("Prance-Digits-v0"), native()(tiny), None):
+        with pytest.raises(TypeError, match=r"settings=.* must be EnvSettings.*from_id\(.*env\.unwrapped\.settings"):
+            evaluate(agent, wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="must be EnvSettings"):
+            AdaptiveViT.from_settings(wrong, agent)  # type: ignore[arg-type]
+
+
+def test_no_images_at_a_time_are_refused(tiny: Settings) -> None:
+    settings = EnvSettings(**tiny)
+    model, pictures = AdaptiveViT.from_settings(settings, FullAgent(settings.config())), np.zeros((3, 16, 16), np.uint8)
+    for size in (0, -1, 1.5, "8", None):
+        with pytest.raises(ValueError, match=r"batch_size=.* must be a whole number from 1"):
+            model.predict([*pictures], batch_size=size)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"batch_size=.* must be a whole number from 1"):
+            evaluate(model.agent, settings, batch_size=size)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"images is of type ndarray; .*torch\.from_numpy\(images\).*model\.predict"):
+        model(pictures[:, None])

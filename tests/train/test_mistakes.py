@@ -78,7 +78,7 @@ MISTAKES: dict[str, str] = {
     "train agent --out {new} --preset best": "'tuned'",
     "train agent --out {new} --algo sac --preset paper": "preset='paper' is unknown to sac",
     "train agent --out {new} --save-freq -1": "save_freq",
-    "train agent --out {new} --seed -1": "Seed",
+    "train agent --out {new} --seed -1": "seed=-1",
     "train agent --out {new} --reward cheap": "'potential'",
     "train agent --out {new} --reward.mode dense": "'result_to_go', 'terminal', 'potential'",
     "train agent --out {new} --reward.function nothing": "'package.module:name'",

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.protocol import Agent
+from prance_env.checks import check_settings
 from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvSettings
 from prance_env.spaces import encode_actions
@@ -104,7 +105,9 @@ def evaluate(
     Raises:
         ValueError: If the environment is cost-conditioned and no price is fixed, or observations are to be shuffled
             among fewer than two images.
+        TypeError: If the agent has no such `predict`, or the settings are something else.
     """
+    check_settings(settings)
     engine = settings.engine()
     donors = others(len(engine.dataset), seed) if shuffle_observations else None
     reward = summed(settings.reward_config) if returns else AT_THE_END
@@ -125,7 +128,9 @@ def evaluate_actions(actions: NDArray[np.float64], settings: EnvSettings, batch_
 
     Raises:
         ValueError: If there are not as many choices as images.
+        TypeError: If the settings are something else.
     """
+    check_settings(settings)
     engine = settings.engine()
     if len(actions) != len(engine.dataset):
         raise ValueError(f"There are {len(actions)} rows of actions for {len(engine.dataset)} images; pass one each.")
