@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from supernet.files import digest_of, folder_id, parents_of
@@ -16,7 +15,7 @@ from supernet.files import digest_of, folder_id, parents_of
 from .config import DatasetConfig
 from .decoded import DecodedSource
 from .labels import labels_of, warn_of_few
-from .opening import open_image
+from .opening import SUFFIXES, open_image
 from .transform import ImageTransform
 
 SPLIT_FOLDERS = {
@@ -93,7 +92,7 @@ def training_classes(root: Path) -> list[str]:
 def image_files(folder: Path) -> list[str]:
     """Paths of the image files in a folder and the folders in it, in the order in which torchvision lists them.
 
-    Links are followed; what is no regular file is left out.
+    Links are followed; what is hidden (".ipynb_checkpoints", macOS' "._0.png") or no regular file is left out.
 
     Raises:
         ValueError: If a link leads back to a folder that it is in, which has no end.
@@ -107,11 +106,13 @@ def _list(folder: str, above: frozenset[tuple[int, int]], found: list[str]) -> N
     inside = above | {folder_id(folder)}
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.name.startswith("."):
+                continue
             if entry.is_dir():
                 if folder_id(entry.path) in inside:
                     raise ValueError(f"{entry.path} is a link to a folder that it is in; remove it.")
                 _list(entry.path, inside, found)
-            elif entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file():
+            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                 found.append(entry.path)
 
 
@@ -155,7 +156,7 @@ def load_folder(
         if not files:
             raise ValueError(
                 f"{folder} is not laid out as <class>/<image files>: {name} holds no file that ends in one of "
-                f"{', '.join(IMG_EXTENSIONS)}; remove it, or add images."
+                f"{', '.join(SUFFIXES)}; remove it, or add images."
             )
         paths += files
         classes += [label_of[name]] * len(files)

@@ -7,10 +7,23 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+import PIL
+from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is decoded, whatever a file is called. Pillow knows more, among them PostScript, which another program runs."""
+FORMATS = {
+    "AVIF": (".avif", ".avifs"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "PNG": (".png", ".apng"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+"""What is decoded, whatever a file is called, and how files end that a folder's listing takes. Pillow knows more, among
+them PostScript, which another program runs."""
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
@@ -20,12 +33,19 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
         source: Path of a file, or what its bytes are read from.
 
     Raises:
-        OSError: If it is damaged, of another format, or not a regular file.
+        OSError: If it is damaged, of another format or one that this Pillow was built without, or not a regular file.
         ValueError: If it has more pixels than Pillow warns of, `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):
         raise OSError("not a regular file")
-    image = Image.open(source, formats=[name for name in FORMATS if name in known_formats()])
+    try:
+        image = Image.open(source, formats=[name for name in FORMATS if name in known_formats()])
+    except UnidentifiedImageError as e:
+        ending = os.path.splitext(source)[1].lower() if isinstance(source, str | Path) else ""
+        missing = [name for name in FORMATS if ending in FORMATS[name] and name not in known_formats()]
+        if not missing:
+            raise
+        raise OSError(f"Pillow {PIL.__version__} here reads no {missing[0]}; install a newer one, or convert it") from e
     pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if most is not None and pixels > most:
         image.close()
@@ -34,11 +54,6 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
     return image
-
-
-def suffixes() -> set[str]:
-    """How files of `FORMATS` end, by Pillow's list."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 def known_formats() -> set[str]:

@@ -14,12 +14,16 @@ import pytest
 import torch
 from helpers import ENV_ID, make_engine, unit_actions
 from image_files import CONFIG, TRANSFORM, everything, expected_pixels, files_of, image_folder, picture
+from PIL import Image
 
 import prance_env
 from prance_env import ImageDataset, InferenceEngine
+from prance_env.images import opening
 from prance_env.images.config import DatasetConfig
 from prance_env.images.decoded import DecodedSource
+from prance_env.images.folders import image_files
 from prance_env.images.loading import check_dataset, load_dataset, register_dataset
+from prance_env.images.opening import FORMATS, SUFFIXES, known_formats
 from prance_env.images.source import ImageSource, check_fits
 from prance_env.images.transform import ImageTransform
 from supernet import Supernet
@@ -68,6 +72,39 @@ def test_empty_folders_and_folders_that_are_none_are_refused(tmp_path: Path) -> 
         load_dataset(str(tmp_path), "val", CONFIG)
     with pytest.raises(ValueError, match=r"'no/such'.*'digits'.*register_dataset.*ImageNet.*hfds"):
         load_dataset("no/such", "val", CONFIG)
+
+
+def test_every_format_that_is_opened_is_listed_and_hidden_files_are_not(tmp_path: Path) -> None:
+    (tmp_path / "cat" / ".ipynb_checkpoints").mkdir(parents=True)
+    endings = {name: FORMATS[name][0] for name in known_formats() & set(FORMATS)}
+    for name, ending in endings.items():
+        picture(0).save(tmp_path / "cat" / f"0{ending}", name)
+    for hidden in ("._0.png", ".ipynb_checkpoints/0.png"):
+        picture(1).save(tmp_path / "cat" / hidden)
+    files = image_files(tmp_path / "cat")
+    assert {Path(file).name for file in files} == {f"0{ending}" for ending in endings.values()}
+    source = load_dataset(str(tmp_path), "val", CONFIG)
+    images = everything(source).float()
+    assert len(images) == len(files)
+    assert ((images - images[0]).abs().mean((1, 2, 3)) < 20).all()
+    identity = source.identity()
+    (tmp_path / "cat" / ".DS_Store").touch()
+    picture(1).save(tmp_path / "cat" / ".1.png")
+    assert load_dataset(str(tmp_path), "val", CONFIG).identity() == identity
+
+
+def test_the_endings_are_those_that_pillow_knows() -> None:
+    known_formats()
+    theirs = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    assert theirs - set(SUFFIXES) <= {".pfm"}, "whose numbers have no range"
+
+
+def test_a_format_that_this_pillow_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(100))
+    monkeypatch.setattr(opening, "known_formats", lambda: {*FORMATS} - {"AVIF"})
+    with pytest.raises(OSError, match=r"0\.avif.*Pillow [\d.]+ here reads no AVIF; install a newer one, or convert it"):
+        everything(load_dataset(str(tmp_path), "val", CONFIG))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -22,6 +22,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "more").mkdir()
     for name, size in {"a.png": (48, 48), "b.jpg": (100, 80), "more/c.webp": (60, 200)}.items():
         Image.fromarray(random.integers(0, 255, size, np.uint8)).save(folder / name)
+    for hidden in ("._a.png", ".thumbnails/a.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"of a system")
     (folder / "notes.txt").write_text("no picture")
     (folder / "page.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0")  # which is not read
     return folder

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from agents import AdaptiveViT
 from agents.deployed.budgets import prices_of
 from agents.deployed.menu import Menu
-from prance_env.images.opening import suffixes
+from prance_env.images.folders import image_files
+from prance_env.images.opening import SUFFIXES
 
 Row = dict[str, Any]
 COLUMNS = ("path", "class", "label", "probability", "macs", "macs_fraction", "patches", "top", "error")
@@ -33,14 +34,13 @@ def picture_paths(words: Sequence[str], lines: Iterable[str] = ()) -> list[str]:
         FileNotFoundError: If a word names nothing.
     """
     found: list[str] = []
-    endings = suffixes()
     for word in words:
         if word == "-":
             found += [line.strip() for line in lines if line.strip()]
         elif Path(word).is_dir():
-            below = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in endings)
+            below = sorted(image_files(Path(word)))
             if not below:
-                raise FileNotFoundError(f"{word} holds no pictures.")
+                raise FileNotFoundError(f"{word} holds no file that ends in one of {', '.join(SUFFIXES)}.")
             found += below
         elif matching := sorted(glob.glob(word, recursive=True)) if not Path(word).exists() else [word]:
             found += matching
