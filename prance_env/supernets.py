@@ -40,8 +40,6 @@ def resolved_config(
             raise ValueError(f"token_mode={token_mode!r} is unknown{whose}; choose None or one of {allowed}.")
         config = with_space(config, token_mode=token_mode)
     if decide_first_group is not None:
-        if not isinstance(decide_first_group, bool):
-            raise ValueError(f"decide_first_group={decide_first_group!r} must be None, True or False.")
         groups = config.space.groups
         if decide_first_group and len(set(groups)) > 1:
             raise ValueError(

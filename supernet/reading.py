@@ -170,7 +170,7 @@ def check_value(value: Any, kind: Any, source: str) -> None:
 
 
 def _must(message: str) -> str:
-    return message.replace("Input should", "must", 1)
+    return message.replace("Input should", "must", 1).replace("a valid boolean", "True or False", 1)
 
 
 def _shallow(data: Any, depth: int = 0) -> Any:

@@ -316,7 +316,7 @@ def test_predict_takes_one_observation_or_a_batch_and_stays_in_the_box() -> None
         ({"initial_action": ()}, r"initial_action=\(\)"),
         ({"activation": "gelu"}, "'gelu'.*relu"),
         ({"hidden": (64, 0)}, "hidden.1=0 must be greater than or equal to 1"),
-        ({"learn_std": 1}, "learn_std=1 must be a valid boolean"),
+        ({"learn_std": 1}, "learn_std=1 must be True or False"),
     ],
 )
 def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str) -> None:

@@ -78,8 +78,8 @@ def test_paths_and_numbers_of_other_libraries_are_pythons_own(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"normalize_actions": "no"}, "normalize_actions='no' must be a valid boolean"),
-        ({"normalize_actions": None}, "normalize_actions=None must be a valid boolean"),
+        ({"normalize_actions": "no"}, "normalize_actions='no' must be True or False"),
+        ({"normalize_actions": None}, "normalize_actions=None must be True or False"),
         ({"cache_mb": "1GB"}, "cache_mb='1GB' must be a valid number"),
         ({"num_workers": 10**6}, "num_workers=1000000 must lie in 0..1024"),
         ({"reward": {"macs_weight": True}}, "reward macs_weight=True must be a valid number"),
