@@ -29,10 +29,10 @@ pytestmark = pytest.mark.usefixtures("few_scenes")
 @pytest.mark.parametrize(
     "command",
     [
-        "train supernet --preset scratch --from {net} --dataset digits",
+        "train supernet --preset scratch --from {net} --dataset digits --steps 1",
         "train supernet --preset digits-quick",
         "train supernet --resume",
-        "train static --from {net} --dataset digits",
+        "train static --from {net} --dataset digits --steps 1",
         "train agent",
         "import timm test_vit",
         "order --supernet {net} --dataset digits --images 4 --check-images 4",
