@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
-from tyro.conf import arg
 
 from supernet import StaticViT, SubnetConfig, Supernet
 from supernet.checkpoint import CONFIG
@@ -55,7 +54,7 @@ class ExportedFile:
 class ExportSettings:
     """What `prance export` writes."""
 
-    formats: Annotated[tuple[Literal["onnx", "torch", "safetensors"], ...], arg(name="format")] = ("onnx",)
+    format: tuple[Literal["onnx", "torch", "safetensors"], ...] = ("onnx",)
     """What to write; onnx needs the extra [export]. supernet.load_static loads safetensors."""
     supernet: str = "digits"
     """Registered name, or a folder written by save_pretrained; digits is the bundled one."""
@@ -85,12 +84,12 @@ def run_export(settings: ExportSettings, out: Path) -> None:
     console = Console()
     if settings.static is not None:
         static = load_static(settings.static)
-        _print(export_static(static, static, out, settings.formats, settings.uint8, settings.seed), console)
+        _print(export_static(static, static, out, settings.format, settings.uint8, settings.seed), console)
         console.print(f"{static.macs():,} MACs an image, {static.params():,} parameters. {_compared('network')}")
         return
     net = open_supernet(settings.supernet)
     chosen = choose_subnet(net.config, settings.subnet, settings.keep_rate, settings.embed_dim, settings.mlp_ratio)
-    _print(export_subnet(net, chosen, out, settings.formats, settings.uint8, settings.seed), console)
+    _print(export_subnet(net, chosen, out, settings.format, settings.uint8, settings.seed), console)
     macs, full = int(net.macs(chosen)), int(net.macs())
     console.print(
         f"{macs:,} MACs an image ({macs / full:.1%} of the full network), {int(net.params(chosen)):,} parameters, "
