@@ -54,7 +54,7 @@ class AdaptiveViT(
         prediction = model.predict(["cat.jpg", "dog.png"])  # paths, bytes, Pillow's images or arrays, of any size
         prediction = model(images)  # (B, C, H, W) uint8, or floats that are normalised already
         prediction.logits.argmax(1), prediction.macs, [*prediction.rows()]
-        model.save_pretrained("exported")  # safetensors and JSON; AdaptiveViT.from_pretrained("exported")
+        model.save_pretrained("saved")  # safetensors and JSON; AdaptiveViT.from_pretrained("saved")
 
     A model holds no state of a call, so that threads can share it.
 
@@ -332,7 +332,7 @@ class AdaptiveViT(
         """Writes `model.safetensors`, `config.json` and a model card with what was measured, all of them or none.
 
         Args:
-            save_directory: Created if missing.
+            save_directory: Created if missing; what an earlier save has left there is replaced.
             config: Not used: the model knows its own.
             repo_id: Of the hub, if it is pushed; None: the folder's name.
             push_to_hub: Whether to push it to the hub, too.
@@ -340,6 +340,7 @@ class AdaptiveViT(
             **push_to_hub_kwargs: As of `push_to_hub`.
 
         Raises:
+            FileExistsError: If the folder holds something else, such as a supernet or an export.
             ValueError: If the agent cannot be saved without pickling.
         """
         agent = plain_agent(self.agent, self.interface)

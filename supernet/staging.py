@@ -30,25 +30,44 @@ def staged(folder: Path) -> Iterator[Path]:
     Yields:
         The hidden folder; files may lie in folders of it.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    stage = temporary_name(folder / "stage")
-    stage.mkdir()
-    try:
-        yield stage
-        for path in [*stage.rglob("*"), stage]:
-            flush(path)
-        finish_commit(folder)
-        os.replace(stage, folder / COMMIT)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        with contextlib.suppress(OSError):  # somebody has put something there
-            for path in missing:
-                path.rmdir()
-        raise
+    with removed_after_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        stage = temporary_name(folder / "stage")
+        stage.mkdir()
+        try:
+            yield stage
+            for path in [*stage.rglob("*"), stage]:
+                flush(path)
+            finish_commit(folder)
+            os.replace(stage, folder / COMMIT)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
     flush(folder)
     finish_commit(folder)
+
+
+@contextmanager
+def removed_after_errors(folder: Path, own: bool = False, lock: str = "") -> Iterator[None]:
+    """Removes, after an error, a folder and its parents if they were made meanwhile, and nobody has put anything there.
+
+    Args:
+        folder: The folder.
+        own: Whether it was made just before.
+        lock: Name of a file that may lie there all the same.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()] or ([folder] if own else [])
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if made and lock and folder.exists() and os.listdir(folder) == [lock]:
+                (folder / lock).unlink()
+            for path in made:
+                if path.exists():
+                    path.rmdir()  # only if it is empty
+        raise
 
 
 def finish_commit(folder: Path) -> None:

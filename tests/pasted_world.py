@@ -179,7 +179,7 @@ def make_runs() -> None:
     if find_spec("pyarrow"):
         write_rows(Path("rows.parquet"), read_rows(Path("runs/agent/eval/agent.csv")))
     run("prance yardsticks --out runs/yardsticks")
-    open_adaptive("runs/any", entries=4).model.save_pretrained("exported")
+    open_adaptive("runs/any", entries=4).model.save_pretrained("saved")
     run("prance profile --out latency.json")
     for name in ("small-0.4", "small-0.5"):
         run(f"prance export --supernet digits --subnet min --format safetensors --out runs/{name}")

@@ -10,6 +10,8 @@ from typing import Annotated
 from tyro.conf import arg
 
 OPTION = "--import"
+OURS = ("agents", "prance_env", "supernet", "train")
+"""Packages that are there already, so that no file of the user's is imported by these names."""
 Imports = Annotated[
     tuple[str, ...],
     arg(
@@ -41,9 +43,14 @@ def import_named(words: list[str]) -> None:
     Nothing else that a command reads is ever imported: no folder can have code run.
 
     Raises:
-        ValueError: If a module is missing, or fails.
+        ValueError: If a module is missing or fails, or its name is taken by a package of ours.
     """
     for name in named_modules(words):
+        if (package := name.removesuffix(".py").split(".")[0]) in OURS:
+            raise ValueError(
+                f"{OPTION} {name}: {', '.join(OURS)} are packages of prance-env itself; rename your file, such as to "
+                f"my_{package}.py, and pass {OPTION} my_{package}."
+            )
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)
         importlib.invalidate_caches()

@@ -14,6 +14,8 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from .whole_numbers import REGISTRY
+
 T = TypeVar("T")
 
 STATUS, PREFIX = 2, "prance: "
@@ -52,7 +54,9 @@ def read_options(kind: type[T], prog: str, words: list[str], default: T | None, 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _wide(not {"-h", "--help"} & set(words)):
-            read: T = tyro.cli(kind, prog=prog, args=words, default=default, config=config)  # type: ignore[assignment]
+            read: T = tyro.cli(  # type: ignore[assignment]
+                kind, prog=prog, args=words, default=default, config=config, registry=REGISTRY
+            )
             return read
     except SystemExit as stop:
         if stop.code != STATUS or said.getvalue().startswith(PREFIX):

@@ -56,8 +56,18 @@ def write(parts: Parts, card: str, folder: Path) -> None:
     Args:
         parts: The model.
         card: Its model card.
-        folder: Created if missing.
+        folder: Created if missing. A README.md that no model of ours brought is kept.
+
+    Raises:
+        FileExistsError: If something else than a model lies there, such as a supernet or an export.
     """
+    finish_commit(folder)
+    again = bool(described(folder))
+    if others := [] if again else [name for name in (WEIGHTS, CONFIG) if (folder / name).exists()]:
+        raise FileExistsError(
+            f"{folder} holds {' and '.join(others)} of something else than an AdaptiveViT; pass another folder, or "
+            "remove what is there."
+        )
     parts.net.check_classifier()
     conditioning, net = parts.interface.conditioning, parts.net
     prices = None if conditioning is None else (conditioning.low, conditioning.high, conditioning.fixed)
@@ -81,7 +91,17 @@ def write(parts: Parts, card: str, folder: Path) -> None:
     with staged(folder) as stage:
         save_file(tensors, stage / WEIGHTS, {"format": "pt"})
         (stage / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
-        (stage / CARD).write_text(card)
+        if again or not (folder / CARD).exists():
+            (stage / CARD).write_text(card)
+
+
+def described(folder: str | Path) -> dict[str, Any]:
+    """What `config.json` says of a saved model; empty if the folder holds none."""
+    try:
+        data: dict[str, Any] = json.loads((Path(folder) / CONFIG).read_text())
+        return data if data["kind"] == KIND else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def read(folder: Path) -> Parts:

@@ -22,6 +22,8 @@ from .workers import DecodingPool
 
 # Images per task of a worker, and how many images may be decoded before anybody has asked for them.
 CHUNK, LOOKAHEAD = 16, 512
+# Environments have the argument, and commands that make one the option.
+SKIP = "pass on_error='skip' (--on-error skip, if the command has it)"
 
 
 class Samples(Protocol):
@@ -149,7 +151,7 @@ class DecodedSource:
     def _replace(self, index: int, problem: str) -> None:
         message = f"{self.samples.name(index)} (image {index}) cannot be decoded: {problem}"
         if self.on_error == "raise":
-            raise OSError(f"{message}. Repair or remove it, or pass on_error='skip'.")
+            raise OSError(f"{message}. Repair or remove it, or {SKIP}.")
         if len(self._stand_in) == len(self) - 1:
             raise OSError(f"{message}. Nor can any other image of this data set; look at its files.")
         self._stand_in[index] = (index + 1) % len(self)

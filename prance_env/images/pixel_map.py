@@ -30,7 +30,7 @@ from supernet.arrays import Ints
 from supernet.files import write_atomically, write_text
 from supernet.reading import STRICT, read_json
 
-from .decoded import CHUNK, decode
+from .decoded import CHUNK, SKIP, decode
 from .opening import open_image
 from .source import ImageDataset
 from .transform import ImageTransform, Pixels
@@ -252,8 +252,6 @@ def _decoded(
             if not isinstance(result, str):
                 yield result, item.label
             elif on_error == "raise":
-                raise BrokenImage(
-                    f"{item.name} cannot be decoded: {result}. Repair or remove it, or pass on_error='skip'."
-                )
+                raise BrokenImage(f"{item.name} cannot be decoded: {result}. Repair or remove it, or {SKIP}.")
             else:
                 warnings.warn(f"{item.name} cannot be decoded: {result}; it is left out.", stacklevel=2)

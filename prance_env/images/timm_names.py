@@ -18,7 +18,7 @@ from PIL import Image
 from supernet.files import digest_of
 
 from .config import ADDRESS, DatasetConfig
-from .decoded import DecodedSource
+from .decoded import SKIP, DecodedSource
 from .labels import reader_labels, warn_of_few, whole
 from .opening import open_image
 from .pixel_map import StreamItem, pixel_map
@@ -285,5 +285,5 @@ def _check_whole(shard: str, on_error: str) -> None:
         if file.read().strip(b"\0") or os.path.getsize(shard) < END_OF_TAR:
             message = f"{shard} has no end: it was cut off, and images are missing. Copy it again"
             if on_error == "raise":
-                raise ValueError(f"{message}, or pass on_error='skip'.")
+                raise ValueError(f"{message}, or {SKIP}.")
             warnings.warn(f"{message}.", stacklevel=3)

@@ -225,3 +225,10 @@ def test_small_efforts_are_what_the_help_says_and_what_is_given_beside_them_wins
     assert all(getattr(asked, n) != getattr(usual, n) for n in names)
     given = entry.parse([*command.split(), *out, small[0], "7", "--effort", "small"])
     assert getattr(given, names[0]) in (7, (7,))
+
+
+def test_whole_numbers_are_typed_in_either_way() -> None:
+    words = ["--total-timesteps", "1e5", "--n-envs", "64", "--seed", "3e0"]
+    read = entry.parse(["train", "agent", "--out", "new", *words])
+    assert (read.total_timesteps, read.n_envs, read.seed) == (100_000, 64, 3)
+    assert entry.parse(["bench-menu", "--agent", "x", "--entries", "4", "1e1"]).entries == (4, 10)

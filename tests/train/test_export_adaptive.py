@@ -141,6 +141,14 @@ def test_the_command_takes_saved_models_and_says_what_is_wrong(
     prance(monkeypatch, "export", "--adaptive", str(tmp_path / "whole"), "--out", str(tmp_path / "model.onnx"))
     assert "the same entries for 100.00%" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "model.onnx").is_file()
+    words = ("export", "--adaptive", str(tmp_path / "whole"), "--out")
+    prance(monkeypatch, "export", "--subnet", "min", "--out", str(tmp_path / "one"))
+    for out in ("one", "one/model.onnx"):
+        said = refusal(monkeypatch, *words, str(tmp_path / out))
+        assert "one holds model.onnx of something else than an export of an adaptive network; pass another" in said
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.py").write_text("mine")
+    assert "mine holds run.py of something else" in refusal(monkeypatch, *words, str(tmp_path / "mine"))
 
 
 def test_a_file_is_checked_on_other_images_than_the_menu_was_made_of(

@@ -136,6 +136,6 @@ def test_a_folder_that_holds_a_network_is_not_overwritten(
 ) -> None:
     (tmp_path / "model.safetensors").write_text("mine")
     words = refusal(monkeypatch, "import", *source, "--out", tmp_path)
-    assert "holds a network already; pass another --out" in words
+    assert "holds a network already (model.safetensors); pass another --out" in words
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     assert (tmp_path / "model.safetensors").read_text() == "mine"

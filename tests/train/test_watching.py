@@ -95,4 +95,5 @@ def test_episodes_become_a_gif_and_an_mp4(
     pytest.importorskip("moviepy")
     prance(monkeypatch, "video", "--agent", "random", *few, "--fps", 4)
     assert (tmp_path / "films" / "two.mp4").read_bytes()[4:8] == b"ftyp"
-    assert sorted(p.name for p in (tmp_path / "films").iterdir()) == ["two.gif", "two.mp4"]
+    prance(monkeypatch, "video", "--agent", "random", "--images", 3, "--out", tmp_path / "films" / "one.mp4")
+    assert sorted(p.name for p in (tmp_path / "films").iterdir()) == ["one.gif", "one.mp4", "two.gif", "two.mp4"]

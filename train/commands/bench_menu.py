@@ -42,7 +42,8 @@ class BenchMenu:
     repeats: int = 25
     """Rounds of --timm."""
     images: int = 1024
-    """Validation images that menus are made of, and 4 times as many test images to judge them."""
+    """Validation images that menus are made of, and 4 times as many test images to judge them; all, if there are
+    fewer."""
     trust: Trust = False
     threads: Threads = 1
     out: Path | None = None
@@ -52,6 +53,8 @@ class BenchMenu:
     def __post_init__(self) -> None:
         if (self.agent is None) == (self.timm is None):
             raise ValueError("Pass --agent, a run folder, or --timm, a name.")
+        if self.images < 1:
+            raise ValueError(f"--images {self.images} must be at least 1.")
 
     def run(self) -> None:
         """Runs the command."""

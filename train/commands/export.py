@@ -45,8 +45,6 @@ class Export(ExportSettings):
             run_export(narrowed(self, ExportSettings), self.out)
             return
         own = {f.name: f.default for f in fields(ExportSettings) if f.name not in ("uint8", "seed")}
-        if given := [
-            f"--{'format' if k == 'formats' else k.replace('_', '-')}" for k, v in own.items() if getattr(self, k) != v
-        ]:
+        if given := [f"--{k.replace('_', '-')}" for k, v in own.items() if getattr(self, k) != v]:
             raise ValueError(f"{given[0]} is for one subnet; --adaptive takes --entries, --uint8 and --seed.")
         export_model(self.adaptive, self.out, self.entries, self.uint8, self.seed, Console(), self.trust)

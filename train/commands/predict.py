@@ -27,7 +27,7 @@ class Predict:
     For example:
 
         prance predict cat.jpg dog.png --model runs/agent
-        prance predict pictures/ 'more/*.jpg' --model exported --budget 45% --format jsonl --out rows.jsonl
+        prance predict pictures/ 'more/*.jpg' --model saved --budget 45% --format jsonl --out rows.jsonl
         find . -name '*.png' | prance predict - --model runs/agent
     """
 

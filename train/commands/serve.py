@@ -24,7 +24,7 @@ class Serve:
     For example:
 
         prance serve --model runs/agent
-        prance serve --model exported --budget 45% --port 9000
+        prance serve --model saved --budget 45% --port 9000
         curl --data-binary @cat.jpg 'http://127.0.0.1:8000/predict?top=3'
     """
 

@@ -40,7 +40,7 @@ class Video:
     fps: float = 2.0
     """Frames, that is decisions, a second."""
     out: Path = Path("episodes")
-    """Files, without suffix."""
+    """Files; the suffixes .mp4 and .gif are put behind it, if it does not end with one of them."""
     trust: Trust = False
     environment: EnvironmentOptions = field(default_factory=EnvArguments)
     """What else the environment takes; as in the training of the agent, if not given."""
@@ -77,11 +77,12 @@ class Video:
             raise ValueError(f"--images {bad[0]} is none of the {len(source)} of the split {self.split}, from 0.")
         images = np.array(self.images, dtype=np.int64) if self.images else of_every_kind(source)
         frames = episode_frames(agent, env, images)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        written = [self.out.with_name(f"{self.out.name}.gif")]
+        out = self.out.with_suffix("") if self.out.suffix.lower() in (".gif", ".mp4") else self.out
+        out.parent.mkdir(parents=True, exist_ok=True)
+        written = [out.with_name(f"{out.name}.gif")]
         write_gif(frames, written[0], self.fps)
         if has_moviepy():
-            written.append(self.out.with_name(f"{self.out.name}.mp4"))
+            written.append(out.with_name(f"{out.name}.mp4"))
             write_mp4(frames, written[1], self.fps)
         print(f"Written to {' and '.join(map(str, written))}: {len(images)} episodes")
         if len(written) == 1:

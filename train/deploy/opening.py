@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents import AdaptiveViT
-from agents.deployed.files import CONFIG, KIND
+from agents.deployed.files import described
 from agents.deployed.runs import settings_of_run
 from agents.sb3.saved import pickles
 from prance_env.settings import EnvSettings
@@ -83,7 +82,7 @@ def open_adaptive(
     """
     path = Path(name)
     finish_commit(path)
-    if _is_saved(path) or not path.is_dir():
+    if described(path) or not path.is_dir():
         if checkpoint or dataset:
             raise ValueError(
                 f"{name} is a saved model, which has its supernet in it; leave checkpoint and dataset out."
@@ -103,10 +102,3 @@ def open_adaptive(
             raise ValueError(f"{name} was saved without a menu; pass its run folder, or call model.make_menu and save.")
         opened.model.make_menu(opened.images()[0], entries, timed=timed)
     return opened
-
-
-def _is_saved(path: Path) -> bool:
-    try:
-        return json.loads((path / CONFIG).read_text()).get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
-        return False

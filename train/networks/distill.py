@@ -17,7 +17,7 @@ from supernet import Supernet
 from supernet.arrays import Ints
 
 from ..options import DatasetOption
-from ..runs.folder import check_free
+from ..runs.folder import check_free, check_kind
 from ..runs.interrupt import deferred_interrupt
 from ..runs.lock import only_writer
 from .importance import full_network
@@ -131,11 +131,13 @@ def run_distill(
         num_workers: Processes that draw views.
 
     Raises:
-        FileExistsError: If `out` holds a store and `resume` is False, or another process writes to it.
+        FileExistsError: If `out` holds a store and `resume` is False, or a run or a network, or another process writes
+            to it.
         FileNotFoundError: If there is nothing to resume, or a folder is missing.
         ValueError: If networks and images do not fit each other, or the store was begun with other settings.
     """
     if not resume:
+        check_kind(out)
         check_free(out, [out / DESCRIPTION], "store of logits", "pass --resume to go on with it, or another --out")
     elif not (out / DESCRIPTION).exists():
         raise FileNotFoundError(f"{out} holds no {DESCRIPTION}, so there is nothing to resume; drop --resume.")

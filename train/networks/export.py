@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
-from tyro.conf import arg
 
 from supernet import StaticViT, SubnetConfig, Supernet
+from supernet.checkpoint import CONFIG
 from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
 from supernet.files import WEIGHTS
 from supernet.staging import finish_commit, staged
@@ -54,7 +54,7 @@ class ExportedFile:
 class ExportSettings:
     """What `prance export` writes."""
 
-    formats: Annotated[tuple[Literal["onnx", "torch", "safetensors"], ...], arg(name="format")] = ("onnx",)
+    format: tuple[Literal["onnx", "torch", "safetensors"], ...] = ("onnx",)
     """What to write; onnx needs the extra [export]. supernet.load_static loads safetensors."""
     supernet: str = "digits"
     """Registered name, or a folder written by save_pretrained; digits is the bundled one."""
@@ -84,12 +84,12 @@ def run_export(settings: ExportSettings, out: Path) -> None:
     console = Console()
     if settings.static is not None:
         static = load_static(settings.static)
-        _print(export_static(static, static, out, settings.formats, settings.uint8, settings.seed), console)
+        _print(export_static(static, static, out, settings.format, settings.uint8, settings.seed), console)
         console.print(f"{static.macs():,} MACs an image, {static.params():,} parameters. {_compared('network')}")
         return
     net = open_supernet(settings.supernet)
     chosen = choose_subnet(net.config, settings.subnet, settings.keep_rate, settings.embed_dim, settings.mlp_ratio)
-    _print(export_subnet(net, chosen, out, settings.formats, settings.uint8, settings.seed), console)
+    _print(export_subnet(net, chosen, out, settings.format, settings.uint8, settings.seed), console)
     macs, full = int(net.macs(chosen)), int(net.macs())
     console.print(
         f"{macs:,} MACs an image ({macs / full:.1%} of the full network), {int(net.params(chosen)):,} parameters, "
@@ -115,6 +115,7 @@ def export_subnet(
         The files, `static.json` excepted.
 
     Raises:
+        FileExistsError: If a file would be replaced that no earlier export wrote, such as a supernet's weights.
         ValueError: If a format is unknown or an extra is missing, the subnet is not exactly one of the search space, or
             a file's logits differ by more than is allowed. Nothing is written then; earlier files stay.
     """
@@ -151,7 +152,9 @@ def export_static(
             f"{static.params():,} parameters exceed the 2 GiB of an ONNX file; use --format torch or safetensors."
         )
     finish_commit(out)
-    again = (out / DESCRIPTION).is_file()
+    earlier = exported_files(out)
+    named = {DESCRIPTION, *(FILES[name] for name in formats)}
+    check_replaced(out, named, earlier, "export of one subnet")
     with staged(out) as folder:
         takes = _write_all(static, formats, uint8, folder)
         images = _random_images(static, uint8, seed)
@@ -170,13 +173,49 @@ def export_static(
         # Of another subnet, if that was exported here; what is no export's stays. They become empty, which nothing
         # takes for a network, together with the others: an export that is killed before it removes them leaves no
         # network beside the description of another.
-        others = set(FILES.values()) - {path.name for path in takes} if again else ()
-        stale = [name for name in others if (out / name).exists()]
+        stale = [name for name in earlier - named if (out / name).exists()]
         for name in stale:
             (folder / name).touch()
     for name in stale:
         (out / name).unlink(missing_ok=True)
     return files
+
+
+def check_replaced(out: Path, names: Collection[str], own: Collection[str], what: str) -> None:
+    """Checks that an export replaces nothing but an earlier one.
+
+    Args:
+        out: Folder.
+        names: What is going to be written.
+        own: What an earlier export wrote.
+        what: Of which kind that is.
+
+    Raises:
+        FileExistsError: If another file has one of the names.
+    """
+    if others := sorted(name for name in names if name not in own and (out / name).exists()):
+        raise FileExistsError(
+            f"{out} holds {' and '.join(others)} of something else than an {what}; pass another --out."
+        )
+
+
+def exported_files(out: Path) -> set[str]:
+    """Names of what an earlier export of one subnet wrote to a folder; none if what is described there is no export."""
+    try:
+        described = json.loads((out / DESCRIPTION).read_text())["files"]
+        names = {name for name in FILES.values() if "takes" in described.get(name, {})}
+        # A killed export may have left empty files, which it had no time to remove.
+        names |= {name for name in FILES.values() if names and _is_empty(out / name)}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return set()
+    if not names:
+        return set()
+    # A supernet or an adaptive model that was saved over it since has the weights.
+    return {DESCRIPTION, *names} - ({WEIGHTS} if (out / CONFIG).exists() else set())
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
 
 
 def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: Path) -> dict[Path, str]:

@@ -20,6 +20,7 @@ from supernet.staging import staged
 from supernet.static_vit import StaticEnds
 
 from . import onnx_runner
+from .export import check_replaced, exported_files, quiet
 from .onnx_menu import OPSET, MenuGraph
 
 GRAPH, RUNNER, ABOUT = "model.onnx", "run.py", "adaptive"
@@ -75,6 +76,7 @@ def export_adaptive(
         uint8: Whether the graph takes uint8 images and normalises them, instead of normalised float32 ones.
 
     Raises:
+        FileExistsError: If a file would be replaced that no earlier export of the kind wrote.
         ValueError: If the model is of a kind that has no such graph, has no menu, or the file answers differently;
             nothing is written then.
         ModuleNotFoundError: If the extra is missing.
@@ -88,8 +90,9 @@ def export_adaptive(
         raise ValueError("The model has no menu; call model.make_menu(images) first.")
     graph = MenuGraph(model.net, menu, onnx)
     alone = out.suffix == ".onnx"
-    name = out.name if alone else GRAPH
-    with staged(out.parent if alone else out) as folder:
+    name, into = (out.name, out.parent) if alone else (GRAPH, out)
+    _check_replaced(into, name, alone)
+    with staged(into) as folder:
         written = graph.write(_stem(model, uint8, folder))
         onnx.helper.set_model_props(written, {ABOUT: json.dumps(_about(model, menu, uint8))})
         onnx.checker.check_model(written)
@@ -106,12 +109,17 @@ def export_adaptive(
     return checked
 
 
+def _check_replaced(folder: Path, name: str, alone: bool) -> None:
+    """Lets a single file be replaced, and a graph beside its runner, but not the network of `static.json`."""
+    pair = {GRAPH, RUNNER}
+    own = {name} if alone else {n for n in pair if all((folder / other).exists() for other in pair)}
+    check_replaced(folder, {name} if alone else pair, own - exported_files(folder), "export of an adaptive network")
+
+
 @torch.no_grad()
 def _stem(model: AdaptiveViT, uint8: bool, folder: Path) -> Any:
     """The stem as an ONNX model; it may be of any kind, so that PyTorch's exporter writes it."""
     import onnx
-
-    from .export import quiet
 
     assert model.menu is not None
     c = model.net.config

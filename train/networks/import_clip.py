@@ -14,7 +14,8 @@ from supernet.convert.clip import class_embeddings, fit_projections, from_clip, 
 from supernet.convert.texts import TextEmbeddings, check_names, check_templates, read_lines
 from supernet.files import write_text
 
-from .importing import check_network_free, save_import
+from ..runs.folder import check_kind
+from .importing import save_import
 from .ordering import draw_batches
 
 TEXTS, CLASSES = "texts.safetensors", "classes.txt"
@@ -77,12 +78,12 @@ def import_clip(
         fit_images: How many of them.
 
     Raises:
-        FileExistsError: If `out` holds a supernet.
+        FileExistsError: If `out` holds a network, or a run.
         FileNotFoundError: If a file is missing.
         ModuleNotFoundError: If open_clip is needed and not installed.
         ValueError: If anything does not fit, or weights cannot be had.
     """
-    check_network_free(out)
+    check_kind(out)
     if timm.is_model(model.split(".")[0]):
         net, texts = _from_timm(model, classes, pretrained)
     else:

@@ -11,7 +11,7 @@ import timm
 from supernet import Supernet, UnitOrder, from_timm, load_prance_checkpoint, reorder, save_pretrained
 from supernet.staging import staged
 
-from ..runs.folder import check_free
+from ..runs.folder import check_kind
 from .importance import Score
 from .ordering import ORDER, OrderSettings, order_network, save_order
 from .sources import timm_problem
@@ -89,11 +89,11 @@ def import_timm(
         dataset: Images to score them on.
 
     Raises:
-        FileExistsError: If `out` holds a supernet.
+        FileExistsError: If `out` holds a network, or a run.
         ValueError: If the model is unknown, of an unsupported kind, or its weights cannot be had; or an order is asked
             for without images.
     """
-    check_network_free(out)
+    check_kind(out)
     if order is not None and dataset is None:
         raise ValueError(f"--order {order} needs images to score the units on; pass --dataset.")
     net = source.make()
@@ -112,17 +112,12 @@ def import_prance(checkpoint: Path, out: Path, token_mode: str = "prune") -> Sup
         token_mode: How patches leave.
 
     Raises:
-        FileExistsError: If `out` holds a supernet.
+        FileExistsError: If `out` holds a network, or a run.
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it is not a meta-network of a known space.
     """
-    check_network_free(out)
+    check_kind(out)
     return save_import(load_prance_checkpoint(checkpoint, token_mode=token_mode), out, str(checkpoint))
-
-
-def check_network_free(out: Path) -> None:
-    """Raises FileExistsError if a folder holds a network."""
-    check_free(out, [out / "config.json", out / "model.safetensors"], "network")
 
 
 def save_import(net: Supernet, out: Path, source: str, order: UnitOrder | None = None, caution: str = "") -> Supernet:
@@ -136,10 +131,10 @@ def save_import(net: Supernet, out: Path, source: str, order: UnitOrder | None =
         caution: What else to say of it.
 
     Raises:
-        FileExistsError: If `out` holds a supernet by now.
+        FileExistsError: If `out` holds a network, or a run, by now.
     """
     with staged(out) as folder:
-        check_network_free(out)
+        check_kind(out)
         save_pretrained(net, folder)
         if order is not None:
             save_order(order, folder / ORDER)

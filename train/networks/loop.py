@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from supernet.files import WEIGHTS
 from supernet.heads import ImageClassifier
 from supernet.staging import staged
 
@@ -184,7 +185,7 @@ def train_supernet(
         The averaged network, in evaluation mode.
 
     Raises:
-        FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
+        FileExistsError: If `out` holds a run and `resume` is False, or a network, or another process writes to it.
         FileNotFoundError: If `resume` is True and there is no run.
         ValueError: If the run was begun with other settings.
         FloatingPointError: If the loss is not finite.
@@ -193,7 +194,7 @@ def train_supernet(
     recipe, last = recipe.prepared(), out / LAST
     with ExitStack() as stack:
         if team.is_main:
-            stack.enter_context(open_run(out, recipe, last, resume, may_change=recipe.may_change))
+            stack.enter_context(open_run(out, recipe, last, resume, [out / WEIGHTS], may_change=recipe.may_change))
         team.wait()
         training = Training(recipe, out, team)
         if last.exists():

@@ -22,7 +22,7 @@ from supernet.staging import staged
 
 from ..options import DatasetOption
 from ..report.tables import Table
-from ..runs.folder import check_free
+from ..runs.folder import check_kind
 from .ablation import Ablation, ablate
 from .importance import Score, unit_scores
 from .subnet_choice import open_supernet
@@ -59,13 +59,13 @@ def run_order(settings: OrderSettings, out: Path) -> Supernet:
     """Sorts the units of a supernet and writes it to `out`, with the permutation and a report.
 
     Raises:
-        FileExistsError: If `out` holds a network.
+        FileExistsError: If `out` holds a network, or a run.
         FileNotFoundError: If there is no such supernet.
         ValueError: If images and supernet do not fit.
     """
     net = open_supernet(settings.supernet)
     with staged(out) as folder:
-        check_free(out, [out / "config.json", out / "model.safetensors"], "network")
+        check_kind(out)
         order, report = order_network(net, settings)
         moved = reorder(net, order)
         if settings.check_images and net.head is not None:

@@ -17,6 +17,9 @@ from annotated_types import Ge, Len
 from typing_extensions import TypedDict
 
 from prance_env.settings import EnvArguments, EnvSettings
+from supernet.checkpoint import CONFIG as SUPERNET
+from supernet.extract import DESCRIPTION as STATIC
+from supernet.files import WEIGHTS
 from supernet.reading import OPEN, read_yaml
 from supernet.staging import finish_commit, staged
 
@@ -29,6 +32,8 @@ from .trust import SYSTEM, WRITER, check_own_or_local, writer
 CONFIG, COMMAND = "config.yml", "command.txt"
 NOTES = (CONFIG, COMMAND, SYSTEM)
 """What `write_command` writes."""
+NETWORK = (SUPERNET, STATIC, WEIGHTS)
+"""What tells that there is a network in a folder: a supernet, an adaptive model or a static network."""
 Price = Annotated[float, Ge(0)]
 PATHS = (
     *("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent"),
@@ -91,8 +96,8 @@ def open_run(
         Whether there is a checkpoint to go on from.
 
     Raises:
-        FileExistsError: If `out` holds a run and `resume` is False, or that of another command, or another process
-            writes to it.
+        FileExistsError: If `out` holds a run and `resume` is False, or that of another command, or a network that no
+            run wrote, or another process writes to it.
         FileNotFoundError: If `resume` is True and there is no run, or one that is done and has no checkpoint.
         ValueError: If the run was begun with other settings.
     """
@@ -120,17 +125,21 @@ def open_run(
             raise
 
 
-def check_kind(folder: Path, names: Collection[str]) -> None:
-    """Checks that a folder holds no run of another command, whose notes and curves would be lost or misread.
+def check_kind(folder: Path, names: Collection[str] = ()) -> None:
+    """Checks that a folder holds nothing of another command: no run whose notes would be lost, no network.
 
     Args:
         folder: Run folder, or one that is none yet.
-        names: Settings that a run has; arguments of environments may stand beside them.
+        names: Settings that a run has; arguments of environments may stand beside them. None of a command that keeps
+            no run.
 
     Raises:
-        FileExistsError: If others are noted.
+        FileExistsError: If others are noted, or a network lies there that no run has written.
     """
+    finish_commit(folder)
     if not (folder / CONFIG).is_file():
+        if network := [name for name in NETWORK if (folder / name).exists()]:
+            raise FileExistsError(f"{folder} holds a network already ({', '.join(network)}); pass another --out.")
         return
     known = {*names, *EnvArguments.__required_keys__, *EnvArguments.__optional_keys__}
     if others := sorted(read_config(folder).keys() - known):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from supernet.files import remove_leftovers
-from supernet.staging import finish_commit
+from supernet.staging import finish_commit, removed_after_errors
 
 LOCK = ".lock"
 PATIENCE = 3.0
@@ -30,7 +28,7 @@ def new_folder(wanted: Path) -> Iterator[Path]:
         The folder; if an error leaves it empty, it is removed again.
     """
     made, number = wanted, 1
-    with _removed_after_errors(wanted):
+    with removed_after_errors(wanted, lock=LOCK):
         wanted.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
@@ -39,29 +37,8 @@ def new_folder(wanted: Path) -> Iterator[Path]:
             except FileExistsError:
                 number += 1
                 made = wanted.with_name(f"{wanted.name}-{number}")
-        with _removed_after_errors(made, True):
+        with removed_after_errors(made, True, LOCK):
             yield made
-
-
-@contextmanager
-def _removed_after_errors(folder: Path, own: bool = False) -> Iterator[None]:
-    """Removes, after an error, a folder and its parents if they were made meanwhile, and nobody has put anything there.
-
-    Args:
-        folder: The folder.
-        own: Whether it was made just before.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()] or ([folder] if own else [])
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if made and folder.exists() and os.listdir(folder) == [LOCK]:
-                (folder / LOCK).unlink()
-            for path in made:
-                if path.exists():
-                    path.rmdir()  # only if it is empty
-        raise
 
 
 @contextmanager
@@ -77,7 +54,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         FileExistsError: If another process writes to it.
     """
-    with _removed_after_errors(folder):
+    with removed_after_errors(folder, lock=LOCK):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             finish_commit(folder)

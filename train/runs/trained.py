@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.deployed.files import CONFIG as DEPLOYED
-from agents.deployed.files import KIND
+from agents.deployed.files import described
 from prance_env.settings import EnvArguments, EnvSettings
 
 from .folder import CONFIG, read_config
@@ -58,11 +56,8 @@ def trained_settings(name: str) -> dict[str, Any]:
 
 def deployed_interface(name: str) -> dict[str, Any]:
     """What a folder of `AdaptiveViT.save_pretrained` says of its agent's environment; empty for other agents."""
-    try:
-        saved = json.loads((Path(name) / DEPLOYED).read_text())
-        return dict(saved["interface"]) if saved["kind"] == KIND else {}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
+    found = described(name).get("interface")
+    return found if isinstance(found, dict) else {}
 
 
 def env_of_run(run: Path, split: str) -> EnvSettings:

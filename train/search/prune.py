@@ -32,7 +32,7 @@ from ..networks.subnet_choice import open_supernet
 from ..options import DatasetOption
 from ..report.pruning import plot_pruning
 from ..report.tables import Table
-from ..runs.folder import check_free
+from ..runs.folder import check_free, check_kind
 from .global_prune import LATENCY_WEIGHT, MOMENTUM, PER_STEP, Pruned, PruneOptions, global_prune, usual_bundles
 from .size_costs import SizeCost, macs_cost, milliseconds_cost
 
@@ -142,6 +142,7 @@ def run_prune(settings: PruneSettings, out: Path) -> list[Pruned]:
     targets = [*settings.target_ms] or [share * full for share in settings.target]
     with staged(out) as folder:
         check_free(out, [out / REPORT], "pruning")
+        check_kind(out)
         with progress_bar(full) as progress:
             found = global_prune(static, batches, cost, targets, options, progress)
         seconds = {"seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
