@@ -9,7 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from prance_env.arrays import as_array
+
+INTEGERS = (
+    " What integers stand for is known of Stable-Baselines3's models that bring their environment: "
+    "agent.set_env(make_sb3_env(..., wrappers=[...]))."
+)
 SIGNATURE = "predict(observation, state=None, episode_start=None, deterministic=False)"
 
 
@@ -83,10 +90,11 @@ def predicted(agent: Agent, observation: Any, state: Any, deterministic: bool) -
     remembered: dict[str, Any] = {} if state is None else {"state": state}
     found: Any = agent.predict(observation, **remembered, deterministic=deterministic)
     if not isinstance(found, tuple):
-        return found, None
+        found = found, None
     if len(found) != 2:
         raise ValueError(f"The agent gave a tuple of {len(found)}; expected (actions, state), or the actions alone.")
-    return found
+    # Those of a network may lie on a device, and require gradients.
+    return as_array(found[0]) if isinstance(found[0], Tensor) else found[0], found[1]
 
 
 def ask(
@@ -107,11 +115,13 @@ def ask(
         ValueError: If the agent gives something else than (B, A) floating-point numbers.
     """
     actions, memory = predicted(agent, observation, memory, deterministic=True)
-    found = np.asarray(actions)
+    found = as_array(actions)
     if found.shape != (len(observation), action_size) or not np.issubdtype(found.dtype, np.floating):
+        numbers = f"{found.dtype} of the shape {found.shape}"
+        given = f"an object of type {type(actions).__name__}" if found.dtype == object else numbers
+        remedy = INTEGERS if np.issubdtype(found.dtype, np.integer) else ""
         raise ValueError(
-            f"The agent gave {found.dtype} of the shape {found.shape}; expected floating-point actions of the shape "
-            f"({len(observation)}, {action_size}). What integers stand for is known of Stable-Baselines3's models that "
-            "bring their environment: agent.set_env(make_sb3_env(..., wrappers=[...]))."
+            f"The agent gave {given}; expected floating-point actions of the shape "
+            f"({len(observation)}, {action_size}), one row for each observation.{remedy}"
         )
     return found, memory

@@ -10,6 +10,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 HOW_MANY = ("num_envs", "n_envs")
+OF_A_BATCH = ("autoreset_mode", "output")
 
 
 def check_names(arguments: Iterable[str], known: Sequence[str]) -> None:
@@ -22,10 +23,12 @@ def check_names(arguments: Iterable[str], known: Sequence[str]) -> None:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         if name in HOW_MANY:  # SB3 and Gymnasium disagree
-            hint = "how many environments there are is num_envs of gym.make_vec and n_envs of make_sb3_env. "
-        raise TypeError(f"An environment takes no argument {name!r}; {hint}It takes {', '.join(known)}.")
+            hint = "; how many environments there are is num_envs of gym.make_vec and n_envs of make_sb3_env."
+        elif name in OF_A_BATCH:
+            hint = " here: it is one of gym.make_vec, and make_sb3_env sets it itself."
+        raise TypeError(f"An environment takes no argument {name!r}{hint} It takes {', '.join(known)}.")
 
 
 def spec_of(env_id: Any) -> EnvSpec:

@@ -67,9 +67,9 @@ class EnvArguments(TypedDict, total=False):
 
     supernet: str
     checkpoint: str | None
-    dataset: str | dict[str, Any] | None
+    dataset: str | dict[str, Any] | DatasetConfig | None
     split: str
-    reward: dict[str, Any] | None
+    reward: dict[str, Any] | RewardConfig | None
     observation: str
     normalize_actions: bool
     device: str
@@ -102,15 +102,15 @@ class EnvSettings:
     """Name of a registered supernet."""
     checkpoint: str | None = None
     """Folder with its weights (`save_pretrained`); None takes the bundled ones, which "digits" has."""
-    dataset: str | dict[str, Any] | None = "digits"
+    dataset: str | dict[str, Any] | DatasetConfig | None = "digits"
     """Where the images come from: "digits"; a folder `<split>/<class>/*.jpg`, or `<class>/*.jpg` for every split; a
     name of `timm.data.create_dataset` ("torch/...", "hfds/...", "wds/...", ...); a name given to `register_dataset`; or
-    a dict with the fields of `prance_env.images.config.DatasetConfig`. None is an error that says what to pass: the
+    a `prance_env.images.config.DatasetConfig`, or a dict with its fields. None is an error that says what to pass: the
     default of the ids of PRANCE's supernets."""
     split: str = "train"
     """"train", "val" or "test"; timm's readers also take names of their own."""
-    reward: dict[str, Any] | None = field(default=None, metadata=_OF_THE_FACE)
-    """Fields of `RewardConfig`, as a dict, or "preset" and changes to it; None gives the defaults."""
+    reward: dict[str, Any] | RewardConfig | None = field(default=None, metadata=_OF_THE_FACE)
+    """A `RewardConfig`, or its fields as a dict, or "preset" and changes to it; None gives the defaults."""
     observation: str = field(default="cls", metadata=_OF_THE_FACE)
     """"cls", "cls_only", "constant", "key_mean", or a name given to `register_observation`."""
     normalize_actions: bool = field(default=True, metadata=_OF_THE_FACE)
@@ -142,6 +142,9 @@ class EnvSettings:
     blocks. None: as the checkpoint says, usually not."""
 
     def __post_init__(self) -> None:
+        for name in ("dataset", "reward"):  # our own dataclasses are what a dict of their fields is
+            if isinstance(value := getattr(self, name), DatasetConfig | RewardConfig):
+                object.__setattr__(self, name, asdict(value))
         make_plain(self)
         _ = checked_device(self.device), self.conditioning, self.dataset is None or self.dataset_config
         check_fields(self)
@@ -169,8 +172,8 @@ class EnvSettings:
         changes: dict[str, Any] = {k: getattr(self, k) for k in ("checkpoint", "cache_dir")}
         changes = {k: absolute_path(v) for k, v in changes.items() if v is not None}
         dataset = self.dataset_config.absolute(list_datasets())
-        as_name = isinstance(self.dataset, str)
-        changes["dataset"] = dataset.name if as_name else {k: getattr(dataset, k) for k in self.dataset or ()}
+        given = self.dataset
+        changes["dataset"] = {k: getattr(dataset, k) for k in given} if isinstance(given, dict) else dataset.name
         if isinstance(self.reward, Mapping) and isinstance(table := self.reward.get("latency_table"), str):
             changes["reward"] = {**self.reward, "latency_table": absolute_path(table)}
         for name, value in changes.items():

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from supernet.arrays import Bools
 from supernet.reading import checked_count, plain
 
-from .arrays import to_device, to_host
+from .arrays import as_array, to_device, to_host
 from .checks import check_actions_of, check_options
 from .lanes import Lanes
 from .rendering import render_ansi, render_episode
@@ -101,7 +101,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
 
         Raises:
             ValueError: If a length or shape is wrong, an option is unknown, or a price lies outside the range.
-            TypeError: If `reset_mask` is not a boolean numpy array.
+            TypeError: If `reset_mask` holds anything but bools.
             IndexError: If an image does not exist.
             gymnasium.error.Error: If a seed is negative or no integer.
         """
@@ -216,13 +216,12 @@ def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
 def _check_reset_mask(mask: Any, num_envs: int) -> Bools:
     if mask is None:
         return np.ones(num_envs, dtype=bool)
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(
-            f"options['reset_mask'] must be a boolean numpy array, not {getattr(mask, 'dtype', type(mask))}."
-        )
-    if mask.shape != (num_envs,) or not mask.any():
+    array = as_array(mask)
+    if array.dtype != np.bool_:
+        raise TypeError(f"options['reset_mask']={mask!r} must be an array or a list of {num_envs} bools.")
+    if array.shape != (num_envs,) or not array.any():
         raise ValueError(f"options['reset_mask']={mask} must have the shape ({num_envs},) and hold at least one True.")
-    return mask
+    return array
 
 
 def _with_masks(infos: dict[str, NDArray[Any]], mask: Bools) -> dict[str, Any]:

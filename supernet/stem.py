@@ -51,9 +51,12 @@ class ImageStem(nn.Module):
         c = self.config
         fits = images.ndim == 4 and tuple(images.shape[1:]) == (c.in_chans, c.img_size, c.img_size)
         if not fits or (least and len(images) < least):
+            remedy = "Resize them, or create the supernet with img_size=."
+            if images.ndim == 4 and images.shape[1] != c.in_chans:
+                remedy = f"It takes {c.in_chans} channel(s): convert them, or create the supernet with in_chans=."
             raise ValueError(
                 f"images have the shape {tuple(images.shape)}; this network takes (B, {c.in_chans}, {c.img_size}, "
-                f"{c.img_size}) with B >= {least}. Resize them, or create the supernet with img_size=."
+                f"{c.img_size}) with B >= {least}. {remedy}"
             )
         if images.dtype == torch.uint8:
             return (images.to(self.pos_embed.dtype) / 255 - self.mean) / self.std

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -24,9 +24,11 @@ from prance_env.supernets import DTYPES, token_modes
 from supernet import SupernetConfig, list_supernets
 
 from .refusing import refuse
+from .whole_numbers import whole
 
 S = TypeVar("S")
 
+MOST_THREADS = 1024
 # What commands choose themselves, or offer in their own words.
 OF_THE_COMMAND = (
     *("supernet", "split", "reward", "observation"),
@@ -72,7 +74,6 @@ Effort = Annotated[
     Literal["full", "small"],
     arg(help="small: a quick look, with the sizes that are said above; what is given beside it wins."),
 ]
-Threads = Annotated[int, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
 
 
 def parse_dataset(text: str | None) -> str | dict[str, Any] | None:
@@ -100,6 +101,33 @@ def _dataset_of(words: list[str]) -> str | dict[str, Any] | None:
         refuse(e)
 
 
+def _checked_threads(threads: int) -> int:
+    """So many threads.
+
+    Raises:
+        ValueError: If there cannot be as many: more end the process inside OpenMP.
+    """
+    if not 0 <= threads <= MOST_THREADS:
+        raise ValueError(f"--threads {threads} must lie in 0..{MOST_THREADS}; 0 leaves torch's choice.")
+    return threads
+
+
+def _threads_of(words: list[str]) -> int:
+    number = whole(words[0])
+    try:
+        return _checked_threads(number)
+    except ValueError as e:
+        refuse(e)
+
+
+_THREADS = PrimitiveConstructorSpec[int](
+    nargs=1,
+    metavar="INT",
+    instance_from_str=_threads_of,
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda value: [str(value)],
+)
+Threads = Annotated[int, _THREADS, arg(help="CPU threads of torch; 0 leaves torch's choice.")]
 _DATASET = PrimitiveConstructorSpec[Any](
     nargs=1,
     metavar="NAME|FOLDER|JSON",
@@ -111,6 +139,8 @@ DatasetOption = Annotated[str | dict[str, Any], _DATASET]
 # How the command line says it, where that differs from what the argument's own description says.
 _HELP = {
     "checkpoint": "Folder with the supernet; the bundled one if not given.",
+    "decide_first_group": "Whether a decision precedes the first group, too, which is one more an episode; it needs "
+    "groups of equally many blocks; as the checkpoint says, usually not, if not given.",
     "dataset": "Images: digits, a folder in ImageNet's layout, a timm name such as hfds/..., or JSON such as "
     '{"name": "wds/shards", "num_samples": 50000} (docs/images.md); those of the environment id if not given.',
 }
@@ -124,12 +154,12 @@ def environment_options(without: Collection[str] = (), settings: type[EnvSetting
         settings: The list of arguments.
     """
     hints, docs = get_type_hints(settings), field_docs(settings)
-    types: dict[str, Any] = {"token_mode": TokenMode, "dtype": DType, "on_error": Literal[tuple(ON_ERROR)]}
-    types["dataset"] = Annotated[Any, _DATASET]
+    types: dict[str, Any] = {"token_mode": TokenMode | None, "dtype": DType, "on_error": Literal[tuple(ON_ERROR)]}
+    types["dataset"] = DatasetOption | None
     options = {}
     for f in fields(settings):
         if f.name not in (*OF_THE_COMMAND, *without):
-            kind = types.get(f.name) or _without_none(hints[f.name])
+            kind = types.get(f.name) or _as_typed(hints[f.name])
             usual = "" if f.default is None or f.name in _HELP else f"(usually {f.default})"
             text = _HELP.get(f.name, docs[f.name])
             options[f.name] = Annotated[kind, arg(help=text, help_behavior_hint=usual)]
@@ -150,22 +180,21 @@ def override_options(settings: type, without: Collection[str] = (), said: Mappin
     for f in fields(settings):
         if f.name not in without:
             usual = "as the preset says" if said is None else said.get(f.name, f"default: {_in_words(f.default)}")
-            kind = _without_none(hints[f.name])
+            kind = _as_typed(hints[f.name])
             options[f.name] = Annotated[kind, arg(help=docs[f.name], help_behavior_hint=f"({usual})")]
     return TypedDict(f"{settings.__name__}Overrides", options, total=False)  # type: ignore[operator]
 
 
 def _in_words(default: Any) -> str:
     """A default as it would be typed."""
-    return (" ".join(map(str, default)) if isinstance(default, tuple) else str(default)) or "none"
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or "left out"
+    return str(default) or "none"
 
 
-def _without_none(kind: Any) -> Any:
-    """`str | None` to `str`: on a command line, what is not given says None."""
-    if get_origin(kind) is Annotated:
-        return kind
-    kinds = [k for k in getattr(kind, "__args__", (kind,)) if k is not type(None)]
-    return kinds[0] if len(kinds) == 1 else kind
+def _as_typed(kind: Any) -> Any:
+    """`bool | None` to `bool`: a flag takes no word, so that it is left out for None; others take the word None."""
+    return bool if kind == bool | None else kind
 
 
 EnvironmentOptions = Annotated[EnvArguments, arg(constructor_factory=environment_options)]
@@ -202,11 +231,9 @@ def set_threads(threads: int) -> None:
     """Gives torch so many threads.
 
     Raises:
-        ValueError: If the number is negative.
+        ValueError: If there cannot be as many.
     """
     import torch
 
-    if threads < 0:
-        raise ValueError(f"--threads {threads} must be 0 or more.")
-    if threads:
+    if _checked_threads(threads):
         torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -92,7 +93,20 @@ def in_one_line(box: str) -> str:
             break
         if line.strip("╰╯─- ") and len(line) - len(line.lstrip()) < EXPLANATION:
             said.append(line.strip().rstrip("."))
-    return " ".join(said)
+    return _plainly(" ".join(said))
+
+
+def _plainly(said: str) -> str:
+    """The same without markup, and without what each of the types that an option may have says about a word."""
+    said = re.sub(r"\[/?bold\]", "", said)
+    # tyro says choices that include None in another order each time.
+    said = re.sub(r"(?<=one of \()[^)]*'None'[^)]*", lambda found: ", ".join(sorted(found[0].split(", "))), said)
+    found = re.search(r"no type matching (.+?) could be instantiated from \[(.*?)\] Got errors: (.*)", said)
+    if found is None:
+        return said
+    kinds, words, errors = found.groups()
+    own = re.search(r"'[^']*' is no whole number.*", errors)
+    return said[: found.start()] + (own[0] if own else f"expected {kinds}, not {words or 'nothing'}")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,10 +64,16 @@ class Preprocessing:
 
         Raises:
             ValueError: If a picture cannot be read, which is named; or there are none.
+            TypeError: If these are no pictures.
         """
         single = isinstance(pictures, SINGLE) and not (_is_array(pictures) and pictures.ndim == 4)  # type: ignore[union-attr]
         several: Sequence[Picture] = [pictures] if single else pictures  # type: ignore[list-item,assignment]
         transform = self.transform(config)
+        if not hasattr(several, "__len__"):
+            raise TypeError(
+                f"pictures={reprlib.repr(pictures)} are no pictures; pass paths, bytes, Pillow's images or uint8 "
+                "arrays, one or a list of them."
+            )
         if not len(several):
             raise ValueError("There are no pictures; pass at least one path, image or array.")
         return torch.stack([self._one(picture, i, transform) for i, picture in enumerate(several)])
@@ -109,6 +116,8 @@ def _opened(picture: Picture) -> Image.Image:
         return open_image(io.BytesIO(picture))
     if isinstance(picture, str | Path):
         return open_image(picture)
+    if not _is_array(picture):
+        raise ValueError(f"it is of type {type(picture).__name__}; expected a path, bytes, Pillow's image or an array")
     array = picture.cpu().numpy() if isinstance(picture, Tensor) else picture
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ValueError(

@@ -85,7 +85,9 @@ class RewardConfig:
         return None if self.latency_table is None else load_latency_table(self.latency_table)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any] | None, supernet: SupernetConfig | None = None) -> RewardConfig:
+    def from_dict(
+        cls, data: Mapping[str, Any] | RewardConfig | None, supernet: SupernetConfig | None = None
+    ) -> RewardConfig:
         """From keyword arguments as plain data; None gives the defaults.
 
         Args:
@@ -96,6 +98,8 @@ class RewardConfig:
             ValueError: If a key is unknown or a value is out of range.
             FileNotFoundError: If there is no such latency table.
         """
+        if isinstance(data, RewardConfig):
+            return data
         data = {} if data is None else data
         known = [f.name for f in fields(cls)]
         if not isinstance(data, Mapping) or (set(data) - {*known, "preset"}):

@@ -50,7 +50,7 @@ class DistillSettings:
     flip: float = 0.5
     """Chance of a horizontal flip."""
     rand_augment: str = "rand-m9-mstd0.5-inc1"
-    """RandAugment in timm's words; an empty text: none."""
+    """RandAugment in timm's words, or none."""
     batch_size: int = 128
     """Images at a time."""
     seed: int = 0

@@ -29,7 +29,31 @@ from prance_env.images.workers import DecodingPool
 from supernet.arrays import Ints
 
 CHUNK = 16
+NONE = "none"
 Task = list[tuple[int, int]]
+
+
+def checked_augment(words: str) -> str:
+    """RandAugment's words, of which none and an empty text are the same.
+
+    Raises:
+        ValueError: If they are not timm's.
+    """
+    words = "" if words == NONE else words
+    _augment(words, 224)  # any size
+    return words
+
+
+def _augment(words: str, img_size: int) -> Any:
+    """What distorts pictures; None if nothing does."""
+    if not words:
+        return None
+    try:
+        return rand_augment_transform(words, {"translate_const": int(img_size * 0.45)})
+    except (AssertionError, ValueError, KeyError) as e:
+        raise ValueError(
+            f"rand_augment={words!r} is not in timm's words, such as 'rand-m9-mstd0.5-inc1'; 'none': no augmentation."
+        ) from e
 
 
 @contextmanager
@@ -57,7 +81,7 @@ class View:
         in_chans: 1 or 3.
         crop_scale: Smallest and largest share of the image's area that a random crop takes; (1, 1): as in evaluation.
         flip: Chance of a horizontal flip.
-        rand_augment: RandAugment in timm's words, such as "rand-m9-mstd0.5-inc1"; empty: none.
+        rand_augment: RandAugment in timm's words, such as "rand-m9-mstd0.5-inc1"; "none" or empty: none.
         interpolation: Of random crops: "bilinear", "bicubic" or "random".
     """
 
@@ -75,7 +99,7 @@ class View:
                 f"crop_scale={self.crop_scale} must be shares of the area in (0, 1], the smaller first, and "
                 f"flip={self.flip} a chance in [0, 1]."
             )
-        _ = self._distort  # which checks the words
+        object.__setattr__(self, "rand_augment", checked_augment(self.rand_augment))
 
     @property
     def is_plain(self) -> bool:
@@ -93,14 +117,7 @@ class View:
 
     @cached_property
     def _distort(self) -> Any:
-        if not self.rand_augment:
-            return None
-        try:
-            return rand_augment_transform(self.rand_augment, {"translate_const": int(self.img_size * 0.45)})
-        except (AssertionError, ValueError, KeyError) as e:
-            raise ValueError(
-                f"rand_augment={self.rand_augment!r} is not in timm's words, such as 'rand-m9-mstd0.5-inc1' ({e!r})."
-            ) from e
+        return _augment(self.rand_augment, self.img_size)
 
     def __call__(self, image: Image.Image, seed: int) -> Pixels:
         """(in_chans, img_size, img_size) uint8 of a picture that is upright in the right number of channels.

@@ -108,8 +108,8 @@ def open_run(
         if not resume:
             check_free(out, [last, *held], what, f"pass --resume to {go_on}, or another --out")
         else:
-            flags = "".join(f"; only --{name.replace('_', '-')} may change" for name in may_change)
-            remedy = f"Leave them out, and they are taken from the folder{flags}"
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
+            remedy = f"Leave them out, and they are taken from the folder{flags and f'; only {flags} may change'}"
             check_settings(out, settings, remedy, what, may_change)
         going_on = last.exists()
         if not going_on:

@@ -22,7 +22,7 @@ from ..ordering import draw_batches
 from ..recipe import N, Recipe
 from ..teachers import open_teacher
 from ..training_images import TrainingImages, open_store
-from ..views import View
+from ..views import NONE, View, checked_augment
 
 STORE = "store:"
 VAL_BATCH = 250
@@ -48,7 +48,7 @@ class LabelledRecipe(Recipe[N]):
     flip: float = 0.0
     """Chance of a horizontal flip."""
     rand_augment: str = ""
-    """RandAugment in timm's words, such as rand-m9-mstd0.5-inc1."""
+    """RandAugment in timm's words, such as rand-m9-mstd0.5-inc1, or none."""
     mixup: float = 0.0
     """Alpha of mixup; 0: none."""
     cutmix: float = 0.0
@@ -61,7 +61,8 @@ class LabelledRecipe(Recipe[N]):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "crop_scale", tuple(self.crop_scale))
-        if self.teacher == "none":
+        object.__setattr__(self, "rand_augment", checked_augment(self.rand_augment))
+        if self.teacher == NONE:
             object.__setattr__(self, "teacher", None)
         if self._store_folder is not None and (self.mixup or self.cutmix):
             raise ValueError("A store holds answers to single images: mixup and cutmix must be 0 with it.")
