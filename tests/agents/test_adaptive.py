@@ -82,6 +82,14 @@ def test_normalised_floats_and_bytes_are_the_same_images(settings: EnvSettings) 
         model(images[:, :, 1:])
 
 
+def test_what_are_no_pictures_is_said(settings: EnvSettings) -> None:
+    model = adaptive(settings, FullAgent(settings.engine().config))
+    with pytest.raises(TypeError, match="pictures=None are no pictures; pass paths, bytes, Pillow's images or uint8"):
+        model.predict(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="picture 0 cannot be read as a picture: it is of type NoneType; expected a"):
+        model.predict([None])  # type: ignore[list-item]
+
+
 def test_a_price_is_what_the_agent_observes_last(digits_net: Supernet) -> None:
     engine = make_engine(digits_net, 4)
     seen: list[float] = []

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from command_line import prance, refusal
 from gymnasium.wrappers import NormalizeObservation, RescaleAction, TransformObservation
 from stable_baselines3 import A2C, PPO, SAC, TD3
@@ -204,7 +205,11 @@ REFUSED: dict[str, tuple[Callable[[Settings], Any], Settings, str]] = {
         {},
         r"FullAgent was made for another supernet.*img_size=48 instead of 16",
     ),
-    "integers": (lambda t: Own(lambda n: np.ones((n, 3), np.int64)), {}, r"gave int64 of the shape \(12, 3\)"),
+    "integers": (lambda t: Own(lambda n: np.ones((n, 3), np.int64)), {}, r"int64 of the shape \(12, 3\).*set_env\("),
+    "a number less": (lambda t: Own(lambda n: np.ones((n, 2))), {}, r"\(12, 2\); expected .*\(12, 3\).*observation\.$"),
+    "one more axis": (lambda t: Own(lambda n: torch.ones(n, 1, 3)), {}, r"\(12, 1, 3\); expected .*observation\.$"),
+    "nothing": (lambda t: Own(lambda n: None), {}, r"gave an object of type NoneType; expected .*observation\.$"),
+    "a dict": (lambda t: Own(lambda n: {"a": 1}), {}, r"gave an object of type dict; expected .*\(12, 3\), one row"),
     "one number": (lambda t: Own(lambda n: np.ones(n)), {}, r"gave float64 of the shape \(12,\); expected .*\(12, 3\)"),
 }
 
@@ -291,6 +296,14 @@ def test_an_agent_may_return_actions_alone(tiny: Settings) -> None:
     agent.predict = lambda observation, deterministic: (observation, None, None)
     with pytest.raises(ValueError, match=r"tuple of 3; expected \(actions, state\), or the actions alone"):
         evaluate(agent, settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_agent_may_be_a_network_whose_actions_require_gradients(dtype: torch.dtype, tiny: Settings) -> None:
+    settings, plain = EnvSettings(**tiny), Own(lambda n: np.full((n, 3), 0.25, np.float32))
+    weights = torch.nn.Parameter(torch.full((3,), 0.25, dtype=dtype))
+    network = Own(lambda n: weights.expand(n, 3) * 1)
+    assert judged(settings, network) == adaptive(settings, network) == judged(settings, plain)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
@@ -15,10 +15,13 @@ import tyro
 from command_line import refusal
 
 from agents import PrancePPO, make_sb3
-from prance_env import EnvSettings, PranceEnv, PranceVectorEnv, make_sb3_env
+from prance_env import EnvSettings, PranceEnv, PranceVectorEnv, RewardConfig, make_sb3_env
+from prance_env.images.config import DatasetConfig
 from prance_env.settings import EnvArguments, field_docs, takes_settings
 from tools.environment_page import split_docstring
 from train.options import environment_options
+from train.policies.settings import AgentTraining
+from train.runs.folder import read_config, write_command
 
 FACES = [PranceEnv, PranceVectorEnv]
 
@@ -84,6 +87,31 @@ def test_an_unknown_argument_is_named_with_the_nearest_known_one() -> None:
     for make in (PranceEnv, PranceVectorEnv, make_sb3_env, EnvSettings.from_id):
         with pytest.raises(TypeError, match=r"no argument 'tokenmode'; did you mean 'token_mode'\?"):
             make(tokenmode="merge")  # type: ignore[call-arg]
+
+
+def test_where_there_is_no_near_one_the_message_is_two_sentences() -> None:
+    with pytest.raises(TypeError, match=r"An environment takes no argument 'foo'\. It takes supernet, checkpoint, "):
+        PranceEnv(foo=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("argument", [{"output": "torch"}, {"autoreset_mode": "SAME_STEP"}])
+def test_what_make_sb3_env_sets_itself_is_said(argument: dict[str, Any]) -> None:
+    with pytest.raises(
+        TypeError, match=r"here: it is one of gym\.make_vec, and make_sb3_env sets it itself\. It takes"
+    ):
+        make_sb3_env(**argument)
+
+
+def test_our_own_dataclasses_are_the_dicts_of_their_fields(tmp_path: Path) -> None:
+    dataset, reward = DatasetConfig("digits"), RewardConfig(mode="terminal", macs_weight=0.1)
+    objects = EnvSettings(split="val", dataset=dataset, reward=reward)
+    dicts = EnvSettings(split="val", dataset=asdict(dataset), reward=asdict(reward))
+    assert objects == dicts == pickle.loads(pickle.dumps(objects))
+    assert (type(objects.dataset), type(objects.reward)) == (dict, dict)
+    assert (objects.dataset_config, objects.reward_config) == (dataset, reward)
+    assert objects.engine_settings() == EnvSettings(split="val").engine_settings()
+    write_command(tmp_path / "run", AgentTraining(environment={"dataset": dataset}))
+    assert read_config(tmp_path / "run")["dataset"] == asdict(dataset)
 
 
 def test_settings_are_equal_and_share_an_engine_however_the_data_set_is_named() -> None:

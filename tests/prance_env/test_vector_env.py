@@ -142,7 +142,7 @@ def test_a_reset_can_choose_the_images(mode: AutoresetMode) -> None:
     chosen = np.array([3, 1, 4, 1, 5])
     _, infos = envs.reset(seed=0, options={"index": chosen})
     np.testing.assert_array_equal(infos["index"], chosen)
-    _, infos = envs.reset(options={"index": chosen + 100, "reset_mask": chosen == 1})
+    _, infos = envs.reset(options={"index": (chosen + 100).tolist(), "reset_mask": (chosen == 1).tolist()})
     np.testing.assert_array_equal(infos["index"], np.where(chosen == 1, 101, chosen))
     np.testing.assert_array_equal(infos["_index"], chosen == 1)
 
@@ -296,13 +296,13 @@ def test_with_disabled_autoreset_a_step_after_the_end_says_which_lanes_to_reset(
 @pytest.mark.parametrize(
     ("mask", "error"),
     [
-        ([True] * N, TypeError),
+        ([1] * N, TypeError),
         (np.ones(N, dtype=int), TypeError),
         (np.ones(N + 1, dtype=bool), ValueError),
         (np.ones((N, 1), dtype=bool), ValueError),
         (np.zeros(N, dtype=bool), ValueError),
     ],
-    ids=["list", "integers", "long", "column", "nothing"],
+    ids=["list of integers", "integers", "long", "column", "nothing"],
 )
 def test_a_bad_reset_mask_is_refused(mask: Any, error: type[Exception]) -> None:
     envs = make_envs()

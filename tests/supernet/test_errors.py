@@ -302,6 +302,13 @@ def test_images_that_are_no_tensor_are_refused_with_the_remedy(
         call(case, bad(case.images))
 
 
+def test_the_remedy_is_for_what_is_wrong_with_the_shape(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"\. Resize them, or create the supernet with img_size=\.$"):
+        case.net(case.images[..., 1:])
+    with pytest.raises(ValueError, match=r"takes \d channel\(s\): convert them, or create the supernet with in_chans="):
+        case.net(case.images.repeat(1, 2, 1, 1))
+
+
 def test_numbers_of_numpy_index_subnets_as_those_of_python_do(case: Case) -> None:
     assert case.subnet[np.int64(1)].to_json() == case.subnet[1].to_json()
     assert case.subnet[np.int64(-1)].to_json() == case.subnet[2].to_json()

@@ -23,6 +23,7 @@ from supernet.tokens import modes
 from train.commands import main as entry
 from train.commands.main import COMMANDS, Command, Group
 from train.evaluate.rows import read_rows
+from train.networks.recipes.images import ImagesRecipe
 from train.options import OF_THE_COMMAND
 from train.policies import train_sb3
 from train.policies.load_agent import load_agent
@@ -82,6 +83,21 @@ def forgotten() -> Iterator[None]:
     yield
     modes._OURS.remove("of_a_user")
     OBSERVATIONS.remove("of_a_user")
+
+
+def test_the_word_none_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    flag, left_out = "decide_first_group", [f.name for f in dataclasses.fields(EnvSettings) if f.default is None]
+    names = {"dataset", *left_out} - {flag, *OF_THE_COMMAND}
+    words = [word for name in names for word in (f"--{name.replace('_', '-')}", "None")]
+    assert entry.parse(["train", "agent", "--out", "x", *words]).environment == dict.fromkeys(names)
+    assert {"checkpoint", "cache_dir", "token_mode", "dataset"} <= names
+    recipe = {f.name for f in dataclasses.fields(ImagesRecipe) if f.default is None} - {"source"}
+    words = [word for name in recipe for word in (f"--{name.replace('_', '-')}", "None")]
+    assert entry.parse(["train", "supernet", "--out", "x", *words]).changes == dict.fromkeys(recipe)
+    assert {"teacher", "order", "num_classes"} <= recipe
+    with pytest.raises(SystemExit):
+        entry.parse(["train", "agent", "--help"])
+    assert "usually not, if not given" in " ".join(capsys.readouterr().out.split())  # a flag takes no word
 
 
 @pytest.mark.parametrize("command", ["bench", "train agent", "eval", "bench-env"])

@@ -26,6 +26,7 @@ from train.networks.recipe import Turn
 from train.networks.recipes.images import ImagesRecipe, dropping_paths
 from train.networks.sandwich import Limits, draw_smallest, draw_subnet, limits_at
 from train.networks.sources import NetworkSource
+from train.networks.views import View
 
 CPU = torch.device("cpu")
 ALL = slice(None)
@@ -133,11 +134,18 @@ def test_subnets_learn_from_whom_they_are_told_to(source: str, folder: Path) -> 
         ({"soft_prune": -0.1}, "soft_prune=-0.1 must be at least 0"),
         ({"soft_prune": 0.1, "soft_prune_every": 0}, "soft_prune_every=0 at least 1"),
         ({"layer_decay": 1.5}, r"layer_decay=1.5 must lie in \(0, 1\]"),
+        ({"rand_augment": "heavily"}, "rand_augment='heavily' is not in timm's words.*'none'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImagesRecipe(**changes)
+
+
+def test_no_augmentation_and_no_teacher_may_be_called_none() -> None:
+    assert ImagesRecipe(rand_augment="none", teacher="none") == ImagesRecipe()
+    assert View(16, 1, rand_augment="none") == View(16, 1)
+    assert View(16, 1, rand_augment="none").is_plain
 
 
 @pytest.mark.parametrize(
@@ -147,7 +155,6 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
         ({"teacher": "store:nowhere", "full_teacher": 1.0}, r"holds no store\.json"),
         ({"batch_size": 60}, "holds 36 images, fewer than batch_size=60"),
         ({"num_classes": 2}, "The labels go up to 2, but the supernet has num_classes=2"),
-        ({"rand_augment": "heavily"}, "rand_augment='heavily' is not in timm's words"),
         ({"crop_scale": (0.9, 0.1)}, "must be shares of the area"),
         ({"embed_dims": (8, 32)}, "chosen for networks of timm"),
         ({"source": "nobody"}, "'nobody' is neither one of"),

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -20,6 +21,7 @@ from helpers import PATIENCE
 
 from supernet.staging import COMMIT
 from train.runs import lock, pace
+from train.runs.folder import open_run, write_command
 from train.runs.interrupt import Interruption, Terminated, deferred_interrupt, signals_as_interrupts
 from train.runs.lock import only_writer
 from train.runs.pace import Pace
@@ -184,6 +186,32 @@ def test_without_a_signal_errors_are_what_they_are_and_ignored_signals_stay_igno
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@dataclass
+class Settings:
+    """Of a run."""
+
+    seed: int = 0
+    steps: int = 1
+    images: int = 1
+
+
+@pytest.mark.parametrize(
+    ("may_change", "end"),
+    [
+        ((), "they are taken from the folder."),
+        (("steps",), "from the folder; only --steps may change."),
+        (("steps", "eval_freq"), "from the folder; only --steps, --eval-freq may change."),
+    ],
+)
+def test_what_may_change_is_one_list(tmp_path: Path, may_change: tuple[str, ...], end: str) -> None:
+    write_command(tmp_path / "run", Settings())
+    with (
+        pytest.raises(ValueError, match=f"seed=1 instead of 0.*{end}$"),
+        open_run(tmp_path / "run", Settings(seed=1), tmp_path / "run" / "last", True, may_change=may_change),
+    ):
+        pass
 
 
 def test_a_checkpoint_is_due_after_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

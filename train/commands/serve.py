@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from ..deploy.listening import bound, serve
 from ..deploy.opening import open_adaptive
-from ..options import Trust, set_threads
+from ..options import Threads, Trust, set_threads
 from ..own_modules import Imports
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -53,8 +53,7 @@ class Serve:
     """Of a run: validation images on which it is measured first what the model spends at which price, so that budgets
     can be shares of the MACs; 0: prices only."""
     trust: Trust = False
-    threads: int = 1
-    """CPU threads of the network."""
+    threads: Threads = 1
     device: str = "cpu"
     """Where the network runs."""
     page: bool = True
