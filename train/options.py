@@ -108,7 +108,7 @@ def _checked_threads(threads: int) -> int:
         ValueError: If there cannot be as many: more end the process inside OpenMP.
     """
     if not 0 <= threads <= MOST_THREADS:
-        raise ValueError(f"--threads {threads} must lie in 0..{MOST_THREADS}; 0 leaves torch's choice.")
+        raise ValueError(f"--threads {threads} must be from 0 to {MOST_THREADS}; 0 leaves torch's choice.")
     return threads
 
 
@@ -155,7 +155,7 @@ def environment_options(without: Collection[str] = (), settings: type[EnvSetting
     """
     hints, docs = get_type_hints(settings), field_docs(settings)
     types: dict[str, Any] = {"token_mode": TokenMode | None, "dtype": DType, "on_error": Literal[tuple(ON_ERROR)]}
-    types["dataset"] = DatasetOption | None
+    types["dataset"] = Annotated[Any, _DATASET]  # None is no data set that an environment can be made with
     options = {}
     for f in fields(settings):
         if f.name not in (*OF_THE_COMMAND, *without):

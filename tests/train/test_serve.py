@@ -267,7 +267,7 @@ def test_where_it_cannot_listen_is_said(host: str, port: int) -> None:
         ("latency-ms", "inf", "above 0"),
         ("max-mb", 0, "above 0"),
         ("max-megapixels", -1, "above 0"),
-        ("threads", -1, "0 or more"),
+        ("threads", -1, "from 0 to 1024"),
     ],
 )
 def test_limits_that_no_request_could_keep_to_are_refused(
