@@ -21,7 +21,7 @@ from supernet import (
 )
 from train.networks.export import export_subnet
 from train.policies.settings import AgentTraining
-from train.runs.folder import write_command
+from train.runs.folder import open_run, write_command
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -34,10 +34,13 @@ pytestmark = pytest.mark.usefixtures("few_scenes")
         "train supernet --resume",
         "train static --from {net} --dataset digits --steps 1",
         "train agent",
+        "train agent --resume",
+        "tune --algo ppo",
         "import timm test_vit",
         "order --supernet {net} --dataset digits --images 4 --check-images 4",
         "prune --supernet {net} --images 4 --target 0.9",
         "distill --teacher original --student {net} --dataset digits",
+        "distill --teacher original --student {net} --dataset digits --resume",
     ],
 )
 @pytest.mark.parametrize("spelling", ["net", "./net/../net", "link"])
@@ -53,7 +56,7 @@ def test_a_network_that_no_run_wrote_is_left_alone(
     before = {path.name: path.read_bytes() for path in Path("net").iterdir()}
     words = refusal(monkeypatch, *command.format(net="net").split(), "--out", spelling)
     assert "holds a network already (" in words
-    assert {path.name: path.read_bytes() for path in Path("net").iterdir() if path.name != ".lock"} == before
+    assert {path.name: path.read_bytes() for path in Path("net").iterdir()} == before  # and no lock
 
 
 def test_a_run_whose_checkpoint_was_removed_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +74,7 @@ def test_a_run_whose_checkpoint_was_removed_is_done(tmp_path: Path, monkeypatch:
         "order --supernet digits --dataset digits --images 4 --check-images 4",
         "prune --images 4 --target 0.9",
         "distill --teacher original --student digits --dataset digits",
+        "distill --teacher original --student digits --dataset digits --resume",
         "import timm test_vit",
     ],
 )
@@ -81,6 +85,38 @@ def test_commands_without_runs_leave_those_of_others_alone(
     before = sorted(tmp_path.iterdir())
     assert "holds a run of another command, which has algo" in refusal(monkeypatch, *command.split(), "--out", tmp_path)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("train supernet --preset digits-quick", "store.json"),
+        ("train agent", "store.json"),
+        ("train agent --resume", "store.json"),
+        ("tune --algo ppo", "store.json"),
+        ("import timm test_vit", "store.json"),
+        ("train supernet --preset digits-quick", "metrics.jsonl"),
+        ("train agent", "progress.json"),
+        ("train agent", "evaluations.jsonl"),
+    ],
+)
+def test_stores_and_logs_of_others_are_left_alone(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = "a store of logits" if name == "store.json" else "a run"
+    (tmp_path / name).write_text("{}")
+    said = refusal(monkeypatch, *command.split(), "--out", tmp_path)
+    assert f"{tmp_path} holds {held} already ({name}); pass another --out" in said
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_a_new_run_leaves_events_of_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = tmp_path / "other" / "events.out.tfevents.1"
+    events.parent.mkdir()
+    events.write_text("mine")
+    with open_run(tmp_path, AgentTraining(environment={"dataset": "digits"}), tmp_path / "last.zip", False):
+        assert events.read_text() == "mine"
 
 
 def test_what_no_export_wrote_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +155,10 @@ def test_a_model_replaces_an_earlier_one_only(digits_net: Supernet, tmp_path: Pa
     for name, held in {"net": "model.safetensors and config.json", "static": "model.safetensors"}.items():
         with pytest.raises(FileExistsError, match=f"{name} holds {held} of something else than an AdaptiveViT; pass"):
             model.save_pretrained(tmp_path / name)
+    write_command(tmp_path / "run", AgentTraining(environment={"dataset": "digits"}))
+    with pytest.raises(FileExistsError, match=r"run holds a run \(config.yml\); pass another folder, such as .*saved"):
+        model.save_pretrained(tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
     load_static(tmp_path / "static")
     assert torch.equal(from_pretrained(tmp_path / "net").pos_embed, digits_net.pos_embed)
     (tmp_path / "mine").mkdir()

@@ -24,6 +24,7 @@ from supernet.reading import OPEN, read_yaml
 from supernet.staging import finish_commit, staged
 
 from ..machine import git_revision, machine, versions
+from ..networks.logit_store import DESCRIPTION as STORE
 from .lock import LOCK, only_writer
 from .progress import PROGRESS
 from .rows import EVALUATIONS, ROWS
@@ -80,7 +81,8 @@ def open_run(
     """Begins a run in `out`, or goes on with the one that is there; see `write_command`.
 
     No other process can open it meanwhile. A run that was killed before its first checkpoint starts over, with `resume`
-    or without; nothing of the dead one stays. One that is refused before it has done anything leaves nothing behind.
+    or without; nothing of the dead one stays. One that is refused before it has done anything leaves nothing behind,
+    and no lock in a folder of something else.
 
     Args:
         out: Run folder.
@@ -101,10 +103,14 @@ def open_run(
         FileNotFoundError: If `resume` is True and there is no run, or one that is done and has no checkpoint.
         ValueError: If the run was begun with other settings.
     """
-    if resume and not (out / CONFIG).is_file():
-        raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
+    names = plain(settings).keys()
+    check_kind(out, names)
+    if not (out / CONFIG).is_file():
+        check_free(out, [last, *held], what)
+        if resume:
+            raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
     with only_writer(out):
-        check_kind(out, plain(settings).keys())
+        check_kind(out, names)  # once more: now nobody else writes
         if not resume:
             check_free(out, [last, *held], what, f"pass --resume to {go_on}, or another --out")
         else:
@@ -114,7 +120,8 @@ def open_run(
         going_on = last.exists()
         if not going_on:
             check_free(out, held, what, f"it is done, and has no checkpoint to {go_on} from; pass another --out")
-            _forget_beginning(out)
+            if (out / CONFIG).is_file():
+                _forget_beginning(out)
         if not going_on or may_change:
             write_command(out, settings)
         try:
@@ -126,7 +133,7 @@ def open_run(
 
 
 def check_kind(folder: Path, names: Collection[str] = ()) -> None:
-    """Checks that a folder holds nothing of another command: no run whose notes would be lost, no network.
+    """Checks that a folder holds nothing of another command: no run whose notes would be lost, no network, no store.
 
     Args:
         folder: Run folder, or one that is none yet.
@@ -134,12 +141,14 @@ def check_kind(folder: Path, names: Collection[str] = ()) -> None:
             no run.
 
     Raises:
-        FileExistsError: If others are noted, or a network lies there that no run has written.
+        FileExistsError: If others are noted, or a network, a store of logits or logs lie there that no run has written.
     """
     finish_commit(folder)
     if not (folder / CONFIG).is_file():
-        if network := [name for name in NETWORK if (folder / name).exists()]:
-            raise FileExistsError(f"{folder} holds a network already ({', '.join(network)}); pass another --out.")
+        logs = (ROWS, EVALUATIONS, PROGRESS) if names else ()
+        for what, marks in {"network": NETWORK, "store of logits": (STORE,), "run": logs}.items():
+            if found := [name for name in marks if (folder / name).exists()]:
+                raise FileExistsError(f"{folder} holds a {what} already ({', '.join(found)}); pass another --out.")
         return
     known = {*names, *EnvArguments.__required_keys__, *EnvArguments.__optional_keys__}
     if others := sorted(read_config(folder).keys() - known):
