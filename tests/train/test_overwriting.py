@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from adaptive_models import price_minded
 from command_line import prance, refusal
-from small_nets import small_net
+from small_nets import cut_subnet, small_net
 
 from supernet import (
     SubnetConfig,
@@ -141,6 +142,34 @@ def test_what_no_export_wrote_is_not_replaced(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "model.pt2").write_text("mine")
     assert "holds model.pt2 of something" in refusal(monkeypatch, *words, tmp_path / "mine", "--format", "torch")
+
+
+def test_other_formats_of_the_same_network_stay_and_stay_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("export", "--out", tmp_path, "--subnet")
+    prance(monkeypatch, *words, "min", "--format", "safetensors")
+    prance(monkeypatch, *words, "min", "--format", "torch", "--uint8")
+    assert "Removed" not in capsys.readouterr().out
+    files = json.loads((tmp_path / "static.json").read_text())["files"]
+    assert {name: about["takes"] for name, about in files.items()} == {
+        "model.safetensors": "uint8, float32",
+        "model.pt2": "uint8",
+    }
+    load_static(tmp_path)
+    prance(monkeypatch, *words, "full", "--format", "torch")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Removed from there: model.safetensors, which an earlier export wrote of another network." in said
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", "static.json"}
+
+
+def test_other_weights_are_another_network(tmp_path: Path) -> None:
+    net = small_net("prune")
+    export_subnet(net, cut_subnet(net), tmp_path, ["safetensors"])
+    with torch.no_grad():
+        net.pos_embed += 1
+    export_subnet(net, cut_subnet(net), tmp_path, ["torch"])
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", "static.json"}
 
 
 def test_a_model_replaces_an_earlier_one_only(digits_net: Supernet, tmp_path: Path) -> None:

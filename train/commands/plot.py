@@ -37,7 +37,7 @@ class Plot:
         """
         from ..report.curves import is_run, plot_runs
 
-        check_file(self.out)
+        check_file(self.out, ".png")
         given = [path for run in self.runs for path in _matching(run)]
         if missing := [str(run) for run in given if not run.exists()]:
             raise FileNotFoundError(f"There is no {', no '.join(missing)}; pass run folders of `prance train agent`.")

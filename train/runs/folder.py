@@ -24,7 +24,6 @@ from supernet.reading import OPEN, read_yaml
 from supernet.staging import finish_commit, staged
 
 from ..machine import git_revision, machine, versions
-from ..networks.logit_store import DESCRIPTION as STORE
 from .lock import LOCK, only_writer
 from .progress import PROGRESS
 from .rows import EVALUATIONS, ROWS
@@ -35,6 +34,8 @@ NOTES = (CONFIG, COMMAND, SYSTEM)
 """What `write_command` writes."""
 NETWORK = (SUPERNET, STATIC, WEIGHTS)
 """What tells that there is a network in a folder: a supernet, an adaptive model or a static network."""
+STORE = "store.json"
+"""What tells that there is a store of logits in a folder."""
 Price = Annotated[float, Ge(0)]
 PATHS = (
     *("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent"),
@@ -81,8 +82,7 @@ def open_run(
     """Begins a run in `out`, or goes on with the one that is there; see `write_command`.
 
     No other process can open it meanwhile. A run that was killed before its first checkpoint starts over, with `resume`
-    or without; nothing of the dead one stays. One that is refused before it has done anything leaves nothing behind,
-    and no lock in a folder of something else.
+    or without; nothing of the dead one stays. One that is refused before it has done anything leaves nothing behind.
 
     Args:
         out: Run folder.
@@ -99,13 +99,13 @@ def open_run(
 
     Raises:
         FileExistsError: If `out` holds a run and `resume` is False, or that of another command, or a network that no
-            run wrote, or another process writes to it.
-        FileNotFoundError: If `resume` is True and there is no run, or one that is done and has no checkpoint.
+            run wrote, or a store, or another process writes to it.
+        FileNotFoundError: If `resume` is True and there is no run.
         ValueError: If the run was begun with other settings.
     """
     names = plain(settings).keys()
     check_kind(out, names)
-    if not (out / CONFIG).is_file():
+    if not (out / CONFIG).is_file():  # no lock stays in a folder of something else
         check_free(out, [last, *held], what)
         if resume:
             raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
@@ -120,8 +120,7 @@ def open_run(
         going_on = last.exists()
         if not going_on:
             check_free(out, held, what, f"it is done, and has no checkpoint to {go_on} from; pass another --out")
-            if (out / CONFIG).is_file():
-                _forget_beginning(out)
+            _forget_beginning(out)
         if not going_on or may_change:
             write_command(out, settings)
         try:
@@ -190,7 +189,9 @@ def _forget_refused(out: Path) -> None:
 
 
 def _forget_beginning(out: Path) -> None:
-    """Removes what a run that has no checkpoint logged."""
+    """Removes what a run that has no checkpoint logged, if there is one."""
+    if not (out / CONFIG).is_file():
+        return
     for name in (ROWS, EVALUATIONS, PROGRESS):
         (out / name).unlink(missing_ok=True)
     folders = [out, *(f for f in out.iterdir() if f.is_dir() and not (f / CONFIG).exists())]
