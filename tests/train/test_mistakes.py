@@ -138,6 +138,7 @@ MISTAKES: dict[str, str] = {
     "validate {file}": "'txt'; name the file .csv",
     "validate {folder}": "name the file .csv",
     "export --out {new} --format onx": "'onnx'",
+    "export --out {new} --format": "--format names none; choose one or more of",
     "export --out {new} --subnet nowhere.json": "nowhere.json",
     "export --out {new} --subnet {file}": "text.txt",
     "export --out {new} --supernet nowhere": "nowhere",
