@@ -157,7 +157,8 @@ def export_static(
     earlier = exported_files(out)
     named = {DESCRIPTION, *(FILES[name] for name in formats)}
     check_replaced(out, named, earlier, "export of one subnet")
-    with staged(out) as folder:
+    stale = earlier - named
+    with staged(out, stale) as folder:
         takes = _write_all(static, formats, uint8, folder, out)
         images = _random_images(static, uint8, seed)
         with torch.no_grad():
@@ -172,14 +173,8 @@ def export_static(
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
-        # Of another subnet; what is no export's stays, and what is of the same one, which is described. They become
-        # empty, which nothing takes for a network, together with the others: an export that is killed before it removes
-        # them leaves no network beside the description of another.
-        stale = [name for name in earlier - named - {*_described(folder)["files"]} if (out / name).exists()]
-        for name in stale:
-            (folder / name).touch()
-    for name in stale:
-        (out / name).unlink(missing_ok=True)
+        # Of another subnet goes; what is no export's stays, and what is of the same one, which is described.
+        stale -= {*_described(folder)["files"]}
     return files
 
 
@@ -206,8 +201,6 @@ def exported_files(out: Path) -> set[str]:
     try:
         described = _described(out)["files"]
         names = {name for name in FILES.values() if "takes" in described.get(name, {})}
-        # A killed export may have left empty files, which it had no time to remove.
-        names |= {name for name in FILES.values() if names and _is_empty(out / name)}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return set()
     if not names:
@@ -221,13 +214,9 @@ def _described(folder: Path) -> dict[str, Any]:
     return described
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_file() and not path.stat().st_size
-
-
 def _present(out: Path) -> set[str]:
-    """Those of `exported_files` that are there, whole."""
-    return {name for name in exported_files(out) if (out / name).is_file() and not _is_empty(out / name)}
+    """Those of `exported_files` that are there."""
+    return {name for name in exported_files(out) if (out / name).is_file()}
 
 
 def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: Path, out: Path) -> dict[Path, str]:
