@@ -37,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("few_scenes")
         "train agent",
         "train agent --resume",
         "tune --algo ppo",
+        "casestudy fashion",
         "import timm test_vit",
         "order --supernet {net} --dataset digits --images 4 --check-images 4",
         "prune --supernet {net} --images 4 --target 0.9",
@@ -76,6 +77,7 @@ def test_a_run_whose_checkpoint_was_removed_is_done(tmp_path: Path, monkeypatch:
         "prune --images 4 --target 0.9",
         "distill --teacher original --student digits --dataset digits",
         "distill --teacher original --student digits --dataset digits --resume",
+        "casestudy fashion",
         "import timm test_vit",
     ],
 )
