@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from .files import flush, remove_leftovers, temporary_name
 
 COMMIT = ".commit"
 """Complete files that are on their way to the folder that this one is in."""
+GONE = ".gone"
+"""What ends so among them says that the file of the name before it is to go."""
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, earlier: Collection[str] = ()) -> Iterator[Path]:
     """A hidden folder whose files replace those of `folder` when the block ends, all of them or none.
 
     The hidden folder is flushed to the disk and renamed to `COMMIT`, which decides that the files count; then they are
@@ -26,6 +28,7 @@ def staged(folder: Path) -> Iterator[Path]:
     Args:
         folder: Created if missing, and removed again after an error. Files that the block does not write stay as they
             are.
+        earlier: Names of files that go together with the change, unless the block writes them.
 
     Yields:
         The hidden folder; files may lie in folders of it.
@@ -37,6 +40,9 @@ def staged(folder: Path) -> Iterator[Path]:
         stage.mkdir()
         try:
             yield stage
+            for name in earlier:
+                if (folder / name).exists() and not (stage / name).exists():
+                    (stage / f"{name}{GONE}").touch()
             for path in [*stage.rglob("*"), stage]:
                 flush(path)
             finish_commit(folder)
@@ -71,9 +77,9 @@ def removed_after_errors(folder: Path, own: bool = False, lock: str = "") -> Ite
 
 
 def finish_commit(folder: Path) -> None:
-    """Moves complete files to their places that a killed process had no time to move; to be called before reading.
+    """Moves complete files to their places, and removes what goes with them, that a killed process had no time for.
 
-    Several processes may do so at once.
+    To be called before reading; several processes may do so at once.
     """
     commit = folder / COMMIT
     if not commit.is_dir():
@@ -85,6 +91,12 @@ def finish_commit(folder: Path) -> None:
         if path.is_dir():
             place.mkdir(exist_ok=True)
             changed.add(place)
+        elif path.name.endswith(GONE):
+            # Moved first: one that another process puts there afterwards is not to be removed.
+            with suppress(FileNotFoundError):
+                if path.exists():
+                    os.replace(place.with_name(path.name.removesuffix(GONE)), path)
+            path.unlink(missing_ok=True)
         else:
             with suppress(FileNotFoundError):  # another process was faster
                 os.replace(path, place)

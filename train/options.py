@@ -206,13 +206,15 @@ def narrowed(command: Any, settings: type[S]) -> S:
     return settings(**{f.name: getattr(command, f.name) for f in fields(settings)})  # type: ignore[arg-type]
 
 
-def check_file(out: Path | None) -> None:
-    """Refuses, before anything is computed, a file that could not be written in the end.
+def check_file(out: Path | None, *endings: str) -> None:
+    """Refuses, before anything is computed, a file that could not be written in the end, or replaces something else.
 
     Args:
         out: The file; it may be in folders that are yet to be made. None: the output, or nothing.
+        *endings: Of names, such as ".csv", that the command's files have; a file that is there may have no other.
 
     Raises:
+        FileExistsError: If another kind of file is there.
         ValueError: If it is a folder, or in a file.
         PermissionError: If its folder may not be changed.
     """
@@ -220,6 +222,11 @@ def check_file(out: Path | None) -> None:
         return
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; pass the name of a file, such as {out / 'name'}{out.suffix}.")
+    if out.is_file() and out.suffix.lower() not in endings:
+        raise FileExistsError(
+            f"--out {out} is there already, and only a file that ends with {' or '.join(endings)} is replaced; pass "
+            "another --out."
+        )
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
         raise ValueError(f"--out {out} cannot be: {above} is a file.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -23,7 +24,7 @@ from .evaluate.evaluation import Evaluation, evaluate
 from .evaluate.intervals import RESAMPLES, describe
 from .evaluate.pairs import compare
 from .evaluate.replay import SETTINGS
-from .evaluate.rows import check_format, rows_of, write_rows
+from .evaluate.rows import FORMATS, check_format, rows_of, write_rows
 from .evaluate.scoring import scoring_of
 from .options import EnvironmentOptions, Observation, Split, Trust
 from .policies.load_agent import load_agent
@@ -115,7 +116,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         settings: What to evaluate on, and how.
         out: Folder for `metrics.json`, `comparisons.json`, `settings.json`, `pareto.png`, `choices.png` of
             agents that look, `learning.png` of those with a run folder, and one file of rows per agent and price; all
-            of them change at once.
+            of them change at once, and those of an earlier evaluation there go.
 
     Returns:
         What is written to `metrics.json`: `describe` of every agent, with its mean `return` and the `reward` that it
@@ -159,7 +160,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
             )
         console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
     if out is not None:
-        with only_writer(out), staged(out) as folder:
+        with only_writer(out), staged(out, _written_earlier(out)) as folder:
             _write(folder, played, metrics, comparisons, settings)
             write_json(folder / SETTINGS, noted_settings(noted))
         console.print(f"Written to {out}", highlight=False, markup=False)
@@ -251,6 +252,19 @@ def _write(
         plot_choices(looking, names, difficulty_name, out / "choices.png")
     if curves := {n: found for n in played.names if (run := run_of(n)) and (found := read_curves(run))}:
         plot_learning_curves(curves, out / "learning.png")
+
+
+def _written_earlier(out: Path) -> set[str]:
+    """What an evaluation in a folder wrote of its agents, which another of other agents would leave there."""
+    if not all((out / name).is_file() for name in ("metrics.json", "comparisons.json", SETTINGS)):
+        return set()
+    try:
+        metrics = json.loads((out / "metrics.json").read_text())
+    except ValueError:
+        return set()
+    labels = file_names([*metrics]).values() if isinstance(metrics, dict) else ()
+    rows = {f"{label}.{kind}" for label in labels for kind in FORMATS}
+    return {"choices.png", "learning.png", *rows}
 
 
 def trained_price(name: str) -> float:

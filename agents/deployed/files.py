@@ -25,6 +25,8 @@ from .pictures import Preprocessing
 
 CONFIG, CARD, FORMAT = "config.json", "README.md", 1
 KIND = "prance-env AdaptiveViT"
+RUN = "config.yml"
+"""What tells that a folder holds a run of a command: its settings."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,12 @@ def write(parts: Parts, card: str, folder: Path) -> None:
         folder: Created if missing. A README.md that no model of ours brought is kept.
 
     Raises:
-        FileExistsError: If something else than a model lies there, such as a supernet or an export.
+        FileExistsError: If something else than a model lies there, such as a run, a supernet or an export.
     """
     finish_commit(folder)
+    if (folder / RUN).exists():
+        # Where a model lies, commands take it, and would no longer see the agent of the run.
+        raise FileExistsError(f"{folder} holds a run ({RUN}); pass another folder, such as {folder / 'saved'}.")
     again = bool(described(folder))
     if others := [] if again else [name for name in (WEIGHTS, CONFIG) if (folder / name).exists()]:
         raise FileExistsError(

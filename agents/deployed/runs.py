@@ -16,8 +16,8 @@ from ..prance_ppo.algorithm import PrancePPO
 from ..protocol import Agent
 from ..sb3.policy_file import POLICY, load_policy
 from ..sb3.saved import load_model
+from .files import RUN
 
-CONFIG = "config.yml"
 # What is of the machine or of the training alone.
 _OTHERS = (
     "device",
@@ -44,9 +44,9 @@ def settings_of_run(folder: str | Path, split: str = "test", **changes: Any) -> 
         FileNotFoundError: If the folder is no run folder.
         ValueError: If its settings are of no environment.
     """
-    path = Path(folder) / CONFIG
+    path = Path(folder) / RUN
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}.")
+        raise FileNotFoundError(f"{folder} is not a run folder: it holds no {RUN}.")
     noted = yaml.safe_load(path.read_text())
     if not isinstance(noted, dict) or "env" not in noted:
         raise ValueError(f"{path} is not of a run of `prance train agent`: it names no environment.")
@@ -96,6 +96,6 @@ def check_here(settings: EnvSettings, folder: str | Path) -> None:
     """
     if settings.dataset_config.fetches:
         raise ValueError(
-            f"{Path(folder) / CONFIG} names dataset={settings.dataset!r}, which would be fetched from the network; if "
+            f"{Path(folder) / RUN} names dataset={settings.dataset!r}, which would be fetched from the network; if "
             "you want that, say so yourself: dataset=..., or images=0 for no calibration."
         )

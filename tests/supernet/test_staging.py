@@ -15,6 +15,7 @@ from supernet.files import remove_leftovers, temporary_name, write_atomically, w
 from supernet.staging import COMMIT, finish_commit, staged
 
 OLD, NEW = {"a": "1", "b/c": "2", "d": "3"}, {"a": "one", "b/c": "two", "e/f/g": "five"}
+EARLIER = {"x": "stale", "y": "stale"}
 
 
 class Killed(BaseException):
@@ -70,9 +71,9 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None
     assert held(tmp_path) == {"a": "old"}
 
 
-@pytest.mark.parametrize("event", range(6))
+@pytest.mark.parametrize("event", range(8))
 def test_several_files_change_all_of_them_or_none(event: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_all(tmp_path, OLD)
+    write_all(tmp_path, OLD | EARLIER)
     replace, calls = os.replace, 0
 
     def dying(source: Any, target: Any) -> None:
@@ -84,13 +85,13 @@ def test_several_files_change_all_of_them_or_none(event: int, tmp_path: Path, mo
 
     monkeypatch.setattr(os, "replace", dying)
     try:
-        with staged(tmp_path) as stage:
+        with staged(tmp_path, [*EARLIER, "a", "missing"]) as stage:
             write_all(stage, NEW)
     except Killed:
         pass
     monkeypatch.undo()
     finish_commit(tmp_path)
-    assert held(tmp_path) == (OLD if event == 0 else {**OLD, **NEW})
+    assert held(tmp_path) == (OLD | EARLIER if event == 0 else {**OLD, **NEW})
     assert not (tmp_path / COMMIT).exists()
 
 

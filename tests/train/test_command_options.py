@@ -248,3 +248,6 @@ def test_whole_numbers_are_typed_in_either_way() -> None:
     read = entry.parse(["train", "agent", "--out", "new", *words])
     assert (read.total_timesteps, read.n_envs, read.seed) == (100_000, 64, 3)
     assert entry.parse(["bench-menu", "--agent", "x", "--entries", "4", "1e1"]).entries == (4, 10)
+    assert entry.parse(["bench", "--batch-size", "1e1", "2"]).batch_sizes == (10, 2)
+    assert entry.parse(["bench-menu", "--agent", "x", "--macs-weight", "1", "1e-2"]).macs_weight == (1.0, 0.01)
+    assert entry.parse(["video", "--agent", "x", "--images"]).images == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import signal
 import subprocess
@@ -72,20 +73,22 @@ def test_what_an_earlier_export_wrote_in_other_formats_is_removed(tmp_path: Path
 def test_an_export_that_is_killed_leaves_no_network_beside_the_description_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, unlink = small_net("prune"), Path.unlink
+    net, replace = small_net("prune"), os.replace
     export_subnet(net, SubnetConfig.full(net.space), tmp_path, ["safetensors"])
 
-    def killed(path: Path, missing_ok: bool = False) -> None:
-        if path == tmp_path / "model.safetensors":
+    def killed(source: Path, place: Path) -> None:
+        if source == tmp_path / "model.safetensors":
             raise KeyboardInterrupt
-        unlink(path, missing_ok)
+        replace(source, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", killed)
+        patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             export_subnet(net, SubnetConfig.min(net.space), tmp_path, ["torch"])
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        load_static(tmp_path)
     assert [*json.loads((tmp_path / "static.json").read_text())["files"]] == ["model.pt2"]
-    assert written(tmp_path)["model.safetensors"] == b""
+    assert {*written(tmp_path)} == {"model.pt2", "static.json"}
     export_subnet(net, SubnetConfig.min(net.space), tmp_path, ["torch"])
     assert {*written(tmp_path)} == {"model.pt2", "static.json"}
 

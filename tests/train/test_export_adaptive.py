@@ -146,6 +146,12 @@ def test_the_command_takes_saved_models_and_says_what_is_wrong(
     for out in ("one", "one/model.onnx"):
         said = refusal(monkeypatch, *words, str(tmp_path / out))
         assert "one holds model.onnx of something else than an export of an adaptive network; pass another" in said
+    (tmp_path / "alone").mkdir()
+    for out in ("alone/model.onnx", "alone", "alone", "alone/model.onnx"):
+        prance(monkeypatch, *words, str(tmp_path / out))
+    assert {p.name for p in (tmp_path / "alone").iterdir()} == {"model.onnx", "run.py"}
+    (tmp_path / "other.onnx").write_text("mine")
+    assert "holds other.onnx of something else" in refusal(monkeypatch, *words, str(tmp_path / "other.onnx"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.py").write_text("mine")
     assert "mine holds run.py of something else" in refusal(monkeypatch, *words, str(tmp_path / "mine"))

@@ -37,7 +37,7 @@ TASKS = ("train agent --out {new}", "tune --algo ppo --out {new}", "bench-traini
 ENVS = (*TASKS, "yardsticks --out {new}", "benchmark --out {new}", "eval --agent full", "headroom")
 
 # "{new}" is a folder that does not exist, "{file}" a text, "{folder}" an empty one, "{net}" one with a broken supernet,
-# "{images}" a folder of pictures of which one is broken, "{agent}" one with an agent's broken files.
+# "{images}" a folder of pictures of which one is broken, "{agent}" one with an agent's broken files, "{rows}" a .csv.
 MISTAKES: dict[str, str] = {
     # ---- commands
     "evall": "did you mean 'eval'",
@@ -74,6 +74,11 @@ MISTAKES: dict[str, str] = {
     "train agent --out {new} --algo dqn": "'ppo'",
     "train agent --out {new} --algo PPO": "'ppo'",
     "train agent --out {new} --total-timesteps 1.5e0": "'1.5e0' is no whole number, such as 100000 or 1e5",
+    "video --agent full --images 1.5": "--images: '1.5' is no whole number, such as 100000 or 1e5",
+    "bench --batch-size 1 x": "--batch-size: 'x' is no whole number",
+    "benchmark --out {new} --seeds 0 x": "--seeds: 'x' is no whole number",
+    "eval --agent full --macs-weight 0.1 dear": "--macs-weight: 'dear' is no number, such as 0.05 or 1e-3",
+    "plot": "pass run folders of `prance train agent`, such as runs/*",
     "train agent --out {new} --total-timesteps many": "'many' is no whole number",
     "train agent --out {new} --macs-weight": "--macs-weight: expected {None}|FLOAT|{FLOAT FLOAT}, not nothing. See",
     "train agent --out {new} --macs-weight 0.3 0.1": "0 < low < high",
@@ -143,6 +148,7 @@ MISTAKES: dict[str, str] = {
     "validate {file}": "'txt'; name the file .csv",
     "validate {folder}": "name the file .csv",
     "export --out {new} --format onx": "'onnx'",
+    "export --out {new} --format": "--format names none; choose one or more of",
     "export --out {new} --subnet nowhere.json": "nowhere.json",
     "export --out {new} --subnet {file}": "text.txt",
     "export --out {new} --supernet nowhere": "nowhere",
@@ -186,6 +192,16 @@ MISTAKES: dict[str, str] = {
     "predict --model {agent} --out {folder} x.png": "is a folder",
     "view {agent} --out {folder}": "is a folder",
     "plot {agent} --out {folder}": "is a folder",
+    "bench --out {file}": "is there already, and only a file that ends with .json is replaced; pass another --out",
+    "bench-env --out {file}": "ends with .json is replaced",
+    "bench-training --out {file}": "ends with .json is replaced",
+    "bench-supernet --out {file}": "ends with .json is replaced",
+    "bench-menu --timm test_vit --out {file}": "ends with .json is replaced",
+    "profile --out {file}": "ends with .json is replaced",
+    "predict --model {agent} --out {agent}/model.zip x.png": "ends with .csv or .jsonl is replaced",
+    "predict --model {agent} --out {rows} {rows}": "is one of the pictures; pass another --out",
+    "view {agent} --out {agent}/model.zip": "ends with .html is replaced",
+    "plot {agent} --out {agent}/config.yml": "ends with .png is replaced",
     "bench --batch-size 0": "batch_size",
     "bench --macs-fraction 2": "macs_fraction=2",
     "bench --token-mode drop": "'prune'",
@@ -237,7 +253,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("mistakes")
     found = {"new": root / "new", "file": root / "text.txt", "folder": root / "empty", "net": root / "net"}
     found |= {"images": root / "images", "agent": root / "agent"}
-    found["file"].write_text("no file of ours\n")
+    found |= {"rows": root / "rows.csv"}
+    for name in ("file", "rows"):
+        found[name].write_text("no file of ours\n")
     found["folder"].mkdir()
     found["net"].mkdir()
     (found["net"] / "config.json").write_text("{")

@@ -84,6 +84,19 @@ def test_controls_are_added_for_agents_that_look(engine: InferenceEngine, tmp_pa
     assert not (tmp_path / "learning.png").exists()
 
 
+def test_another_evaluation_leaves_nothing_of_the_earlier_one(engine: InferenceEngine, tmp_path: Path) -> None:
+    run_eval(["full", "looking"], SHORT, tmp_path)
+    (tmp_path / "mine.csv").write_text("mine")
+    run_eval(["full"], SHORT, tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left - {".lock"} == {
+        *("mine.csv", "full.csv", "metrics.json", "comparisons.json", "settings.json", "pareto.png")
+    }
+    (tmp_path / "metrics.json").write_text("[")
+    run_eval(["looking"], SHORT, tmp_path)
+    assert (tmp_path / "full.csv").is_file()  # nothing says by now that it was an evaluation's
+
+
 def test_an_agent_that_sees_a_constant_needs_no_controls(
     engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

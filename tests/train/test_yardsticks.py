@@ -21,7 +21,7 @@ from train.search.noisy_copies import NoisyCopy
 from train.side_by_side import EvalSettings, run_eval
 from train.yardsticks import compute as maker
 from train.yardsticks.compute import YardstickSettings, run_yardsticks
-from train.yardsticks.fronts import FRONTS, Front, Point, Yardsticks, accuracy_at, hull, macs_at
+from train.yardsticks.fronts import FRONTS, Front, Point, Yardsticks, accuracy_at, agents_in, hull, macs_at
 from train.yardsticks.standing import standing
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -168,6 +168,14 @@ def test_files_come_back_or_are_refused(made: Yardsticks, tmp_path: Path) -> Non
         Yardsticks.load(tmp_path)
 
 
+def test_only_agents_that_yardsticks_wrote_are_known_as_theirs(tmp_path: Path) -> None:
+    rows = [{"price": None}] + [{"price": 1, "agent": n} for n in ("static-0.1.json", None, "runs/static-a.json", "a")]
+    (tmp_path / "yardsticks.json").write_text(json.dumps({"fronts": {"static": rows}}))
+    assert agents_in(tmp_path) == {"static-0.1.json"}
+    (tmp_path / "yardsticks.json").write_text("[]")
+    assert agents_in(tmp_path) == agents_in(tmp_path / "none") == set()
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for name in ("num_subnets", "oracle_subnets", "copies", "sweeps", "seed"):
         with pytest.raises(ValueError, match=rf"{name}=-1 must be at least"):
@@ -237,7 +245,14 @@ def test_all_yardsticks_are_agents_or_bounds_on_the_same_images(
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_yardsticks(run: Callable[..., Yardsticks], tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    rows = [{"price": None, "agent": name} for name in ("static-macs-9.json", "../a/static-full.json", "mine.json")]
+    (tmp_path / "b" / "yardsticks.json").write_text(json.dumps({"fronts": {"static": rows}}))  # of earlier ones
+    for name in ("static-macs-9.json", "static-mine.json", "mine.json"):
+        (tmp_path / "b" / name).write_text("{}")
     first, again = run(tmp_path / "a"), run(tmp_path / "b")
+    files = ({path.name for path in (tmp_path / name).iterdir()} for name in "ab")
+    assert next(files) | {"static-mine.json", "mine.json"} == next(files)
     for name in FRONTS:
         np.testing.assert_array_equal(first.fronts[name].correct, again.fronts[name].correct)
         np.testing.assert_array_equal(first.fronts[name].macs_fraction, again.fronts[name].macs_fraction)

@@ -13,7 +13,7 @@ from supernet.staging import staged
 from ..machine import machine
 from ..report.plots import plot_fronts
 from ..report.tables import write_json
-from ..runs.folder import CONFIG, check_settings, plain, write_command
+from ..runs.folder import CONFIG, check_kind, check_settings, plain, write_command
 from ..runs.lock import only_writer
 from .judging import judged
 from .page import casestudy_page
@@ -36,12 +36,13 @@ def run_casestudy(settings: CaseSettings, out: Path) -> dict[str, Any]:
         What is written to `casestudy.json`.
 
     Raises:
-        FileExistsError: If another process writes to `out`.
+        FileExistsError: If `out` holds a run of another command or a network, or another process writes to it.
         FileNotFoundError: If there are no images or no weights.
         ModuleNotFoundError: If a package is missing.
         ValueError: If `out` was begun with other settings, or something does not fit.
     """
     console = Console()
+    check_kind(out, plain(settings).keys())
     with only_writer(out):
         if (out / CONFIG).is_file():
             check_settings(out, settings, "Choose another --out", "case study", MAY_CHANGE)

@@ -29,6 +29,6 @@ class Bench(BenchSettings):
 
     def run(self) -> None:
         """Runs the command."""
-        check_file(self.out)
+        check_file(self.out, ".json")
         set_threads(self.threads)
         run_bench(narrowed(self, BenchSettings), self.out)

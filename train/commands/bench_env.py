@@ -30,6 +30,6 @@ class BenchEnv(EnvBenchSettings):
 
     def run(self) -> None:
         """Runs the command."""
-        check_file(self.out)
+        check_file(self.out, ".json")
         set_threads(self.threads)
         run_bench_env(narrowed(self, EnvBenchSettings), self.out)

@@ -58,7 +58,7 @@ class BenchMenu:
 
     def run(self) -> None:
         """Runs the command."""
-        check_file(self.out)
+        check_file(self.out, ".json")
         set_threads(self.threads)
         console, found = Console(), dict[str, Any]()
         if self.agent is not None:

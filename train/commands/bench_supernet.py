@@ -26,6 +26,6 @@ class BenchSupernet(SupernetBenchSettings):
 
     def run(self) -> None:
         """Runs the command."""
-        check_file(self.out)
+        check_file(self.out, ".json")
         set_threads(self.threads)
         run_bench_supernet(narrowed(self, SupernetBenchSettings), self.device, self.out)

@@ -33,6 +33,6 @@ class BenchTraining(TrainingBenchSettings):
 
     def run(self) -> None:
         """Runs the command."""
-        check_file(self.out)
+        check_file(self.out, ".json")
         set_threads(self.threads)
         run_bench_training(narrowed(self, TrainingBenchSettings), self.out)

@@ -34,10 +34,13 @@ class Plot:
 
         Raises:
             FileNotFoundError: If a folder is missing, or none is a run.
+            ValueError: If no folder is given.
         """
         from ..report.curves import is_run, plot_runs
 
-        check_file(self.out)
+        check_file(self.out, ".png")
+        if not self.runs:
+            raise ValueError("There is nothing to plot; pass run folders of `prance train agent`, such as runs/*.")
         given = [path for run in self.runs for path in _matching(run)]
         if missing := [str(run) for run in given if not run.exists()]:
             raise FileNotFoundError(f"There is no {', no '.join(missing)}; pass run folders of `prance train agent`.")

@@ -58,9 +58,11 @@ class Predict:
         """Runs the command."""
         if self.top < 1 or self.batch_size < 1:
             raise ValueError(f"--top {self.top} and --batch-size {self.batch_size} must be at least 1.")
-        check_file(self.out)
+        check_file(self.out, ".csv", ".jsonl")
         set_threads(self.threads)
         paths = picture_paths(self.images, sys.stdin)
+        if self.out and self.out.exists() and self.out.resolve() in {Path(path).resolve() for path in paths}:
+            raise ValueError(f"--out {self.out} is one of the pictures; pass another --out.")
         unit = "" if self.budget is None else parse(self.budget)[1]
         timed = self.batch_size if unit == "ms" else None
         opened = open_adaptive(

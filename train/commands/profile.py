@@ -30,6 +30,6 @@ class Profile(ProfileSettings):
 
     def run(self) -> None:
         """Runs the command."""
-        check_file(self.out)
+        check_file(self.out, ".json")
         set_threads(self.threads)
         run_profile(narrowed(self, ProfileSettings), self.out)

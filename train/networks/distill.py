@@ -137,9 +137,10 @@ def run_distill(
         ValueError: If networks and images do not fit each other, or the store was begun with other settings.
     """
     if not resume:
-        check_kind(out)
         check_free(out, [out / DESCRIPTION], "store of logits", "pass --resume to go on with it, or another --out")
+        check_kind(out)
     elif not (out / DESCRIPTION).exists():
+        check_kind(out)
         raise FileNotFoundError(f"{out} holds no {DESCRIPTION}, so there is nothing to resume; drop --resume.")
     work = Distillation(settings, device, num_workers)
     with only_writer(out), deferred_interrupt() as interrupted:

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from supernet import StaticViT, SubnetConfig, Supernet
 from supernet.checkpoint import CONFIG
 from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
-from supernet.files import WEIGHTS
+from supernet.files import WEIGHTS, checksum_of
 from supernet.staging import finish_commit, staged
 
 from ..report.tables import Table
@@ -81,15 +81,17 @@ def run_export(settings: ExportSettings, out: Path) -> None:
         FileNotFoundError: If there is no such supernet, or no such file with a subnet.
         ValueError: If what was asked for is not exactly one subnet, or cannot be written; see `export_subnet`.
     """
-    console = Console()
+    console, earlier = Console(), _present(out)
     if settings.static is not None:
         static = load_static(settings.static)
-        _print(export_static(static, static, out, settings.format, settings.uint8, settings.seed), console)
+        files = export_static(static, static, out, settings.format, settings.uint8, settings.seed)
+        _print(files, earlier - _present(out), console)
         console.print(f"{static.macs():,} MACs an image, {static.params():,} parameters. {_compared('network')}")
         return
     net = open_supernet(settings.supernet)
     chosen = choose_subnet(net.config, settings.subnet, settings.keep_rate, settings.embed_dim, settings.mlp_ratio)
-    _print(export_subnet(net, chosen, out, settings.format, settings.uint8, settings.seed), console)
+    files = export_subnet(net, chosen, out, settings.format, settings.uint8, settings.seed)
+    _print(files, earlier - _present(out), console)
     macs, full = int(net.macs(chosen)), int(net.macs())
     console.print(
         f"{macs:,} MACs an image ({macs / full:.1%} of the full network), {int(net.params(chosen)):,} parameters, "
@@ -106,7 +108,7 @@ def export_subnet(
         net: The supernet, on the CPU in float32.
         subnet: Exactly one subnet.
         out: Folder, created if missing. `static.json` describes the network; what an earlier export wrote in other
-            formats is removed.
+            formats stays if it is of the same network, and is removed if not.
         formats: Keys of `FILES`.
         uint8: Whether ONNX and torch files take uint8 images and normalise them, instead of normalised float32 ones.
         seed: Seed of the random images that the comparison uses.
@@ -155,8 +157,9 @@ def export_static(
     earlier = exported_files(out)
     named = {DESCRIPTION, *(FILES[name] for name in formats)}
     check_replaced(out, named, earlier, "export of one subnet")
-    with staged(out) as folder:
-        takes = _write_all(static, formats, uint8, folder)
+    stale = earlier - named
+    with staged(out, stale) as folder:
+        takes = _write_all(static, formats, uint8, folder, out)
         images = _random_images(static, uint8, seed)
         with torch.no_grad():
             expected = [original(batch) for batch in images]
@@ -170,14 +173,8 @@ def export_static(
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
-        # Of another subnet, if that was exported here; what is no export's stays. They become empty, which nothing
-        # takes for a network, together with the others: an export that is killed before it removes them leaves no
-        # network beside the description of another.
-        stale = [name for name in earlier - named if (out / name).exists()]
-        for name in stale:
-            (folder / name).touch()
-    for name in stale:
-        (out / name).unlink(missing_ok=True)
+        # Of another subnet goes; what is no export's stays, and what is of the same one, which is described.
+        stale -= {*_described(folder)["files"]}
     return files
 
 
@@ -202,10 +199,8 @@ def check_replaced(out: Path, names: Collection[str], own: Collection[str], what
 def exported_files(out: Path) -> set[str]:
     """Names of what an earlier export of one subnet wrote to a folder; none if what is described there is no export."""
     try:
-        described = json.loads((out / DESCRIPTION).read_text())["files"]
+        described = _described(out)["files"]
         names = {name for name in FILES.values() if "takes" in described.get(name, {})}
-        # A killed export may have left empty files, which it had no time to remove.
-        names |= {name for name in FILES.values() if names and _is_empty(out / name)}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return set()
     if not names:
@@ -214,12 +209,18 @@ def exported_files(out: Path) -> set[str]:
     return {DESCRIPTION, *names} - ({WEIGHTS} if (out / CONFIG).exists() else set())
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_file() and not path.stat().st_size
+def _described(folder: Path) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    return described
 
 
-def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: Path) -> dict[Path, str]:
-    """Writes the files and their description; returns what dtypes each takes."""
+def _present(out: Path) -> set[str]:
+    """Those of `exported_files` that are there."""
+    return {name for name in exported_files(out) if (out / name).is_file()}
+
+
+def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: Path, out: Path) -> dict[Path, str]:
+    """Writes the files and their description, with what is in `out` already; returns what dtypes each takes."""
     graph = "uint8" if uint8 else "float32"
     takes = {folder / FILES[name]: "uint8, float32" if name == "safetensors" else graph for name in formats}
     if {"onnx", "torch"} & {*formats}:
@@ -231,17 +232,28 @@ def _write_all(static: StaticViT, formats: Sequence[str], uint8: bool, folder: P
             torch.export.save(program, path)
         else:
             write_weights(static, path)
-    description = describe(static, [*takes])
+    description = describe(static, [*takes]) | {"weights": checksum_of(static.state_dict())}
     for path, dtypes in takes.items():
         description["files"][path.name]["takes"] = dtypes
+    description["files"] = _of_the_same(description, out) | description["files"]
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
     return takes
+
+
+def _of_the_same(description: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What `static.json` says of the files of an earlier export, if that was of the same network."""
+    present = _present(out) - {DESCRIPTION}
+    earlier = _described(out) if present else {"files": {}}
+    if {**earlier, "files": None} != {**json.loads(json.dumps(description)), "files": None}:
+        return {}
+    return {name: about for name, about in earlier["files"].items() if name in present}
 
 
 def _check_formats(formats: Sequence[str]) -> None:
     unknown = [name for name in formats if name not in FILES]
     if unknown or not formats:
-        raise ValueError(f"format={unknown or None} is unknown; choose one or more of {sorted(FILES)}.")
+        given = f"format={unknown} is unknown" if unknown else "--format names none"
+        raise ValueError(f"{given}; choose one or more of {sorted(FILES)}.")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if "onnx" in formats and missing:
         raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install -e '.[export]'.")
@@ -345,7 +357,7 @@ def _difference(run: Callable[[Tensor], Tensor], images: list[Tensor], expected:
     return float(largest)
 
 
-def _print(files: list[ExportedFile], console: Console) -> None:
+def _print(files: list[ExportedFile], removed: set[str], console: Console) -> None:
     folder = files[0].path.parent
     table = Table("file", "takes", title=f"Written to {folder}")
     table.add_column("bytes", justify="right")
@@ -356,6 +368,9 @@ def _print(files: list[ExportedFile], console: Console) -> None:
         table.add_row(file.path.name, file.takes, size, f"{file.difference:.1e}", f"{file.allowed:.1e}")
     table.add_row(DESCRIPTION, "", f"{(folder / DESCRIPTION).stat().st_size:,}", "", "")
     console.print(table)
+    if removed:
+        names = " and ".join(sorted(removed))
+        console.print(f"Removed from there: {names}, which an earlier export wrote of another network.")
     if any("float32" in file.takes for file in files):
         console.print(f"Float images must be normalised already, with the mean and std in {DESCRIPTION}.")
 

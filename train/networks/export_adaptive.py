@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from supernet.staging import staged
 from supernet.static_vit import StaticEnds
 
 from . import onnx_runner
-from .export import check_replaced, exported_files, quiet
+from .export import check_replaced, quiet
 from .onnx_menu import OPSET, MenuGraph
 
 GRAPH, RUNNER, ABOUT = "model.onnx", "run.py", "adaptive"
@@ -110,10 +111,29 @@ def export_adaptive(
 
 
 def _check_replaced(folder: Path, name: str, alone: bool) -> None:
-    """Lets a single file be replaced, and a graph beside its runner, but not the network of `static.json`."""
-    pair = {GRAPH, RUNNER}
-    own = {name} if alone else {n for n in pair if all((folder / other).exists() for other in pair)}
-    check_replaced(folder, {name} if alone else pair, own - exported_files(folder), "export of an adaptive network")
+    """Lets graphs of adaptive networks be replaced, and the runner, whether or not they were written together."""
+    own = {name} if _is_adaptive(folder / name) else set()
+    own |= {RUNNER} if _is_runner(folder / RUNNER) else set()
+    check_replaced(folder, {name} if alone else {name, RUNNER}, own, "export of an adaptive network")
+
+
+def _is_adaptive(path: Path) -> bool:
+    """Whether an ONNX file says of itself that it is an adaptive network; nothing in it is run."""
+    import onnx
+
+    if not path.is_file():
+        return False
+    try:
+        return any(note.key == ABOUT for note in onnx.load(path, load_external_data=False).metadata_props)
+    except Exception:  # protobuf has its own for what is no ONNX file
+        return False
+
+
+def _is_runner(path: Path) -> bool:
+    """Whether a file begins as the runner does, of whatever version."""
+    with suppress(OSError, ValueError), path.open() as f, open(onnx_runner.__file__) as ours:
+        return f.readline() == ours.readline()
+    return False
 
 
 @torch.no_grad()

@@ -25,7 +25,10 @@ from supernet.arrays import Ints
 from supernet.files import flush, write_text
 from supernet.reading import STRICT, read_json
 
-DESCRIPTION, PROGRESS = "store.json", "progress.json"
+from ..runs.folder import STORE
+from ..runs.progress import PROGRESS
+
+DESCRIPTION = STORE
 REMEDY = "write the store anew"
 FORMAT: Literal[1] = 1
 Count = Annotated[int, Interval(ge=1, le=2**40)]

@@ -34,6 +34,8 @@ NOTES = (CONFIG, COMMAND, SYSTEM)
 """What `write_command` writes."""
 NETWORK = (SUPERNET, STATIC, WEIGHTS)
 """What tells that there is a network in a folder: a supernet, an adaptive model or a static network."""
+STORE = "store.json"
+"""What tells that there is a store of logits in a folder."""
 Price = Annotated[float, Ge(0)]
 PATHS = (
     *("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent"),
@@ -97,14 +99,18 @@ def open_run(
 
     Raises:
         FileExistsError: If `out` holds a run and `resume` is False, or that of another command, or a network that no
-            run wrote, or another process writes to it.
-        FileNotFoundError: If `resume` is True and there is no run, or one that is done and has no checkpoint.
+            run wrote, or a store, or another process writes to it.
+        FileNotFoundError: If `resume` is True and there is no run.
         ValueError: If the run was begun with other settings.
     """
-    if resume and not (out / CONFIG).is_file():
-        raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
+    names = plain(settings).keys()
+    check_kind(out, names)
+    if not (out / CONFIG).is_file():  # no lock stays in a folder of something else
+        check_free(out, [last, *held], what)
+        if resume:
+            raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
     with only_writer(out):
-        check_kind(out, plain(settings).keys())
+        check_kind(out, names)  # once more: now nobody else writes
         if not resume:
             check_free(out, [last, *held], what, f"pass --resume to {go_on}, or another --out")
         else:
@@ -126,7 +132,7 @@ def open_run(
 
 
 def check_kind(folder: Path, names: Collection[str] = ()) -> None:
-    """Checks that a folder holds nothing of another command: no run whose notes would be lost, no network.
+    """Checks that a folder holds nothing of another command: no run whose notes would be lost, no network, no store.
 
     Args:
         folder: Run folder, or one that is none yet.
@@ -134,12 +140,14 @@ def check_kind(folder: Path, names: Collection[str] = ()) -> None:
             no run.
 
     Raises:
-        FileExistsError: If others are noted, or a network lies there that no run has written.
+        FileExistsError: If others are noted, or a network, a store of logits or logs lie there that no run has written.
     """
     finish_commit(folder)
     if not (folder / CONFIG).is_file():
-        if network := [name for name in NETWORK if (folder / name).exists()]:
-            raise FileExistsError(f"{folder} holds a network already ({', '.join(network)}); pass another --out.")
+        logs = (ROWS, EVALUATIONS, PROGRESS) if names else ()
+        for what, marks in {"network": NETWORK, "store of logits": (STORE,), "run": logs}.items():
+            if found := [name for name in marks if (folder / name).exists()]:
+                raise FileExistsError(f"{folder} holds a {what} already ({', '.join(found)}); pass another --out.")
         return
     known = {*names, *EnvArguments.__required_keys__, *EnvArguments.__optional_keys__}
     if others := sorted(read_config(folder).keys() - known):
@@ -181,7 +189,9 @@ def _forget_refused(out: Path) -> None:
 
 
 def _forget_beginning(out: Path) -> None:
-    """Removes what a run that has no checkpoint logged."""
+    """Removes what a run that has no checkpoint logged, if there is one."""
+    if not (out / CONFIG).is_file():
+        return
     for name in (ROWS, EVALUATIONS, PROGRESS):
         (out / name).unlink(missing_ok=True)
     folders = [out, *(f for f in out.iterdir() if f.is_dir() and not (f / CONFIG).exists())]

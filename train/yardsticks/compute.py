@@ -39,7 +39,7 @@ from ..search.memory import Arrays, Memory, digest_of
 from ..search.noisy_copies import noisy_copy
 from ..search.shared_runs import Actions
 from ..search.static import SearchResult, evolve_static_front
-from .fronts import FRONTS, Front, Yardsticks
+from .fronts import FRONTS, Front, Yardsticks, agents_in
 from .static_designs import (
     PRUNE_IMAGES,
     Methods,
@@ -128,7 +128,7 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
         if memory.goes_on:
             console.print(f"Going on with what was begun in {out}.", highlight=False, markup=False)
         methods = Methods(memory)
-        with memory.timed("all") as spent, staged(out) as folder:
+        with memory.timed("all") as spent, staged(out, agents_in(out)) as folder:
             found, fronts = _fronts(settings, memory, methods, folder, learned, networks)
             notes = {**plain(settings), **spent(), "search": search_progress(found), "methods": methods.taken}
             full = played_by_full(test, np.arange(len(test.dataset)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +26,7 @@ FILE, OUTCOMES = "yardsticks.json", "outcomes.npz"
 # Another device rounds differently, which turns few predictions; another supernet turns more.
 SAME_SUPERNET = 0.01
 FREE = 1e-9  # a price of 0, among prices on a logarithmic scale
+AGENT_FILE = re.compile(r"(static|confidence)-[^/\\]+\.json")
 FRONTS = ("static", "per_stratum", "confidence", "oracle", "oracle_lucky")
 
 
@@ -193,3 +196,14 @@ def accuracy_at(macs: Floats, accuracy: Floats, wanted: float) -> float:
         return float("nan")
     xs, ys = hull(macs, accuracy)
     return float(np.interp(wanted, xs, ys, left=np.nan))
+
+
+def agents_in(folder: Path) -> set[str]:
+    """Names of the files of agents that the yardsticks in a folder wrote; none if it holds no yardsticks."""
+    try:
+        fronts = json.loads((folder / FILE).read_text())["fronts"].values()
+        names = {row["agent"] for front in fronts for row in front if "agent" in row}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return set()
+    # The others are agents of --also-static, which lie elsewhere.
+    return {name for name in names if AGENT_FILE.fullmatch(str(name))}
