@@ -135,9 +135,10 @@ class Driver:
             some = self.rng.random(N) < 0.5
             some[self.rng.integers(N)] = True
             zeros = np.zeros(N, dtype=bool)
-            bad = [zeros, some.astype(int), some.tolist(), np.append(some, True), some[None], "all", 3]
-            options["reset_mask"] = pick([some, None], bad)
-            mask = some if options["reset_mask"] is some else mask
+            bad = [zeros, some.astype(int), some.astype(int).tolist(), np.append(some, True), some[None], "all", 3]
+            good = [some, some.tolist(), None]
+            options["reset_mask"] = pick(good, bad)
+            mask = mask if options["reset_mask"] is None or any(options["reset_mask"] is b for b in bad) else some
         if self.rng.random() < 0.05:
             options["indx"], valid = 3, False
         if self.decisions is None and not mask.all():
