@@ -89,6 +89,8 @@ def predicted(agent: Agent, observation: Any, state: Any, deterministic: bool) -
     # Only agents that hand out a state are given one, so that agents whose `predict` knows none can be judged.
     remembered: dict[str, Any] = {} if state is None else {"state": state}
     found: Any = agent.predict(observation, **remembered, deterministic=deterministic)
+    if isinstance(found, list) and len(found) == 2 and found[1] is None:
+        found = (*found,)
     if not isinstance(found, tuple):
         found = found, None
     if len(found) != 2:

@@ -293,6 +293,9 @@ def test_an_agent_may_return_actions_alone(tiny: Settings) -> None:
     both.predict = lambda observation, deterministic=False: (agent.predict(observation, deterministic), None)  # type: ignore[method-assign]
     settings = EnvSettings(**tiny)
     assert judged(settings, agent) == judged(settings, both) == adaptive(settings, agent)
+    as_list = Own(lambda n: None)
+    as_list.predict = lambda observation, deterministic=False: [agent.predict(observation, deterministic), None]  # type: ignore[method-assign]
+    assert judged(settings, as_list) == judged(settings, both)
     agent.predict = lambda observation, deterministic: (observation, None, None)
     with pytest.raises(ValueError, match=r"tuple of 3; expected \(actions, state\), or the actions alone"):
         evaluate(agent, settings)

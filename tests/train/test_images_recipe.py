@@ -144,7 +144,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
 
 def test_no_augmentation_and_no_teacher_may_be_called_none() -> None:
     assert ImagesRecipe(rand_augment="none", teacher="none") == ImagesRecipe()
-    assert View(16, 1, rand_augment="none") == View(16, 1)
+    assert View(16, 1, rand_augment="None") == View(16, 1, rand_augment="none") == View(16, 1)
     assert View(16, 1, rand_augment="none").is_plain
 
 

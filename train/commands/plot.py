@@ -34,10 +34,12 @@ class Plot:
 
         Raises:
             FileNotFoundError: If a folder is missing, or none is a run.
-            ValueError: If no folder is given.
+            ValueError: If no folder is given, or another kind of file is asked for.
         """
         from ..report.curves import is_run, plot_runs
 
+        if self.out.suffix.lower() != ".png":
+            raise ValueError(f"--out {self.out} is a PNG file; pass a name that ends with .png.")
         check_file(self.out, ".png")
         if not self.runs:
             raise ValueError("There is nothing to plot; pass run folders of `prance train agent`, such as runs/*.")

@@ -58,7 +58,7 @@ class Predict:
         """Runs the command."""
         if self.top < 1 or self.batch_size < 1:
             raise ValueError(f"--top {self.top} and --batch-size {self.batch_size} must be at least 1.")
-        check_file(self.out, ".csv", ".jsonl")
+        check_file(self.out, ".csv", ".jsonl", ".ndjson", ".txt")
         set_threads(self.threads)
         paths = picture_paths(self.images, sys.stdin)
         if self.out and self.out.exists() and self.out.resolve() in {Path(path).resolve() for path in paths}:

@@ -48,7 +48,7 @@ class View:
     def run(self) -> None:
         """Runs the command."""
         set_threads(self.threads)
-        check_file(self.out, ".html")
+        check_file(self.out, ".html", ".htm")
         opened = open_adaptive(self.run_folder, self.checkpoint, self.dataset, images=0, trust=self.trust)
         html = run_page(opened, self.images, self.split)
         out = self.out or Path(self.run_folder) / "view.html"

@@ -39,7 +39,7 @@ def checked_augment(words: str) -> str:
     Raises:
         ValueError: If they are not timm's.
     """
-    words = "" if words == NONE else words
+    words = "" if words.lower() == NONE else words
     _augment(words, 224)  # any size
     return words
 
