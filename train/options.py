@@ -24,7 +24,7 @@ from prance_env.supernets import DTYPES, token_modes
 from supernet import SupernetConfig, list_supernets
 
 from .refusing import refuse
-from .whole_numbers import whole
+from .typed_numbers import whole
 
 S = TypeVar("S")
 

@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from .whole_numbers import REGISTRY
+from .typed_numbers import REGISTRY
 
 T = TypeVar("T")
 

@@ -173,7 +173,7 @@ def export_static(
                     "kept. Other random images (--seed) tell whether two nearly equal scores changed their order."
                 )
             files.append(ExportedFile(out / path.name, dtypes, difference, allowed))
-        # Of another subnet goes; what is no export's stays, and what is of the same one, which is described.
+        # `staged` looks at what is stale when the block ends. What is of the same subnet is not: it is described.
         stale -= {*_described(folder)["files"]}
     return files
 
