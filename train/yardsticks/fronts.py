@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 from annotated_types import Gt
@@ -159,7 +160,7 @@ class Yardsticks:
             if missing := set(FRONTS) - set(fronts):
                 raise ValueError(f"the fronts {sorted(missing)} are missing")
             return Yardsticks(arrays["index"], arrays["label"], arrays["full_prediction"], fronts, data)
-        except (AttributeError, BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError) as e:
+        except (AttributeError, BadZipFile, ZlibError, EOFError, KeyError, OSError, TypeError, ValueError) as e:
             raise ValueError(f"{folder} holds damaged yardsticks ({e!r}); run `prance yardsticks` again.") from e
 
 
