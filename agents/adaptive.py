@@ -19,7 +19,6 @@ from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet
 from supernet.reading import checked_count
 from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
-from supernet.staging import finish_commit
 
 from .deployed import files
 from .deployed.budgets import Budget, Calibration, prices_of
@@ -364,24 +363,17 @@ class AdaptiveViT(
             FileNotFoundError: If there is no such folder, or it is not complete.
             ValueError: If a file is damaged or does not fit.
         """
+        # Not the mixin's way, which takes any config.json for a mapping.
         path = Path(name)
-        if path.is_dir():
-            finish_commit(path)
-        elif path.is_absolute() or str(name).count("/") != 1 or path.parent.is_dir():  # which is no name of the hub
-            raise FileNotFoundError(
-                f"There is no folder {name}; pass one that AdaptiveViT.save_pretrained wrote, or OWNER/NAME of the hub."
-            )
-        return super().from_pretrained(str(name), **options)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> AdaptiveViT:
-        """What the mixin calls; the hub's files are fetched as a folder."""
-        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        folder = model_id
-        if not Path(model_id).is_dir():
-            wanted = {k: options[k] for k in names if k in options}
-            folder = snapshot_download(model_id, allow_patterns=[files.WEIGHTS, files.CONFIG, files.CARD], **wanted)
-        parts = files.read(Path(folder))
+        if not path.is_dir():
+            if path.is_absolute() or str(name).count("/") != 1 or path.parent.is_dir():  # which is no name of the hub
+                raise FileNotFoundError(
+                    f"There is no folder {name}; pass one that AdaptiveViT.save_pretrained wrote, or OWNER/NAME of the "
+                    "hub."
+                )
+            wanted = [files.WEIGHTS, files.CONFIG, files.CARD]
+            path = Path(snapshot_download(str(name), allow_patterns=wanted, **options))
+        parts = files.read(path)
         seen = parts.interface
         return cls(
             parts.net,

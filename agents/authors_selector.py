@@ -15,10 +15,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from supernet.files import problems_of, read_safetensors, read_weights, write_atomically
+from supernet.files import problems_of, read_safetensors, read_weights, write_atomically, write_tensors
 
 from .prance_ppo.policy import GaussianPolicy
 from .protocol import BatchAgent
@@ -123,7 +122,7 @@ class PranceSelector(BatchAgent):
         if self.has_critic:
             tensors |= _named("critic", self.policy.critic, CRITIC)
         settings = {k: getattr(self, k) for k in SETTINGS}
-        write_atomically(Path(path), lambda name: save_file(tensors, name, {NAME: json.dumps(settings)}))
+        write_atomically(Path(path), lambda name: write_tensors(tensors, name, {NAME: json.dumps(settings)}))
 
     @staticmethod
     def load(path: str | Path) -> PranceSelector:

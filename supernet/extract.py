@@ -10,13 +10,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from .block_sizes import BlockSizes, group_sizes, sizes_from
 from .config import SupernetConfig
-from .files import WEIGHTS, check_tensors, read_safetensors
+from .files import WEIGHTS, check_tensors, read_safetensors, write_tensors
 from .heads import ImageClassifier, end_layers
 from .plain import check_blocks, check_names, check_plain
 from .plan import plan_group
@@ -199,7 +198,7 @@ def save_static(static: StaticViT, folder: str | Path) -> None:
 
 def write_weights(static: StaticViT, path: str | Path) -> None:
     """Writes the weights alone, as safetensors."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in static.state_dict().items()}, path)
+    write_tensors({k: v.detach().cpu().contiguous() for k, v in static.state_dict().items()}, path)
 
 
 def describe(static: StaticViT, files: list[Path]) -> dict[str, Any]:

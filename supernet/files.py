@@ -200,14 +200,16 @@ def read_safetensors(
             texts = f.metadata() or {}
         if OURS in texts:
             texts |= json.loads(texts.pop(OURS))
-        if CHECKSUM in texts and texts[CHECKSUM] != checksum_of(tensors):
+        checksum = texts.pop(CHECKSUM, None)
+        # Before version 0.3 texts did not count.
+        if checksum not in (None, checksum_of(tensors, texts), checksum_of(tensors)):
             raise ValueError("its checksum is that of other weights")
         return tensors, texts
     except (SafetensorError, OSError, TypeError, ValueError) as e:
         raise ValueError(f"{path} is damaged or not {kind} ({e}); download or save it again.") from e
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, str] | None = None) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, texts: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file with a checksum in its header, which `read_safetensors` compares.
 
     Args:
@@ -215,14 +217,18 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str,
         path: The file.
         texts: More for the header.
     """
-    header = {**(texts or {}), CHECKSUM: checksum_of(tensors)}
+    header = {**(texts or {}), CHECKSUM: checksum_of(tensors, texts or {})}
+    # Since 0.8 the library leaves files that are the user's alone, whatever the umask; these keep what it gives them.
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
+    mode = os.stat(path).st_mode
     # One text only: safetensors writes several in any order, and equal weights are to be equal files.
     save_file(dict(tensors), path, {OURS: json.dumps(header)})
+    os.chmod(path, mode)
 
 
-def checksum_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the bytes of all tensors, in the order of their names."""
-    digest = hashlib.sha256()
+def checksum_of(tensors: Mapping[str, Tensor], texts: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of the bytes of all tensors, in the order of their names, and of texts beside them if there are any."""
+    digest = hashlib.sha256(json.dumps(dict(sorted(texts.items()))).encode() if texts else b"")
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

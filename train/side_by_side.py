@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -17,6 +16,7 @@ from agents.protocol import Agent
 from prance_env.settings import EnvArguments, EnvSettings
 from prance_env.spaces import action_names
 from supernet import SubnetConfig
+from supernet.reading import read_json
 from supernet.staging import staged
 
 from .evaluate.budget import at_price, calibrate, front_prices
@@ -259,10 +259,10 @@ def _written_earlier(out: Path) -> set[str]:
     if not all((out / name).is_file() for name in ("metrics.json", "comparisons.json", SETTINGS)):
         return set()
     try:
-        metrics = json.loads((out / "metrics.json").read_text())
+        metrics = read_json(out / "metrics.json", dict[str, Any], "evaluate again")
     except ValueError:
         return set()
-    labels = file_names([*metrics]).values() if isinstance(metrics, dict) else ()
+    labels = file_names([*metrics]).values()
     rows = {f"{label}.{kind}" for label in labels for kind in FORMATS}
     return {"choices.png", "learning.png", *rows}
 

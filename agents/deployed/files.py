@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from prance_env.rewards.prices import CostConditioning
 from supernet import Supernet, SupernetConfig, freeze
-from supernet.files import WEIGHTS, check_tensors, read_safetensors
+from supernet.files import WEIGHTS, check_shapes, check_tensors, read_safetensors, shapes_in, write_tensors
+from supernet.reading import read_json
 from supernet.staging import finish_commit, staged
 
 from ..fitting import Interface
@@ -25,6 +24,7 @@ from .pictures import Preprocessing
 
 CONFIG, CARD, FORMAT = "config.json", "README.md", 1
 KIND = "prance-env AdaptiveViT"
+REMEDY = "save the model again"
 RUN = "config.yml"
 """What tells that a folder holds a run of a command: its settings."""
 
@@ -94,7 +94,7 @@ def write(parts: Parts, card: str, folder: Path) -> None:
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in _modules(parts.net, parts.agent).state_dict().items()}
     with staged(folder) as stage:
-        save_file(tensors, stage / WEIGHTS, {"format": "pt"})
+        write_tensors(tensors, stage / WEIGHTS)
         (stage / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
         if again or not (folder / CARD).exists():
             (stage / CARD).write_text(card)
@@ -103,10 +103,10 @@ def write(parts: Parts, card: str, folder: Path) -> None:
 def described(folder: str | Path) -> dict[str, Any]:
     """What `config.json` says of a saved model; empty if the folder holds none."""
     try:
-        data: dict[str, Any] = json.loads((Path(folder) / CONFIG).read_text())
-        return data if data["kind"] == KIND else {}
-    except (OSError, ValueError, TypeError, KeyError):
+        data = read_json(Path(folder) / CONFIG, dict[str, Any], REMEDY)
+    except (OSError, ValueError):
         return {}
+    return data if data.get("kind") == KIND else {}
 
 
 def read(folder: Path) -> Parts:
@@ -119,26 +119,40 @@ def read(folder: Path) -> Parts:
     finish_commit(folder)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG}; pass a folder that AdaptiveViT.save_pretrained wrote.")
+    data = read_json(folder / CONFIG, dict[str, Any], REMEDY)
     try:
-        data: Mapping[str, Any] = json.loads((folder / CONFIG).read_text())
         if data.get("kind") != KIND or data["format"] != FORMAT:
             raise ValueError(f"kind={data.get('kind')!r}, format={data.get('format')!r}")
         config, seen = SupernetConfig.from_dict(data["supernet"]), data["interface"]
         conditioning = CostConditioning.from_plain(seen["prices"])
         interface = Interface(config, seen["observation"], seen["normalize_actions"], conditioning)
+        _check_sizes(folder / WEIGHTS, config, data["policy"], interface)
         with torch.random.fork_rng(devices=[]):
             net, agent = freeze(Supernet(config)), from_description(data["policy"], interface)
         calibration = None if data["spent"] is None else Calibration.from_dict(data["spent"])
         pictures, dtype = Preprocessing(**data["pictures"]), getattr(torch, data["dtype"])
         names = tuple(data["classes"])
         menu = None if data["choices"] is None else MenuPlan.from_dict(data["choices"], config.space)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{folder / CONFIG} does not describe an AdaptiveViT ({e!r}); save the model again.") from e
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(f"{folder / CONFIG} does not describe an AdaptiveViT ({e!r}); {REMEDY}.") from e
     modules = _modules(net.to(dtype), agent)
     found, _ = read_safetensors(folder / WEIGHTS)
     check_tensors(found, {k: tuple(v.shape) for k, v in modules.state_dict().items()}, str(folder / WEIGHTS))
     modules.load_state_dict(found)
     return Parts(net, agent, interface, pictures, names, calibration, menu)
+
+
+def _check_sizes(weights: Path, config: SupernetConfig, policy: dict[str, Any], interface: Interface) -> None:
+    """Compares what is described with the header of the weights, before anything of that size is made.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    with torch.device("meta"):
+        modules = nn.ModuleDict({"net": Supernet(config)})
+        if policy.get("kind") == "network":  # baselines are tables of choices, which are read, and have no weights
+            modules["agent"] = cast(nn.Module, from_description(policy, interface))
+    check_shapes(shapes_in(weights), {k: tuple(v.shape) for k, v in modules.state_dict().items()}, str(weights))
 
 
 def _modules(net: Supernet, agent: Plain) -> nn.ModuleDict:

@@ -6,10 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prance_env.settings import EnvSettings
 from supernet.files import WEIGHTS
+from supernet.reading import read_yaml
 from supernet.staging import finish_commit
 
 from ..prance_ppo.algorithm import PrancePPO
@@ -47,8 +46,8 @@ def settings_of_run(folder: str | Path, split: str = "test", **changes: Any) -> 
     path = Path(folder) / RUN
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it holds no {RUN}.")
-    noted = yaml.safe_load(path.read_text())
-    if not isinstance(noted, dict) or "env" not in noted:
+    noted = read_yaml(path, dict[str, Any], "correct it, or train again")
+    if "env" not in noted:
         raise ValueError(f"{path} is not of a run of `prance train agent`: it names no environment.")
     names = {f.name for f in fields(EnvSettings)} - {*_OTHERS}
     arguments = {k: v for k, v in noted.items() if k in names and v is not None}

@@ -14,6 +14,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from supernet.archives import check_archive
+
 BUFFER, PLACE = "replay_buffer", "place.pt"
 ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
@@ -56,8 +58,10 @@ def load_checkpoint(cls: type[BaseAlgorithm], path: Path, env: VecEnv) -> BaseAl
     """A model to go on with, as `save_checkpoint` wrote it; SB3's part of it is pickled.
 
     Raises:
-        ValueError: If the file holds no transitions, or those of other environments, and the algorithm needs them.
+        ValueError: If the file is damaged, or holds no transitions, or those of other environments, and the algorithm
+            needs them.
     """
+    check_archive(path)
     model = cls.load(path, env=env)
     if not isinstance(model, OffPolicyAlgorithm):
         return model

@@ -13,6 +13,8 @@ import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
+from supernet.archives import DAMAGED, check_archive
+
 from .hyperparams import algorithm_class
 
 NORMALIZER = "vecnormalize.pkl"
@@ -69,7 +71,9 @@ def load_model(path: Path) -> BaseAlgorithm | Normalized:
             it does not hold.
         ModuleNotFoundError: If it is of sb3-contrib, which is not installed.
     """
-    model = algorithm_class(_algorithm(path)).load(path, device="cpu")
+    algorithm = _algorithm(path)
+    check_archive(path)
+    model = algorithm_class(algorithm).load(path, device="cpu")
     beside = path.parent / NORMALIZER
     if not beside.is_file():
         return model
@@ -89,7 +93,7 @@ def _algorithm(path: Path) -> str:
             data = json.loads(archive.read("data"))
         module = data["policy_class"]["__module__"]
         kind = str(data["action_space"][":type:"])
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as e:
+    except (*DAMAGED, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path} is not a model of Stable-Baselines3 ({e!r}); save it with model.save.") from e
     if "Discrete" in kind and "Multi" not in kind:
         raise ValueError(

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import read_safetensors, write_atomically
+from ..files import read_safetensors, write_atomically, write_tensors
 
 PLAIN_TEMPLATES = ("a photo of a {}.",)
 # Embeddings are unit vectors but for rounding, of half precision at worst.
@@ -66,7 +65,7 @@ class TextEmbeddings:
             "source": self.source,
         }
         tensors = {"text": self.vectors.float().cpu().contiguous(), "scale": torch.tensor(self.scale)}
-        write_atomically(Path(path), lambda name: save_file(tensors, name, metadata=header))
+        write_atomically(Path(path), lambda name: write_tensors(tensors, name, header))
 
     @classmethod
     def load(cls, path: str | Path) -> TextEmbeddings:

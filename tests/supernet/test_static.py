@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,24 @@ def test_a_saved_network_comes_back_exactly(case: str, tmp_path: Path) -> None:
     assert torch.equal(loaded(pixels(net, 3)), static(pixels(net, 3)))
 
 
+@pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_autocast_computes_in_its_own_precision() -> None:
-    net = CASES["prune"]()
-    static, images = extract(net, cut_subnet(net)), pixels(net, 5)
+def test_autocast_computes_in_its_own_precision(case: str) -> None:
+    net = CASES[case]()
+    subnet = cut_subnet(net)
+    static, images = extract(net, subnet), pixels(net, 5)
     with torch.autocast("cpu", torch.bfloat16):
         logits = static(images)
     assert logits.dtype == torch.bfloat16
-    # All images lose the same patches, or the difference were larger.
-    torch.testing.assert_close(logits.float(), static(images), rtol=0, atol=0.05)
+    assert logits.shape == static(images).shape
+    assert logits.isfinite().all()
+    # Rounded scores may drop other patches, which depends on the processor: logits are compared where all stay.
+    static = extract(net, replace(subnet, keep_rate=torch.ones_like(subnet.keep_rate)))
+    expected = static(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        difference = (static(images).float() - expected).abs() / expected.std()
+    assert 0 < difference.mean() <= 0.03
+    assert difference.max() <= 0.12
 
 
 def test_half_precision_networks_come_back_in_half_precision(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tools.faults.forked import run
 from tools.faults.interrupts import INTERRUPT, interrupt_one, lines_of, words_to_go_on
 from tools.faults.soak import SOAK, soak
 from tools.faults.walk import Planned, walk_one
-from tools.malformed import try_all
+from tools.malformed.trying import try_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 

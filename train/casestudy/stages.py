@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from prance_env.images.loading import load_dataset
 from prance_env.settings import EnvSettings
 from supernet import SearchSpace, Supernet, from_timm, save_pretrained
+from supernet.reading import read_json
 from supernet.staging import finish_commit, staged
 
 from ..joint import REPORT as JOINT
@@ -220,5 +220,4 @@ def _pretrained(settings: CaseSettings) -> Supernet:
 
 def read_report(path: Path) -> dict[str, Any]:
     """A JSON file of a stage."""
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return read_json(path, dict[str, Any], "begin again in another folder")

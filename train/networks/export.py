@@ -20,6 +20,7 @@ from supernet import StaticViT, SubnetConfig, Supernet
 from supernet.checkpoint import CONFIG
 from supernet.extract import DESCRIPTION, describe, extract, load_static, write_weights
 from supernet.files import WEIGHTS, checksum_of
+from supernet.reading import read_json
 from supernet.staging import finish_commit, staged
 
 from ..report.tables import Table
@@ -210,8 +211,7 @@ def exported_files(out: Path) -> set[str]:
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    return described
+    return read_json(folder / DESCRIPTION, dict[str, Any], "export again into another folder")
 
 
 def _present(out: Path) -> set[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from supernet.archives import load_state
 from supernet.files import WEIGHTS
 from supernet.heads import ImageClassifier
 from supernet.staging import staged
@@ -65,7 +66,7 @@ class Training:
 
     def load(self, last: Path) -> None:
         """Goes back to a checkpoint."""
-        checkpoint = torch.load(last, map_location=self.team.device, weights_only=True)
+        checkpoint = load_state(last, self.team.device)
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint[name])
         self.step, self.best, self.age = (checkpoint[k] for k in ("step", "best", "age"))

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor
 
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SearchSpace, SubnetConfig, Supernet, UnitOrder, importance_order, reorder, save_pretrained
-from supernet.files import read_safetensors, write_atomically, write_text
+from supernet.files import read_safetensors, write_atomically, write_tensors, write_text
 from supernet.staging import staged
 
 from ..options import DatasetOption
@@ -157,7 +156,7 @@ def prefix_accuracies(net: Supernet, batches: Sequence[tuple[Tensor, Tensor]]) -
 def save_order(order: UnitOrder, path: Path) -> None:
     """Writes a permutation, so that it can be undone."""
     tensors = {k: v.contiguous() for k, v in vars(order).items()}
-    write_atomically(path, lambda name: save_file(tensors, name))
+    write_atomically(path, lambda name: write_tensors(tensors, name))
 
 
 def load_order(path: Path) -> UnitOrder:

@@ -122,7 +122,7 @@ def _load_deployed(path: Path, settings: EnvSettings) -> Any:
 def _is_network(path: Path) -> bool:
     """Whether a folder holds a supernet or a static network."""
     try:
-        saved = json.loads((path / SUPERNET).read_text())
+        saved = read_json(path / SUPERNET, dict[str, Any], "save it again")
     except (OSError, ValueError):
         return (path / STATIC).is_file()
     return "space" in saved

@@ -12,6 +12,7 @@ from agents.prance_ppo.algorithm import PrancePPO
 from agents.prance_ppo.config import PrancePPOConfig
 from agents.protocol import Agent
 from prance_env import PranceVectorEnv
+from supernet.archives import load_state
 
 from ..runs.curves import forget_curves_after
 from ..runs.interrupt import deferred_interrupt
@@ -43,7 +44,7 @@ class PrancePPOAlgorithm(Algorithm):
             run.forget_after(agent.num_timesteps)
             forget_curves_after(run.out / f"{NAME}_1", agent.num_timesteps)
             if (place := run.last / PLACE).is_file():
-                agent.go_to(torch.load(place, weights_only=True))
+                agent.go_to(load_state(place))
         else:
             agent = PrancePPO(env, config, run.seed, run.device, tensorboard_log=str(run.out))
         remaining = run.total_timesteps - agent.num_timesteps

@@ -50,7 +50,7 @@ class RowLog:
     def _row_of(self, line: bytes) -> dict[str, Any] | None:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return row if isinstance(row, dict) and isinstance(row.get(self.step), int | float) else None
 

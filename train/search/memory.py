@@ -10,22 +10,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
 from supernet import StaticViT, load_static, save_static
+from supernet.archives import read_arrays
 from supernet.arrays import Bools, Ints
 from supernet.files import write_atomically, write_text
+from supernet.reading import read_json
 
 from ..play import played_by_full
 from ..runs.pace import Pace
 from .shared_runs import Actions
 
 FOLDER, IDENTITY, TIMES = ".search", "of.json", "times.json"
+FORGET = f"remove {FOLDER}"
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -89,7 +90,7 @@ class Memory:
         """The networks of a step, computed unless they are there."""
         folder, complete = self.folder / name, self.folder / f"{name}.json"
         with suppress(OSError, ValueError):
-            return [load_static(folder / part) for part in json.loads(complete.read_text())]
+            return [load_static(folder / part) for part in read_json(complete, list[str], FORGET)]
         found = compute()
         for i, network in enumerate(found):
             save_static(network, folder / str(i))
@@ -140,8 +141,9 @@ class Memory:
                     write_text(self.folder / TIMES, json.dumps({**self._times(), name: until_now()}))
 
     def _times(self) -> dict[str, dict[str, float]]:
-        path = self.folder / TIMES
-        return json.loads(path.read_text()) if path.is_file() else {}
+        with suppress(OSError, ValueError):
+            return read_json(self.folder / TIMES, dict[str, dict[str, float]], FORGET)
+        return {}
 
     def forget(self) -> None:
         """Removes the memory: the search is done."""
@@ -156,9 +158,8 @@ def forget(out: Path) -> None:
 def _read(path: Path) -> Arrays | None:
     """The arrays in a file; None if it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, BadZipFile, ZlibError, EOFError):
+        return read_arrays(path)
+    except (OSError, ValueError):
         return None
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 from annotated_types import Gt
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import NotRequired, TypedDict
 
 from prance_env.engine import InferenceEngine
+from supernet.archives import read_arrays
 from supernet.arrays import Floats
 from supernet.reading import OPEN, read_json
 from supernet.staging import finish_commit, staged
@@ -148,8 +146,7 @@ class Yardsticks:
                 raise FileNotFoundError(f"{folder} holds no {name}; `prance yardsticks --out {folder}` writes it.")
         data: Any = read_json(folder / FILE, _Written, "the yardsticks are damaged: run `prance yardsticks` again")
         try:
-            with np.load(folder / OUTCOMES, allow_pickle=False) as held:
-                arrays = {name: held[name] for name in held.files}
+            arrays = read_arrays(folder / OUTCOMES)
             fronts = {}
             for name, rows in data.pop("fronts").items():
                 price = np.array([np.nan if r["price"] is None else r["price"] for r in rows])
@@ -160,7 +157,7 @@ class Yardsticks:
             if missing := set(FRONTS) - set(fronts):
                 raise ValueError(f"the fronts {sorted(missing)} are missing")
             return Yardsticks(arrays["index"], arrays["label"], arrays["full_prediction"], fronts, data)
-        except (AttributeError, BadZipFile, ZlibError, EOFError, KeyError, OSError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
             raise ValueError(f"{folder} holds damaged yardsticks ({e!r}); run `prance yardsticks` again.") from e
 
 
@@ -202,7 +199,7 @@ def accuracy_at(macs: Floats, accuracy: Floats, wanted: float) -> float:
 def agents_in(folder: Path) -> set[str]:
     """Names of the files of agents that the yardsticks in a folder wrote; none if it holds no yardsticks."""
     try:
-        fronts = json.loads((folder / FILE).read_text())["fronts"].values()
+        fronts = read_json(folder / FILE, dict[str, Any], "search again")["fronts"].values()
         names = {row["agent"] for front in fronts for row in front if "agent" in row}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return set()

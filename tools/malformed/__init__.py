@@ -1,0 +1,1 @@
+"""Hundreds of damaged files, which load and work, or are refused in one sentence each."""
