@@ -151,7 +151,11 @@ def _subjects_of_runs(net: Supernet) -> dict[str, Subject]:
         LogitStore.create(folder, info).write(0, np.arange(3), torch.eye(4)[:3])
 
     def read(folder: Path) -> None:
-        _finite(LogitStore.open(folder).targets(0, np.arange(3)))
+        store = LogitStore.open(folder)
+        targets, seeds = store.targets(0, np.arange(3)), store.seeds(0, np.arange(3))
+        _finite(targets)
+        if not torch.equal(targets, torch.eye(4)[:3]) or seeds.tolist() != [0, 1, 2]:
+            raise AssertionError("it gives other records than were written")
 
     return {
         "static network": Subject(
@@ -164,6 +168,7 @@ def _subjects_of_runs(net: Supernet) -> dict[str, Subject]:
         ),
         "store": Subject(fill, "store.json", read),
         "store's progress": Subject(fill, "progress.json", read),
+        "store's records": Subject(fill, "epoch_0000.bin", read),
         "yardsticks": Subject(fronts.save, "yardsticks.json", lambda f: _plain(Yardsticks.load(f))),
         "outcomes": Subject(fronts.save, "outcomes.npz", lambda f: _plain(Yardsticks.load(f))),
         "progress": Subject(lambda f: Progress().write(f, 1, 2), "progress.json", read_progress),
@@ -354,7 +359,7 @@ class Malformed:
         only: Kinds of files; all if none is named.
     """
 
-    number: int = 420
+    number: int = 440
     seed: int = 0
     only: tuple[str, ...] = ()
 
