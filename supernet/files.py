@@ -201,7 +201,7 @@ def read_safetensors(
         if OURS in texts:
             texts |= json.loads(texts.pop(OURS))
         checksum = texts.pop(CHECKSUM, None)
-        # Before version 0.3 texts did not count.
+        # Those of version 0.1 are of the tensors alone.
         if checksum not in (None, checksum_of(tensors, texts), checksum_of(tensors)):
             raise ValueError("its checksum is that of other weights")
         return tensors, texts

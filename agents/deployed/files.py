@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from prance_env.rewards.prices import CostConditioning
 from supernet import Supernet, SupernetConfig, freeze
-from supernet.files import WEIGHTS, check_shapes, check_tensors, read_safetensors, shapes_in, write_tensors
+from supernet.files import WEIGHTS, check_tensors, read_safetensors, write_tensors
 from supernet.reading import read_json
 from supernet.staging import finish_commit, staged
 
@@ -24,6 +24,7 @@ from .pictures import Preprocessing
 
 CONFIG, CARD, FORMAT = "config.json", "README.md", 1
 KIND = "prance-env AdaptiveViT"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REMEDY = "save the model again"
 RUN = "config.yml"
 """What tells that a folder holds a run of a command: its settings."""
@@ -126,33 +127,36 @@ def read(folder: Path) -> Parts:
         config, seen = SupernetConfig.from_dict(data["supernet"]), data["interface"]
         conditioning = CostConditioning.from_plain(seen["prices"])
         interface = Interface(config, seen["observation"], seen["normalize_actions"], conditioning)
-        _check_sizes(folder / WEIGHTS, config, data["policy"], interface)
-        with torch.random.fork_rng(devices=[]):
-            net, agent = freeze(Supernet(config)), from_description(data["policy"], interface)
+        shapes = _shapes(config, data["policy"], interface)
         calibration = None if data["spent"] is None else Calibration.from_dict(data["spent"])
         pictures, dtype = Preprocessing(**data["pictures"]), getattr(torch, data["dtype"])
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={data['dtype']!r} must be one of {[*map(str, DTYPES)]}")
         names = tuple(data["classes"])
         menu = None if data["choices"] is None else MenuPlan.from_dict(data["choices"], config.space)
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as e:
         raise ValueError(f"{folder / CONFIG} does not describe an AdaptiveViT ({e!r}); {REMEDY}.") from e
-    modules = _modules(net.to(dtype), agent)
     found, _ = read_safetensors(folder / WEIGHTS)
-    check_tensors(found, {k: tuple(v.shape) for k, v in modules.state_dict().items()}, str(folder / WEIGHTS))
+    check_tensors(found, shapes, str(folder / WEIGHTS))
+    with torch.random.fork_rng(devices=[]):
+        net, agent = freeze(Supernet(config)), from_description(data["policy"], interface)
+    modules = _modules(net.to(dtype), agent)
     modules.load_state_dict(found)
     return Parts(net, agent, interface, pictures, names, calibration, menu)
 
 
-def _check_sizes(weights: Path, config: SupernetConfig, policy: dict[str, Any], interface: Interface) -> None:
-    """Compares what is described with the header of the weights, before anything of that size is made.
+def _shapes(config: SupernetConfig, policy: dict[str, Any], interface: Interface) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight that is described; none is made before the file's are known to be these.
 
     Raises:
-        ValueError: If names or shapes differ.
+        ValueError: If the policy is of no known kind.
     """
+    # Baselines are tables of choices, which are read, and have no weights.
+    with torch.device("meta" if policy.get("kind") == "network" else "cpu"):
+        agent = from_description(policy, interface)
     with torch.device("meta"):
-        modules = nn.ModuleDict({"net": Supernet(config)})
-        if policy.get("kind") == "network":  # baselines are tables of choices, which are read, and have no weights
-            modules["agent"] = cast(nn.Module, from_description(policy, interface))
-    check_shapes(shapes_in(weights), {k: tuple(v.shape) for k, v in modules.state_dict().items()}, str(weights))
+        modules = _modules(Supernet(config), agent)
+    return {k: tuple(v.shape) for k, v in modules.state_dict().items()}
 
 
 def _modules(net: Supernet, agent: Plain) -> nn.ModuleDict:

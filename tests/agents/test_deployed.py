@@ -123,6 +123,16 @@ def test_files_that_are_damaged_are_refused(
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match="does not describe an AdaptiveViT"):
             AdaptiveViT.from_pretrained(tmp_path)
+    for text in ("null", "3", "[]", "[" * 100_000, whole[:200]):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json.*save the model again"):
+            AdaptiveViT.from_pretrained(tmp_path)
+    larger = json.loads(whole)
+    sizes = [layer for layer in larger["policy"]["layers"] if isinstance(layer, list)]
+    sizes[0][1] = sizes[1][0] = 10**9  # which would take terabytes
+    (tmp_path / "config.json").write_text(json.dumps(larger))
+    with pytest.raises(ValueError, match=r"model\.safetensors.*1000000000"):
+        AdaptiveViT.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(whole)
     (tmp_path / "model.safetensors").write_bytes(weights[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from supernet.files import check_tensors, problems_of, read_safetensors, read_weights
+from supernet.files import check_tensors, checksum_of, problems_of, read_safetensors, read_weights, write_tensors
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (2,), "b": (3, 1)}
 GOOD = {"a": torch.zeros(2), "b": torch.zeros(3, 1)}
@@ -24,6 +26,28 @@ def test_a_safetensors_file_gives_its_tensors_and_its_header_whatever_its_name(t
     (tmp_path / "x").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"x is damaged or not an agent's file .*download or save it again"):
         read_safetensors(tmp_path / "x", kind="an agent's file")
+
+
+def test_a_flipped_bit_of_tensors_or_of_texts_beside_them_is_noticed(tmp_path: Path) -> None:
+    path, texts = tmp_path / "x", {"names": "cat, dog"}
+    write_tensors(GOOD, path, texts)
+    assert read_safetensors(path)[1] == texts
+    good, taken = path.read_bytes(), list[bytes]()
+    for i in range(8, len(good)):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :])
+        with contextlib.suppress(ValueError):
+            read_safetensors(path)
+            taken.append(good[i : i + 1])
+    # A file without a checksum is one of somebody else's.
+    assert b"".join(taken) in (b"prancesha256", b"sha256prance")
+
+
+def test_files_with_the_checksum_of_version_0_1_are_read(tmp_path: Path) -> None:
+    save_file(GOOD, tmp_path / "x", {"prance": json.dumps({"names": "cat", "sha256": checksum_of(GOOD)})})
+    assert read_safetensors(tmp_path / "x")[1] == {"names": "cat"}
+    save_file({**GOOD, "a": torch.ones(2)}, tmp_path / "x", {"prance": json.dumps({"sha256": checksum_of(GOOD)})})
+    with pytest.raises(ValueError, match="its checksum is that of other weights"):
+        read_safetensors(tmp_path / "x")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])

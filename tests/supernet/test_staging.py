@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from supernet import files
-from supernet.files import remove_leftovers, temporary_name, write_atomically, write_text
+from supernet.files import remove_leftovers, temporary_name, write_atomically, write_tensors, write_text
 from supernet.staging import COMMIT, finish_commit, staged
 
 OLD, NEW = {"a": "1", "b/c": "2", "d": "3"}, {"a": "one", "b/c": "two", "e/f/g": "five"}
@@ -39,9 +40,11 @@ def test_files_have_the_permissions_that_the_umask_leaves(mask: int, tmp_path: P
         write_text(tmp_path / "a", "x")
         with staged(tmp_path / "folder") as stage:
             write_all(stage, {"b": "x"})
+            write_tensors({"a": torch.zeros(3)}, stage / "c")
+        write_atomically(tmp_path / "d", lambda name: write_tensors({"a": torch.zeros(3)}, name))
     finally:
         os.umask(before)
-    for path in (tmp_path / "a", tmp_path / "folder" / "b"):
+    for path in (tmp_path / "a", tmp_path / "folder" / "b", tmp_path / "folder" / "c", tmp_path / "d"):
         assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 

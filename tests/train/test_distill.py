@@ -188,7 +188,7 @@ def test_the_command_writes_a_store_and_checks_it(
     words = ["distill", "--student", net, "--dataset", folder, "--top-k", 2, "--out", tmp_path / "store"]
     words += ["--rand-augment", "rand-m5-n1", "--crop-scale", "0.5", "1"]
     prance(monkeypatch, *words, "--teacher", net)
-    assert "36 images, 1 view(s) each, 432 bytes" in capsys.readouterr().out
+    assert "36 images, 1 view(s) each, 576 bytes" in capsys.readouterr().out
     prance(monkeypatch, *words, "--teacher", net, "--check", 10)
     text = capsys.readouterr().out
     assert "10 records asked again" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,30 @@ def test_the_run_of_another_command_is_not_resumed(
         pytest.importorskip("optuna")
     write_command(tmp_path, AgentTraining(environment={"dataset": "digits"}))
     assert "holds a run of another command" in refusal(monkeypatch, *command.split(), "--resume", "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("train supernet --steps 2", "last.pt"),
+        ("train agent --algo ppo --total-timesteps 24 --n-envs 4", "last.zip"),
+        ("train agent --algo sac --total-timesteps 24 --n-envs 4", "last.zip"),
+        ("train agent --algo prance_ppo --total-timesteps 24 --n-envs 4", "last/place.pt"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_a_sentence(
+    command: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    prance(monkeypatch, *command.split(), "--out", run)
+    good = (run / file).read_bytes()
+    with zipfile.ZipFile(run / file) as archive:
+        members = [found for name in archive.namelist() if len(found := archive.read(name)) >= 16]
+    flipped = [good.index(member) + len(member) // 2 for member in members[:: len(members) // 6]]
+    for damaged in (b"", good[: len(good) // 2], *(good[:i] + bytes([good[i] ^ 16]) + good[i + 1 :] for i in flipped)):
+        (run / file).write_bytes(damaged)
+        words = refusal(monkeypatch, *command.split()[:2], "--resume", "--out", run)
+        assert f"{run / file} is damaged" in words
+        assert "put a copy of it back, or begin anew in another folder" in words
+    (run / file).write_bytes(good)
+    prance(monkeypatch, *command.split()[:2], "--resume", "--out", run)

@@ -135,7 +135,11 @@ def _subjects_of_runs(net: Supernet) -> dict[str, Subject]:
         LogitStore.create(folder, info).write(0, np.arange(3), torch.eye(4)[:3])
 
     def read(folder: Path) -> None:
-        _finite(LogitStore.open(folder).targets(0, np.arange(3)))
+        store = LogitStore.open(folder)
+        targets, seeds = store.targets(0, np.arange(3)), store.seeds(0, np.arange(3))
+        _finite(targets)
+        if not torch.equal(targets, torch.eye(4)[:3]) or seeds.tolist() != [0, 1, 2]:
+            raise AssertionError("it gives other records than were written")
 
     return {
         "static network": Subject(
@@ -148,6 +152,7 @@ def _subjects_of_runs(net: Supernet) -> dict[str, Subject]:
         ),
         "store": Subject(fill, "store.json", read),
         "store's progress": Subject(fill, "progress.json", read),
+        "store's records": Subject(fill, "epoch_0000.bin", read),
         "yardsticks": Subject(fronts.save, "yardsticks.json", lambda f: _plain(Yardsticks.load(f))),
         "outcomes": Subject(fronts.save, "outcomes.npz", lambda f: _plain(Yardsticks.load(f))),
         "progress": Subject(lambda f: Progress().write(f, 1, 2), "progress.json", read_progress),
@@ -176,7 +181,10 @@ def _subjects_with_weights(net: Supernet, ppo: PrancePPO, sb3: BaseAlgorithm) ->
         "model of SB3": Subject(
             lambda f: save_model(sb3, f / "model.zip"), "model.zip", lambda f: _look(load_model(f / "model.zip"))
         ),
-        "adaptive model": Subject(model.save_pretrained, "config.json", adaptive),
+        # Other numbers are another model, which is as right.
+        "adaptive model": Subject(
+            model.save_pretrained, "config.json", lambda f: _finite(AdaptiveViT.from_pretrained(f)(images).logits)
+        ),
         "adaptive model's weights": Subject(model.save_pretrained, "model.safetensors", adaptive),
         "order": Subject(
             lambda f: save_order(order, f / "o"), "o", lambda f: same(vars(load_order(f / "o")), vars(order))

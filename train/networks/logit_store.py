@@ -2,13 +2,15 @@
 
 TinyViT's fast distillation (arXiv 2207.10666): the teacher runs once, and any number of trainings read what it said.
 A store is a folder with `store.json`, `progress.json` and one `epoch_XXXX.bin` for each epoch, records of fixed size in
-the order of the images: seed (4 bytes), K classes (2 bytes each; 4 where there are more than 65,536 classes) and their
-probabilities (float16).
+the order of the images: seed (4 bytes), K classes (2 bytes each; 4 where there are more than 65,536 classes), their
+probabilities (float16), and a CRC-32 (4 bytes; earlier versions wrote none) over these, the record's place and
+`store.json`.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +33,7 @@ from ..runs.progress import PROGRESS
 DESCRIPTION = STORE
 REMEDY = "write the store anew"
 FORMAT: Literal[1] = 1
+CRC = np.dtype("<u4")
 Count = Annotated[int, Interval(ge=1, le=2**40)]
 
 
@@ -57,6 +60,7 @@ class StoreInfo:
         teacher: What the teacher was, in words.
         seed: From which the seeds of the views are drawn; None: not noted, by earlier versions.
         format: Version of the files.
+        checksums: Whether records end with one; those of earlier versions do not.
     """
 
     num_images: Count
@@ -68,6 +72,7 @@ class StoreInfo:
     teacher: str
     seed: int | None = None
     format: Literal[1] = FORMAT
+    checksums: bool = False
 
     __pydantic_config__ = STRICT
 
@@ -84,12 +89,22 @@ class StoreInfo:
     def dtype(self) -> np.dtype[Any]:
         """Of one record."""
         classes = "<u2" if self.num_classes <= 1 << 16 else "<u4"
-        return np.dtype([("seed", "<u4"), ("classes", classes, (self.top_k,)), ("probs", "<f2", (self.top_k,))])
+        parts: list[Any] = [("seed", "<u4"), ("classes", classes, (self.top_k,)), ("probs", "<f2", (self.top_k,))]
+        return np.dtype([*parts, ("crc", CRC)] if self.checksums else parts)
 
     @property
     def num_bytes(self) -> int:
         """Size of all records."""
         return self.num_images * self.epochs * self.dtype.itemsize
+
+    @property
+    def salt(self) -> int:
+        """Where checksums begin, so that records of another store, or a damaged `store.json`, are noticed."""
+        # Fields by name: one that a later version adds must not change the salt of stores that are there.
+        shape = (self.num_images, self.num_classes, self.top_k, self.epochs)
+        return zlib.crc32(
+            json.dumps([*shape, self.images, self.view, self.teacher, self.seed], sort_keys=True).encode()
+        )
 
 
 class LogitStore:
@@ -102,11 +117,12 @@ class LogitStore:
 
     def __init__(self, folder: Path, info: StoreInfo) -> None:
         self.folder, self.info = folder, info
+        self._salt = info.salt
         self._maps: dict[int, NDArray[Any]] = {}
 
     @classmethod
     def create(cls, folder: Path, info: StoreInfo) -> LogitStore:
-        """An empty store, or the same one that was begun before.
+        """An empty store with checksums, or the same one that was begun before, with them or without.
 
         Raises:
             ValueError: If the folder holds another store.
@@ -114,6 +130,7 @@ class LogitStore:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DESCRIPTION).exists():
             store = cls._opened(folder)
+            info = replace(info, checksums=store.info.checksums)
             if store.info.seed is None:
                 info = replace(info, seed=None)
             if store.info != info:
@@ -121,6 +138,7 @@ class LogitStore:
                 changed = [k for k in now if now[k] != then[k]]
                 raise ValueError(f"{folder} was begun with other values of {changed}; pass the same, or another --out.")
             return store
+        info = replace(info, checksums=True)
         write_text(folder / DESCRIPTION, json.dumps(asdict(info), indent=2) + "\n")
         return cls(folder, info)
 
@@ -161,23 +179,34 @@ class LogitStore:
             probabilities: (B, num_classes) of the teacher.
         """
         epoch, start = divmod(first, self.info.num_images)
-        records = self._records(epoch, "r+")[start : start + len(seeds)]
+        records = np.zeros(len(seeds), self.info.dtype)
         top = probabilities.float().topk(self.info.top_k, dim=1)
         records["seed"] = seeds
         records["classes"] = top.indices.cpu().numpy()
         records["probs"] = top.values.cpu().numpy()
-        whole = self._maps[epoch]
+        if self.info.checksums:
+            records["crc"] = self._checksums(epoch, np.arange(start, start + len(seeds)), records)
+        whole = self._records(epoch, "r+")
         assert isinstance(whole, np.memmap)
+        whole[start : start + len(seeds)] = records
         whole.flush()
         flush(self._path(epoch))
         write_text(self.folder / PROGRESS, json.dumps({"records": first + len(seeds)}) + "\n")
 
     def seeds(self, epoch: int, indices: Ints) -> Ints:
-        """(B,) seeds of the views of some images; epochs after the last begin anew."""
+        """(B,) seeds of the views of some images; epochs after the last begin anew.
+
+        Raises:
+            ValueError: If a record is damaged.
+        """
         return self._read(epoch, indices)["seed"].astype(np.int64)
 
     def targets(self, epoch: int, indices: Ints) -> Tensor:
-        """(B, num_classes) float32 probabilities; what the listed classes leave is shared by the others."""
+        """(B, num_classes) float32 probabilities; what the listed classes leave is shared by the others.
+
+        Raises:
+            ValueError: If a record is damaged.
+        """
         records = self._read(epoch, indices)
         return dense(
             torch.from_numpy(records["classes"].astype(np.int64)),
@@ -186,8 +215,30 @@ class LogitStore:
         )
 
     def _read(self, epoch: int, indices: Ints) -> NDArray[Any]:
-        found: NDArray[Any] = self._records(epoch % self.info.epochs, "r")[indices]
+        epoch, images = int(epoch) % self.info.epochs, indices % self.info.num_images
+        found: NDArray[Any] = self._records(epoch, "r")[indices]
+        if self.info.checksums:
+            sound = found["crc"] == self._checksums(epoch, images, found)
+        else:  # what no teacher says is all that can be noticed
+            sound = (found["classes"] < self.info.num_classes).all(1) & np.isfinite(found["probs"]).all(1)
+        if not sound.all():
+            first = images[~sound][0]
+            raise ValueError(
+                f"{self._path(epoch)} is damaged at image {first}; {REMEDY}, with prance distill and another --out."
+            )
         return found
+
+    def _checksums(self, epoch: int, images: Ints, records: NDArray[Any]) -> NDArray[np.uint32]:
+        """(B,) over where a record stands, so that one of another image or epoch is noticed, and what it says."""
+        salt = zlib.crc32(epoch.to_bytes(8, "little"), self._salt)
+        data, size = records.tobytes(), records.dtype.itemsize
+        return np.array(
+            [
+                zlib.crc32(data[at : at + size - CRC.itemsize], zlib.crc32(image.to_bytes(8, "little"), salt))
+                for image, at in zip(images.tolist(), range(0, len(data), size), strict=True)
+            ],
+            np.uint32,
+        )
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"epoch_{epoch:04d}.bin"
