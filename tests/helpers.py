@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -53,10 +54,14 @@ def count_flops(net: nn.Module, image: torch.Tensor) -> tuple[int, int]:
     return counter.get_total_flops(), sum(n for op, n in operators.items() if "bmm" in str(op))
 
 
-@cache
-@torch.no_grad()
 def random_net(config: SupernetConfig) -> Supernet:
     """A frozen supernet with random weights of std .2, so that its outputs are not degenerate."""
+    return copy.deepcopy(_random_net(config))  # tests may change theirs
+
+
+@cache
+@torch.no_grad()
+def _random_net(config: SupernetConfig) -> Supernet:
     net = freeze(Supernet(config))
     generator = torch.Generator().manual_seed(0)
     for parameter in net.parameters():

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import re
-import shutil
 import threading
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +26,7 @@ from agents.deployed.networks import NetworkPolicy
 from agents.fitting import Interface, fitted
 from prance_env import EnvSettings
 from supernet import Supernet, runtime
-from train.deploy.opening import open_adaptive
 from train.evaluate import evaluate
-from train.policies.settings import AgentTraining
-from train.policies.train_agent import train_agent
 
 
 def pixels(settings: EnvSettings, count: int = IMAGES) -> torch.Tensor:
@@ -313,98 +306,3 @@ def test_a_policy_keeps_its_precision(model: AdaptiveViT, tmp_path: Path) -> Non
     half = saved(model, tmp_path).to(torch.bfloat16)
     assert half.net.pos_embed.dtype == torch.bfloat16
     assert {t.dtype for t in half.agent.state_dict().values()} == {torch.float32}  # type: ignore[union-attr]
-
-
-# ---- runs -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, folder: Path) -> Callable[[str], Path]:
-    """Run folders of barely trained agents, by algorithm."""
-    root = tmp_path_factory.mktemp("runs")
-
-    def run(algo: str) -> Path:
-        if not (root / algo).exists():
-            prices = (0.01, 0.3) if algo == "prance_ppo" else 0.05
-            settings = AgentTraining(
-                env="Prance-Tiny-v0", algo=algo, n_envs=6, total_timesteps=12, macs_weight=prices,
-                environment={"checkpoint": checkpoint, "dataset": str(folder)},
-            )  # fmt: skip
-            train_agent(settings, root / algo, progress_bar=False)
-        return root / algo
-
-    return run
-
-
-@pytest.mark.parametrize("algo", ["ppo", pytest.param("prance_ppo", marks=pytest.mark.slow)])
-def test_a_run_is_the_runners_evaluation_image_for_image(
-    algo: str, runs: Callable[[str], Path], tmp_path: Path, folder: Path
-) -> None:
-    from train.policies.load_agent import load_agent
-    from train.runs.trained import env_of_run
-
-    run = runs(algo)
-    model = AdaptiveViT.from_run(run)
-    settings = env_of_run(run, "val")
-    agent, budget = load_agent(str(run), settings), None
-    if algo == "prance_ppo":
-        budget = 0.1
-        settings = EnvSettings(**{**vars_of(settings), "cost_conditioning": (0.01, 0.3, 0.1)})
-    expected = evaluate(agent, settings)
-    files = sorted((folder / "val").rglob("*.*"))
-    for found in (model.predict(files, budget), saved(model, tmp_path).predict(files, budget)):
-        assert found.labels.tolist() == expected.prediction.tolist()
-        assert found.macs.tolist() == expected.macs.tolist()
-        assert np.array_equal(found.subnet.to_actions(model.net.space).numpy(), expected.actions)
-    assert model.names == tuple(sorted(p.name for p in (folder / "train").iterdir()))
-    assert model.calibration is not None
-    assert model.calibration.images == len(files)
-
-
-def vars_of(settings: EnvSettings) -> dict[str, Any]:
-    """The arguments of settings."""
-    return {f.name: getattr(settings, f.name) for f in fields(settings)}
-
-
-def test_folders_that_hold_no_agent_are_named(tmp_path: Path, runs: Callable[[str], Path]) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a run folder"):
-        AdaptiveViT.from_run(tmp_path)
-    (tmp_path / "config.yml").write_text((runs("ppo") / "config.yml").read_text())
-    with pytest.raises(FileNotFoundError, match=r"holds neither model\.zip nor"):
-        AdaptiveViT.from_run(tmp_path)
-
-
-def test_a_run_is_not_unpickled_unasked(runs: Callable[[str], Path], tmp_path: Path, folder: Path) -> None:
-    run, files = tmp_path / "run", sorted((folder / "val").rglob("*.*"))
-    shutil.copytree(runs("ppo"), run)
-    expected = AdaptiveViT.from_run(run, images=0).predict(files)
-    (run / "policy.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model\.zip holds pickled objects.*trust=True"):
-        AdaptiveViT.from_run(run, images=0)
-    found = AdaptiveViT.from_run(run, images=0, trust=True).predict(files)
-    assert found.labels.tolist() == expected.labels.tolist()
-    assert found.macs.tolist() == expected.macs.tolist()
-    # A copy names another folder's writer, and so is somebody else's.
-    (run / "system.json").unlink()
-    with pytest.raises(ValueError, match="holds pickled objects"):
-        open_adaptive(str(run), images=0)
-    assert open_adaptive(str(run), images=0, trust=True).model.predict(files).macs.tolist() == expected.macs.tolist()
-
-
-def test_times_are_of_the_device_asked_for(runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    where: list[str] = []
-    monkeypatch.setattr(AdaptiveViT, "calibrate", lambda model, *_, **__: where.append(model.net.pos_embed.device.type))
-    open_adaptive(str(runs("ppo")), images=2, timed=1, device="meta")
-    assert where == ["meta"]
-
-
-def test_images_are_not_fetched_because_a_file_says_so(runs: Callable[[str], Path], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(runs("ppo"), run)
-    text = (run / "config.yml").read_text()
-    (run / "config.yml").write_text(
-        re.sub(r"dataset: .*", f"dataset: {{name: torch/cifar10, root: {tmp_path}, download: true}}", text)
-    )
-    with pytest.raises(ValueError, match="would be fetched from the network"):
-        AdaptiveViT.from_run(run)
-    assert AdaptiveViT.from_run(run, images=0).net is not None
