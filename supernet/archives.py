@@ -17,6 +17,8 @@ DAMAGED = (BadZipFile, EOFError, LZMAError, MemoryError, OSError, RuntimeError, 
 """What reading a damaged archive raises."""
 
 
+FOLDER = 0x10
+"""The bit of a member's attributes that says that it is one."""
 REMEDY = "put a copy of it back, or begin anew in another folder"
 
 
@@ -30,9 +32,13 @@ def check_archive(path: Path) -> None:
     with path.open("rb") as f:
         try:
             with ZipFile(f) as archive:
+                members = archive.infolist()
                 # An archive in an archive is not taken for the whole, of which the end is missing.
-                if min((member.header_offset for member in archive.infolist()), default=0):
+                if min((member.header_offset for member in members), default=0):
                     raise BadZipFile("its end is missing, or something stands before it")
+                # `torch.load` gives what lay in memory for the contents of a folder.
+                if any(member.external_attr & FOLDER for member in members):
+                    raise BadZipFile("it says that files are folders")
                 wrong = archive.testzip()
         except (*DAMAGED, ValueError) as e:
             raise ValueError(f"{path} is damaged ({str(e) or type(e).__name__}); {REMEDY}.") from e

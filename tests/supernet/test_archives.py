@@ -69,6 +69,18 @@ def test_damaged_states_are_refused_or_what_they_were(tmp_path: Path) -> None:
     assert all(str(path) in e and "put a copy of it back, or begin anew in another folder" in e for e in refused)
 
 
+def test_a_file_that_is_said_to_be_a_folder_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    torch.save(STATE, path)
+    data = bytearray(path.read_bytes())
+    attributes = data.rindex(b"last/data/0") - 8  # in the directory at the end
+    assert data[attributes] == 0
+    data[attributes] = 16
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="it says that files are folders"):
+        load_state(path)
+
+
 @pytest.mark.parametrize("kind", ["empty", "zeros", "half", "another", "more"])
 def test_what_is_no_state_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"

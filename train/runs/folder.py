@@ -58,7 +58,7 @@ class Noted(TypedDict, total=False):
     decide_first_group: bool | None
     on_error: str | None
     macs_weight: Price | Annotated[list[Price], Len(2, 2)]
-    reward: str | None
+    reward: str | dict[str, Any] | None
     reward_terms: dict[str, Any] | None
     latency_table: str | None
     preset: str
