@@ -75,6 +75,9 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     with path.open("rb") as f:
         try:
             with np.load(f, allow_pickle=False) as held:
+                # An array that is said to be shorter than it is would be read without its checksum.
+                if (wrong := held.zip.testzip()) is not None:
+                    raise BadZipFile(f"the checksum of {wrong} in it is that of something else")
                 return {name: held[name] for name in held.files}
         # What is no archive may be a single array, which is no context and has no names.
         except (*DAMAGED, AttributeError, TypeError, ValueError) as e:

@@ -46,6 +46,24 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
     return checked(_parsed(path.read_text, json.loads, "JSON file", str(path), remedy), kind, str(path), remedy)
 
 
+def read_text(path: Path, remedy: str) -> str:
+    """The text in a file.
+
+    Args:
+        path: The file.
+        remedy: What to do if it is none, for the message.
+
+    Raises:
+        ValueError: If it is not in UTF-8.
+        OSError: If it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        byte = f"byte {e.object[e.start]:#04x} at position {e.start}"
+        raise ValueError(f"{path} is no text in UTF-8 ({byte}); {remedy}.") from e
+
+
 def parsed_json(text: str, source: str, remedy: str) -> Any:
     """What JSON text says, not yet checked.
 

@@ -141,7 +141,8 @@ def class_names(dataset: DatasetConfig, num_classes: int) -> tuple[str, ...]:
     """Names of the classes, by label; numbers where the data set does not tell names without being opened."""
     numbers = tuple(str(i) for i in range(num_classes))
     if dataset.class_map not in (None, "numeric") and Path(str(dataset.class_map)).is_file():
-        names = Path(str(dataset.class_map)).read_text().splitlines()
+        # As labels are given: a line ends nowhere else.
+        names = [*(dataset.read_class_map() or {})]
     elif dataset.class_map is None and dataset.prefix is None and Path(dataset.name).is_dir():
         from prance_env.images.folders import class_folders, training_classes
 

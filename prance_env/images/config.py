@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from supernet.config import CROP_MODES, INTERPOLATIONS
-from supernet.reading import check_fields, make_plain
+from supernet.reading import check_fields, make_plain, read_text
 
 NUMERIC = "numeric"
 """As `class_map`: the label of a class is the number that it is named by."""
@@ -208,7 +208,7 @@ class DatasetConfig:
         path = Path(self.class_map).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"class_map={self.class_map!r} is no file; pass a text file, one class per line.")
-        names = path.read_text().split("\n")
+        names = read_text(path, "save it as UTF-8, one class a line").split("\n")
         names = [name.strip() for name in names if name.strip()]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"class_map={self.class_map!r} must name at least one class, and none of them twice.")

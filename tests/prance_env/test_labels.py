@@ -13,6 +13,7 @@ import torch
 from helpers import ENV_ID
 from image_files import CONFIG, hugging_face_folder, picture, shards
 
+from agents.deployed.pictures import class_names
 from prance_env import EnvSettings
 from prance_env.images.config import DatasetConfig
 from prance_env.images.labels import labels_of, reader_labels, whole
@@ -174,3 +175,16 @@ def test_a_source_of_ones_own_with_fractional_labels_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"labels are torch\.float32; expected whole numbers"):
         check_fits(source, CONFIG)
+
+
+def test_class_names_that_are_no_text_are_refused_by_the_name_of_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    dataset = DatasetConfig("x", class_map=str(path))
+    path.write_bytes("Kühe\n".encode("latin1"))
+    for read in (dataset.read_class_map, lambda: class_names(dataset, 2)):
+        with pytest.raises(ValueError, match=r"names\.txt is no text in UTF-8 \(byte 0xfc at position 1\)"):
+            read()
+    # A form feed ends no line, and a byte order mark is no letter.
+    path.write_bytes("\ufeffcat\f \ndog\x0b2".encode())
+    assert dataset.read_class_map() == {"cat": 0, "dog\x0b2": 1}
+    assert class_names(dataset, 3) == ("cat", "dog\x0b2", "2")

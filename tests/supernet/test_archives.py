@@ -127,3 +127,11 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="something else than a training state"):
         load_state(tmp_path / "last.pt")
     assert not marker.exists()
+
+
+def test_an_array_that_is_said_to_be_shorter_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(40))
+    path.write_bytes(path.read_bytes().replace(b"(40,)", b"(30,)"))
+    with pytest.raises(ValueError, match=r"a\.npz is damaged .*checksum of a\.npy"):
+        read_arrays(path)

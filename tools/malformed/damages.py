@@ -22,7 +22,7 @@ NONSENSE: tuple[Any, ...] = (
 def damages(path: Path, rng: random.Random, marker: Path) -> Iterator[bytes]:
     """Endless damaged versions of a file."""
     good = path.read_bytes()
-    data = {".json": json.loads, ".yml": yaml.safe_load}.get(path.suffix)
+    data = {".json": json.loads, ".jsonl": _of_lines, ".yml": yaml.safe_load}.get(path.suffix)
     known = data(good.decode()) if data else None
     yield from _fixed(good, marker)
     while True:
@@ -30,7 +30,16 @@ def damages(path: Path, rng: random.Random, marker: Path) -> Iterator[bytes]:
             yield _bytes_damaged(good, rng)
         else:
             changed = _data_damaged(copy.deepcopy(known), rng)
-            yield (json.dumps(changed) if path.suffix == ".json" else yaml.safe_dump(changed)).encode()
+            as_text = {".json": json.dumps, ".jsonl": _as_lines}.get(path.suffix, yaml.safe_dump)
+            yield as_text(changed).encode()
+
+
+def _of_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _as_lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _fixed(good: bytes, marker: Path) -> Iterator[bytes]:

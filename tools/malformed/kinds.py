@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +46,8 @@ from train.runs.trained import env_of_run
 from train.side_by_side import EvalSettings, run_eval
 from train.yardsticks.fronts import FRONTS, Front, Yardsticks
 
-
-@dataclass(frozen=True)
-class Subject:
-    """One kind of file.
-
-    Attributes:
-        make: Writes valid ones to a folder.
-        file: The one that is damaged.
-        use: Loads what is in the folder and uses it; raises if that cannot be right.
-    """
-
-    make: Callable[[Path], object]
-    file: str
-    use: Callable[[Path], object]
+from .more_kinds import more_subjects
+from .subject import Subject
 
 
 def subjects() -> dict[str, Subject]:
@@ -119,6 +105,7 @@ def subjects() -> dict[str, Subject]:
         "image": Subject(_images, "val/0/a.png", lambda f: load_dataset(str(f), "val", config).fetch(np.arange(1))),
         **_subjects_of_runs(net),
         **_subjects_with_weights(net, ppo, sb3),
+        **more_subjects(net, ppo),
     }
 
 

@@ -93,7 +93,7 @@ def _try_all(number: int, seed: int, only: tuple[str, ...]) -> tuple[Counter[str
         for kind, subject in found.items():
             (root / kind).mkdir()
             subject.make(root / kind)
-            valid = attempt(lambda kind=kind, subject=subject: subject.use(root / kind))  # type: ignore[misc]
+            valid = attempt(lambda kind=kind, subject=subject: subject.used(root / kind))  # type: ignore[misc]
             assert valid.kind == "loads", (kind, valid)
             memory[kind] = valid.memory
             streams[kind] = damages(root / kind / subject.file, rng, root / "marker")
@@ -102,7 +102,7 @@ def _try_all(number: int, seed: int, only: tuple[str, ...]) -> tuple[Counter[str
             path, content = root / kind / found[kind].file, next(streams[kind])
             good = path.read_bytes()
             path.write_bytes(content)
-            outcome = attempt(lambda kind=kind: found[kind].use(root / kind))  # type: ignore[misc]
+            outcome = attempt(lambda kind=kind: found[kind].used(root / kind))  # type: ignore[misc]
             path.write_bytes(good)
             what = outcome.kind
             if outcome.memory > 1.5 * memory[kind] + SLACK:

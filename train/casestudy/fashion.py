@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from supernet.files import write_text
+from supernet.reading import read_text
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
@@ -42,8 +43,8 @@ def write_images(
     said = f"seed {seed}, " + ", ".join(f"{split} {count}" for split, count in counts.items()) + f", fresh {fresh}\n"
     done = folder / DONE
     if done.is_file():
-        if done.read_text() != said:
-            raise ValueError(f"{folder} holds other images ({done.read_text().strip()}); pass another --out.")
+        if (held := read_text(done, "the images may be damaged as well: pass another --out")) != said:
+            raise ValueError(f"{folder} holds other images ({held.strip()}); pass another --out.")
         return
     for split, (images, labels) in _splits(download).items():
         count, more = counts[split], fresh if split == "train" else 0

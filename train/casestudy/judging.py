@@ -22,11 +22,12 @@ from ..joint import REPORT as JOINT
 from ..networks.ordering import REPORT as IMPORTANCE
 from ..policies.load_agent import load_agent
 from ..runs.progress import read_progress
-from ..runs.rows import ROWS, RowLog
+from ..runs.rows import ROWS
 from ..timing.clock import time_interleaved
 from ..yardsticks.fronts import Front, Yardsticks
 from ..yardsticks.leaderboard import ADAPTIVE
-from .stages import Stages, read_report
+from .reports import read_benchmark, read_joint, read_order, read_rows
+from .stages import Stages
 
 HALF = 0.5
 TRAININGS = ("plain", "plain-longer", "supernet")
@@ -43,10 +44,10 @@ def judged(stages: Stages) -> dict[str, Any]:
         `joint` before and after; `prefixes`, accuracies at every size by order; `curves` and `seconds` of trainings.
     """
     front = Yardsticks.load(stages.place / "benchmark" / "yardsticks").fronts["static"]
-    board = read_report(stages.place / "benchmark" / "benchmark.json")
+    board = read_benchmark(stages.place / "benchmark" / "benchmark.json")
     own = {k: v[0] for k, v in board["agents"][ADAPTIVE].items() if k in ("accuracy", "macs_fraction", "standing")}
     equal = cheapest_as_accurate(front, own["accuracy"])
-    orders = {name: read_report(stages.place / name / IMPORTANCE) for name in ("ordered", "ordered-randomly")}
+    orders = {name: read_order(stages.place / name / IMPORTANCE) for name in ("ordered", "ordered-randomly")}
     return {
         "seed": stages.seed,
         "accuracy": {
@@ -59,13 +60,13 @@ def judged(stages: Stages) -> dict[str, Any]:
         "equal_static": equal,
         "saved": own["standing"]["saved"],
         "milliseconds": _milliseconds(stages, equal or best_within(front, 1.0)),
-        "joint": {k: read_report(stages.place / "joint" / JOINT)[k] for k in ("before", "after")},
+        "joint": {k: read_joint(stages.place / "joint" / JOINT)[k] for k in ("before", "after")},
         "prefixes": {
-            "own": orders["ordered"]["accuracy"]["before"],
-            "random": orders["ordered-randomly"]["accuracy"]["after"],
-            "taylor": orders["ordered"]["accuracy"]["after"],
+            "own": orders["ordered"]["before"],
+            "random": orders["ordered-randomly"]["after"],
+            "taylor": orders["ordered"]["after"],
         },
-        "curves": {name: [*RowLog(stages.place / name / ROWS).read().values()] for name in TRAININGS},
+        "curves": {name: read_rows(stages.place / name / ROWS) for name in TRAININGS},
         "cpu_seconds": {
             name: read_progress(folder).get("cpu_seconds")
             for name, folder in {**{n: stages.place / n for n in TRAININGS}, AGENT: stages.agent}.items()

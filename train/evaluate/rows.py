@@ -96,7 +96,8 @@ def read_rows(path: Path) -> Columns:
             header, *rows = csv.reader(f)
         columns = zip(*rows, strict=True) if rows else [()] * len(header)
         return {name: _numbers(values) for name, values in zip(header, columns, strict=True)}
-    except (OSError, ValueError, csv.Error) as e:  # pyarrow's ArrowInvalid is a ValueError
+    # Of pyarrow's own, some are Lookup- or NotImplementedErrors; columns of lists are TypeErrors.
+    except (LookupError, MemoryError, NotImplementedError, OSError, TypeError, ValueError, csv.Error) as e:
         raise ValueError(f"{path} does not hold rows ({e}); write it again with `prance eval --out FOLDER`.") from e
 
 

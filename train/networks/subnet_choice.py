@@ -10,7 +10,7 @@ import torch
 from agents.baselines import BaselineAgent, StaticAgent
 from prance_env.supernets import BUNDLED
 from supernet import SubnetConfig, Supernet, SupernetConfig, create_supernet, from_pretrained, list_supernets
-from supernet.reading import parsed_json
+from supernet.reading import parsed_json, read_text
 
 
 def open_supernet(name_or_folder: str) -> Supernet:
@@ -95,7 +95,7 @@ def _named(config: SupernetConfig, subnet: str) -> SubnetConfig:
         path = Path(subnet)
         if not path.is_file():
             raise FileNotFoundError(f"subnet={subnet!r} is no file, nor 'full', 'min' or JSON text of a subnet.")
-        text = path.read_text()
+        text = read_text(path, "write it with SubnetConfig.to_json")
     data = parsed_json(text, f"subnet={subnet!r}", "write it with SubnetConfig.to_json")
     if isinstance(data, dict) and "agent" in data:
         return _of_agent(config, Path(subnet))

@@ -36,6 +36,7 @@ from ..options import choice
 from ..play import mean_return
 from ..runs.folder import open_run
 from .settings import TrainingTask
+from .study_file import check_studies, check_trials, damage_told
 
 if TYPE_CHECKING:
     import optuna
@@ -97,7 +98,7 @@ def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: 
         FileExistsError: If `out` holds a search and `resume` is False, or another process writes to it.
         FileNotFoundError: If `resume` is True and there is none.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; the trial that was running is lost.
-        ValueError: If the search in `out` has other settings, or the ranges are damaged.
+        ValueError: If the search in `out` has other settings, or the ranges or `study.db` are damaged.
         ModuleNotFoundError: If Optuna is missing.
     """
     _optuna()
@@ -115,19 +116,27 @@ def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: 
 
 
 def _open_study(settings: TuneSettings, out: Path) -> optuna.Study:
-    """The search in `out`, where trials that were killed have failed."""
+    """The search in `out`, where trials that were killed have failed.
+
+    Raises:
+        ValueError: If `study.db` is damaged, or of another search.
+    """
     optuna = _optuna()
     # Interrupted trials are nothing to tell about, and errors are raised.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(f"sqlite:///{out / STUDY}"),
-        study_name=settings.algo,
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup_trials // 2, n_warmup_steps=2),
-    )
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it will be repeated
+    with damage_told(out / STUDY):
+        storage = optuna.storages.RDBStorage(f"sqlite:///{out / STUDY}")
+        check_studies(storage, settings.algo)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=settings.algo,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup_trials // 2, n_warmup_steps=2),
+        )
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it will be repeated
+        check_trials(_finished(study))
     return study
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class Validation:
     def resume(self, timesteps: int) -> None:
         """Goes on from a checkpoint: what was found after it is found again."""
         self.log.forget_after(timesteps)
-        rows = self.log.read().values()
+        rows = _rows(self.log)
         self._last = max((row["timesteps"] for row in rows), default=0)
         self._best = max((row["return"] for row in rows), default=-np.inf)
 
@@ -113,8 +114,23 @@ def begin_best(out: Path, stage: Path) -> Path:
 
 def best_row(out: Path) -> dict[str, Any] | None:
     """What the validation of a run's best agent found; None if it had none."""
-    rows = [*RowLog(out / EVALUATIONS, "timesteps").read().values()]
-    return max(rows, key=lambda row: row["return"], default=None)
+    return max(_rows(RowLog(out / EVALUATIONS, "timesteps")), key=lambda row: row["return"], default=None)
+
+
+def _rows(log: RowLog) -> list[dict[str, Any]]:
+    """What validations noted; rows that tell of no return are refused, as the best agent is chosen by it.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    rows = [*log.read().values()]
+    for row in rows:
+        if type(row.get("return")) not in (int, float) or not np.isfinite(row["return"]):
+            raise ValueError(
+                f"{log.path}: the row at {row['timesteps']} says return={reprlib.repr(row.get('return'))}, which must "
+                "be a number; put a copy of the file back, or remove the row."
+            )
+    return rows
 
 
 def picture_of_episodes(agent: Agent, settings: EnvSettings, images: Ints) -> NDArray[np.uint8]:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
@@ -28,6 +29,8 @@ from .shared_runs import Actions
 FOLDER, IDENTITY, TIMES = ".search", "of.json", "times.json"
 FORGET = f"remove {FOLDER}"
 Arrays = dict[str, NDArray[Any]]
+Seconds = Annotated[float, Ge(0), Le(1e12)]
+"""Neither NaN nor infinite."""
 
 
 def digest_of(*engines: InferenceEngine) -> str:
@@ -72,7 +75,8 @@ class Memory:
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
         self.folder, text = out / FOLDER, json.dumps(identity, sort_keys=True)
         noted = self.folder / IDENTITY
-        self.goes_on = noted.is_file() and noted.read_text() == text
+        # As bytes: what is damaged may be no text.
+        self.goes_on = noted.is_file() and noted.read_bytes() == text.encode()
         if not self.goes_on:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
@@ -90,7 +94,10 @@ class Memory:
         """The networks of a step, computed unless they are there."""
         folder, complete = self.folder / name, self.folder / f"{name}.json"
         with suppress(OSError, ValueError):
-            return [load_static(folder / part) for part in read_json(complete, list[str], FORGET)]
+            parts = read_json(complete, list[str], FORGET)
+            # The list has no checksum; its networks, which have, lie in folders that are numbered.
+            if parts == [str(i) for i in range(sum(path.name.isdecimal() for path in folder.iterdir()))]:
+                return [load_static(folder / part) for part in parts]
         found = compute()
         for i, network in enumerate(found):
             save_static(network, folder / str(i))
@@ -142,7 +149,7 @@ class Memory:
 
     def _times(self) -> dict[str, dict[str, float]]:
         with suppress(OSError, ValueError):
-            return read_json(self.folder / TIMES, dict[str, dict[str, float]], FORGET)
+            return read_json(self.folder / TIMES, dict[str, dict[str, Seconds]], FORGET)
         return {}
 
     def forget(self) -> None:
