@@ -25,6 +25,7 @@ from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
 from supernet.files import write_text
+from supernet.reading import check_fields, make_plain
 from supernet.staging import finish_commit, staged
 
 from .evaluate import evaluate
@@ -112,6 +113,8 @@ class JointSettings:
     """Settings of `JointRecipe`."""
 
     def __post_init__(self) -> None:
+        make_plain(self, *(f.name for f in fields(JointSettings)))
+        check_fields(self)
         # As YAML gives it back, so that both compare equal.
         object.__setattr__(self, "changes", {k: [*v] if isinstance(v, tuple) else v for k, v in self.changes.items()})
 

@@ -118,3 +118,20 @@ def test_a_damaged_checkpoint_is_refused_in_a_sentence(
         assert "put a copy of it back, or begin anew in another folder" in words
     (run / file).write_bytes(good)
     prance(monkeypatch, *command.split()[:2], "--resume", "--out", run)
+
+
+@pytest.mark.parametrize(
+    ("command", "noted", "said"),
+    [
+        (("tune",), "{}", "config.yml: algo is missing; correct it, or begin another run"),
+        (("train", "joint"), "{}", "config.yml: agent is missing; correct it, or begin another run"),
+        (("train", "joint"), "{agent: x, changes: 3}", "changes=3 must be a valid dictionary"),
+        (("train", "joint"), "{agent: x, rounds: many}", "rounds='many' must be a valid integer"),
+        (("train", "static"), "{}", "--from is missing"),
+    ],
+)
+def test_a_damaged_configuration_is_named(
+    command: tuple[str, ...], noted: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yml").write_text(noted)
+    assert said in refusal(monkeypatch, *command, "--out", tmp_path, "--resume")

@@ -22,7 +22,10 @@ from prance_env.images.transform import ImageTransform
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig, Supernet
 from train.casestudy.reports import read_benchmark, read_joint, read_order
+from train.commands.train_joint import TrainJoint
+from train.commands.tune import Tune
 from train.evaluate.replay import run_validate
+from train.joint import JointSettings
 from train.networks.export import exported_files
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
@@ -196,6 +199,10 @@ def _runs(net: Supernet, ppo: PrancePPO) -> dict[str, Subject]:
             raise AssertionError("it gives NaN or inf")
 
     return {
+        "search resumed": Subject(lambda f: write_command(f, TuneSettings(algo="ppo")), "config.yml", Tune.resumed),
+        "joint run resumed": Subject(
+            lambda f: write_command(f, JointSettings(agent="x", changes={"steps": 3})), "config.yml", TrainJoint.resumed
+        ),
         "run judged": Subject(run, "config.yml", judge),
         "run served": Subject(run, "config.yml", lambda f: AdaptiveViT.from_run(f, images=0)(images)),
         "menu": Subject(model, "config.json", serve),

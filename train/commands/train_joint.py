@@ -15,7 +15,7 @@ from ..networks.options import check_own_or_here
 from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
 from ..own_modules import Imports
 from ..report.tables import Table
-from ..runs.folder import CONFIG, check_kind, read_config
+from ..runs.folder import CONFIG, check_complete, check_kind, read_config
 from ..runs.pace import SAVE_FREQ
 
 OF_THE_AGENT = ("source", "init", "agent")
@@ -54,8 +54,12 @@ class TrainJoint(JointSettings):
             return None
         check_kind(out, {f.name for f in fields(JointSettings)})
         noted = read_config(out)
-        check_own_or_here(noted.get("changes") or {}, out / CONFIG)
-        return cls(**noted, out=out, resume=True)
+        check_complete(out, noted, JointSettings)
+        # Some names are those of an environment, which other commands note beside their own.
+        known = {k: v for k, v in noted.items() if k in {f.name for f in fields(JointSettings)}}
+        options = cls(**known, out=out, resume=True)
+        check_own_or_here(options.changes, out / CONFIG)
+        return options
 
     def run(self) -> None:
         """Runs the command."""

@@ -39,7 +39,7 @@ class TrainStatic(TrainingOptions):
     def resumed(cls, out: Path) -> Self | None:
         """The options of the run in a folder; None if there is none."""
         noted = cls.noted(out, StaticRecipe)
-        return None if noted is None else cls(out=out, source=noted.pop("source"), changes=noted, resume=True)
+        return None if noted is None else cls(out=out, source=noted.pop("source", ""), changes=noted, resume=True)
 
     def run(self) -> None:
         """Runs the command.

@@ -36,6 +36,7 @@ NETWORK = (SUPERNET, STATIC, WEIGHTS)
 """What tells that there is a network in a folder: a supernet, an adaptive model or a static network."""
 STORE = "store.json"
 """What tells that there is a store of logits in a folder."""
+CORRECT = "correct it, or begin another run"
 Price = Annotated[float, Ge(0)]
 PATHS = (
     *("checkpoint", "dataset", "cache_dir", "conf_file", "ranges", "source", "init", "teacher", "agent"),
@@ -285,9 +286,21 @@ def noted_fields(folder: Path, kind: type[Any]) -> dict[str, Any] | None:
         return None
     noted, names = read_config(folder), {f.name for f in fields(kind)}
     check_kind(folder, names)
+    check_complete(folder, noted, kind)
     check_own_or_local(noted.get("dataset"), folder / CONFIG)
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in noted.items() if k in names}
     return own | {"environment": {k: v for k, v in noted.items() if k not in names and v is not None}}
+
+
+def check_complete(folder: Path, noted: Mapping[str, Any], kind: type[Any]) -> None:
+    """Checks that what `config.yml` holds has all settings that the dataclass `kind` has no default of.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    defaults = {f.name: (f.default, f.default_factory) for f in fields(kind)}
+    if missing := [name for name, found in defaults.items() if found == (MISSING, MISSING) and name not in noted]:
+        raise ValueError(f"{folder / CONFIG}: {', '.join(missing)} is missing; {CORRECT}.")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -300,7 +313,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it holds no {CONFIG}.")
-    return dict(read_yaml(path, Noted, "correct it, or begin another run"))
+    return dict(read_yaml(path, Noted, CORRECT))
 
 
 def noted_settings(folder: Path) -> dict[str, Any] | None:
