@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class NetworkSpec:
             named = {v for v in layers if isinstance(v, str)}
             known = spec.output in OUTPUTS and spec.normalised in (None, "float32", "float64")
             if not known or len(layers) == sum(isinstance(v, str) for v in layers) or not named <= {*ACTIVATIONS}:
-                raise ValueError(f"layers={layers}, output={spec.output!r}")
+                raise ValueError(f"layers={reprlib.repr(layers)}, output={reprlib.repr(spec.output)}")
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"This is no description of a policy's network ({e!r}); save the model again.") from e
         return spec

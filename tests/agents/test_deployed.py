@@ -22,7 +22,7 @@ from wrapped_agents import CASES, IMAGES, Settings, learned, native
 from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent
 from agents import adaptive as module
 from agents.deployed.convert import plain_agent
-from agents.deployed.networks import NetworkPolicy
+from agents.deployed.networks import NetworkPolicy, NetworkSpec
 from agents.fitting import Interface, fitted
 from prance_env import EnvSettings
 from supernet import Supernet, runtime
@@ -306,3 +306,10 @@ def test_a_policy_keeps_its_precision(model: AdaptiveViT, tmp_path: Path) -> Non
     half = saved(model, tmp_path).to(torch.bfloat16)
     assert half.net.pos_embed.dtype == torch.bfloat16
     assert {t.dtype for t in half.agent.state_dict().values()} == {torch.float32}  # type: ignore[union-attr]
+
+
+def test_what_is_said_of_a_nonsensical_policy_is_short() -> None:
+    data = {"layers": "é" * 1000, "output": "x" * 1000, "columns": None, "normalised": None, "tables": []}
+    with pytest.raises(ValueError, match="no description of a policy's network") as refused:
+        NetworkSpec.from_dict(data)
+    assert len(str(refused.value)) < 500
