@@ -7,6 +7,7 @@ import io
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -198,6 +199,18 @@ def test_bad_input_is_refused_with_a_sentence_and_the_service_lives(service: Ser
     assert form[0] == 415
     assert "curl --data-binary" in form[1]
     assert service.ask("/predict", good)[0] == 200
+
+
+@pytest.mark.slow
+def test_who_sends_too_much_hears_why(service: Service) -> None:
+    for size in (1.1, 2, 4, 7.9):
+        status, text = service.ask("/predict", b"x" * int(size * 2**20))
+        assert (status, "larger than 1,048,576 bytes" in text) == (413, True)
+    # What would be very much is not waited for.
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\nx")
+        assert b"413" in client.recv(4096).split(b"\r\n")[0]
+    assert service.ask("/predict", picture())[0] == 200
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ Row = dict[str, Any]
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 PATHS = ("/", "/predict", "/healthz", "/metrics")
+HEARD = 8
+"""A body may be so many times too large and still be read, to hear that it is."""
 HOW = "POST /predict takes the bytes of one picture as its body"
 
 
@@ -236,20 +238,24 @@ async def _body(request: Request, most: int) -> bytes:
     """The request's body.
 
     Raises:
-        HTTPException: If it is larger than allowed; the rest is not read.
+        HTTPException: If it is larger than allowed, or a form.
         ValueError: If there is none.
     """
     told = request.headers.get("content-length", "0")
     too_large = HTTPException(413, f"The body is larger than {most:,} bytes, which is what this service takes.")
-    if told.isdigit() and int(told) > most:
+    # Most clients send all before they hear an answer: they lose the connection if the rest is not read.
+    if told.isdigit() and int(told) > HEARD * most:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.stream():
+        if (size := size + len(part)) > HEARD * most:
+            raise too_large
+        if size <= most:
+            parts.append(part)
+    if size > most:
         raise too_large
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise HTTPException(415, f"The body is a form; {HOW}: curl --data-binary @FILE, requests.post(url, data=...).")
-    parts, size = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        if (size := size + len(part)) > most:
-            raise too_large
     if not size:
         raise ValueError(f"The body is empty; {HOW}.")
     return b"".join(parts)
