@@ -201,8 +201,8 @@ def read_safetensors(
         if OURS in texts:
             texts |= json.loads(texts.pop(OURS))
         checksum = texts.pop(CHECKSUM, None)
-        # Those of version 0.1 are of the tensors alone.
-        if checksum not in (None, checksum_of(tensors, texts), checksum_of(tensors)):
+        # Those of version 0.1 are of the tensors alone; they are hashed only if they have to be.
+        if checksum is not None and all(checksum != checksum_of(tensors, counted) for counted in (texts, {})):
             raise ValueError("its checksum is that of other weights")
         return tensors, texts
     except (SafetensorError, OSError, TypeError, ValueError) as e:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prance_env.rewards.prices import CostConditioning
+from prance_env.supernets import DTYPES
 from supernet import Supernet, SupernetConfig, freeze
 from supernet.files import WEIGHTS, check_tensors, read_safetensors, write_tensors
 from supernet.reading import read_json
@@ -24,7 +25,7 @@ from .pictures import Preprocessing
 
 CONFIG, CARD, FORMAT = "config.json", "README.md", 1
 KIND = "prance-env AdaptiveViT"
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SAVED_DTYPES = {**DTYPES, "float64": torch.float64}
 REMEDY = "save the model again"
 RUN = "config.yml"
 """What tells that a folder holds a run of a command: its settings."""
@@ -129,10 +130,9 @@ def read(folder: Path) -> Parts:
         interface = Interface(config, seen["observation"], seen["normalize_actions"], conditioning)
         shapes = _shapes(config, data["policy"], interface)
         calibration = None if data["spent"] is None else Calibration.from_dict(data["spent"])
-        pictures, dtype = Preprocessing(**data["pictures"]), getattr(torch, data["dtype"])
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype={data['dtype']!r} must be one of {[*map(str, DTYPES)]}")
-        names = tuple(data["classes"])
+        if data["dtype"] not in SAVED_DTYPES:
+            raise ValueError(f"dtype={data['dtype']!r} must be one of {[*SAVED_DTYPES]}")
+        pictures, names = Preprocessing(**data["pictures"]), tuple(data["classes"])
         menu = None if data["choices"] is None else MenuPlan.from_dict(data["choices"], config.space)
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as e:
         raise ValueError(f"{folder / CONFIG} does not describe an AdaptiveViT ({e!r}); {REMEDY}.") from e
@@ -140,7 +140,7 @@ def read(folder: Path) -> Parts:
     check_tensors(found, shapes, str(folder / WEIGHTS))
     with torch.random.fork_rng(devices=[]):
         net, agent = freeze(Supernet(config)), from_description(data["policy"], interface)
-    modules = _modules(net.to(dtype), agent)
+    modules = _modules(net.to(SAVED_DTYPES[data["dtype"]]), agent)
     modules.load_state_dict(found)
     return Parts(net, agent, interface, pictures, names, calibration, menu)
 

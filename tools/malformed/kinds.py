@@ -46,7 +46,7 @@ from train.runs.trained import env_of_run
 from train.side_by_side import EvalSettings, run_eval
 from train.yardsticks.fronts import FRONTS, Front, Yardsticks
 
-from .more_kinds import more_subjects
+from .run_kinds import subjects_of_runs
 from .subject import Subject
 
 
@@ -103,13 +103,13 @@ def subjects() -> dict[str, Subject]:
         "settings": Subject(_rows, "settings.json", lambda f: run_validate(f / "full.csv")),
         "rows": Subject(_rows, "full.csv", lambda f: run_validate(f / "full.csv")),
         "image": Subject(_images, "val/0/a.png", lambda f: load_dataset(str(f), "val", config).fetch(np.arange(1))),
-        **_subjects_of_runs(net),
+        **_subjects_of_results(net),
         **_subjects_with_weights(net, ppo, sb3),
-        **more_subjects(net, ppo),
+        **subjects_of_runs(net, ppo),
     }
 
 
-def _subjects_of_runs(net: Supernet) -> dict[str, Subject]:
+def _subjects_of_results(net: Supernet) -> dict[str, Subject]:
     """What searches, stores and exports leave."""
     config, smallest = net.config, SubnetConfig.min(net.config.space, 1)
     info = StoreInfo(num_images=3, num_classes=4, top_k=2, epochs=1, images="these", view={"img_size": 8}, teacher="it")

@@ -52,12 +52,12 @@ class TrainJoint(JointSettings):
         """The options of the run in a folder; None if there is none."""
         if not (out / CONFIG).is_file():
             return None
-        check_kind(out, {f.name for f in fields(JointSettings)})
+        names = {f.name for f in fields(JointSettings)}
+        check_kind(out, names)
         noted = read_config(out)
         check_complete(out, noted, JointSettings)
         # Some names are those of an environment, which other commands note beside their own.
-        known = {k: v for k, v in noted.items() if k in {f.name for f in fields(JointSettings)}}
-        options = cls(**known, out=out, resume=True)
+        options = cls(**{k: v for k, v in noted.items() if k in names}, out=out, resume=True)
         check_own_or_here(options.changes, out / CONFIG)
         return options
 

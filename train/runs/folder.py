@@ -298,8 +298,8 @@ def check_complete(folder: Path, noted: Mapping[str, Any], kind: type[Any]) -> N
     Raises:
         ValueError: If one is missing.
     """
-    defaults = {f.name: (f.default, f.default_factory) for f in fields(kind)}
-    if missing := [name for name, found in defaults.items() if found == (MISSING, MISSING) and name not in noted]:
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in required if name not in noted]:
         raise ValueError(f"{folder / CONFIG}: {', '.join(missing)} is missing; {CORRECT}.")
 
 

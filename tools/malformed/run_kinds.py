@@ -1,4 +1,4 @@
-"""More kinds of files that are damaged: caches, what searches remember, logs, run folders, tables and plain texts."""
+"""Kinds of files around runs: caches, what searches remember, logs, run folders, tables and plain texts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from train.side_by_side import EvalSettings, run_eval, trained_price
 from .subject import Subject
 
 
-def more_subjects(net: Supernet, ppo: PrancePPO) -> dict[str, Subject]:
+def subjects_of_runs(net: Supernet, ppo: PrancePPO) -> dict[str, Subject]:
     """The kinds of this file, by name."""
     return {**_caches(), **_memories(net), **_logs(), **_runs(net, ppo), **_reports(), **_texts(net)}
 
