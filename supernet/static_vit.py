@@ -17,8 +17,8 @@ from .config import SupernetConfig
 from .heads import ImageClassifier
 from .layers import activate, make_norm, set_width
 from .plain import plain_weights
+from .runtime.attention import class_scores
 from .runtime.devices import working_rows
-from .runtime.packing import class_scores
 from .subnet import SubnetConfig
 from .tokens.modes import combine, token_mode, total_size
 

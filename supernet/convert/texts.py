@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import read_safetensors, write_atomically, write_tensors
+from ..reading import read_text
 
 PLAIN_TEMPLATES = ("a photo of a {}.",)
 # Embeddings are unit vectors but for rounding, of half precision at worst.
@@ -99,13 +100,8 @@ def read_lines(path: str | Path, what: str) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; it must hold one {what} a line.")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(
-            f"{path} is not in UTF-8 (byte {e.object[e.start]:#04x} at position {e.start}); save it as UTF-8, if it is "
-            f"in Latin-1 for example with `iconv -f latin1 -t utf-8 {path}`."
-        ) from e
+    remedy = f"save it as UTF-8, if it is in Latin-1 for example with `iconv -f latin1 -t utf-8 {path}`"
+    text = read_text(path, remedy)
     lines = [" ".join(line.split()) for line in text.rstrip().splitlines()]
     if not lines or not any(lines):
         raise ValueError(f"{path} is empty; it must hold one {what} a line.")

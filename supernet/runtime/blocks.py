@@ -20,8 +20,9 @@ from ..config import SupernetConfig
 from ..layers import ElasticBlock, hidden_units, linear, normed_heads, prefix_norm, prefix_weights, set_width
 from ..plain import check_blocks
 from ..plan import GroupPlan
+from .attention import attention, packed_class_scores
 from .devices import device_costs, working_rows
-from .packing import Packed, attention, packed_class_scores, rows_of, runs, take_rows
+from .packing import Packed, rows_of, runs, take_rows
 from .reduction import places_after, reduce_tokens
 from .together import cheaper_together, run_together
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..arrays import Ints
-from .packing import attention_shares, first_rows, row_images, runs, take_rows
+from .attention import attention_shares
+from .packing import first_rows, row_images, runs, take_rows
 
 
 def by_width(rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor]) -> Tensor:

@@ -19,9 +19,10 @@ from ..arrays import Ints
 from ..config import SupernetConfig
 from ..layers import ElasticBlock, activate, set_width
 from ..plan import GroupPlan
+from .attention import attention, packed_class_scores
 from .cuts import BlockSize, Cut, Pair, cut_of
 from .devices import device_costs
-from .packing import Packed, attention, packed_class_scores
+from .packing import Packed
 from .reduction import places_after, reduce_tokens
 
 
@@ -78,7 +79,8 @@ def run_together(
         if reducing:
             packed, into, key_mean, plan = reduce_tokens(config, block.reduce, plan, packed, scores, keys, key_mean)
             patch_token = places_after(patch_token, into)
-        packed = _mlp_half(config, cut, packed, None if own is None else own.of(i, cut, packed))
+            masks = None if own is None else own.of(i, cut, packed)
+        packed = _mlp_half(config, cut, packed, masks)
     return packed, patch_token, None if key_mean is None else key_mean.float(), plan
 
 

@@ -28,8 +28,8 @@ def test_names_are_read_line_by_line_whatever_stands_around_them(tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("crème brûlée".encode("latin-1"), r"not in UTF-8 \(byte 0xe8 at position 2\); .*iconv -f latin1"),
-        ("cat".encode("utf-16"), "not in UTF-8"),
+        ("crème brûlée".encode("latin-1"), r"no text in UTF-8 \(byte 0xe8 at position 2\); .*iconv -f latin1"),
+        ("cat".encode("utf-16"), "no text in UTF-8"),
         (b"", "is empty"),
         (b"\n \n", "is empty"),
         (b"cat\n\ndog\n", "line 2 is empty.*put a class name there"),

@@ -26,7 +26,7 @@ from token_cases import (
 )
 from torch import Tensor
 
-from supernet.runtime.packing import attention, packed_class_scores
+from supernet.runtime.attention import attention, packed_class_scores
 from supernet.tokens.modes import token_mode
 
 

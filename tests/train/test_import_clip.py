@@ -107,7 +107,7 @@ def test_lists_that_cannot_be_are_refused_before_anything_is_made(
     classes.write_text("cat\ndog\nCat\n")
     assert f"{classes} has duplicates: 'Cat' (classes 0 and 2)" in refusal(monkeypatch, *listed)
     classes.write_bytes(b"cr\xe8me\n")
-    assert "not in UTF-8 (byte 0xe8" in refusal(monkeypatch, *listed)
+    assert "no text in UTF-8 (byte 0xe8" in refusal(monkeypatch, *listed)
     assert not (tmp_path / "net").exists()
     TextEmbeddings(NAMES, torch.eye(5), 100.0).save(tmp_path / "other.safetensors")
     monkeypatch.setattr(import_clip, "load_clip", lambda name, pretrained: small_clip())
