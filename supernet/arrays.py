@@ -35,10 +35,18 @@ def whole(values: Any) -> Any:
 
 
 def constant(values: tuple[float, ...], like: Any) -> Any:
-    """Numbers as an array of the kind of `like`, on its device; int64 if all are of type int, else float64."""
+    """Numbers as an array of the kind of `like`, on its device, that nobody writes to; int64 if all are of type int, else
+    float64."""
     if not isinstance(like, Tensor):
-        return np.array(values)
+        return _on_host(values, all(isinstance(v, int) for v in values))
     return _on_device(values, all(isinstance(v, int) for v in values), like.device)
+
+
+@lru_cache(maxsize=256)
+def _on_host(values: tuple[float, ...], integers: bool) -> NDArray[Any]:
+    array = np.array(values, dtype=np.int64 if integers else np.float64)
+    array.setflags(write=False)
+    return array
 
 
 @lru_cache(maxsize=256)

@@ -167,8 +167,8 @@ class ImageClassifier(ImageStem):
 
 def end_layers(net: nn.Module) -> dict[str, nn.Module | None]:
     """Layers after the last block whose weights are cut to size or copied, by name."""
-    children = dict(net.named_children())
-    pool = children.pop("pool", None)
+    children = net._modules  # past named_children(), which would take as long as the layers themselves
+    pool = children.get("pool")
     layers = {} if pool is None else {f"pool.{name}": layer for name, layer in pool.named_children()}
     return {**layers, "norm": children.get("norm"), **head_layers({name: children.get(name) for name in CLASSIFIERS})}
 
