@@ -179,10 +179,14 @@ class AdaptiveViT(
             from_menu: Whether the choices are those that `menu` makes, for batches; budgets are as of the model.
 
         Raises:
-            ValueError: If the images do not fit, the agent needs a budget and has none, the budget is out of reach, or
-                the agent knows no prices.
+            ValueError: If the images do not fit, the agent needs a budget and has none, the budget is out of reach, the
+                agent knows no prices, or there is no menu to choose from.
+            TypeError: If the images are no tensor.
         """
-        state, unit, patches = self._played(images, budget, self.menu if from_menu else None)
+        menu = self.menu if from_menu else None
+        if from_menu and menu is None:
+            raise ValueError("from_menu=True, but this model has no menu; call model.make_menu(images) first.")
+        state, unit, patches = self._played(images, budget, menu)
         subnet = SubnetConfig.from_actions(self.net.space, unit)
         macs = self.net.macs_to_go(state)
         return Prediction(self.net.forward_head(state), subnet, macs, patches, self.full_macs, self.names)
@@ -210,6 +214,7 @@ class AdaptiveViT(
 
         Raises:
             ValueError: If a picture cannot be read, or as a call of the model.
+            TypeError: If something is no picture.
         """
         images = self.preprocessing(pictures, self.net.config)
         budgets = budget if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(images)
@@ -279,6 +284,8 @@ class AdaptiveViT(
         Raises:
             ValueError: If the policy sees what a menu cannot show, is no plain network, or there are no images.
         """
+        if not len(images):
+            raise ValueError("There are no images to make a menu from; pass some like those that the model is to see.")
         conditioning = self.interface.conditioning
         budgets: Any = [budget] * len(images)
         if budget is None and conditioning is not None and conditioning.fixed is None:

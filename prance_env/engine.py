@@ -52,12 +52,12 @@ class InferenceEngine:
         net: The supernet, frozen.
         dataset: The images.
         cache_mb: MiB for what is kept of images; beyond it, it is computed anew.
-        cache_dir: Folder for what is kept, shared by processes; None keeps it in memory.
+        cache_dir: Folder for what is kept, shared by processes; None keeps it in memory, as does, with a warning, a
+            folder that cannot be written.
         key_mean: Whether the observation "key_mean" can be asked for; it is then kept with the prefixes.
 
     Raises:
         ValueError: If images or labels do not fit the supernet.
-        OSError: If the folder of the cache cannot be written.
     """
 
     def __init__(

@@ -166,6 +166,7 @@ def make_sb3_env(
 
     Raises:
         ValueError: If the id is not one of this package's, or an argument is out of range.
+        gymnasium.error.Error: If nobody has registered the id.
         TypeError: If an argument is unknown.
     """
     n_envs = checked_count(n_envs, "n_envs")

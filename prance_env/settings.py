@@ -326,7 +326,7 @@ class SharedEngine:
         Raises:
             ValueError: If a name is unknown or something does not fit.
             ModuleNotFoundError: If a package that the data set needs is missing.
-            OSError: If the checkpoint is missing, or a folder cannot be read or written.
+            OSError: If the checkpoint is missing, or a folder cannot be read.
         """
         state = self._state()
         if self._opened is None or self._opened[0] != state:

@@ -100,10 +100,12 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
                 these episodes, one number or (num_envs,). Later episodes draw theirs.
 
         Raises:
-            ValueError: If a length or shape is wrong, an option is unknown, or a price lies outside the range.
+            ValueError: If a length or shape is wrong, `seed` is neither an integer nor a sequence, an option is
+                unknown, or a price lies outside the range.
             TypeError: If `reset_mask` holds anything but bools.
             IndexError: If an image does not exist.
-            gymnasium.error.Error: If a seed is negative or no integer.
+            gymnasium.error.ResetNeeded: If the first reset leaves environments out.
+            gymnasium.error.Error: If a seed is negative, or one of a sequence no integer.
         """
         index, macs_weight = check_options(options, self.settings, (self.num_envs,), ("reset_mask",))
         mask = _check_reset_mask((options or {}).get("reset_mask"), self.num_envs)

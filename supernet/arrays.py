@@ -35,8 +35,7 @@ def whole(values: Any) -> Any:
 
 
 def constant(values: tuple[float, ...], like: Any) -> Any:
-    """Numbers as an array of the kind of `like`, on its device, that nobody writes to; int64 if all are of type int, else
-    float64."""
+    """Numbers as a read-only array of the kind of `like`, on its device; int64 if all are of type int, else float64."""
     if not isinstance(like, Tensor):
         return _on_host(values, all(isinstance(v, int) for v in values))
     return _on_device(values, all(isinstance(v, int) for v in values), like.device)

@@ -39,6 +39,11 @@ from .runs.pace import SAVE_FREQ
 from .runs.trained import env_of_run
 
 REPORT = "joint.json"
+OF_THE_AGENT = (
+    *("agent", "source", "init", "num_classes", "img_size", "in_chans"),
+    *("embed_dims", "mlp_ratios", "num_heads", "groups", "token_mode", "lln", "order"),
+)
+"""Settings of `JointRecipe` that are the agent's, which sees and decides what it learned to see and to decide."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,11 @@ class JointSettings:
         check_fields(self)
         # As YAML gives it back, so that both compare equal.
         object.__setattr__(self, "changes", {k: [*v] if isinstance(v, tuple) else v for k, v in self.changes.items()})
+        if wrong := sorted(set(self.changes) & set(OF_THE_AGENT)):
+            raise ValueError(
+                f"changes={ {name: self.changes[name] for name in wrong} } would make another supernet than the one "
+                "that the agent knows; leave them out, or train an agent on the other one first."
+            )
 
     def recipe(self, agent: str, source: str) -> JointRecipe:
         """The recipe of a round."""

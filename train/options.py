@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
@@ -24,6 +25,7 @@ from prance_env.supernets import DTYPES, token_modes
 from supernet import SupernetConfig, list_supernets
 
 from .refusing import refuse
+from .runs.trained import DEFAULTS
 from .typed_numbers import whole
 
 S = TypeVar("S")
@@ -136,22 +138,32 @@ _DATASET = PrimitiveConstructorSpec[Any](
     str_from_instance=lambda value: [value if isinstance(value, str) else json.dumps(value)],
 )
 DatasetOption = Annotated[str | dict[str, Any], _DATASET]
-# How the command line says it, where that differs from what the argument's own description says.
+# How the command line says it, where that differs from what the argument's own description says, and what counts if it
+# says nothing.
 _HELP = {
-    "checkpoint": "Folder with the supernet; the bundled one if not given.",
-    "decide_first_group": "Whether a decision precedes the first group, too, which is one more an episode; it needs "
-    "groups of equally many blocks; as the checkpoint says, usually not, if not given.",
-    "dataset": "Images: digits, a folder in ImageNet's layout, a timm name such as hfds/..., or JSON such as "
-    '{"name": "wds/shards", "num_samples": 50000} (docs/images.md); those of the environment id if not given.',
+    "checkpoint": ("Folder with the supernet.", "the bundled one if not given"),
+    "decide_first_group": (
+        "Whether a decision precedes the first group, too, which is one more an episode; it needs groups of equally "
+        "many blocks.",
+        "as the checkpoint says, usually not, if not given",
+    ),
+    "dataset": (
+        "Images: digits, a folder in ImageNet's layout, a timm name such as hfds/..., or JSON such as "
+        '{"name": "wds/shards", "num_samples": 50000} (docs/images.md).',
+        "those of the environment id if not given",
+    ),
 }
 
 
-def environment_options(without: Collection[str] = (), settings: type[EnvSettings] = EnvSettings) -> type:
+def environment_options(
+    without: Collection[str] = (), settings: type[EnvSettings] = EnvSettings, noted: str = ""
+) -> type:
     """What tyro makes the options of an environment from: those arguments of `EnvSettings` that a command line can say.
 
     Args:
         without: Arguments that a command offers in its own words.
         settings: The list of arguments.
+        noted: Who says, if the command line does not, what results depend on; empty: the environment's id.
     """
     hints, docs = get_type_hints(settings), field_docs(settings)
     types: dict[str, Any] = {"token_mode": TokenMode | None, "dtype": DType, "on_error": Literal[tuple(ON_ERROR)]}
@@ -160,9 +172,9 @@ def environment_options(without: Collection[str] = (), settings: type[EnvSetting
     for f in fields(settings):
         if f.name not in (*OF_THE_COMMAND, *without):
             kind = types.get(f.name) or _as_typed(hints[f.name])
-            usual = "" if f.default is None or f.name in _HELP else f"(usually {f.default})"
-            text = _HELP.get(f.name, docs[f.name])
-            options[f.name] = Annotated[kind, arg(help=text, help_behavior_hint=usual)]
+            text, usual = _HELP.get(f.name, (docs[f.name], "" if f.default is None else f"usually {f.default}"))
+            usual = f"{noted} if not given" if noted and f.name in DEFAULTS else usual
+            options[f.name] = Annotated[kind, arg(help=text, help_behavior_hint=usual and f"({usual})")]
     # The functional form, since the names are only known now.
     return TypedDict("EnvironmentOptions", options, total=False)  # type: ignore[operator]
 
@@ -199,6 +211,11 @@ def _as_typed(kind: Any) -> Any:
 
 EnvironmentOptions = Annotated[EnvArguments, arg(constructor_factory=environment_options)]
 """The arguments of an environment that were given; what is missing is as the environment's id says."""
+
+
+def noted_options(noted: str) -> Any:
+    """`EnvironmentOptions` where somebody else says what is missing, but for device, cache and workers."""
+    return arg(constructor_factory=partial(environment_options, noted=noted))
 
 
 def narrowed(command: Any, settings: type[S]) -> S:

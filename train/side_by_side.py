@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
@@ -26,7 +26,7 @@ from .evaluate.pairs import compare
 from .evaluate.replay import SETTINGS
 from .evaluate.rows import FORMATS, check_format, rows_of, write_rows
 from .evaluate.scoring import scoring_of
-from .options import EnvironmentOptions, Observation, Split, Trust
+from .options import Observation, Split, Trust, noted_options
 from .policies.load_agent import load_agent
 from .report.curves import plot_learning_curves
 from .report.plots import plot_choices, plot_fronts
@@ -91,8 +91,10 @@ class EvalSettings:
     seed: int = 0
     """Fixes the random agent, the intervals and the shuffling."""
     trust: Trust = False
-    environment: EnvironmentOptions = field(default_factory=EnvArguments)
-    """What else the environment takes; as in the training of the agents, or as its id says, if not given."""
+    environment: Annotated[EnvArguments, noted_options("as in the agents' training")] = field(
+        default_factory=EnvArguments
+    )
+    """What else the environment takes."""
 
     def __post_init__(self) -> None:
         if self.macs_weight and self.target_macs is not None:

@@ -88,7 +88,7 @@ class Calibration:
 
 
 def parse(budget: Any) -> tuple[float, str]:
-    """A budget as a number and its unit: "" for a price, "%" for a share (in [0, 1]), "ms".
+    """A budget as a number and its unit: "" for a price, "%" for a share above 0, "ms".
 
     Raises:
         ValueError: If it is none.

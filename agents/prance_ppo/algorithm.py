@@ -51,6 +51,7 @@ class PrancePPO(BatchAgent):
 
     Raises:
         ValueError: If the environment does not fit.
+        gymnasium.error.Error: If nobody has registered its id.
     """
 
     def __init__(
@@ -199,7 +200,10 @@ class PrancePPO(BatchAgent):
         tensorboard_log: str | None = None,
         verbose: int = 0,
     ) -> PrancePPO:
-        """Loads what `save` wrote; training then goes on as if it had not stopped.
+        """Loads what `save` wrote.
+
+        With `go_to(place)` and `learn(reset_num_timesteps=False)` training goes on as if it had not stopped; without a
+        place, it goes on from a reset.
 
         Raises:
             FileNotFoundError: If the folder or a file in it is missing.

@@ -41,7 +41,7 @@ class RewardConfig:
             "terminal": only the last one earns R_T, where keep_T is the mean of all keep rates. "potential": every
             decision earns R_t - R_(t-1) with R_0 = 0 and keep_t the mean over all decisions, later ones counting 1: the
             sum over an episode is the terminal reward, so the best policy is the same. The terms in the
-            info are always those of R_t.
+            info are those of R_t; with "terminal", 0 before the last decision.
         accuracy: "agreement": 1 unless the full network is right and this one is not. "top1": 1 if right. "prob":
             probability of the label. "mixed": half agreement, half min(1, 1 + p(label) - p_full(label)).
         macs_weight: Price of the full network: of all its MACs or, with cost="latency", of all its milliseconds.

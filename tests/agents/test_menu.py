@@ -113,6 +113,10 @@ def test_who_cannot_have_a_menu_is_told(digits_net: Supernet) -> None:
     images = images_of(digits_net)
     full = AdaptiveViT(digits_net, FullAgent(digits_net.config))
     assert full.menu is None
+    with pytest.raises(ValueError, match=r"has no menu; call model\.make_menu"):
+        full(images, from_menu=True)
+    with pytest.raises(ValueError, match="no images to make a menu from"):
+        full.make_menu(images[:0])
     with pytest.raises(ValueError, match="A FullAgent is no network"):
         full.make_menu(images)
     net = digits_net

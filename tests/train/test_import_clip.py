@@ -89,6 +89,8 @@ def test_an_image_tower_of_timm_takes_embeddings_of_an_earlier_import(
     TextEmbeddings(NAMES, vectors, 100.0).save(tmp_path / "texts.safetensors")
     words = ["import", "clip", "vit_base_patch16_clip_224", "--out", tmp_path / "net"]
     assert "timm, which has no text towers: pass --texts" in refusal(monkeypatch, *words, "--classes", classes)
+    file = [*words, "--texts", tmp_path / "texts.safetensors", "--pretrained", tmp_path / "texts.safetensors"]
+    assert "is a file, which goes with open_clip's names only" in refusal(monkeypatch, *file)
     prance(monkeypatch, *words, "--texts", tmp_path / "texts.safetensors", "--pretrained", "openai")
     assert asked == [("vit_base_patch16_clip_224.openai", True)]
     assert from_pretrained(tmp_path / "net").config.num_classes == 5

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import prance
+from command_line import prance, refusal
 from training_nets import CONFIG, assert_equal_weights, saved_net
 
 from prance_env.settings import EnvSettings
@@ -127,6 +127,17 @@ def test_what_cannot_be_trained_on_is_said_and_the_rest_goes_on(
     with pytest.raises(error, match=message):
         run_joint(JointSettings(agent=str(agents["one"]), changes=wrong), out)
     assert not (out / "joint.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"order": "taylor"}, {"token_mode": "merge"}, {"lln": True}, {"source": "x"}])
+def test_the_supernet_stays_the_one_that_the_agent_knows(
+    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name, value = next(iter(change.items()))
+    with pytest.raises(ValueError, match=f"changes=.*'{name}': .*another supernet than the one that the agent knows"):
+        JointSettings(agent="agent", changes=SHORT | change)
+    words = ["train", "joint", "--agent", "x", "--out", tmp_path / "out", f"--{name.replace('_', '-')}", value]
+    assert "nrecognized" in refusal(monkeypatch, *words[: 7 + (value is not True)])
 
 
 def test_a_joint_run_goes_on_with_nothing_but_its_folder(

@@ -36,7 +36,7 @@ class Benchmark(YardstickSettings):
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """One training of every agent each."""
     total_timesteps: int = 200_000
-    """Decisions of one training, three an image."""
+    """Decisions of one training, three an image, or four with --decide-first-group."""
     seed: int = 0
     """Fixes the yardsticks."""
     also_static: Suppress[tuple[str, ...]] = ()

@@ -71,7 +71,8 @@ class ImportClip:
     texts: Path | None = None
     """Embeddings of an earlier import (its texts.safetensors) instead of --classes; no text tower is needed."""
     pretrained: str | None = None
-    """Tag of the weights, which are downloaded, or a file of them; otherwise they are random. Tags: prance list."""
+    """Tag of the weights, which are downloaded, or with open_clip's names a file of them; otherwise they are random.
+    Tags: prance list."""
     fit: DatasetOption | None = None
     """Images on which every narrower width gets a projection of its own, by least squares: digits, a folder in
     ImageNet's layout, a timm name, or JSON (docs/images.md)."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from typing_extensions import Self
 from tyro.conf import arg
 
-from ..joint import JointRecipe, JointSettings, run_joint
+from ..joint import OF_THE_AGENT, JointRecipe, JointSettings, run_joint
 from ..networks.options import check_own_or_here
 from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
 from ..own_modules import Imports
@@ -18,7 +18,6 @@ from ..report.tables import Table
 from ..runs.folder import CONFIG, check_complete, check_kind, read_config
 from ..runs.pace import SAVE_FREQ
 
-OF_THE_AGENT = ("source", "init", "agent")
 USUAL = {"dataset": "the agent's"}
 Changes = Annotated[
     dict[str, Any], arg(constructor_factory=lambda: override_options(JointRecipe, OF_THE_AGENT, USUAL), name="")

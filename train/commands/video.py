@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from prance_env.settings import EnvArguments
 
-from ..options import EnvironmentOptions, Split, Threads, Trust, set_threads
+from ..options import Split, Threads, Trust, noted_options, set_threads
 from ..own_modules import Imports
 
 
@@ -34,16 +35,19 @@ class Video:
     split: Split = "test"
     """Where the images are from."""
     images: tuple[int, ...] = ()
-    """Their numbers in the split; if none, one of each stratum, the easiest first, or of each class if there is one."""
+    """Their numbers in the split; if none, one of each stratum, the easiest first, or of each class if there is one,
+    twelve at most."""
     macs_weight: float | None = None
     """For an agent that was trained with a range of prices; the middle of the range if not given."""
     fps: float = 2.0
-    """Frames, that is decisions, a second."""
+    """Frames a second: one before and after each decision, the last one for twice as long."""
     out: Path = Path("episodes")
     """Files; the suffixes .mp4 and .gif are put behind it, if it does not end with one of them."""
     trust: Trust = False
-    environment: EnvironmentOptions = field(default_factory=EnvArguments)
-    """What else the environment takes; as in the training of the agent, if not given."""
+    environment: Annotated[EnvArguments, noted_options("as in the agent's training")] = field(
+        default_factory=EnvArguments
+    )
+    """What else the environment takes."""
     threads: Threads = 1
     imports: Imports = ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prance_env.settings import EnvArguments, EnvSettings
 from supernet.reading import read_json
 
-from ..options import EnvironmentOptions, Split
+from ..options import Split, noted_options
 from ..play import play_actions
 from ..runs.folder import Noted, plain
 from ..runs.trained import DEFAULTS, REQUIRED, noted_settings
@@ -32,7 +32,7 @@ class ReplaySettings:
     """Environment id; what settings.json beside the file says if not given, and so are the other options."""
     split: Split | None = None
     """Images."""
-    environment: EnvironmentOptions = field(default_factory=EnvArguments)
+    environment: Annotated[EnvArguments, noted_options("as settings.json says")] = field(default_factory=EnvArguments)
     """What else the environment takes. The device should be that of the evaluation."""
 
 

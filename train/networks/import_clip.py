@@ -107,6 +107,12 @@ def _from_timm(model: str, classes: ClipClasses, pretrained: str | None) -> tupl
             f"{model} is an image tower of timm, which has no text towers: pass --texts FILE, embeddings that an "
             "import by open_clip's name left in its folder, or take open_clip's name of the model, such as ViT-B-16."
         )
+    if pretrained is not None and Path(pretrained).exists():
+        raise ValueError(
+            f"pretrained={pretrained!r} is a file, which goes with open_clip's names only; for {model} pass a tag of "
+            "timm's, or import the file with `prance import timm --weights` and give it the texts in Python "
+            "(supernet.convert.clip.with_texts)."
+        )
     texts = _loaded(classes)
     name = model if pretrained is None else f"{model.split('.')[0]}.{pretrained}"
     try:

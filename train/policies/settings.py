@@ -32,7 +32,7 @@ class TrainingTask:
     observation: Observation = "cls"
     """What the agent sees; constant: only which decision it is, which learns one static subnet."""
     total_timesteps: int | None = None
-    """Decisions, three an image; what suits the algorithm if not given."""
+    """Decisions, three an image, or four with --decide-first-group; what suits the algorithm if not given."""
     n_envs: int | None = None
     """Images at a time; what suits the algorithm if not given."""
     macs_weight: float | tuple[float, float] | None = None

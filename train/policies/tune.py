@@ -58,7 +58,7 @@ class TuneSettings(TrainingTask):
     trials: int = 40
     """Hyper-parameters to try, the preset's first."""
     total_timesteps: int = 100_000
-    """Decisions in a trial, three an image."""
+    """Decisions in a trial, three an image, or four with --decide-first-group."""
     evaluations: int = 4
     """How often a trial is judged, the last time at its end; what is behind is given up halfway."""
     startup_trials: int = 10
