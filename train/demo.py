@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .policies.train_agent import train_agent
 from .report.episodes import plot_episodes, plot_scenes
 from .report.plots import plot_by_difficulty, plot_pareto
 from .report.tables import markdown_table, results_table, write_json
+from .runs.folder import CONFIG, changed_settings
 from .search.static import evolve_static_front
 
 ENV = "Prance-Digits-v0"
@@ -36,6 +38,22 @@ FRONT_POINTS = 20
 SHOWN = np.array([24, 13, 10])
 """Test scenes of 3, 5 and 9 digits that are easily read."""
 QUESTION = "Which digit occurs twice?"
+
+
+def _remove_earlier(folder: Path, training: AgentTraining) -> None:
+    """Removes the agent of an earlier demo, whole or not; nothing of anybody else's.
+
+    Raises:
+        FileExistsError: If it is not a demo's.
+    """
+    if not folder.exists():
+        return
+    for timesteps in (TIMESTEPS, QUICK_TIMESTEPS):
+        one = replace(training, total_timesteps=timesteps)
+        if (folder / CONFIG).is_file() and not set(changed_settings(folder, one)) - {"seed", "device"}:
+            shutil.rmtree(folder)
+            return
+    raise FileExistsError(f"{folder} is not the agent of an earlier demo, and is not replaced; pass another --out.")
 
 
 def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu") -> dict[str, Any]:
@@ -51,6 +69,9 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
 
     Returns:
         What is written to `metrics.json`.
+
+    Raises:
+        FileExistsError: If `out` holds an agent that is not an earlier demo's.
     """
     begun = time.perf_counter()
     console = Console()
@@ -59,7 +80,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, device: str = "cpu")
     )
     training = AgentTraining(env=ENV, total_timesteps=timesteps, seed=seed, environment={"device": device})
     console.rule("1/3  training: PPO chooses widths and patches for every image")
-    shutil.rmtree(out / "agent", ignore_errors=True)  # of an earlier demo
+    _remove_earlier(out / "agent", training)
     agent = train_agent(training, out / "agent", advice="the demo begins anew")
 
     console.rule("2/3  the opponent: an evolutionary search for the best static subnets")

@@ -80,6 +80,13 @@ class JointRecipe(ImagesRecipe):
         return env_of_run(Path(self.agent), "train")
 
     @cached_property
+    def start(self) -> Supernet:
+        """The network to begin with, run as the policy knows it: token mode, and whether the first group is decided."""
+        net = super().start
+        net.run_by(self._environment.config())
+        return net
+
+    @cached_property
     def _policy(self) -> Agent:
         return load_agent(self.agent, self._environment)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,12 @@ def split_folder(folder: Path, split: str) -> Path:
     if others := [name for name in present if any(name in known for known in SPLIT_FOLDERS.values())]:
         raise ValueError(
             f"split={split!r} is not in {folder}, which has {others}; choose one of these or add {names[0]!r}."
+        )
+    if names != SPLIT_FOLDERS["train"]:
+        warnings.warn(
+            f"{folder} has no folders train, val and test, so that the same images serve every split: what is measured "
+            f"on split={split!r} says nothing of a network or an agent that was trained on this folder.",
+            stacklevel=2,
         )
     return folder
 

@@ -53,8 +53,12 @@ def test_splits_go_by_their_usual_names(named: str, asked: str, tmp_path: Path) 
 
 def test_a_folder_without_splits_serves_all_of_them(tmp_path: Path) -> None:
     image_folder(tmp_path, 2, splits=())
-    for split in ("train", "val", "test"):
-        assert len(load_dataset(str(tmp_path), split, CONFIG)) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_dataset(str(tmp_path), "train", CONFIG)) == 6
+    for split in ("val", "test"):
+        with pytest.warns(UserWarning, match=f"measured on split='{split}' says nothing of a network or an agent"):
+            assert len(load_dataset(str(tmp_path), split, CONFIG)) == 6
 
 
 def test_a_missing_split_is_named_with_those_that_are_there(folder: Path) -> None:

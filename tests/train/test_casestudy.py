@@ -116,6 +116,20 @@ def test_a_head_is_fitted_to_what_the_network_gives(tmp_path: Path, folder: Path
     assert accuracy > 0.4  # of three classes
 
 
+def test_a_head_for_two_classes_tells_them_apart(tmp_path: Path, folder: Path) -> None:
+    shutil.copytree(folder, tmp_path / "two")
+    for classes in (tmp_path / "two").iterdir():
+        shutil.rmtree(classes / "class_2")
+    net = from_pretrained(saved_net(tmp_path / "net"))
+    net.reset_classifier(0)
+    accuracy = head.fit_head(net, 2, str(tmp_path / "two"))
+    source = load_dataset(str(tmp_path / "two"), "train", net.config)
+    logits = net(source.fetch(np.arange(len(source))))
+    assert float((logits.argmax(1) == source.labels).float().mean()) == pytest.approx(accuracy)
+    assert accuracy > 0.6
+    torch.testing.assert_close(logits[:, 0], -logits[:, 1])
+
+
 @pytest.mark.slow
 def test_the_encoder_is_found_by_the_names_of_its_nodes(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,20 @@ from PIL import Image
 
 from train import demo
 from train.demo import FRONT_POINTS, run_demo
+from train.policies.settings import AgentTraining
+from train.runs.folder import write_command
+
+
+def test_only_the_agent_of_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
+    agent = tmp_path / "agent"
+    write_command(agent, AgentTraining(env=demo.ENV, total_timesteps=demo.TIMESTEPS, algo="sac"))
+    with pytest.raises(FileExistsError, match="is not the agent of an earlier demo"):
+        run_demo(tmp_path, quick=True)
+    assert (agent / "config.yml").is_file()
+    training = AgentTraining(env=demo.ENV, total_timesteps=demo.QUICK_TIMESTEPS, seed=3)
+    write_command(agent, training)
+    demo._remove_earlier(agent, replace(training, total_timesteps=demo.TIMESTEPS, seed=0))
+    assert not agent.exists()
 
 
 @pytest.mark.slow

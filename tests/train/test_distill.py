@@ -199,6 +199,8 @@ def test_the_command_writes_a_store_and_checks_it(
         weights.head.bias += torch.tensor([3.0, 0, 0])  # type: ignore[union-attr]
     save_pretrained(weights, other)
     assert "the teacher's probabilities differ" in refusal(monkeypatch, *words, "--teacher", other, "--check", 10)
+    assert "--check 0 must be at least 1" in refusal(monkeypatch, *words, "--teacher", net, "--check", 0)
+    assert "batch_size=0 must be at least 1" in refusal(monkeypatch, *words, "--teacher", net, "--batch-size", 0)
 
 
 def test_a_teacher_of_timm_sees_the_pictures_as_it_wants_them(net: str, monkeypatch: pytest.MonkeyPatch) -> None:

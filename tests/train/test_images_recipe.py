@@ -213,6 +213,18 @@ def test_earlier_layers_learn_more_slowly_and_vectors_do_not_decay(source: str) 
     assert len(scale) == len([*net.parameters()]) + 2
 
 
+@pytest.mark.parametrize("end", [{"distilled": True, "reg_tokens": 1}, {"global_pool": "map"}])
+def test_whatever_follows_the_last_block_learns_at_full_rate(end: dict[str, Any]) -> None:
+    net = Supernet(replace(CONFIG, **end))
+    groups = parameter_groups(net, torch.nn.Module(), weight_decay=0.1, layer_decay=0.5)
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    ends = {
+        n: scale[id(p)] for n, p in net.named_parameters() if n.split(".")[0] in ("norm", "head", "head_dist", "pool")
+    }
+    assert len(ends) > 4
+    assert set(ends.values()) == {1.0}
+
+
 def test_paths_are_dropped_by_whole_images_and_on_average_not_at_all(source: str) -> None:
     net = from_pretrained(source).train()
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).expand(600, -1, -1, -1)

@@ -103,6 +103,8 @@ def test_lists_that_cannot_be_are_refused_before_anything_is_made(
     words = ["import", "clip", "ViT-B-32", "--out", tmp_path / "net"]
     assert "either --classes FILE" in refusal(monkeypatch, *words)
     assert "either --classes FILE" in refusal(monkeypatch, *words, "--classes", classes, "--texts", classes)
+    assert "--templates are for --classes" in refusal(monkeypatch, *words, "--texts", classes, "--templates", "openai")
+    assert "--fit-images says" in refusal(monkeypatch, *words, "--texts", classes, "--fit-images", 8)
     listed = [*words, "--classes", classes]
     assert "exactly one {}" in refusal(monkeypatch, *listed, "--templates", classes)
     assert "templates='best' is unknown" in refusal(monkeypatch, *listed, "--templates", "best")

@@ -129,6 +129,17 @@ def test_what_cannot_be_trained_on_is_said_and_the_rest_goes_on(
     assert not (out / "joint.json").exists()
 
 
+def test_the_network_runs_as_the_agent_knows_it(folder: Path, tmp_path: Path) -> None:
+    environment: Any = {"checkpoint": saved_net(tmp_path / "net"), "dataset": str(folder), "token_mode": "merge"}
+    settings = AgentTraining(
+        env="Prance-Tiny-v0", algo="prance_ppo", n_envs=6, total_timesteps=12, environment=environment
+    )
+    train_agent(settings, tmp_path / "agent", progress_bar=False)
+    run_joint(JointSettings(agent=str(tmp_path / "agent"), changes=SHORT | {"steps": 1}), tmp_path / "joint")
+    assert from_pretrained(tmp_path / "net").space.token_mode == "prune"
+    assert from_pretrained(tmp_path / "joint").space.token_mode == "merge"
+
+
 @pytest.mark.parametrize("change", [{"order": "taylor"}, {"token_mode": "merge"}, {"lln": True}, {"source": "x"}])
 def test_the_supernet_stays_the_one_that_the_agent_knows(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -20,8 +20,10 @@ import pytest
 from helpers import PATIENCE
 
 from supernet.staging import COMMIT
+from train.joint import JointSettings
+from train.networks.recipes.images import ImagesRecipe
 from train.runs import lock, pace
-from train.runs.folder import open_run, write_command
+from train.runs.folder import open_run, plain, write_command
 from train.runs.interrupt import Interruption, Terminated, deferred_interrupt, signals_as_interrupts
 from train.runs.lock import only_writer
 from train.runs.pace import Pace
@@ -225,3 +227,30 @@ def test_a_checkpoint_is_due_after_its_seconds(monkeypatch: pytest.MonkeyPatch) 
     assert seen == [False, False, True, False, True]
     with pytest.raises(ValueError, match="save_freq=-1"):
         Pace(-1)
+
+
+def test_paths_are_noted_so_that_they_are_found_from_elsewhere_and_names_stay_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "original", "random", "pictures", "store", "prance_vit_tiny"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "classes.txt").touch()
+    named = ImagesRecipe(
+        source="prance_vit_tiny", dataset="digits", teacher="original", init="random", full_teacher=1.0
+    )
+    noted = plain(named)
+    for name in ("source", "dataset", "teacher", "init"):
+        assert noted[name] == getattr(named, name)
+    given: dict[str, Any] = {"name": "wds/pictures", "root": "pictures", "class_map": "classes.txt", "num_samples": 9}
+    noted = plain(ImagesRecipe(source="pictures", dataset=given, teacher="store:store", full_teacher=1.0))
+    assert noted["source"] == str(tmp_path / "pictures")
+    assert noted["teacher"] == f"store:{tmp_path / 'store'}"
+    assert noted["dataset"] == {
+        "name": f"wds/{tmp_path / 'pictures'}",
+        "root": str(tmp_path / "pictures"),
+        "class_map": str(tmp_path / "classes.txt"),
+        "num_samples": 9,
+    }
+    changes = plain(JointSettings("pictures", changes={"dataset": "pictures", "teacher": "pictures"}))["changes"]
+    assert changes == {"dataset": str(tmp_path / "pictures"), "teacher": str(tmp_path / "pictures")}

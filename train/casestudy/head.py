@@ -54,10 +54,13 @@ def fit_head(net: Supernet, num_classes: int, dataset: str | dict[str, Any]) -> 
         raise ValueError(f"The training images show the classes {classes}; they must be 0 to {num_classes - 1}.")
     net.reset_classifier(num_classes)
     check_fits(train, net.config)
-    weight = torch.from_numpy(model.coef_).float() / std
+    coefficients, intercepts = model.coef_, model.intercept_
+    if num_classes == 2:  # of which scikit-learn gives the difference
+        coefficients, intercepts = (np.concatenate([-c, c]) / 2 for c in (coefficients, intercepts))
+    weight = torch.from_numpy(coefficients).float() / std
     assert isinstance(net.head, nn.Linear)
     with torch.no_grad():
         net.head.weight.copy_(weight)
-        net.head.bias.copy_(torch.from_numpy(model.intercept_).float() - weight @ mean)
+        net.head.bias.copy_(torch.from_numpy(intercepts).float() - weight @ mean)
         logits = x @ net.head.weight.T + net.head.bias
     return float((logits.argmax(1) == y).float().mean())

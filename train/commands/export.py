@@ -42,6 +42,8 @@ class Export(ExportSettings):
     def run(self) -> None:
         """Runs the command."""
         if self.adaptive is None:
+            if self.entries != Export.entries:
+                raise ValueError("--entries is for the menu of an adaptive network; pass --adaptive, or leave it out.")
             run_export(narrowed(self, ExportSettings), self.out)
             return
         own = {f.name: f.default for f in fields(ExportSettings) if f.name not in ("uint8", "seed")}

@@ -44,6 +44,8 @@ class ImportTimm:
 
     def run(self) -> None:
         """Runs the command."""
+        if self.dataset is not None and self.order is None:
+            raise ValueError("--dataset is for the scores of --order; pass both, or neither.")
         source = TimmSource(self.model, self.pretrained, self.weights, self.num_classes, self.img_size)
         import_timm(source, self.out, self.order, self.dataset)
 
@@ -81,6 +83,10 @@ class ImportClip:
 
     def run(self) -> None:
         """Runs the command."""
+        if self.fit is None and self.fit_images != ImportClip.fit_images:
+            raise ValueError("--fit-images says how many images of --fit are looked at; pass both, or neither.")
+        if self.texts is not None and self.templates != ImportClip.templates:
+            raise ValueError("--templates are for --classes; embeddings (--texts) have been made of sentences already.")
         classes = ClipClasses(self.classes, self.templates, self.texts)
         import_clip(self.model, self.out, classes, self.pretrained, self.fit, self.fit_images)
 

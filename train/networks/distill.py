@@ -56,6 +56,10 @@ class DistillSettings:
     seed: int = 0
     """Fixes the views."""
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+
 
 class Distillation:
     """A teacher, the images, and how they are drawn.
@@ -184,10 +188,12 @@ def check_distill(
         FileNotFoundError: If there is no store.
         ValueError: If it is not complete or was written for other images or views, or the teacher says something else.
     """
+    if records < 1:
+        raise ValueError(f"--check {records} must be at least 1: so many records are compared.")
     store, work = LogitStore.open(out), Distillation(settings, device, num_workers)
     check_store(store, work.source, work.view)
     total = store.info.num_images * store.info.epochs
-    drawn = np.sort(np.random.default_rng(settings.seed).permutation(total)[:records])
+    drawn = np.sort(np.random.default_rng(settings.seed).choice(total, min(records, total), replace=False))
     differences, mismatches = [], []
     for epoch in np.unique(drawn // store.info.num_images).tolist():
         own = drawn[drawn // store.info.num_images == epoch] % store.info.num_images

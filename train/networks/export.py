@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,12 @@ def run_export(settings: ExportSettings, out: Path) -> None:
     """
     console, earlier = Console(), _present(out)
     if settings.static is not None:
+        of_supernets = ("supernet", "subnet", "keep_rate", "embed_dim", "mlp_ratio")
+        usual = {f.name: f.default for f in fields(settings)}
+        if given := [f"--{k.replace('_', '-')}" for k in of_supernets if getattr(settings, k) != usual[k]]:
+            raise ValueError(
+                f"{given[0]} is for a supernet; --static {settings.static} is one network, taken as it is."
+            )
         static = load_static(settings.static)
         files = export_static(static, static, out, settings.format, settings.uint8, settings.seed)
         _print(files, earlier - _present(out), console)

@@ -22,7 +22,7 @@ BETAS = (0.9, 0.95)
 def parameter_groups(
     net: ImageClassifier, heads: nn.Module, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW: matrices decay, other parameters do not; earlier layers learn more slowly.
+    """Groups for AdamW: norms and biases do not decay, all else does; earlier layers learn more slowly.
 
     Args:
         net: The network.
@@ -51,7 +51,7 @@ def _layer(name: str, top: int) -> int:
     """0 for what comes before the first block, i + 1 in block i, `top` after the last."""
     if found := BLOCK.match(name):
         return int(found[1]) + 1
-    return top if name.split(".")[0] in ("norm", "head") else 0
+    return top if name.split(".")[0] in ("norm", "pool", "head", "head_dist") else 0
 
 
 class Stepper:

@@ -48,7 +48,7 @@ class Recipe(ABC, Generic[N]):
     lr: float = 2e-3
     """Peak learning rate of AdamW; 5 % linear warm-up, then cosine to zero."""
     weight_decay: float = 0.05
-    """Weight decay of matrices; other parameters have none."""
+    """Weight decay of matrices, tokens and positions; norms and biases have none."""
     ema_decay: float = 0.998
     """Decay of the averaged weights, which are the ones that are saved."""
     checkpoint_every: int = 500

@@ -16,7 +16,10 @@ import yaml
 from annotated_types import Ge, Len
 from typing_extensions import TypedDict
 
+from prance_env.images.config import DatasetConfig
+from prance_env.images.loading import list_datasets
 from prance_env.settings import EnvArguments, EnvSettings
+from supernet import list_supernets
 from supernet.checkpoint import CONFIG as SUPERNET
 from supernet.extract import DESCRIPTION as STATIC
 from supernet.files import WEIGHTS
@@ -43,6 +46,10 @@ PATHS = (
     "latency_table",
 )
 """Settings that may be paths, or names of something else."""
+NAMES = ("original", "random", "none")
+"""What is no path, whatever lies in the folder that a command is called in: teachers and initial weights."""
+STORED = "store:"
+"""What precedes the path of a teacher's store."""
 
 
 class Noted(TypedDict, total=False):
@@ -239,14 +246,35 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def _found_from_elsewhere(noted: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which the paths of what exists are absolute."""
+    """Settings in which the paths of what exists are absolute; what has a name keeps it, whatever lies beside it."""
+    found: dict[str, Any] = {}
+    for name, value in noted.items():
+        if name == "changes" and isinstance(value, Mapping):
+            found[name] = _found_from_elsewhere(value)
+        elif name == "dataset":
+            found[name] = _absolute_dataset(value)
+        else:
+            found[name] = _absolute(name, value) if name in PATHS and isinstance(value, str) else value
+    return found
 
-    def absolute(value: Any) -> Any:
-        if isinstance(value, dict) and "name" in value:
-            return {**value, "name": absolute(value["name"])}
-        return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
 
-    return {k: absolute(v) if k in PATHS else v for k, v in noted.items()}
+def _absolute(name: str, value: str) -> str:
+    if value in NAMES or (name == "source" and value in list_supernets()):
+        return value
+    prefix = STORED if value.startswith(STORED) else ""
+    path = value.removeprefix(prefix)
+    return prefix + os.path.abspath(path) if os.path.exists(path) else value
+
+
+def _absolute_dataset(value: Any) -> Any:
+    """The argument `dataset` with absolute paths, as text if it is text."""
+    try:
+        found = DatasetConfig.from_value(value).absolute(list_datasets())
+    except (TypeError, ValueError):
+        return value  # whoever opens it says what is wrong with it
+    if isinstance(value, dict):
+        return {**value, **{k: getattr(found, k) for k in ("name", "root", "class_map") if k in value}}
+    return found.name
 
 
 def changed_settings(folder: Path, settings: Any) -> dict[str, tuple[Any, Any]]:

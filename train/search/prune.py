@@ -84,6 +84,8 @@ class PruneSettings:
     def __post_init__(self) -> None:
         if self.target_ms and self.latency_table is None:
             raise ValueError("--target-ms needs --latency-table, which prance profile writes.")
+        if self.target_ms and self.target != type(self).target:
+            raise ValueError(f"target={self.target} and target_ms={self.target_ms} were both given; choose one.")
         wanted = self.target_ms or self.target
         if not wanted or not all(t > 0 for t in wanted) or (not self.target_ms and max(wanted) > 1):
             raise ValueError(f"target={self.target} must be shares in (0, 1], target_ms={self.target_ms} above 0.")

@@ -68,6 +68,10 @@ class LabelledRecipe(Recipe[N]):
             raise ValueError("A store holds answers to single images: mixup and cutmix must be 0 with it.")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 1).")
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(f"mixup={self.mixup} and cutmix={self.cutmix} must be at least 0; 0: none.")
         if self.epochs < 0:
             raise ValueError(f"epochs={self.epochs} must be at least 0; 0 takes --steps.")
 
