@@ -38,6 +38,7 @@ def test_methods_are_compared_on_the_same_images(tmp_path: Path, monkeypatch: py
         fronts = run["fronts"]
         own = {"deepmad", "nvit", "nvit, not trained", "evolution", "evolution from designs"}
         assert own <= set(run["methods"])
+        assert run["methods"]["nvit"]["images"] == 24, "all that there are"
         assert set(fronts) == own | {"networks"}
         assert fronts["networks"]["rows"][0]["macs_fraction"] == 1
         assert fronts["networks"]["rows"][0]["accuracy"] == 0.5, "the full network, which is right about every other"

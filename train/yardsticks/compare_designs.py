@@ -88,6 +88,7 @@ def run_designs(settings: DesignSettings, out: Path) -> dict[str, Any]:
     engines = {split: settings.settings(split).engine() for split in ("train", settings.choose_on, settings.split)}
     train, val, test = engines["train"], engines[settings.choose_on], engines[settings.split]
     index = np.arange(min(settings.images, len(val.dataset)))
+    scored_on = min(PRUNE_IMAGES, len(train.dataset))
     networks = load_networks(settings.networks, test)
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {**plain(settings), "machine": machine(test.net.pos_embed.device.type), "seeds": []}
@@ -104,9 +105,9 @@ def run_designs(settings: DesignSettings, out: Path) -> dict[str, Any]:
             designed = deepmad_subnets(test.config)
         for seed in settings.seeds:
             methods, fronts = Methods(taken=dict(once.taken)), dict[str, Front]()
-            with methods.timed("nvit, not trained", PRUNE_IMAGES, gradients=True):
+            with methods.timed("nvit, not trained", scored_on, gradients=True):
                 pruned = nvit_networks(train, seed)
-            with methods.timed("nvit", PRUNE_IMAGES, gradients=True):
+            with methods.timed("nvit", scored_on, gradients=True):
                 nearest = nvit_subnets(train, pruned)
             for name, actions in (("deepmad", designed), ("nvit", nearest)):
                 if len(actions):
