@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_engine, settings_for
+from image_files import engine_with_a_stand_in
 from small_nets import small_net
 
 from supernet import save_static
 from train.networks.importance import full_network
+from train.networks.ordering import draw_batches
+from train.play import played_by_full
 from train.yardsticks import compare_designs, static_designs
 from train.yardsticks.compare_designs import DesignSettings, run_designs
 from train.yardsticks.static_designs import (
@@ -62,6 +65,16 @@ def test_designs_are_subnets_within_their_budgets() -> None:
         said = pruned[0](engine.dataset.fetch(np.arange(24))).argmax(1).numpy()
     np.testing.assert_array_equal(front.correct[0], said == engine.labels)
     assert front.macs_fraction[0, 0] == pruned[0].macs() / engine.full_macs
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+def test_networks_are_judged_by_the_labels_of_what_is_shown(tmp_path: Path) -> None:
+    engine, labels = engine_with_a_stand_in(tmp_path)
+    full = networks_front(engine, {"full": full_network(engine.net)}).correct[0]
+    assert full.tolist() == (played_by_full(engine, np.arange(12))[2] == labels).tolist()
+    assert [label for _, part in draw_batches(engine.dataset, 12, 1) for label in part.tolist()] == [
+        labels[i] for i in np.random.default_rng(0).permutation(12)
+    ]
 
 
 def test_units_are_scored_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,8 @@ def draw_batches(source: ImageSource, count: int, batch_size: int, seed: int = 0
         raise ValueError(f"{count} images in batches of {batch_size} cannot be drawn; both must be at least 1.")
     drawn = np.random.default_rng(seed).permutation(len(source))[:count]
     parts = np.split(drawn, range(batch_size, len(drawn), batch_size))
-    return [(source.fetch(part), source.labels[torch.from_numpy(part)]) for part in parts]
+    # Which images stand in for broken ones is known once they are fetched.
+    return [(source.fetch(part), source.labels[torch.from_numpy(source.shown(part))]) for part in parts]
 
 
 def num_images(batches: Sequence[tuple[Tensor, Tensor]]) -> int:
