@@ -14,6 +14,8 @@ from helpers import make_engine, settings_for
 from image_files import engine_with_a_stand_in
 from small_nets import small_net
 
+from prance_env import InferenceEngine
+from prance_env.images.source import ImageDataset
 from supernet import save_static
 from train.networks.importance import full_network
 from train.networks.ordering import draw_batches
@@ -48,6 +50,20 @@ def test_methods_are_compared_on_the_same_images(tmp_path: Path, monkeypatch: py
     assert [run["seed"] for run in report["seeds"]] == [0, 1]
     with pytest.raises(ValueError, match="num_subnets=1 must be at least 2"):
         replace(settings, num_subnets=1)
+
+
+def test_evolution_searches_on_images_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, searched = make_engine(small_net("prune", groups=(1, 1)), 24), Mock(side_effect=KeyboardInterrupt)
+    images = engine.dataset.fetch(np.arange(24))
+    engine = InferenceEngine(engine.net, ImageDataset.from_tensors(images, torch.arange(24) // 4))  # as in a folder
+    monkeypatch.setattr(compare_designs.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))
+    monkeypatch.setattr(compare_designs, "nvit_networks", lambda *a: [])
+    monkeypatch.setattr(compare_designs, "evolve_static_front", searched)
+    with pytest.raises(KeyboardInterrupt):
+        run_designs(DesignSettings(num_subnets=6, images=8, seeds=(0,)), tmp_path)
+    index = searched.call_args.args[1]
+    assert len(index) == 8
+    assert {*engine.labels[index].tolist()} == {*range(6)}
 
 
 def test_designs_are_subnets_within_their_budgets() -> None:
