@@ -127,8 +127,9 @@ def test_latency_is_measured_from_pixels_to_the_same_prediction(
         assert metrics[name]["latency_fraction"] > 0
     assert "latency_ms" not in metrics["looking (shuffled)"]
     assert "ms / full" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="latency=0 must be"):
-        run_eval(["full"], replace(SHORT, latency=0))
+    for name in ("latency", "resamples"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            replace(SHORT, **{name: 0})
 
 
 def test_images_to_time_are_spread_over_the_split(engine: InferenceEngine) -> None:

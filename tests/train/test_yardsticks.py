@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -181,6 +182,16 @@ def test_yardsticks_know_their_own_images_where_one_is_broken(tmp_path: Path) ->
     for other in (replace(made, index=made.index[::-1]), replace(made, index=np.arange(12))):
         with pytest.raises(ValueError, match=r"for the 12 images of .*, not for these"):
             other.check(fresh)
+
+
+def test_yardsticks_of_other_images_are_refused_before_anybody_plays(
+    made: Yardsticks, engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.save(tmp_path)
+    monkeypatch.setattr(runner.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))
+    monkeypatch.setattr(runner, "evaluate", Mock(side_effect=AssertionError("somebody played")))
+    with pytest.raises(ValueError, match=r"for the 100 images of .*, not for these"):
+        run_eval(["full", "random"], EvalSettings(yardsticks=str(tmp_path)))
 
 
 def test_only_agents_that_yardsticks_wrote_are_known_as_theirs(tmp_path: Path) -> None:
