@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS
+from helpers import random_net
 from PIL import Image
 
+from prance_env import InferenceEngine
+from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource
 from prance_env.images.transform import ImageTransform
 
@@ -65,6 +68,13 @@ def break_files(root: Path, *numbers: int) -> list[Path]:
     for k in numbers:
         files[k].write_bytes(files[k].read_bytes()[:200] if k % 2 == 0 else b"no image")
     return files
+
+
+def engine_with_a_stand_in(root: Path) -> tuple[InferenceEngine, list[int]]:
+    """Twelve images, of which the last of the first class is broken, and the labels of those that are shown."""
+    break_files(image_folder(root, splits=("val",)), 3)
+    source = load_dataset(str(root), "val", CONFIG, on_error="skip")
+    return InferenceEngine(random_net(CONFIG), source), [0, 0, 0, 1] + [1] * 4 + [2] * 4
 
 
 def hugging_face_folder(

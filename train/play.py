@@ -30,6 +30,16 @@ def evenly(total: int, count: int) -> Ints:
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
 
 
+def of_all_classes(labels: Ints, count: int) -> Ints:
+    """At most `count` images that stand for all, whose labels are (N,).
+
+    They are the first ones; where classes are missing among those, as in folders, which list theirs class by class,
+    they are evenly spaced ones.
+    """
+    first = np.arange(min(count, len(labels)))
+    return first if len(np.unique(labels[first])) == len(np.unique(labels)) else evenly(len(labels), count)
+
+
 def batches(total: int, batch_size: int) -> Iterator[Ints]:
     """The numbers 0 to total - 1 in order, at most `batch_size` at a time.
 

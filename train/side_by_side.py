@@ -56,7 +56,7 @@ class EvalSettings:
     """Settings of an evaluation.
 
     Raises:
-        ValueError: If both prices and a budget are given.
+        ValueError: If both prices and a budget are given, or a number is too small.
     """
 
     env: str | None = None
@@ -101,6 +101,10 @@ class EvalSettings:
             raise ValueError(
                 f"macs_weight={self.macs_weight} and target_macs={self.target_macs} were both given; choose one."
             )
+        for name in ("resamples", "latency"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
 
     @property
     def given_reward(self) -> dict[str, Any] | None:
@@ -137,7 +141,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
     console, names = Console(), list(dict.fromkeys(agents))
     noted = settings_for(names, plain(settings))
-    played = _play(names, noted, settings, console)
+    played = _play(names, noted, settings, yardsticks, console)
     metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in played.results.items()}
     for label, (_, env) in played.players.items():
         metrics[label] |= {"reward": env.reward} if "return" in metrics[label] else {}
@@ -155,7 +159,6 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     if comparisons:
         console.print(_comparisons_table(comparisons))
     if yardsticks is not None:
-        yardsticks.check(played.env.engine())
         for name, result in played.results.items():
             metrics[name]["yardsticks"] = standing(
                 result, yardsticks, played.prices[name], settings.seed, settings.resamples
@@ -192,7 +195,9 @@ class _Played:
     remarks: tuple[str, ...]
 
 
-def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, console: Console) -> _Played:
+def _play(
+    names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, yardsticks: Yardsticks | None, console: Console
+) -> _Played:
     ranges = {name: price_range(name) for name in names}
     if (settings.macs_weight or settings.target_macs is not None) and not any(ranges.values()):
         raise ValueError(f"None of the agents {names} was trained for a range of prices, so none can be chosen.")
@@ -210,6 +215,8 @@ def _play(names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, c
             env = replace(env, observation=seen, normalize_actions=settings.normalize_actions)
         with console.status(f"{name} on {settings.split} ..."):
             agent = load_agent(name, env, settings.seed, settings.trust)
+            if yardsticks is not None and not results:  # images and supernet are those of all agents
+                yardsticks.check(env.engine())
             chosen = {name: env}
             if ranges[name] is not None:
                 prices = _prices(agent, env, settings)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import comparable, make_engine, settings_for
+from helpers import comparable, make_engine, random_net, settings_for
 
 from agents import (
     BaselineAgent,
@@ -23,7 +23,7 @@ from agents import (
 from agents.sb3.make import INITIAL_ACTION
 from prance_env import InferenceEngine, make_sb3_env
 from prance_env.spaces import decode_actions, observation_layout
-from supernet import SubnetConfig, Supernet
+from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig
 from train.evaluate import evaluate
 from train.search import static
 from train.search.shared_runs import SharedRuns
@@ -237,6 +237,15 @@ def test_the_search_begins_with_the_subnets_that_it_is_given(engine: InferenceEn
     found = evolve_static_front(engine, np.arange(IMAGES), num_subnets=6, starts=starts)
     np.testing.assert_array_equal(found.actions[:3], starts)
     np.testing.assert_array_equal(found.actions[3], np.ones_like(starts[0]))
+
+
+def test_the_search_ends_when_a_small_search_space_has_no_more_subnets() -> None:
+    engine = make_engine(random_net(SupernetConfig(SearchSpace((1, 1), (16,), (1,), (1,)), 24, 8, num_classes=3)), 8)
+    tried: list[int] = []
+    found = evolve_static_front(engine, np.arange(8), num_subnets=300, progress=tried.append)
+    assert 17 < len(tried) < 300, "keep rates are in sixteenths"
+    assert len(found.actions) == len(found.macs_fraction) == len(found.correct) == len(tried)
+    np.testing.assert_array_equal(found.macs_fraction, macs_of_static(engine, found.actions))
 
 
 def test_the_best_subnet_at_a_price_is_found_for_all_images_and_for_some() -> None:

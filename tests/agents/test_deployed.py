@@ -21,6 +21,7 @@ from wrapped_agents import CASES, IMAGES, Settings, learned, native
 
 from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent
 from agents import adaptive as module
+from agents.deployed import calibrate
 from agents.deployed.convert import plain_agent
 from agents.deployed.networks import NetworkPolicy, NetworkSpec
 from agents.fitting import Interface, fitted
@@ -83,6 +84,13 @@ def test_agents_of_this_package_are_saved(any_net: Supernet, tmp_path: Path) -> 
         assert says(after, pixels(settings)) == says(before, pixels(settings))
         expected = evaluate(agent, settings)
         assert after(pixels(settings)).labels.tolist() == expected.prediction.tolist()
+
+
+def test_images_of_all_classes_are_timed(model: AdaptiveViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, timed = pixels(settings_for(make_engine(model.net, 9)), 9), list[torch.Tensor]()
+    monkeypatch.setattr(calibrate, "_milliseconds", lambda model, images, *rest: timed.append(images) or [1.0, 1.0])
+    model.calibrate(images, prices=2, timed=3)
+    assert torch.equal(timed[0], images[[0, 4, 8]])
 
 
 def test_what_was_measured_is_saved_and_in_the_card(model: AdaptiveViT, tmp_path: Path) -> None:

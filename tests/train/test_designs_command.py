@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_engine, settings_for
+from image_files import engine_with_a_stand_in
 from small_nets import small_net
 
+from prance_env import InferenceEngine
+from prance_env.images.source import ImageDataset
 from supernet import save_static
 from train.networks.importance import full_network
+from train.networks.ordering import draw_batches
+from train.play import played_by_full
 from train.yardsticks import compare_designs, static_designs
 from train.yardsticks.compare_designs import DesignSettings, run_designs
 from train.yardsticks.static_designs import (
@@ -38,12 +43,27 @@ def test_methods_are_compared_on_the_same_images(tmp_path: Path, monkeypatch: py
         fronts = run["fronts"]
         own = {"deepmad", "nvit", "nvit, not trained", "evolution", "evolution from designs"}
         assert own <= set(run["methods"])
+        assert run["methods"]["nvit"]["images"] == 24, "all that there are"
         assert set(fronts) == own | {"networks"}
         assert fronts["networks"]["rows"][0]["macs_fraction"] == 1
         assert fronts["networks"]["rows"][0]["accuracy"] == 0.5, "the full network, which is right about every other"
     assert [run["seed"] for run in report["seeds"]] == [0, 1]
     with pytest.raises(ValueError, match="num_subnets=1 must be at least 2"):
         replace(settings, num_subnets=1)
+
+
+def test_evolution_searches_on_images_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, searched = make_engine(small_net("prune", groups=(1, 1)), 24), Mock(side_effect=KeyboardInterrupt)
+    images = engine.dataset.fetch(np.arange(24))
+    engine = InferenceEngine(engine.net, ImageDataset.from_tensors(images, torch.arange(24) // 4))  # as in a folder
+    monkeypatch.setattr(compare_designs.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))
+    monkeypatch.setattr(compare_designs, "nvit_networks", lambda *a: [])
+    monkeypatch.setattr(compare_designs, "evolve_static_front", searched)
+    with pytest.raises(KeyboardInterrupt):
+        run_designs(DesignSettings(num_subnets=6, images=8, seeds=(0,)), tmp_path)
+    index = searched.call_args.args[1]
+    assert len(index) == 8
+    assert {*engine.labels[index].tolist()} == {*range(6)}
 
 
 def test_designs_are_subnets_within_their_budgets() -> None:
@@ -61,6 +81,16 @@ def test_designs_are_subnets_within_their_budgets() -> None:
         said = pruned[0](engine.dataset.fetch(np.arange(24))).argmax(1).numpy()
     np.testing.assert_array_equal(front.correct[0], said == engine.labels)
     assert front.macs_fraction[0, 0] == pruned[0].macs() / engine.full_macs
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+def test_networks_are_judged_by_the_labels_of_what_is_shown(tmp_path: Path) -> None:
+    engine, labels = engine_with_a_stand_in(tmp_path)
+    full = networks_front(engine, {"full": full_network(engine.net)}).correct[0]
+    assert full.tolist() == (played_by_full(engine, np.arange(12))[2] == labels).tolist()
+    assert [label for _, part in draw_batches(engine.dataset, 12, 1) for label in part.tolist()] == [
+        labels[i] for i in np.random.default_rng(0).permutation(12)
+    ]
 
 
 def test_units_are_scored_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:

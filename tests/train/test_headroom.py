@@ -39,6 +39,20 @@ def test_what_can_be_seen_is_found_and_nothing_else() -> None:
     assert of_others[theirs == 0].mean() < 0.05 < 0.95 < of_others[theirs == 2].mean()
 
 
+def test_what_can_be_seen_does_not_depend_on_the_order_of_the_images() -> None:
+    rng = np.random.default_rng(0)
+    kind = np.repeat(np.arange(10), 60)  # class by class, as folders list theirs
+    seen = np.eye(10)[kind] + 0.1 * rng.normal(size=(600, 10))
+    needs = rng.random(600) < np.tile([0.1, 0.9], 5)[kind]
+    mixed = rng.permutation(600)
+    areas = []
+    for order in (np.arange(600), mixed):
+        found = chances(seen[order], needs[order], seen)
+        assert found is not None
+        areas.append(area_under_curve(found[0], needs[order]))
+    assert areas[0] == pytest.approx(areas[1], abs=0.02)
+
+
 def test_a_stratum_that_needs_little_gets_little() -> None:
     correct = np.array([[True] * 4 + [False] * 4, [True] * 8])
     found = SearchResult(np.zeros((2, 1, 1)), np.array([0.2, 1.0]), correct)

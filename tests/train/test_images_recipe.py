@@ -130,6 +130,7 @@ def test_subnets_learn_from_whom_they_are_told_to(source: str, folder: Path) -> 
         ({"teacher": "store:x", "full_teacher": 1.0, "mixup": 0.5}, "mixup and cutmix must be 0"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"val_images": 0}, "val_images=0 must be at least 1"),
         ({"epochs": -1.0}, r"epochs=-1.0 must be at least 0"),
         ({"soft_prune": -0.1}, "soft_prune=-0.1 must be at least 0"),
         ({"soft_prune": 0.1, "soft_prune_every": 0}, "soft_prune_every=0 at least 1"),
@@ -168,6 +169,16 @@ def test_what_does_not_fit_is_said_before_the_first_step(
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train_supernet(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_images_to_validate_on_are_missed_before_the_first_step(
+    source: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "train", tmp_path / "images" / "train")
+    monkeypatch.setattr(Training, "advance", Mock(side_effect=AssertionError("a step was taken")))
+    with pytest.raises(ValueError, match="split='val' is not in"):
+        train_supernet(images_recipe(source, tmp_path / "images"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_of_other_classes_or_images_is_refused(source: str, folder: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -53,6 +55,30 @@ def test_a_network_without_a_classifier_is_sorted_without_a_table(
     prance(monkeypatch, *words, "--out", tmp_path / "out")
     assert "accuracy" not in json.loads((tmp_path / "out" / "importance.json").read_text())
     assert "no classifier, so that there is no table of accuracies" in capsys.readouterr().out
+
+
+def test_images_for_the_table_are_missed_before_units_are_scored(
+    checkpoint: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "train", tmp_path / "images" / "train")
+    monkeypatch.setattr("train.networks.ordering.unit_scores", Mock(side_effect=AssertionError("scored")))
+    words = ["order", "--supernet", checkpoint, "--dataset", tmp_path / "images", "--out", tmp_path / "out"]
+    for more in ([], ["--check-images", 0, "--ablate-images", 4]):
+        assert "split='val' is not in" in refusal(monkeypatch, *words, *more)
+
+
+def test_the_report_counts_the_images_that_there_were(
+    checkpoint: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["order", "--supernet", checkpoint, "--dataset", folder, "--images", 99, "--batch-size", 18]
+    for score, images in (("taylor", 36), ("magnitude", 0), ("random", 0)):
+        prance(monkeypatch, *words, "--score", score, "--out", tmp_path / score)
+        report = json.loads((tmp_path / score / "importance.json").read_text())
+        assert report["images"] == images
+        assert report["check_images"] == 36
+        text = capsys.readouterr().out
+        assert f"Units sorted by {score}{', on 36 images' if images else ''};" in text
+        assert "Accuracy, 36 images" in text
 
 
 def test_a_damaged_permutation_is_refused(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,9 +30,9 @@ def pruned(source: str, folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     out = tmp_path / "pruned"
     numbers = [
         "--images",
-        "12",
+        "99",
         "--batch-size",
-        "6",
+        "18",
         "--check-images",
         "9",
         "--per-step",
@@ -56,6 +58,7 @@ def test_a_supernet_becomes_small_networks_and_subnets(
         subnet.validate(net.space)
         assert int(net.macs(subnet)) == row["subnet_macs"] <= target * int(net.macs())
         assert 0 <= row["accuracy"] <= 1
+    assert report["images"] == 36, "all that there are"
     assert (pruned / "pruning.png").stat().st_size > 5000
     words = ["prune", "--supernet", source, "--dataset", folder, "--out", pruned]
     assert "already; pass another --out" in refusal(monkeypatch, *words)
@@ -116,6 +119,16 @@ def test_bad_input_is_a_sentence(source: str, folder: Path, tmp_path: Path, monk
     assert "static.json" in refusal(monkeypatch, *train, "--from", source, "--dataset", folder)
     lone = ["--from", source, "--teacher", source]
     assert "teacher_weight=0.0 go together" in refusal(monkeypatch, *train, *lone)
+
+
+def test_images_for_the_table_are_missed_before_anything_is_pruned(
+    source: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "train", tmp_path / "images" / "train")
+    monkeypatch.setattr("train.search.prune.global_prune", Mock(side_effect=AssertionError("pruned")))
+    words = ["prune", "--supernet", source, "--dataset", tmp_path / "images", "--out", tmp_path / "out"]
+    assert "split='val' is not in" in refusal(monkeypatch, *words, "--images", 6)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_target_below_every_subnet_leaves_the_network_alone(

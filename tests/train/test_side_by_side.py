@@ -26,6 +26,7 @@ from train.evaluate.rows import read_rows
 from train.report.curves import plot_learning_curves
 from train.runs.curves import read_curves
 from train.side_by_side import EvalSettings, file_names, run_eval
+from train.timing.agents import images_to_time
 
 IMAGES = 48
 SHORT = EvalSettings(resamples=50, controls=True)
@@ -126,8 +127,15 @@ def test_latency_is_measured_from_pixels_to_the_same_prediction(
         assert metrics[name]["latency_fraction"] > 0
     assert "latency_ms" not in metrics["looking (shuffled)"]
     assert "ms / full" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="latency=0 must be"):
-        run_eval(["full"], replace(SHORT, latency=0))
+    for name in ("latency", "resamples"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            replace(SHORT, **{name: 0})
+
+
+def test_images_to_time_are_spread_over_the_split(engine: InferenceEngine) -> None:
+    assert torch.equal(images_to_time(engine, 3), engine.dataset.fetch(np.array([0, IMAGES // 2, IMAGES - 1])))
+    few = make_engine(engine.net, 2)
+    assert torch.equal(images_to_time(few, 5), few.dataset.fetch(np.array([0, 1, 0, 1, 0])))
 
 
 def test_curves_are_read_back_and_resumed_ones_replace_what_they_repeat(tmp_path: Path) -> None:

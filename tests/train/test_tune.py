@@ -24,7 +24,7 @@ from train.commands.main import main
 from train.evaluate import evaluate
 from train.policies import tune as tuning
 from train.policies.study_file import damage_told
-from train.policies.tune import TuneSettings, _as_params, read_ranges, tune, validation_return
+from train.policies.tune import TuneSettings, _as_params, _open_study, read_ranges, tune, validation_return
 from train.runs.folder import write_command
 
 optuna = pytest.importorskip("optuna")
@@ -149,6 +149,19 @@ def test_the_return_is_that_of_every_validation_image_once() -> None:
     random = evaluate(RandomAgent(settings.config(), seed=3), settings, batch_size=1500).summary()
     assert terminal[1:] == pytest.approx((random["accuracy"], random["macs_fraction"]))
     assert terminal[0] < value
+
+
+@pytest.mark.parametrize(("evaluations", "halfway"), [(2, 1), (4, 2), (10, 5)])
+def test_what_is_behind_is_given_up_halfway(evaluations: int, halfway: int, tmp_path: Path) -> None:
+    study = _open_study(replace(TINY, evaluations=evaluations), tmp_path)
+    for value in (1.0, 0.0):  # the second one is behind from the beginning
+        trial = study.ask()
+        given_up = []
+        for step in range(1, evaluations + 1):
+            trial.report(value, step)
+            given_up += [step] if trial.should_prune() else []
+        study.tell(trial, value)
+    assert given_up[0] == halfway
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.episode_means import choices_of
 from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
-from train.play import evenly, mean_return
+from train.play import evenly, mean_return, of_all_classes
 from train.policies import train_prance_ppo, train_sb3
 from train.policies.algorithm import TrainingRun
 from train.policies.load_agent import load_agent
@@ -162,6 +162,13 @@ def test_an_agent_for_a_range_of_prices_is_judged_at_several(tmp_path: Path) -> 
 def test_images_are_spread_over_the_split() -> None:
     assert evenly(10, 4).tolist() == [0, 3, 6, 9]
     assert evenly(3, 512).tolist() == [0, 1, 2]
+
+
+def test_images_stand_for_all_classes() -> None:
+    mixed, sorted_by_class = np.tile([0, 1, 2], 4), np.repeat([0, 1, 2], 4)
+    assert of_all_classes(mixed, 4).tolist() == [0, 1, 2, 3], "the first ones, as ever"
+    assert of_all_classes(sorted_by_class, 4).tolist() == [0, 4, 7, 11]
+    assert of_all_classes(sorted_by_class, 99).tolist() == [*range(12)]
 
 
 def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ import pytest
 from adaptive_models import price_minded, saved
 from command_line import refusal
 from helpers import make_engine, settings_for
+from image_files import engine_with_a_stand_in
 
-from agents import AdaptiveViT
+from agents import AdaptiveViT, FullAgent
 from prance_env.settings import EnvSettings
 from supernet import Supernet
 from train.deploy.opening import Opened
@@ -82,6 +83,18 @@ def test_the_page_holds_what_an_evaluation_says(opened: Opened) -> None:
         for row in run["rows"]:
             bits = [np.unpackbits(np.frombuffer(base64.b64decode(k), np.uint8)).sum() for k in row["kept"]]
             assert bits == row["left"]
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+def test_a_picture_in_the_place_of_a_broken_one_has_its_own_label(tmp_path: Path) -> None:
+    engine, labels = engine_with_a_stand_in(tmp_path)
+    opened = Opened(AdaptiveViT(engine.net, FullAgent(engine.config)), None)
+    data = page_data(opened, settings_for(engine), engine, np.arange(12))
+    assert [image["label"] for image in data["images"]] == labels
+    assert data["images"][3]["index"] == 4
+    right = np.array(data["full"]["prediction"]) == labels
+    assert data["full"]["accuracy"] == right.mean()
+    assert data["runs"][0]["accuracy"] == np.mean(np.array([r["class"] for r in data["runs"][0]["rows"]]) == labels)
 
 
 def test_names_of_classes_cannot_end_the_script(opened: Opened) -> None:

@@ -7,16 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from helpers import make_engine, settings_for
+from image_files import engine_with_a_stand_in
 
 from agents import BaselineAgent, FullAgent, StaticAgent
 from prance_env import InferenceEngine
+from prance_env.images.loading import load_dataset
 from supernet import SubnetConfig, Supernet
 from train import side_by_side as runner
 from train.evaluate import evaluate
+from train.play import played_by_full
 from train.search.noisy_copies import NoisyCopy
 from train.side_by_side import EvalSettings, run_eval
 from train.yardsticks import compute as maker
@@ -166,6 +170,28 @@ def test_files_come_back_or_are_refused(made: Yardsticks, tmp_path: Path) -> Non
     (tmp_path / "outcomes.npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"outcomes\.npz; `prance yardsticks --out"):
         Yardsticks.load(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+def test_yardsticks_know_their_own_images_where_one_is_broken(tmp_path: Path) -> None:
+    engine, labels = engine_with_a_stand_in(tmp_path)
+    made = Yardsticks(*played_by_full(engine, np.arange(12)), {}, {})
+    assert made.label.tolist() == labels
+    fresh = InferenceEngine(engine.net, load_dataset(str(tmp_path), "val", engine.config, on_error="skip"))
+    made.check(fresh)
+    for other in (replace(made, index=made.index[::-1]), replace(made, index=np.arange(12))):
+        with pytest.raises(ValueError, match=r"for the 12 images of .*, not for these"):
+            other.check(fresh)
+
+
+def test_yardsticks_of_other_images_are_refused_before_anybody_plays(
+    made: Yardsticks, engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.save(tmp_path)
+    monkeypatch.setattr(runner.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))
+    monkeypatch.setattr(runner, "evaluate", Mock(side_effect=AssertionError("somebody played")))
+    with pytest.raises(ValueError, match=r"for the 100 images of .*, not for these"):
+        run_eval(["full", "random"], EvalSettings(yardsticks=str(tmp_path)))
 
 
 def test_only_agents_that_yardsticks_wrote_are_known_as_theirs(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from ..networks.ordering import REPORT as IMPORTANCE
 from ..policies.load_agent import load_agent
 from ..runs.progress import read_progress
 from ..runs.rows import ROWS
+from ..timing.agents import images_to_time
 from ..timing.clock import time_interleaved
 from ..yardsticks.fronts import Front, Yardsticks
 from ..yardsticks.leaderboard import ADAPTIVE
@@ -103,8 +103,7 @@ def _milliseconds(stages: Stages, static: dict[str, Any] | None) -> dict[str, fl
     batch_size, repeats = stages.settings.sizes.latency
     settings = stages.environment("test", stages.place / "supernet")
     engine = settings.engine()
-    net, index = engine.net, np.resize(np.arange(min(batch_size, len(engine.dataset))), batch_size)
-    images = engine.dataset.fetch(index).to(net.pos_embed.device)
+    net, images = engine.net, images_to_time(engine, batch_size)
     adaptive = AdaptiveViT.from_settings(settings, load_agent(str(stages.agent), settings))
     plain = {FULL: extract(net, SubnetConfig.full(net.space))}
     if static is not None:

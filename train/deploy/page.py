@@ -61,12 +61,14 @@ def page_data(
         opened: The model.
         settings: The environment on the split.
         engine: Its engine.
-        index: (N,) images of it.
+        index: (N,) images of it; broken ones are replaced as the data set does it.
     """
     config, source, model = engine.config, engine.dataset, opened.model
     conditioned = settings.conditioning is not None
     prices: Sequence[float | None] = front_prices(settings) if conditioned else [None]
     fixed = [settings if price is None else at_price(settings, price) for price in prices]
+    pictures = _pictures(source.fetch(index))
+    index = source.shown(index)  # others in the place of broken ones, which are known by now
     difficulty = source.difficulty.numpy()[index]
     side = config.img_size // config.patch_size
     return {
@@ -81,9 +83,7 @@ def page_data(
         "difficulty": source.difficulty_name if len({*difficulty.tolist()}) > 1 else None,
         "images": [
             {"src": picture, "label": int(label), "difficulty": int(d), "index": int(i)}
-            for picture, label, d, i in zip(
-                _pictures(source.fetch(index)), engine.labels[index], difficulty, index, strict=True
-            )
+            for picture, label, d, i in zip(pictures, engine.labels[index], difficulty, index, strict=True)
         ],
         "full": _full(engine, index),
         "runs": [{"price": p, **_played(opened, s, engine, index)} for p, s in zip(prices, fixed, strict=True)],

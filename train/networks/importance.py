@@ -26,6 +26,8 @@ from .saliency import Batches, Loss, saliency
 
 Score = Literal["taylor", "magnitude", "markov", "random"]
 SCORES: tuple[Score, ...] = ("taylor", "magnitude", "markov", "random")
+BLIND: tuple[Score, ...] = ("magnitude", "random")
+"""Those that look at no images."""
 Kernel = Literal["jsd", "kl"]
 MOST_STEPS, TOLERANCE = 10_000, 1e-10
 

@@ -198,6 +198,7 @@ def train_supernet(
             stack.enter_context(open_run(out, recipe, last, resume, [out / WEIGHTS], may_change=recipe.may_change))
         team.wait()
         training = Training(recipe, out, team)
+        recipe.open_images()
         if last.exists():
             training.load(last)
         interrupted = stack.enter_context(deferred_interrupt())

@@ -23,7 +23,7 @@ from ..options import DatasetOption
 from ..report.tables import Table
 from ..runs.folder import check_kind
 from .ablation import Ablation, ablate
-from .importance import Score, unit_scores
+from .importance import BLIND, Score, unit_scores
 from .subnet_choice import open_supernet
 
 ORDER, REPORT = "order.safetensors", "importance.json"
@@ -65,12 +65,12 @@ def run_order(settings: OrderSettings, out: Path) -> Supernet:
     net = open_supernet(settings.supernet)
     with staged(out) as folder:
         check_kind(out)
+        # Before the scores, which take long: what is wrong with the images is said now.
+        batches = _val_batches(net, settings, settings.check_images) if net.head is not None else []
         order, report = order_network(net, settings)
         moved = reorder(net, order)
-        if settings.check_images and net.head is not None:
-            val = load_dataset(settings.dataset, "val", net.config)
-            check_fits(val, net.config)
-            batches = draw_batches(val, settings.check_images, ABLATION_BATCH, settings.seed)
+        if batches:
+            report["check_images"] = num_images(batches)
             report["accuracy"] = {"before": prefix_accuracies(net, batches), "after": prefix_accuracies(moved, batches)}
         save_pretrained(moved, folder)
         save_order(order, folder / ORDER)
@@ -92,14 +92,23 @@ def order_network(net: Supernet, settings: OrderSettings) -> tuple[UnitOrder, di
     if net.head is not None:
         check_fits(train, net.config)
     batches = draw_batches(train, settings.images, settings.batch_size, settings.seed)
+    ablated = _val_batches(net, settings, settings.ablate_images)
     scores = unit_scores(net, settings.score, batches, settings.seed)
     order = importance_order(net.config, scores, settings.keep_levels)
-    report: dict[str, Any] = {"score": settings.score, "images": settings.images}
-    if settings.ablate_images:
-        val = load_dataset(settings.dataset, "val", net.config)
-        drawn = draw_batches(val, settings.ablate_images, ABLATION_BATCH, settings.seed)
-        report["rank_correlation"] = _correlations(ablate(net, drawn, seed=settings.seed), net, batches)
+    used = 0 if settings.score in BLIND else num_images(batches)
+    report: dict[str, Any] = {"score": settings.score, "images": used}
+    if ablated:
+        report["rank_correlation"] = _correlations(ablate(net, ablated, seed=settings.seed), net, batches)
     return order, report
+
+
+def _val_batches(net: Supernet, settings: OrderSettings, count: int) -> list[tuple[Tensor, Tensor]]:
+    if not count:
+        return []
+    val = load_dataset(settings.dataset, "val", net.config)
+    if net.head is not None:
+        check_fits(val, net.config)
+    return draw_batches(val, count, ABLATION_BATCH, settings.seed)
 
 
 def _correlations(ablation: Ablation, net: Supernet, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -123,7 +132,13 @@ def draw_batches(source: ImageSource, count: int, batch_size: int, seed: int = 0
         raise ValueError(f"{count} images in batches of {batch_size} cannot be drawn; both must be at least 1.")
     drawn = np.random.default_rng(seed).permutation(len(source))[:count]
     parts = np.split(drawn, range(batch_size, len(drawn), batch_size))
-    return [(source.fetch(part), source.labels[torch.from_numpy(part)]) for part in parts]
+    # Which images stand in for broken ones is known once they are fetched.
+    return [(source.fetch(part), source.labels[torch.from_numpy(source.shown(part))]) for part in parts]
+
+
+def num_images(batches: Sequence[tuple[Tensor, Tensor]]) -> int:
+    """How many images there are in batches."""
+    return sum(len(labels) for _, labels in batches)
 
 
 def prefix_subnets(space: SearchSpace) -> dict[str, SubnetConfig]:
@@ -149,7 +164,7 @@ def prefix_accuracies(net: Supernet, batches: Sequence[tuple[Tensor, Tensor]]) -
     for name, subnet in prefix_subnets(net.space).items():
         static = net.extract(subnet)
         right = sum(int((static(images).argmax(1) == labels).sum()) for images, labels in batches)
-        found[name] = right / sum(len(labels) for _, labels in batches)
+        found[name] = right / num_images(batches)
     return found
 
 
@@ -173,9 +188,10 @@ def load_order(path: Path) -> UnitOrder:
 
 
 def _print(report: Mapping[str, Any], settings: OrderSettings, out: Path, console: Console) -> None:
-    console.print(f"Units sorted by {settings.score}, on {settings.images} images; the supernet is in {out}.")
+    on = f", on {report['images']} images" if report["images"] else ""
+    console.print(f"Units sorted by {settings.score}{on}; the supernet is in {out}.")
     if accuracy := report.get("accuracy"):
-        table = Table("subnet, all patches kept", "before", "after", title=f"Accuracy, {settings.check_images} images")
+        table = Table("subnet, all patches kept", "before", "after", title=f"Accuracy, {report['check_images']} images")
         for name, before in accuracy["before"].items():
             table.add_row(name, f"{before:.1%}", f"{accuracy['after'][name]:.1%}")
         console.print(table)

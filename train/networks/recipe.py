@@ -108,6 +108,10 @@ class Recipe(ABC, Generic[N]):
         """The same with everything fixed that depends on the data."""
         return self
 
+    def open_images(self) -> None:
+        """Opens what will be validated on, so that what is wrong with it is said before the first step."""
+        return
+
     def after_step(self, net: N, heads: nn.Module, step: int) -> None:
         """What is done when the weights have moved; nothing, usually."""
         return

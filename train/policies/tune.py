@@ -132,7 +132,9 @@ def _open_study(settings: TuneSettings, out: Path) -> optuna.Study:
             study_name=settings.algo,
             direction="maximize",
             load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup_trials // 2, n_warmup_steps=2),
+            pruner=optuna.pruners.MedianPruner(
+                n_startup_trials=settings.startup_trials // 2, n_warmup_steps=max(1, settings.evaluations // 2)
+            ),
         )
         for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it will be repeated

@@ -26,7 +26,7 @@ from supernet.staging import staged
 from supernet.token_graph import least_macs, token_graph
 
 from ..networks.importance import full_network
-from ..networks.ordering import draw_batches
+from ..networks.ordering import draw_batches, num_images
 from ..networks.saliency import Saliency
 from ..networks.subnet_choice import open_supernet
 from ..options import DatasetOption
@@ -139,6 +139,7 @@ def run_prune(settings: PruneSettings, out: Path) -> list[Pruned]:
     train = load_dataset(settings.dataset, "train", static.config)
     check_fits(train, static.config)
     batches = draw_batches(train, settings.images, settings.batch_size, settings.seed)
+    checked = _val_batches(settings, static)
     cost, options = _cost(settings, static), settings.options(usual_bundles(static))
     full = cost(static.block_sizes)
     targets = [*settings.target_ms] or [share * full for share in settings.target]
@@ -148,8 +149,9 @@ def run_prune(settings: PruneSettings, out: Path) -> list[Pruned]:
         with progress_bar(full) as progress:
             found = global_prune(static, batches, cost, targets, options, progress)
         seconds = {"seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-        rows = _written(settings, net, found, sorted(targets, reverse=True), full, cost, folder)
-        report = {"full_cost": full, "images": settings.images, **seconds, "blocks": static.sizes(), "networks": rows}
+        rows = _written(settings, net, found, sorted(targets, reverse=True), full, cost, checked, folder)
+        report: dict[str, Any] = {"full_cost": full, "images": num_images(batches), **seconds}
+        report |= {"blocks": static.sizes(), "networks": rows}
         write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
         plot_pruning(
             static.block_sizes,
@@ -186,16 +188,16 @@ def _written(
     targets: Sequence[float],
     full: float,
     cost: SizeCost,
+    batches: Sequence[tuple[Tensor, Tensor]],
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Writes every network and its subnet; what there is to say of each."""
+    """Writes every network and its subnet; what there is to say of each, its accuracy if there are images for it."""
     rows = []
     for pruned, target in zip(found, targets, strict=True):
         name = f"{target:g}ms" if settings.target_ms else f"{target / full:g}"
         save_static(pruned.network, folder / name)
         row: dict[str, Any] = {"name": name, "cost": pruned.cost, "share": pruned.cost / full, "steps": pruned.steps}
         row |= {"macs": pruned.network.macs(), "params": pruned.network.params(), "blocks": pruned.network.sizes()}
-        batches = _val_batches(settings, pruned.network)
         row["accuracy"] = accuracy_of(pruned.network, batches) if batches else None
         subnet = None if net is None else subnet_within(net, pruned.network, cost, target)
         if net is not None and subnet is not None:
@@ -223,6 +225,7 @@ def _val_batches(settings: PruneSettings, static: StaticViT) -> list[tuple[Tenso
     if not settings.check_images:
         return []
     val = load_dataset(settings.dataset, "val", static.config)
+    check_fits(val, static.config)
     return draw_batches(val, settings.check_images, VAL_BATCH, settings.seed)
 
 
@@ -230,7 +233,7 @@ def _val_batches(settings: PruneSettings, static: StaticViT) -> list[tuple[Tenso
 def accuracy_of(static: StaticViT, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Share of the images that a network classifies correctly."""
     right = sum(int((static(images).argmax(1) == labels).sum()) for images, labels in batches)
-    return right / sum(len(labels) for _, labels in batches)
+    return right / num_images(batches)
 
 
 def _print(rows: Sequence[dict[str, Any]], out: Path, console: Console) -> None:

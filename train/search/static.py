@@ -25,6 +25,8 @@ NUM_PARENTS = 4
 MUTATED = (1, 2, 5)
 # With many images, a subnet is judged by one in SCREEN of them first, and goes on if it is hardly worse than the best.
 SCREEN, SCREENED_FROM, SCREEN_MARGIN = 8, 1024, 0.01
+KNOWN_IN_A_ROW = 1000
+"""Children that were tried before, one after another, after which nothing new is expected of a small search space."""
 SCREEN_PRICES = np.geomspace(*PRICE_RANGE, 16)
 
 
@@ -106,7 +108,7 @@ def evolve_static_front(
     Args:
         engine: Supernet and images.
         index: Images to judge by; a validation set.
-        num_subnets: How many to evaluate.
+        num_subnets: How many to evaluate; fewer, if the search space has no more.
         seed: Fixes the search.
         progress: Called with the number of subnets tried so far.
         cache_mb: MiB for what subnets have in common; it makes the search faster and changes nothing else.
@@ -166,11 +168,14 @@ def _evolve(
     seen: set[bytes] = set()
     queue = _structured_start(space, num_subnets // STRUCTURED_SHARE, rng)
     queue = queue if starts is None else [*starts, *queue]
-    while (done := len(tried)) < num_subnets:
+    known = 0
+    while (done := len(tried)) < num_subnets and (queue or known < KNOWN_IN_A_ROW):
         actions = queue.pop(0) if queue else _child(space, tried, accuracy[:, :done], macs[:done], rng)
         key = np.round(actions, 6).tobytes()
         if key in seen:
+            known += 1
             continue
+        known = 0
         seen.add(key)
         macs[done] = macs_of_static(engine, actions[None])[0]
         if len(screen):
@@ -181,7 +186,7 @@ def _evolve(
         tried.append(actions)
         accuracy[:, done] = [correct[done, rows].mean() for rows in by.strata]
         progress(done + 1)
-    return SearchResult(np.stack(tried), macs, correct)
+    return SearchResult(np.stack(tried), macs[:done], correct[:done])
 
 
 def _strata(difficulty: NDArray[np.floating]) -> list[Bools]:

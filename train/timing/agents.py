@@ -8,14 +8,15 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from agents.adaptive import AdaptiveViT
 from agents.protocol import Agent
+from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvSettings
 
+from ..play import evenly
 from .clock import time_interleaved
 
 FULL = "full network"
@@ -24,7 +25,7 @@ FULL = "full network"
 def measure_latency(
     players: Mapping[str, tuple[Agent, EnvSettings]], batch_size: int, repeats: int = 9, warmup: int = 2
 ) -> dict[str, dict[str, float]]:
-    """Times agents and the full network on the first images of the split, interleaved.
+    """Times agents and the full network on images of the split, evenly spaced, interleaved.
 
     Args:
         players: Agents by name, all on the same supernet and images.
@@ -43,8 +44,7 @@ def measure_latency(
         raise ValueError(f"latency={batch_size} must be a number of images of at least 1.")
     settings = next(iter(players.values()))[1]
     engine = settings.engine()
-    index: NDArray[np.int64] = np.resize(np.arange(min(batch_size, len(engine.dataset))), batch_size)
-    images = engine.dataset.fetch(index).to(engine.net.pos_embed.device)
+    images = images_to_time(engine, batch_size)
 
     def full() -> Tensor:
         with torch.inference_mode():
@@ -66,6 +66,13 @@ def measure_latency(
         }
         for name in players
     }
+
+
+def images_to_time(engine: InferenceEngine, count: int) -> Tensor:
+    """(count, C, H, W) images where the network is, evenly spaced, since folders list theirs class by class and what an
+    agent does depends on the image; again and again if there are fewer."""
+    index = np.resize(evenly(len(engine.dataset), count), count)
+    return engine.dataset.fetch(index).to(engine.net.pos_embed.device)
 
 
 def _logits(model: AdaptiveViT, images: Tensor) -> Tensor:

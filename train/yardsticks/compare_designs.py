@@ -15,6 +15,7 @@ from prance_env.settings import EnvArguments, EnvSettings
 
 from ..machine import machine
 from ..options import EnvironmentOptions, Split
+from ..play import of_all_classes
 from ..report.tables import Table, write_json
 from ..runs.folder import plain
 from ..search.shared_runs import Actions
@@ -54,7 +55,7 @@ class DesignSettings:
     num_subnets: int = 300
     """Subnets that an evolution tries; 0: there is none."""
     images: int = 2048
-    """Images of --choose-on that it tries them on, the first ones."""
+    """Images of --choose-on that it tries them on: the first ones, or evenly spaced ones if those lack a class."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One evolution by itself, one that begins with the designs, and one pruning each."""
     networks: tuple[str, ...] = ()
@@ -87,7 +88,8 @@ def run_designs(settings: DesignSettings, out: Path) -> dict[str, Any]:
     """
     engines = {split: settings.settings(split).engine() for split in ("train", settings.choose_on, settings.split)}
     train, val, test = engines["train"], engines[settings.choose_on], engines[settings.split]
-    index = np.arange(min(settings.images, len(val.dataset)))
+    index = of_all_classes(val.labels, settings.images)
+    scored_on = min(PRUNE_IMAGES, len(train.dataset))
     networks = load_networks(settings.networks, test)
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {**plain(settings), "machine": machine(test.net.pos_embed.device.type), "seeds": []}
@@ -104,9 +106,9 @@ def run_designs(settings: DesignSettings, out: Path) -> dict[str, Any]:
             designed = deepmad_subnets(test.config)
         for seed in settings.seeds:
             methods, fronts = Methods(taken=dict(once.taken)), dict[str, Front]()
-            with methods.timed("nvit, not trained", PRUNE_IMAGES, gradients=True):
+            with methods.timed("nvit, not trained", scored_on, gradients=True):
                 pruned = nvit_networks(train, seed)
-            with methods.timed("nvit", PRUNE_IMAGES, gradients=True):
+            with methods.timed("nvit", scored_on, gradients=True):
                 nearest = nvit_subnets(train, pruned)
             for name, actions in (("deepmad", designed), ("nvit", nearest)):
                 if len(actions):

@@ -180,12 +180,13 @@ def designs_of(
 ) -> tuple[dict[str, Actions], dict[str, StaticViT]]:
     """Subnets of DeepMAD and NViT by method, and NViT's networks by name; the time that they took is noted."""
     train = settings.settings("train").engine()
+    scored_on = min(PRUNE_IMAGES, len(train.dataset))
     with methods.timed("deepmad", 0):
         found = memory.step("deepmad", lambda: {"actions": deepmad_subnets(train.config)})
         designed = {"deepmad": found["actions"]}
-    with methods.timed("free", PRUNE_IMAGES, gradients=True):
+    with methods.timed("free", scored_on, gradients=True):
         pruned = memory.networks("pruned", lambda: nvit_networks(train, settings.seed))
-    with methods.timed("nvit", PRUNE_IMAGES, gradients=True):
+    with methods.timed("nvit", scored_on, gradients=True):
         designed["nvit"] = nvit_subnets(train, pruned)
     device = train.net.pos_embed.device  # what is remembered is on the CPU
     free = {f"pruned to {network.macs() / train.full_macs:.1%}": network.to(device) for network in pruned}

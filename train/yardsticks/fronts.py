@@ -111,9 +111,16 @@ class Yardsticks:
             ValueError: If the images are others, or the full network says something else of more than 1 % of them.
         """
         made_for = ", ".join(f"{k}={self.settings.get(k)!r}" for k in ("env", "split", "checkpoint"))
-        if not np.array_equal(self.label, engine.labels):
-            raise ValueError(f"These yardsticks are for the {len(self.label)} images of {made_for}, not for these.")
-        differ = float((played_by_full(engine, self.index)[2] != self.full_prediction).mean())
+        others = ValueError(f"These yardsticks are for the {len(self.label)} images of {made_for}, not for these.")
+        # Broken images have others in their places, here and there; their labels are told before anything is computed.
+        if len(self.label) != len(engine.labels) or not (self.index < len(engine.labels)).all():
+            raise others
+        if not np.array_equal(self.label, engine.labels[self.index]):
+            raise others
+        index, _, said = played_by_full(engine, np.arange(len(engine.labels)))
+        if not np.array_equal(self.index, index):
+            raise others
+        differ = float((said != self.full_prediction).mean())
         if differ > SAME_SUPERNET:
             raise ValueError(
                 f"These yardsticks are for another supernet ({made_for}): the full networks disagree on "

@@ -60,7 +60,7 @@ def measure_headroom(engine: InferenceEngine, num_subnets: int, images: int = IM
 
     Args:
         engine: Supernet and images.
-        num_subnets: Static subnets to search among.
+        num_subnets: Static subnets to search among; fewer, if the search space has no more.
         images: At most so many, evenly spaced, so that both halves have all classes.
         seed: Fixes the search.
 
@@ -101,7 +101,7 @@ def measure_headroom(engine: InferenceEngine, num_subnets: int, images: int = IM
         "full_accuracy": float(full[1].mean()),
         "min_accuracy": float(smallest[1].mean()),
         "min_macs": float(macs_of_static(engine, ends[1][None])[0]),
-        "num_subnets": num_subnets,
+        "num_subnets": len(found.actions),
         "images": half,
         "visible": visible,
         "rows": rows,

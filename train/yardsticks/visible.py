@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -53,7 +53,9 @@ def chances(seen: Floats, needs: Bools, others: Floats) -> tuple[Floats, Floats]
     if min(needs.sum(), (~needs).sum()) < FOLDS:
         return None
     model: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=1000))
-    own: Floats = cross_val_predict(model, seen, needs, cv=FOLDS, method="predict_proba")[:, 1]
+    # Folders list their images class by class: folds of neighbours would each be judged by what other classes need.
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    own: Floats = cross_val_predict(model, seen, needs, cv=folds, method="predict_proba")[:, 1]
     of_others: Floats = model.fit(seen, needs).predict_proba(others)[:, 1]
     return own, of_others
 

@@ -74,6 +74,8 @@ class LabelledRecipe(Recipe[N]):
             raise ValueError(f"mixup={self.mixup} and cutmix={self.cutmix} must be at least 0; 0: none.")
         if self.epochs < 0:
             raise ValueError(f"epochs={self.epochs} must be at least 0; 0 takes --steps.")
+        if self.val_images < 1:
+            raise ValueError(f"val_images={self.val_images} must be at least 1.")
 
     # ---- what is trained ----------------------------------------------------------------------------------------
 
@@ -111,6 +113,14 @@ class LabelledRecipe(Recipe[N]):
         return replace(
             self, steps=max(1, round(self.epochs * len(self._loaded("train")) / self.batch_size)), epochs=0.0
         )
+
+    def open_images(self) -> None:
+        """Opens the validation images, without decoding them.
+
+        Raises:
+            ValueError: If there are none, or they do not fit the network.
+        """
+        _ = self._val_source
 
     # ---- images -------------------------------------------------------------------------------------------------
 
@@ -173,5 +183,9 @@ class LabelledRecipe(Recipe[N]):
     # ---- validation ---------------------------------------------------------------------------------------------
 
     @cached_property
+    def _val_source(self) -> ImageSource:
+        return self._loaded("val")
+
+    @cached_property
     def _val(self) -> list[tuple[Tensor, Tensor]]:
-        return draw_batches(self._loaded("val"), self.val_images, VAL_BATCH)
+        return draw_batches(self._val_source, self.val_images, VAL_BATCH)
