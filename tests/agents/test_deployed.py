@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from PIL import Image
 from stable_baselines3 import PPO, SAC, TD3
 from wrapped_agents import CASES, IMAGES, Settings, learned, native
 
-from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent
+from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent, load_prance_selector, make_sb3
 from agents import adaptive as module
 from agents.deployed.convert import plain_agent
 from agents.deployed.networks import NetworkPolicy, NetworkSpec
 from agents.fitting import Interface, fitted
+from agents.sb3.policy_file import load_policy, save_policy
 from prance_env import EnvSettings
 from supernet import Supernet, runtime
 from train.evaluate import evaluate
@@ -83,6 +85,24 @@ def test_agents_of_this_package_are_saved(any_net: Supernet, tmp_path: Path) -> 
         assert says(after, pixels(settings)) == says(before, pixels(settings))
         expected = evaluate(agent, settings)
         assert after(pixels(settings)).labels.tolist() == expected.prediction.tolist()
+
+
+@pytest.mark.parametrize("kind", ["network", "sb3", "selector"])
+def test_loading_an_agent_leaves_torchs_generator_where_it_is(kind: str, tiny: Settings, tmp_path: Path) -> None:
+    if kind == "network":
+        interface = Interface(TINY)
+        agent: Any = prance_ppo(interface)
+        load: Any = partial(plain_agent, agent, interface)
+    elif kind == "sb3":
+        save_policy(make_sb3("ppo", native()(tiny), seed=0), tmp_path / "policy.safetensors", {})
+        load = partial(load_policy, tmp_path / "policy.safetensors")
+    else:
+        sizes = {"fc1": (8, 17), "fc2": (8, 8), "fc_mu": (7, 8)}
+        actor = {f"{name}.weight": torch.ones(size) for name, size in sizes.items()}
+        load = partial(load_prance_selector, actor | {f"{n}.bias": torch.ones(s[0]) for n, s in sizes.items()})
+    before = torch.get_rng_state()
+    load()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_was_measured_is_saved_and_in_the_card(model: AdaptiveViT, tmp_path: Path) -> None:
