@@ -16,7 +16,7 @@ from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet
-from supernet.reading import checked_count
+from supernet.reading import checked_count, plain
 from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
 
@@ -216,7 +216,7 @@ class AdaptiveViT(
             ValueError: If a picture cannot be read, or as a call of the model.
             TypeError: If something is no picture.
         """
-        images = self.preprocessing(pictures, self.net.config)
+        images, budget = self.preprocessing(pictures, self.net.config), plain(budget)
         budgets = budget if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(images)
         begins = range(0, len(images), checked_count(batch_size, "batch_size"))
         if len(budgets) != len(images):

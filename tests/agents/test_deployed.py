@@ -22,6 +22,7 @@ from wrapped_agents import CASES, IMAGES, Settings, learned, native
 
 from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent, load_prance_selector, make_sb3
 from agents import adaptive as module
+from agents.deployed.budgets import Calibration
 from agents.deployed.convert import plain_agent
 from agents.deployed.networks import NetworkPolicy, NetworkSpec
 from agents.fitting import Interface, fitted
@@ -85,6 +86,25 @@ def test_agents_of_this_package_are_saved(any_net: Supernet, tmp_path: Path) -> 
         assert says(after, pixels(settings)) == says(before, pixels(settings))
         expected = evaluate(agent, settings)
         assert after(pixels(settings)).labels.tolist() == expected.prediction.tolist()
+
+
+def test_of_prices_that_spend_alike_the_lowest_keeps_to_a_budget() -> None:
+    plateau = Calibration((0.01, 0.1, 0.2, 1.0), (0.8, 0.5, 0.52, 0.3))
+    assert plateau.price(0.5, "%") == pytest.approx(0.1)
+    assert plateau.price(0.4, "%") == pytest.approx(0.2**0.5)
+    assert plateau.price(0.65, "%") == pytest.approx((0.01 * 0.1) ** 0.5)
+    at_the_end = Calibration((0.01, 0.1, 0.2, 1.0), (0.8, 0.5, 0.3, 0.3))
+    assert [at_the_end.price(wanted, "%") for wanted in (0.3, 0.2999)] == pytest.approx([0.2, 0.2])
+
+
+def test_budgets_may_be_arrays(model: AdaptiveViT) -> None:
+    images = make_engine(model.net, 2).dataset.fetch(np.arange(2))
+    expected = says(model, images, [0.02, 0.5])
+    for budget in (np.array([0.02, 0.5]), torch.tensor([0.02, 0.5], dtype=torch.float64)):
+        assert says(model, images, budget) == expected
+        assert model.predict([*images.numpy()], budget).macs.tolist() == expected[1]
+        with pytest.raises(ValueError, match=r"budget=\[0.02\] is none"):
+            model(images, budget[:, None])
 
 
 @pytest.mark.parametrize("kind", ["network", "sb3", "selector"])
