@@ -99,6 +99,10 @@ class AdaptiveViT(
         self._menu: tuple[Any, ...] = ()
         self.train(net.training)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the menu's modules, which are views of these weights, and made again."""
+        return {**vars(self), "_menu": ()}
+
     @classmethod
     def from_settings(cls, settings: EnvSettings, agent: Agent) -> AdaptiveViT:
         """The supernet of an environment, which is shared with it, and an agent for that environment.
@@ -307,7 +311,7 @@ class AdaptiveViT(
     def menu(self) -> Menu | None:
         """The model for one image at a time, with the choices that `make_menu` found; None before."""
         weights = self.net.pos_embed
-        made_for = (self._menu_plan, weights.data_ptr(), weights.dtype)
+        made_for = (self._menu_plan, self.agent, weights.data_ptr(), weights.dtype)
         if self._menu_plan is None:
             return None
         if not self._menu or self._menu[0] != made_for:
@@ -382,14 +386,5 @@ class AdaptiveViT(
             path = Path(snapshot_download(str(name), allow_patterns=wanted, **options))
         parts = files.read(path)
         seen = parts.interface
-        return cls(
-            parts.net,
-            parts.agent,
-            seen.observation,
-            seen.normalize_actions,
-            seen.conditioning,
-            parts.preprocessing,
-            parts.names,
-            parts.calibration,
-            parts.menu,
-        )
+        more = parts.preprocessing, parts.names, parts.calibration, parts.menu
+        return cls(parts.net, parts.agent, seen.observation, seen.normalize_actions, seen.conditioning, *more)
