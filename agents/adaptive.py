@@ -103,6 +103,13 @@ class AdaptiveViT(
         """Without the menu's modules, which are views of these weights, and made again."""
         return {**vars(self), "_menu": ()}
 
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptiveViT:
+        """Of the agent only where it is changes, not its precision: it is tiny, and must choose the same."""
+        super()._apply(fn, recurse=False)
+        for child in self.children():
+            child._apply((lambda t: t.to(fn(t).device)) if child is self.agent else fn)
+        return self
+
     @classmethod
     def from_settings(cls, settings: EnvSettings, agent: Agent) -> AdaptiveViT:
         """The supernet of an environment, which is shared with it, and an agent for that environment.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import threading
@@ -346,6 +347,20 @@ def test_a_policy_keeps_its_precision(model: AdaptiveViT, tmp_path: Path) -> Non
     half = saved(model, tmp_path).to(torch.bfloat16)
     assert half.net.pos_embed.dtype == torch.bfloat16
     assert {t.dtype for t in half.agent.state_dict().values()} == {torch.float32}  # type: ignore[union-attr]
+
+
+def test_an_agent_that_is_a_module_keeps_its_precision_beside_a_network_in_another(
+    tiny: Settings, tmp_path: Path
+) -> None:
+    save_policy(make_sb3("ppo", native()(tiny), seed=0), tmp_path / "policy.safetensors", {})
+    settings = EnvSettings.from_id("Prance-Digits-v0", **tiny)
+    model = AdaptiveViT.from_settings(settings, load_policy(tmp_path / "policy.safetensors"))
+    assert isinstance(model.agent, torch.nn.Module)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert half.net.pos_embed.dtype == torch.bfloat16
+    assert {t.dtype for t in half.agent.state_dict().values()} == {torch.float32}  # type: ignore[attr-defined]
+    assert half(pixels(settings)).logits.dtype == torch.bfloat16
+    assert {t.device.type for t in copy.deepcopy(model).to("meta").agent.parameters()} == {"meta"}
 
 
 def test_what_is_said_of_a_nonsensical_policy_is_short() -> None:
