@@ -16,7 +16,7 @@ from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet
-from supernet.reading import checked_count
+from supernet.reading import checked_count, plain
 from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
 
@@ -98,6 +98,17 @@ class AdaptiveViT(
         self._recorder, self._menu_plan = Recorder(), menu
         self._menu: tuple[Any, ...] = ()
         self.train(net.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the menu's modules, which are views of these weights, and made again."""
+        return {**vars(self), "_menu": ()}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptiveViT:
+        """Of the agent only where it is changes, not its precision: it is tiny, and must choose the same."""
+        super()._apply(fn, recurse=False)
+        for child in self.children():
+            child._apply((lambda t: t.to(fn(t).device)) if child is self.agent else fn)
+        return self
 
     @classmethod
     def from_settings(cls, settings: EnvSettings, agent: Agent) -> AdaptiveViT:
@@ -216,7 +227,7 @@ class AdaptiveViT(
             ValueError: If a picture cannot be read, or as a call of the model.
             TypeError: If something is no picture.
         """
-        images = self.preprocessing(pictures, self.net.config)
+        images, budget = self.preprocessing(pictures, self.net.config), plain(budget)
         budgets = budget if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(images)
         begins = range(0, len(images), checked_count(batch_size, "batch_size"))
         if len(budgets) != len(images):
@@ -307,7 +318,7 @@ class AdaptiveViT(
     def menu(self) -> Menu | None:
         """The model for one image at a time, with the choices that `make_menu` found; None before."""
         weights = self.net.pos_embed
-        made_for = (self._menu_plan, weights.data_ptr(), weights.dtype)
+        made_for = (self._menu_plan, self.agent, weights.data_ptr(), weights.dtype)
         if self._menu_plan is None:
             return None
         if not self._menu or self._menu[0] != made_for:
@@ -382,14 +393,5 @@ class AdaptiveViT(
             path = Path(snapshot_download(str(name), allow_patterns=wanted, **options))
         parts = files.read(path)
         seen = parts.interface
-        return cls(
-            parts.net,
-            parts.agent,
-            seen.observation,
-            seen.normalize_actions,
-            seen.conditioning,
-            parts.preprocessing,
-            parts.names,
-            parts.calibration,
-            parts.menu,
-        )
+        more = parts.preprocessing, parts.names, parts.calibration, parts.menu
+        return cls(parts.net, parts.agent, seen.observation, seen.normalize_actions, seen.conditioning, *more)

@@ -74,7 +74,9 @@ class PranceSelector(BatchAgent):
         self.action_space = gym.spaces.Box(-1.0 if normalize_actions else 0.0, 1.0, (outputs,), np.float32)
         hidden = (actor["fc1.weight"].shape[0], actor["fc2.weight"].shape[0])
         self.has_critic = critic is not None
-        self.policy = GaussianPolicy(inputs, self.action_space, hidden, "relu", std)
+        # What others draw does not depend on whether a selector was loaded.
+        with torch.random.fork_rng(devices=[]):
+            self.policy = GaussianPolicy(inputs, self.action_space, hidden, "relu", std)
         _fill(self.policy.actor, actor, ACTOR)
         if critic is not None:
             _fill(self.policy.critic, critic, CRITIC)

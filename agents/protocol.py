@@ -60,7 +60,8 @@ class BatchAgent(ABC):
         size, shape = self.observation_size, np.shape(observation)
         if size is not None and (len(shape) not in (1, 2) or shape[-1] != size):
             raise ValueError(f"The observation has the shape {shape}; expected ({size},) or (B, {size}).")
-        return self.actions(np.atleast_2d(observation), deterministic).reshape(*shape[:-1], -1), state
+        actions = self.actions(np.atleast_2d(observation), deterministic)
+        return actions.reshape(*shape[:-1], actions.shape[-1]), state
 
 
 def check_agent(agent: Any) -> None:

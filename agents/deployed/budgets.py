@@ -18,6 +18,7 @@ import numpy as np
 
 from prance_env.rewards.prices import CostConditioning
 from supernet.arrays import Floats
+from supernet.reading import plain
 
 Budget = float | str
 SLACK = 0.005
@@ -83,8 +84,10 @@ class Calibration:
             raise ValueError(f"The budget {shown} is out of this model's reach, which is {reach}.")
         if wanted >= most:
             return self.prices[0]
-        logs = np.interp(-wanted, -spent, np.log(self.prices))
-        return float(min(max(math.exp(logs), self.prices[0]), self.prices[-1]))
+        # What several prices spend, the lowest of them spends: interpolation would begin at the highest.
+        logs, cheapest = np.log(self.prices), int(np.argmax(spent <= max(wanted, least)))
+        log = logs[cheapest] if spent[cheapest] >= wanted else np.interp(-wanted, -spent, logs)
+        return float(min(max(math.exp(log), self.prices[0]), self.prices[-1]))
 
 
 def parse(budget: Any) -> tuple[float, str]:
@@ -128,6 +131,7 @@ def prices_of(
         ValueError: If a budget is none, is out of reach, needs a calibration that is missing, or is missing itself; or
             the agent knows no prices.
     """
+    budget = plain(budget)
     each = [*budget] if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * batch
     if len(each) != batch:
         raise ValueError(f"There are {len(each)} budgets for {batch} images; pass one, or one for each.")
@@ -137,6 +141,8 @@ def prices_of(
                 f"budget={given[0]!r} was given, but the agent was trained for one price only; leave it out."
             )
         return None
+    for nested in (b for b in each if isinstance(b, list | tuple)):
+        parse(nested)  # which says that it is none
     known = {b: _price(b, conditioning, calibration) for b in dict.fromkeys(each)}
     return np.array([known[b] for b in each])
 

@@ -87,7 +87,10 @@ class NetworkPolicy(nn.Module, BatchAgent):
         super().__init__()
         self.spec, self.observation_space, self.action_space = spec, observation_space, action_space
         (self.observation_size,) = observation_space.shape
-        self.layers = nn.Sequential(*(ACTIVATIONS[v]() if isinstance(v, str) else nn.Linear(*v) for v in spec.layers))
+        # What others draw does not depend on whether a policy was made.
+        with torch.random.fork_rng(devices=[]):
+            layers = [ACTIVATIONS[v]() if isinstance(v, str) else nn.Linear(*v) for v in spec.layers]
+        self.layers = nn.Sequential(*layers)
         first = next(v[0] for v in spec.layers if not isinstance(v, str))
         if spec.normalised:
             for name in ("shift", "scale", "bound"):

@@ -83,7 +83,8 @@ class PrancePPO(BatchAgent):
             self.set_env(env)
         c = self.config
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # Not torch.manual_seed, which reseeds all GPUs as well.
+            torch.default_generator.manual_seed(seed)
             self.policy = GaussianPolicy(
                 self.observation_space.shape[0],
                 self.action_space,
@@ -223,11 +224,15 @@ class PrancePPO(BatchAgent):
     def place(self) -> dict[str, Any]:
         """Where the environment stands after an update; with it and what `save` wrote, training goes on bit for bit.
 
+        Before the first rollout, and after one that was interrupted, there is no such moment: who goes to that place
+        begins with a reset, as this agent does.
+
         Returns:
             Plain data and tensors, for `torch.save` and `torch.load(weights_only=True)`.
         """
         env: Any = self._env()
-        return {"environment": env.state_dict(), "running": self._running.cpu()}
+        running = torch.zeros(0) if self._observation is None else self._running.cpu()
+        return {"environment": env.state_dict(), "running": running}
 
     def go_to(self, place: dict[str, Any]) -> None:
         """Puts the environment, one of this package, where it was; `learn(reset_num_timesteps=False)` then goes on.
@@ -236,8 +241,9 @@ class PrancePPO(BatchAgent):
             ValueError: If the place is in another environment.
         """
         env: Any = self._env()
-        self._observation, _ = env.load_state_dict(place["environment"])
+        observation, _ = env.load_state_dict(place["environment"])
         self._running = place["running"].to(self.device)
+        self._observation = observation if len(self._running) else None
 
     def _env(self) -> VectorEnv[Any, Any, Any]:
         if self.env is None:
@@ -262,10 +268,12 @@ class PrancePPO(BatchAgent):
     def _collect(self, env: VectorEnv[Any, Any, Any]) -> Rollout:
         c = self.config
         restart = c.restart_every and self.n_updates % c.restart_every == 0
-        if restart or self._observation is None:
-            self._observation, _ = env.reset(seed=_seed_of(self.seed, self.num_timesteps))
+        # None until the rollout is whole: one that is interrupted leaves the environment at no known moment.
+        observation, self._observation = self._observation, None
+        if restart or observation is None:
+            observation, _ = env.reset(seed=_seed_of(self.seed, self.num_timesteps))
             self._running = torch.zeros(env.num_envs, 2, device=self.device)
-        rollout = collect(env, self.policy, self._observation, c.n_steps, self.generator)
+        rollout = collect(env, self.policy, observation, c.n_steps, self.generator)
         self._observation = rollout.observation
         self.num_timesteps += c.n_steps * env.num_envs
         return rollout
@@ -337,14 +345,14 @@ class PrancePPO(BatchAgent):
             self._running = self._running.masked_fill(end[:, None], 0)
         if ends.any():
             metrics["rollout/ep_rew_mean"], metrics["rollout/ep_len_mean"] = torch.cat(finished).mean(0).tolist()
-        infos = rollout.final_infos
+        infos, config = rollout.final_infos, getattr(self._env().unwrapped, "config", None)
         if "is_success" in infos:
             metrics["rollout/success_rate"] = metrics["rollout/accuracy"] = float(infos["is_success"].mean())
         if "macs_fraction" in infos:
             metrics["rollout/macs_fraction"] = float(infos["macs_fraction"].mean())
         if "num_tokens" in infos:
-            metrics["rollout/patches"] = float(infos["num_tokens"].mean() - 1)
-        config = getattr(self._env().unwrapped, "config", None)
+            prefix = config.num_prefix_tokens if isinstance(config, SupernetConfig) else 1
+            metrics["rollout/patches"] = float(infos["num_tokens"].mean() - prefix)
         if isinstance(config, SupernetConfig) and all(name in infos for name in NEEDED):
             metrics |= {tag: float(values.mean()) for tag, values in choices_of(infos, config.space).items()}
         return metrics

@@ -52,13 +52,15 @@ def go_to(model: BaseAlgorithm, place: dict[str, Any]) -> None:
     """
     monitor, envs = _envs(model)
     envs.load_state_dict(place["environment"])
-    model._last_obs = place["observations"].numpy()
-    model._last_episode_starts = place["episode_starts"].numpy()
-    monitor.episode_returns, monitor.episode_lengths = place["returns"].numpy(), place["lengths"].numpy()
+    # Copies: VecMonitor adds to what it holds, and the place stays as it is.
+    names = ("observations", "episode_starts", "returns", "lengths")
+    observations, starts, returns, lengths = (place[name].numpy().copy() for name in names)
+    model._last_obs, model._last_episode_starts = observations, starts
+    monitor.episode_returns, monitor.episode_lengths = returns, lengths
     monitor.episode_count = place["episodes"]
     for distribution in _distributions(model):
         for name, value in place["noise"].items():
-            setattr(distribution, name, value)
+            setattr(distribution, name, value.clone())
     if "actions" in place:  # not before version 0.2
         model.action_space.np_random.bit_generator.state = place["actions"]
     random.setstate(place["python"])

@@ -72,7 +72,9 @@ def load_policy(path: Path) -> BasePolicy:
         cls: Any = algorithm_class(header["algorithm"]).policy_aliases["MlpPolicy"]
         if "use_sde" in inspect.signature(cls).parameters:
             arguments["use_sde"] = header["use_sde"]
-        policy: BasePolicy = cls(*spaces, lambda progress: 0.0, **arguments)
+        # What others draw does not depend on whether a policy was loaded.
+        with torch.random.fork_rng(devices=[]):
+            policy: BasePolicy = cls(*spaces, lambda progress: 0.0, **arguments)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{path} is damaged or not {kind} ({e!r}); train the agent again.") from e
     weights = {k.removeprefix("policy."): v for k, v in found.items()}

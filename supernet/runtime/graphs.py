@@ -59,6 +59,10 @@ class Recorder:
         self._pool: Any = None
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies begin anew: graphs are of one process, and read the tensors that they were recorded with."""
+        return type(self), (self.most, self.record)
+
     def run(self, name: Hashable, function: Function, inputs: Tensors) -> Tensors:
         """What the function gives for the inputs.
 

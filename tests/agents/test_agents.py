@@ -16,10 +16,12 @@ from agents import (
     ConfidenceAgent,
     ConfidenceRule,
     FullAgent,
+    PrancePPO,
     RandomAgent,
     StaticAgent,
     make_sb3,
 )
+from agents.fitting import Interface
 from agents.sb3.make import INITIAL_ACTION
 from prance_env import InferenceEngine, make_sb3_env
 from prance_env.spaces import decode_actions, observation_layout
@@ -52,6 +54,15 @@ def agents_for(engine: InferenceEngine) -> list[BaselineAgent]:
         StaticAgent(a_subnet(engine), config, normalize_actions=False),
         ConfidenceAgent([ConfidenceRule("entropy", (0.1, 0.7), ((0.1,) * 7, (0.5,) * 7, (1.0,) * 7))] * 3, config),
     ]
+
+
+def test_agents_asked_about_nothing_say_nothing(engine: InferenceEngine) -> None:
+    space = engine.config.space
+    ppo = PrancePPO(None, spaces=(Interface(engine.config).observation_space, Interface(engine.config).action_space))
+    for agent in (*agents_for(engine), ppo):
+        size = agent.observation_size or 76
+        assert agent.predict(np.zeros((0, size), np.float32), deterministic=True)[0].shape == (0, space.action_size)
+        assert agent.predict(np.zeros(size, np.float32), deterministic=True)[0].shape == (space.action_size,)
 
 
 @torch.inference_mode()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from PIL import Image
 from stable_baselines3 import PPO, SAC, TD3
 from wrapped_agents import CASES, IMAGES, Settings, learned, native
 
-from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent
+from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent, load_prance_selector, make_sb3
 from agents import adaptive as module
 from agents.deployed import calibrate
+from agents.deployed.budgets import Calibration
 from agents.deployed.convert import plain_agent
 from agents.deployed.networks import NetworkPolicy, NetworkSpec
 from agents.fitting import Interface, fitted
+from agents.sb3.policy_file import load_policy, save_policy
 from prance_env import EnvSettings
 from supernet import Supernet, runtime
 from train.evaluate import evaluate
@@ -91,6 +95,43 @@ def test_images_of_all_classes_are_timed(model: AdaptiveViT, monkeypatch: pytest
     monkeypatch.setattr(calibrate, "_milliseconds", lambda model, images, *rest: timed.append(images) or [1.0, 1.0])
     model.calibrate(images, prices=2, timed=3)
     assert torch.equal(timed[0], images[[0, 4, 8]])
+
+
+def test_of_prices_that_spend_alike_the_lowest_keeps_to_a_budget() -> None:
+    plateau = Calibration((0.01, 0.1, 0.2, 1.0), (0.8, 0.5, 0.52, 0.3))
+    assert plateau.price(0.5, "%") == pytest.approx(0.1)
+    assert plateau.price(0.4, "%") == pytest.approx(0.2**0.5)
+    assert plateau.price(0.65, "%") == pytest.approx((0.01 * 0.1) ** 0.5)
+    at_the_end = Calibration((0.01, 0.1, 0.2, 1.0), (0.8, 0.5, 0.3, 0.3))
+    assert [at_the_end.price(wanted, "%") for wanted in (0.3, 0.2999)] == pytest.approx([0.2, 0.2])
+
+
+def test_budgets_may_be_arrays(model: AdaptiveViT) -> None:
+    images = make_engine(model.net, 2).dataset.fetch(np.arange(2))
+    expected = says(model, images, [0.02, 0.5])
+    for budget in (np.array([0.02, 0.5]), torch.tensor([0.02, 0.5], dtype=torch.float64)):
+        assert says(model, images, budget) == expected
+        assert model.predict([*images.numpy()], budget).macs.tolist() == expected[1]
+        with pytest.raises(ValueError, match=r"budget=\[0.02\] is none"):
+            model(images, budget[:, None])
+
+
+@pytest.mark.parametrize("kind", ["network", "sb3", "selector"])
+def test_loading_an_agent_leaves_torchs_generator_where_it_is(kind: str, tiny: Settings, tmp_path: Path) -> None:
+    if kind == "network":
+        interface = Interface(TINY)
+        agent: Any = prance_ppo(interface)
+        load: Any = partial(plain_agent, agent, interface)
+    elif kind == "sb3":
+        save_policy(make_sb3("ppo", native()(tiny), seed=0), tmp_path / "policy.safetensors", {})
+        load = partial(load_policy, tmp_path / "policy.safetensors")
+    else:
+        sizes = {"fc1": (8, 17), "fc2": (8, 8), "fc_mu": (7, 8)}
+        actor = {f"{name}.weight": torch.ones(size) for name, size in sizes.items()}
+        load = partial(load_prance_selector, actor | {f"{n}.bias": torch.ones(s[0]) for n, s in sizes.items()})
+    before = torch.get_rng_state()
+    load()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_was_measured_is_saved_and_in_the_card(model: AdaptiveViT, tmp_path: Path) -> None:
@@ -314,6 +355,20 @@ def test_a_policy_keeps_its_precision(model: AdaptiveViT, tmp_path: Path) -> Non
     half = saved(model, tmp_path).to(torch.bfloat16)
     assert half.net.pos_embed.dtype == torch.bfloat16
     assert {t.dtype for t in half.agent.state_dict().values()} == {torch.float32}  # type: ignore[union-attr]
+
+
+def test_an_agent_that_is_a_module_keeps_its_precision_beside_a_network_in_another(
+    tiny: Settings, tmp_path: Path
+) -> None:
+    save_policy(make_sb3("ppo", native()(tiny), seed=0), tmp_path / "policy.safetensors", {})
+    settings = EnvSettings.from_id("Prance-Digits-v0", **tiny)
+    model = AdaptiveViT.from_settings(settings, load_policy(tmp_path / "policy.safetensors"))
+    assert isinstance(model.agent, torch.nn.Module)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert half.net.pos_embed.dtype == torch.bfloat16
+    assert {t.dtype for t in half.agent.state_dict().values()} == {torch.float32}  # type: ignore[attr-defined]
+    assert half(pixels(settings)).logits.dtype == torch.bfloat16
+    assert {t.device.type for t in copy.deepcopy(model).to("meta").agent.parameters()} == {"meta"}
 
 
 def test_what_is_said_of_a_nonsensical_policy_is_short() -> None:

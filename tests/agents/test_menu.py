@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from adaptive_models import PRICES, prance_ppo, saved
 from helpers import make_engine
 
 from agents import AdaptiveViT, FullAgent
+from agents.deployed.convert import plain_agent
 from agents.deployed.menu import entries_of
 from agents.fitting import Interface
 from supernet import SubnetConfig, Supernet
@@ -92,6 +94,29 @@ def test_a_menu_is_made_anew_for_a_network_that_moved(digits_net: Supernet, tmp_
     assert second is not None
     assert second is not first
     assert second(images.double() / 255).logits.dtype == torch.float64
+
+
+def test_copies_of_a_model_say_what_it_says_and_make_their_own_menu(digits_net: Supernet, tmp_path: Path) -> None:
+    images = images_of(digits_net)
+    model = AdaptiveViT(digits_net, prance_ppo(Interface(digits_net.config)))
+    menu = model.make_menu(images, 3)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
+        assert again(images).macs.tolist() == model(images).macs.tolist()
+        assert again.menu is not menu
+        assert again.menu(images[:2]).macs.tolist() == menu(images[:2]).macs.tolist()
+    # The menu's modules, views of the same weights, are not copied with it.
+    assert len(pickle.dumps(model)) < 1.1 * len(pickle.dumps((model.net, model.agent)))
+
+
+def test_a_menu_is_made_anew_for_another_agent(digits_net: Supernet) -> None:
+    interface = Interface(digits_net.config)
+    model = AdaptiveViT(digits_net, plain_agent(prance_ppo(interface), interface))
+    first = model.make_menu(images_of(digits_net), 3)
+    model.agent = plain_agent(prance_ppo(interface), interface)
+    assert model.menu is not first
+    assert model.menu is model.menu
 
 
 def test_a_menu_is_where_its_network_is(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 from guess_env import ACTION, BOX, OBSERVATION, QUICK, Guess, assert_same, random_rollout, state_of
+from helpers import random_net
+from noise_envs import TINY, noise_kwargs, tiny_kwargs
 
 from agents import PrancePPO, PrancePPOConfig, starting_action
+from agents.prance_ppo.algorithm import _seed_of
 from agents.prance_ppo.policy import GaussianPolicy
 from agents.prance_ppo.rollout import Rollout, advantages_of, collect, gae
+from prance_env import PranceVectorEnv
 from supernet import SearchSpace, SubnetConfig
 
 
@@ -182,3 +188,48 @@ def test_an_untrained_policy_acts_alike_everywhere_and_its_mean_never_leaves_the
     extreme = policy.mean(torch.randn(200, OBSERVATION)).detach().numpy()
     assert (extreme >= box.low).all()
     assert (extreme <= box.high).all()
+
+
+@pytest.mark.parametrize("changes", [{"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}])
+def test_patches_are_counted_without_the_tokens_in_front_of_them(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = replace(TINY, **changes)
+    env = PranceVectorEnv(4, "SAME_STEP", **noise_kwargs(random_net(config), tmp_path))
+    everything: dict[str, Any] = {"initial_action": 0.999, "initial_std": 1e-6, "final_std": 1e-6}
+    agent = PrancePPO(env, PrancePPOConfig.paper(n_envs=4, n_steps=3, hidden=(8,), n_epochs=1, **everything))
+    assert agent.learn(12).metrics["rollout/patches"] == config.num_patches
+
+
+def test_an_interrupted_rollout_is_followed_by_a_reset_also_where_its_place_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PrancePPOConfig.paper(n_envs=4, n_steps=2, hidden=(8,), restart_every=0)
+    kwargs = tiny_kwargs(tmp_path / "net")
+    env, other, fresh = (PranceVectorEnv(4, "SAME_STEP", **kwargs) for _ in range(3))
+    agent, steps, step = PrancePPO(env, config).learn(8), [0], env.step
+
+    def interrupted(actions: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 2:
+            raise KeyboardInterrupt
+        return step(actions)
+
+    monkeypatch.setattr(env, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(8, reset_num_timesteps=False)
+    monkeypatch.undo()
+    agent.save(tmp_path / "agent")
+    resumed = PrancePPO.load(tmp_path / "agent", other)
+    resumed.go_to(agent.place())
+    expected, _ = fresh.reset(seed=_seed_of(agent.seed, agent.num_timesteps))
+    for one in (agent, resumed):
+        np.testing.assert_array_equal(one._collect(one._env()).observations[0], expected)
+        assert one._running.shape == (4, 2)
+
+
+def test_making_an_agent_reseeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    before = torch.get_rng_state()
+    PrancePPO(Guess(2), QUICK, seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not seeds

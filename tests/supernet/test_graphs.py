@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import torch
@@ -35,6 +37,18 @@ def test_results_are_those_of_the_function_and_stay_the_callers() -> None:
     results = [recorder.run("double", doubled, {"x": x})["y"] for x in given]
     assert [r.tolist() for r in results] == [(2 * x).tolist() for x in given]
     assert Replayed.made == made + 1
+
+
+def test_copies_have_no_graphs_yet() -> None:
+    recorder = Recorder(most=3, record=Replayed)
+    for _ in range(2):
+        recorder.run("double", doubled, {"x": torch.ones(2)})
+    for again in (copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
+        assert (again.most, again.record) == (3, Replayed)
+        made = Replayed.made
+        for _ in range(2):
+            assert again.run("double", doubled, {"x": torch.ones(2)})["y"].tolist() == [2, 2]
+        assert Replayed.made == made + 1
 
 
 def test_one_graph_per_name_and_shape_and_few_are_kept() -> None:

@@ -359,7 +359,10 @@ def written_subnet(folder: Path) -> SubnetConfig:
         (("--supernet", "vit"), "supernet='vit' is neither one of"),
         (("--embed-dim", "50"), "embed_dim=50 "),
         (("--format", "safetensors", "--keep-rate", "1.5"), "keep_rate holds [1.5"),
-        (("--static", "small", "--subnet", "min"), "--subnet is for a supernet; --static small is one network, taken as it is"),
+        (
+            ("--static", "small", "--subnet", "min"),
+            "--subnet is for a supernet; --static small is one network, taken as it is",
+        ),
         (("--static", "small", "--keep-rate", "0.3"), "--keep-rate is for a supernet"),
         (("--entries", "4"), "--entries is for the menu of an adaptive network"),
     ],

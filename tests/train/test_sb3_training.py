@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import zipfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers import assert_equal_policies
 from sb3_envs import envs, installed
@@ -17,6 +19,7 @@ from sb3_envs import envs, installed
 from agents import make_sb3
 from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
 from agents.sb3.hyperparams import read_preset
+from agents.sb3.place import go_to, place_of
 from prance_env.settings import EnvSettings
 from train.policies import train_sb3 as stage
 from train.policies.load_agent import load_agent
@@ -158,6 +161,19 @@ def test_a_checkpoint_holds_the_transitions_without_pickles_and_sb3_reads_its_ow
     save_model(model, path)
     with pytest.raises(ValueError, match="holds no transitions"):
         load_checkpoint(type(model), path, envs(4))
+
+
+def test_a_place_stays_as_it_is_when_one_has_gone_there() -> None:
+    model = make_sb3("a2c", envs(4), seed=0, n_steps=4, use_sde=True).learn(16)
+    place = place_of(model)
+    before = copy.deepcopy(place)
+    go_to(model, place)
+    model.learn(16, reset_num_timesteps=False)
+    assert place["lengths"].any()
+    for name in ("observations", "episode_starts", "returns", "lengths"):
+        assert torch.equal(place[name], before[name]), name
+    for name, value in before["noise"].items():
+        assert torch.equal(place["noise"][name], value), name
 
 
 def test_a_buffer_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
