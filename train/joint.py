@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
@@ -29,6 +29,7 @@ from supernet.reading import check_fields, make_plain
 from supernet.staging import finish_commit, staged
 
 from .evaluate import evaluate
+from .networks.launch import Team, open_team
 from .networks.loop import LAST, train_supernet
 from .networks.recipes.images import ImagesRecipe
 from .policies.load_agent import load_agent
@@ -149,6 +150,8 @@ def run_joint(
 ) -> dict[str, Any]:
     """Fine-tunes supernet and policy to each other.
 
+    Of several processes that train the supernet together, the main one trains the policy, and writes.
+
     Args:
         settings: What is done.
         out: Run folder; `model.safetensors` and `config.json` in the end, `joint.json`, and a folder for each round.
@@ -170,8 +173,9 @@ def run_joint(
         )
     first = env_of_run(Path(settings.agent), settings.split)
     agent, source = settings.agent, str(first.checkpoint or first.supernet)
+    team = open_team(device)
     with ExitStack() as stack:
-        if int(os.environ.get("RANK", "0")) == 0:  # of several processes, the main one
+        if team.is_main:
             stack.enter_context(open_run(out, settings, out / "round_1" / "supernet" / LAST, resume, [out / REPORT]))
         report: dict[str, Any] = {"split": settings.split, "before": _judged(agent, first)}
         for number in range(1, settings.rounds + 1):
@@ -181,12 +185,15 @@ def run_joint(
             train_supernet(recipe, folder / "supernet", device, begun, save_freq)
             source = str(folder / "supernet")
             if settings.agent_timesteps:
-                agent = str(_further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent"))
+                if team.is_main:
+                    _further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent")
+                agent = str(_awaited(folder / "agent", team))
         report |= {"after": _judged(agent, replace(first, checkpoint=source)), "agent": agent}
         report["rounds"] = settings.rounds
-        with staged(out) as stage:
-            save_pretrained(from_pretrained(source), stage)
-            write_text(stage / REPORT, json.dumps(report, indent=2) + "\n")
+        if team.is_main:
+            with staged(out) as stage:
+                save_pretrained(from_pretrained(source), stage)
+                write_text(stage / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -200,11 +207,20 @@ def _judged(agent: str, settings: EnvSettings) -> dict[str, dict[str, float]]:
     return {name: evaluate(each, settings).summary() for name, each in pair.items()}
 
 
-def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path) -> Path:
-    """A run folder with the policy after more training on another supernet; the one that is there, if it is done."""
+def _awaited(agent: Path, team: Team) -> Path:
+    """A run folder, once its policy is there."""
+    # Processes that wait for each other give up after some minutes, and policies take longer.
+    while not (agent / "model" / WEIGHTS).is_file():
+        time.sleep(1)
+    team.wait()
+    return agent
+
+
+def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path) -> None:
+    """Writes a run folder with the policy after more training on another supernet, unless it is there and done."""
     finish_commit(out / "model")
     if (out / "model" / WEIGHTS).is_file():
-        return out
+        return
     noted = noted_fields(run, AgentTraining) or {}
     noted_reward(noted, str(run))
     environment = {**noted["environment"], "checkpoint": checkpoint}
@@ -216,4 +232,3 @@ def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path) -> P
     agent.learn(timesteps, progress_bar=True, reset_num_timesteps=False)
     write_command(out, training)
     agent.save(out / "model")
-    return out

@@ -21,6 +21,7 @@ from prance_env.settings import EnvSettings
 from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
 from train.evaluate import evaluate
 from train.joint import JointRecipe, JointSettings, run_joint
+from train.networks.launch import Team
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
@@ -184,6 +185,17 @@ def test_the_command_prints_both_sides(
     text = capsys.readouterr().out
     assert "accuracy before" in text
     assert f"Supernet written to {tmp_path}" in text
+
+
+def test_of_several_processes_only_the_main_one_writes_and_says_something(
+    agents: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.joint.open_team", lambda device: Team(torch.device(device), rank=1, size=2))
+    monkeypatch.setenv("RANK", "1")
+    words = ["train", "joint", "--agent", agents["one"], "--out", tmp_path, "--steps", 1, "--batch-size", 6]
+    prance(monkeypatch, *words, "--val-images", 6)
+    assert [path.name for path in tmp_path.iterdir()] == ["round_1"]
+    assert "Supernet written" not in capsys.readouterr().out
 
 
 def test_other_images_than_the_agents_are_trained_on_if_they_are_named(

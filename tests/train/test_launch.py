@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from training_nets import AUGMENTED, assert_equal_weights, images_recipe, saved_
 
 from train.networks.launch import Team, open_team
 from train.networks.loop import train_supernet
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
 
 
 def free_port() -> int:
@@ -31,11 +34,15 @@ def launch(source: str, folder: Path, out: Path, *more: str) -> subprocess.Popen
 
     `accelerate launch` does so with GPUs; with `--cpu` it starts a single process, whatever `--num_processes` says.
     """
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    words += ["--master_port", str(free_port()), "-m", "train"]
-    words += ["train", "supernet", "--preset", "scratch", "--from", source, "--dataset", str(folder), "--out", str(out)]
+    words = ["train", "supernet", "--preset", "scratch", "--from", source, "--dataset", str(folder), "--out", str(out)]
     words += ["--batch-size", "6", "--lr", "0.001", "--val-images", "12", "--crop-scale", "0.5", "1", "--flip", "0.5"]
     words += ["--rand-augment", "rand-m5-n1", "--sub-labels", "0", "--sub-full", "1", "--shared-start", *more]
+    return in_two_processes(words)
+
+
+def in_two_processes(command: list[str]) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    words += ["--master_port", str(free_port()), "-m", "train", *command]
     paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(words, env=os.environ | paths, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -54,6 +61,21 @@ def test_a_process_by_itself_is_a_team() -> None:
     assert (team.is_main, team.size, team.any(True), team.any(False)) == (True, 1, True, False)
     assert tensor.tolist() == [1, 1, 1]
     assert not Team(torch.device("cpu"), rank=1, size=2).is_main
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_supernet_and_policy_and_one_of_them_tells(folder: Path, tmp_path: Path) -> None:
+    environment: Any = {"checkpoint": saved_net(tmp_path / "net"), "dataset": str(folder)}
+    training = AgentTraining(
+        env="Prance-Tiny-v0", algo="prance_ppo", n_envs=6, total_timesteps=12, environment=environment
+    )
+    train_agent(training, tmp_path / "agent", progress_bar=False)
+    words = ["train", "joint", "--agent", str(tmp_path / "agent"), "--out", str(tmp_path / "joint"), "--rounds", "2"]
+    words += ["--agent-timesteps", "12", "--steps", "2", "--batch-size", "6", "--val-images", "12"]
+    text = finished(in_two_processes(words))
+    assert text.count("accuracy before") == text.count("Supernet written to") == 1
+    report = json.loads((tmp_path / "joint" / "joint.json").read_text())
+    assert report["agent"] == str(tmp_path / "joint" / "round_2" / "agent")
 
 
 @pytest.mark.slow

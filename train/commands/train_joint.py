@@ -11,6 +11,7 @@ from typing_extensions import Self
 from tyro.conf import arg
 
 from ..joint import OF_THE_AGENT, JointRecipe, JointSettings, run_joint
+from ..networks.launch import is_main_process
 from ..networks.options import check_own_or_here
 from ..options import Device, SaveFreq, Threads, narrowed, override_options, set_threads
 from ..own_modules import Imports
@@ -64,6 +65,8 @@ class TrainJoint(JointSettings):
         """Runs the command."""
         set_threads(self.threads)
         report = run_joint(narrowed(self, JointSettings), self.out, self.resume, self.device, self.save_freq)
+        if not is_main_process():
+            return
         table = Table("", "accuracy before", "after", "MACs before", "after", title=f"{self.split} images")
         for name, before in report["before"].items():
             after = report["after"][name]

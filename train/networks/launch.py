@@ -59,6 +59,11 @@ class Team:
             self.accelerator.wait_for_everyone()
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that says something, of several or by itself."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def open_team(device: str) -> Team:
     """The team that this process belongs to.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..own_modules import Imports
 from ..runs.folder import CONFIG, check_kind, noted_settings
 from ..runs.pace import SAVE_FREQ
 from ..runs.trust import check_own_or_local, is_own
+from .launch import is_main_process
 from .loop import train_supernet
 from .recipe import Recipe
 from .sources import TIMM
@@ -75,5 +75,5 @@ class TrainingOptions:
         """
         set_threads(self.threads)
         train_supernet(recipe, self.out, self.device, self.resume, self.save_freq, self.max_hours)
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_main_process():
             print(said)
