@@ -12,7 +12,7 @@ from torch import Tensor
 from supernet import GroupChoice, Supernet, SupernetConfig
 from supernet.arrays import Floats, Ints
 from supernet.runtime.choice import precision, records_graphs
-from supernet.runtime.graphs import Recorder
+from supernet.runtime.graphs import Recorder, standing
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 
 from .arrays import to_host
@@ -122,8 +122,10 @@ def decide_on_device(
         return after.tensors() | numbers
 
     inputs = state.tensors() | episodes.numbers | {"unit": unit}
-    name = (episodes.decision, reward, precision())
-    out = recorder.run(name, step, inputs) if records_graphs(unit.device) else step(inputs)
+    if records_graphs(unit.device):
+        out = recorder.run((episodes.decision, reward, precision(), standing(net)), step, inputs)
+    else:
+        out = step(inputs)
     numbers = {k: episodes.numbers[k] for k in GIVEN} | {k: out[k] for k in NUMBERS}
     after = TiledState.of_tensors(group + 1, most, out)
     return DeviceEpisodes(episodes.index, episodes.label, after, episodes.decision + 1, numbers, episodes.macs_weight)

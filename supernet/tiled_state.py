@@ -14,6 +14,7 @@ from .config import SupernetConfig
 from .layers import set_width
 from .macs import group_macs, head_macs, remaining_macs
 from .plan import plan_group
+from .runtime.devices import current
 from .runtime.tiled import TileBatch, images_of_rows, offsets
 from .state import InferenceState
 from .subnet import GroupChoice
@@ -161,7 +162,8 @@ def run_tiled_group(
     widths: Any = (batch.lengths, batch.have.long(), following)
     plan = plan_group(config, state.group, sizes, *widths)
     carries_means = state.row_means is not None
-    after, patch_token, row_means = run_tiles(config, blocks, plan, batch, state.patch_token, carries_means)
+    with current(device):
+        after, patch_token, row_means = run_tiles(config, blocks, plan, batch, state.patch_token, carries_means)
     spent = state.spent + torch.as_tensor(group_macs(config, plan))
     last = torch.as_tensor(plan.widths)[:, -1]
     return TiledState(state.group + 1, after, patch_token, last, spent, row_means)

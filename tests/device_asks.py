@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+
+from supernet.runtime.graphs import Function, Recorder, Tensors
 
 ASKS = ("numpy", "item", "tolist", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__array__")
 
@@ -58,3 +60,18 @@ def nothing_copied_from_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         for name in ("from_numpy", "as_tensor", "tensor"):
             patch.setattr(torch, name, guarded(name))
         yield
+
+
+class NotingRecorder(Recorder):
+    """Notes how functions are named that would be recorded, and runs none."""
+
+    class Asked(Exception):
+        """In the place of results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[Hashable] = []
+
+    def run(self, name: Hashable, function: Function, inputs: Tensors) -> Tensors:
+        self.names.append(name)
+        raise self.Asked

@@ -11,7 +11,7 @@ from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice, InferenceState, Supernet
 from supernet.arrays import Floats
 from supernet.runtime.choice import precision, records_graphs
-from supernet.runtime.graphs import Recorder
+from supernet.runtime.graphs import Recorder, standing
 from supernet.tiled_state import TiledState, run_tiled_group
 
 from ..fitting import Interface
@@ -45,6 +45,7 @@ def played_on_device(
     device, most = state.patch_token.device, state.batch.most
     shown = {} if price is None else {"price": torch.from_numpy(price).to(device)}
     chosen, left = [], []
+    reads = (standing(net), standing(policy)) if records_graphs(device) else None
     for group in range(space.first_decided, len(space.groups)):
 
         def step(inputs: dict[str, Tensor], group: int = group) -> dict[str, Tensor]:
@@ -55,7 +56,7 @@ def played_on_device(
             return after.tensors() | {"unit": unit}
 
         inputs = state.tensors() | shown
-        name = (group, interface.observation, precision())
+        name = (group, interface.observation, precision(), reads)
         out = recorder.run(name, step, inputs) if records_graphs(device) else step(inputs)
         state = TiledState.of_tensors(group + 1, most, out)
         chosen.append(out["unit"])

@@ -12,6 +12,7 @@ import torch
 
 from supernet import GroupChoice, InferenceState, Supernet, SupernetConfig, freeze
 from supernet.arrays import Floats
+from supernet.runtime.devices import current
 
 from ..supernets import usable_device
 from .latency import LatencyTable
@@ -45,9 +46,10 @@ def seconds_of(
     if device.type == "cuda":
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
-        begun.record()
-        call()
-        ended.record()
+        with current(device):
+            begun.record()
+            call()
+            ended.record()
         torch.cuda.synchronize(device)
         return begun.elapsed_time(ended) / 1e3
     start = clock()

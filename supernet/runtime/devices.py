@@ -5,6 +5,7 @@ They change how fast a batch is computed, never what comes out of it (beyond the
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,11 @@ def device_costs(device_type: str) -> DeviceCosts:
 def working_rows(channels: int, device_type: str) -> int:
     """Rows of so many channels that are computed at a time."""
     return max(device_costs(device_type).working_set // channels, 1)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Around launches of Triton, streams and graphs, which are on the current GPU, wherever their tensors lie."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,56 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from itertools import chain
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .devices import current
 
 Tensors = dict[str, Tensor]
 Function = Callable[[Tensors], Tensors]
 
 WARM_UP = 2
 """Calls on a side stream before a graph is recorded, as PyTorch's notes on CUDA graphs ask for."""
+
+
+class _Tree(NamedTuple):
+    """The modules of a network, kept, since walking through them takes a good part of what a replayed step takes."""
+
+    containers: list[dict[str, Any]]
+    modules: list[Any]
+    tensors: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, root: nn.Module) -> _Tree:
+        """Of a network as it is now."""
+        everything = [*root.modules()]
+        containers = [module._modules for module in everything if module._modules]
+        tensors = [d for module in everything for d in (module._parameters, module._buffers) if d]
+        return cls(containers, [*_values(containers)], tensors)
+
+
+_TREES: WeakKeyDictionary[nn.Module, _Tree] = WeakKeyDictionary()
+
+
+def _values(dictionaries: list[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, dictionaries))
+
+
+def standing(root: nn.Module) -> Hashable:
+    """Which network it is and where its numbers lie, for the name of a function that reads them.
+
+    A graph reads addresses, which are others after `module.cpu().cuda()`, and may then hold anything.
+    """
+    tree = _TREES.get(root)
+    if tree is None or [*_values(tree.containers)] != tree.modules:
+        tree = _TREES[root] = _Tree.of(root)
+    return ref(root), tuple([t.data_ptr() for t in _values(tree.tensors) if t is not None])
 
 
 class CudaGraph:
@@ -67,12 +105,12 @@ class Recorder:
         """What the function gives for the inputs.
 
         Args:
-            name: Of the function and of everything that it depends on beside its inputs.
+            name: Of the function and of everything that it depends on beside its inputs; of modules, `standing`.
             function: Takes and gives tensors by name.
-            inputs: On a GPU.
+            inputs: On one GPU, which need not be the current one.
         """
         key = (name, tuple((k, v.shape, v.dtype, v.device) for k, v in inputs.items()))
-        with self._lock:
+        with self._lock, current(next(iter(inputs.values())).device):
             if key not in self._graphs:
                 self._keep(key, None)
                 return function(inputs)

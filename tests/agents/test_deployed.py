@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from adaptive_models import PRICES, prance_ppo, price_minded, saved
+from device_asks import NotingRecorder
 from helpers import make_engine, random_net, settings_for
 from noise_envs import TINY
 from PIL import Image
@@ -23,7 +24,7 @@ from wrapped_agents import CASES, IMAGES, Settings, learned, native
 
 from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent, load_prance_selector, make_sb3
 from agents import adaptive as module
-from agents.deployed import calibrate
+from agents.deployed import calibrate, on_device
 from agents.deployed.budgets import Calibration
 from agents.deployed.convert import plain_agent
 from agents.deployed.networks import NetworkPolicy, NetworkSpec
@@ -349,6 +350,29 @@ def test_tiles_choose_what_segments_choose() -> None:
     assert found.patches.tolist() == expected.patches.tolist()
     assert torch.equal(found.subnet.embed_dim, expected.subnet.embed_dim)
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+
+
+def test_recorded_steps_are_not_replayed_for_other_weights_or_another_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_device, "records_graphs", lambda device: True)
+    net = random_net(TINY)
+    images, interface = make_engine(net, 2).dataset.fetch(np.arange(2)), Interface(net.config)
+    model = AdaptiveViT(net, plain_agent(prance_ppo(interface), interface))
+    recorder = model._recorder = NotingRecorder()
+
+    def asked() -> None:
+        with runtime.use("tiles"), pytest.raises(NotingRecorder.Asked):
+            model(images)
+
+    asked()
+    asked()
+    kept = [t.data for t in net.parameters()]  # so that nothing new lies at their addresses
+    model.to(torch.bfloat16).to(torch.float32)
+    asked()
+    model.agent = plain_agent(prance_ppo(interface), interface)
+    asked()
+    assert recorder.names[0] == recorder.names[1]
+    assert len({*recorder.names}) == 3
+    assert len(kept) > 0
 
 
 def test_a_policy_keeps_its_precision(model: AdaptiveViT, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_asks import nothing_asked_of_the_device
+from device_asks import NotingRecorder, nothing_asked_of_the_device
 from helpers import FixedSettings, make_engine, random_net, unit_actions
 from mode_nets import make_config
 
-from prance_env import InferenceEngine, RewardConfig
+from prance_env import InferenceEngine, RewardConfig, device_episodes
 from prance_env.device_episodes import NUMBERS, DeviceEpisodes
 from prance_env.lanes import Lanes
 from prance_env.spaces import decode_actions
@@ -106,6 +106,25 @@ def test_an_action_of_nan_on_the_device_is_a_reward_of_nan(engine: InferenceEngi
     with runtime.use("tiles"):
         reward = engine.step(engine.start(np.arange(BATCH)), decode_actions(unit, False), RewardConfig()).reward
     assert np.isnan(reward).tolist() == [False, True, False, False]
+
+
+def test_recorded_steps_are_not_replayed_for_weights_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_episodes, "records_graphs", lambda device: True)
+    engine = make_engine(random_net(make_config("prune", "class-token", False)).to(DEVICE), 4)
+    recorder = engine._recorder = NotingRecorder()
+
+    def asked() -> None:
+        with pytest.raises(NotingRecorder.Asked):
+            path_of(engine, RewardConfig(), "tiles")
+
+    asked()
+    asked()
+    kept = [t.data for t in engine.net.parameters()]  # so that nothing new lies at their addresses
+    with torch.inference_mode(False):
+        engine.net.to(torch.bfloat16).to(torch.float32)
+    asked()
+    assert recorder.names[0] == recorder.names[1] != recorder.names[2]
+    assert len(kept) > 0
 
 
 @pytest.mark.skipif(CUDA, reason="tried there with CUDA's own check of synchronisations")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +188,14 @@ def test_seconds_on_a_gpu_are_those_of_its_events(monkeypatch: pytest.MonkeyPatc
             return 12.0
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        done.append(f"on {device}")
+        yield
+        done.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", current)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("waited"))
-    assert seconds_of(lambda: done.append("called"), torch.device("cuda")) == 0.012
-    assert done == ["waited", "recorded", "called", "recorded", "waited"]
+    assert seconds_of(lambda: done.append("called"), torch.device("cuda", 1)) == 0.012
+    assert done == ["waited", "on cuda:1", "recorded", "called", "recorded", "left", "waited"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mode_nets import CASES, assert_close, images_for, make_config, naive, subnets_for
 
-from supernet import InferenceState, SubnetConfig, Supernet, TokenMode, register_token_mode, runtime
+from supernet import InferenceState, SubnetConfig, Supernet, TokenMode, register_token_mode, runtime, tiled_state
 from supernet.arrays import constant
 from supernet.config import with_space
 from supernet.layers import patches_by_product
+from supernet.runtime.devices import current
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 from train.timing.on_gpu import choices_on, forward_by_tiles, recorded
 
@@ -59,6 +61,35 @@ def assert_same(net: Supernet, segments: InferenceState, tiles: InferenceState, 
         assert torch.equal(tiles.size, segments.size)
     logits = net.forward_head(segments)
     assert_close(net.forward_head(tiles), logits, tolerance * (1 + float(logits.abs().max())))
+
+
+def test_kernels_are_launched_on_the_gpu_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Launched(Exception):
+        pass
+
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def made_current(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    def launch(*args: Any) -> Any:
+        assert entered == [images.device]
+        raise Launched
+
+    net = random_net(make_config("prune", "class-token", True)).to(DEVICE)
+    images, subnet = images_for(net, 2).to(DEVICE), subnets_for(net, 2)
+    monkeypatch.setattr(tiled_state, "current", made_current)
+    monkeypatch.setattr("supernet.runtime.tiles.run_tiles", launch)
+    with runtime.use("tiles"), pytest.raises(Launched):
+        net(images, subnet)
+
+
+def test_a_gpu_is_made_the_current_one_and_a_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    with current(torch.device("cuda", 1)) as made, current(torch.device("cpu")) as nothing:
+        assert (made, nothing) == (torch.device("cuda", 1), None)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in TILED])

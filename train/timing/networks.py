@@ -22,6 +22,7 @@ from tyro.conf import arg
 
 from prance_env.supernets import DTYPES, usable_device
 from supernet import SearchSpace, SubnetConfig, Supernet, extract, freeze, from_timm
+from supernet.runtime.devices import current
 
 from ..machine import machine, machine_in_words
 from ..networks.sources import timm_problem
@@ -158,7 +159,8 @@ def contenders(settings: BenchSettings, name: str, batch_size: int) -> list[Cont
     }
     if settings.compiled:
         makers["timm, compiled"] = full, lambda: compiled(model, images)
-    made = ((name, macs, made_or_said(name, make)) for name, (macs, make) in makers.items())
+    with current(device):
+        made = [(name, macs, made_or_said(name, make)) for name, (macs, make) in makers.items()]
     return [*entrants, *(Contender(name, macs, forward) for name, macs, forward in made if forward is not None)]
 
 
