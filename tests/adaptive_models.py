@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from wrapped_agents import IMAGES
 
 from agents import AdaptiveViT, PrancePPO, PrancePPOConfig
 from agents.fitting import Interface
+from prance_env import EnvSettings
 from prance_env.rewards.prices import CostConditioning
 from supernet import Supernet
 
@@ -43,3 +46,15 @@ def price_minded(net: Supernet) -> AdaptiveViT:
         layers[-1].weight *= 0.3
         layers[-1].weight[:, 0] = -1.5
     return AdaptiveViT(net, agent, conditioning=PRICES, names=list("abcdefghij"))
+
+
+def pixels(settings: EnvSettings, count: int = IMAGES) -> torch.Tensor:
+    """The first images of a data set."""
+    return settings.engine().dataset.fetch(np.arange(count))
+
+
+def says(model: AdaptiveViT, images: torch.Tensor, budget: Any = None) -> tuple[Any, ...]:
+    """Everything that a model says about images, for `==`; logits without their last bits."""
+    found = model(images, budget)
+    chosen = found.subnet.to_json()
+    return found.labels.tolist(), found.macs.tolist(), found.patches.tolist(), chosen
