@@ -14,7 +14,7 @@ from helpers import ENV_ID
 from torch import Tensor
 
 from prance_env import PranceEnv, PranceVectorEnv, register_observation
-from prance_env.observations import OBSERVATIONS, Seen
+from prance_env.observations import OBSERVATIONS, ObservationPart, Seen
 
 NAME = "of_a_user"
 
@@ -109,3 +109,37 @@ def test_a_single_environment_whose_observation_fails_is_as_before() -> None:
         rows += [env.step(action)[4], env.reset()[1]]
         found.append([(row["index"], row["decision"]) for row in rows])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("price", [None, (0.1, 0.5)])
+@pytest.mark.parametrize("columns", [0, 2])
+def test_a_function_that_gives_another_number_of_entries_is_refused(price: Any, columns: int) -> None:
+    register_observation(NAME, lambda seen: torch.zeros(len(seen.state), columns))
+    with pytest.raises(ValueError, match=rf"'of_a_user' gave a tensor of shape \(1, {columns}\); expected .*\(1, 1\)"):
+        make_env(cost_conditioning=price).reset(seed=0)
+
+
+def test_parts_of_users_are_looked_at_as_well() -> None:
+    register_observation(NAME, (ObservationPart("mine", lambda seen: torch.zeros(len(seen.state))), "decision"))
+    with pytest.raises(ValueError, match=r"'mine' gave a tensor of shape \(3,\); expected .* \(3, 1\)"):
+        make_envs("SAME_STEP").reset(seed=0)
+
+
+def test_a_function_that_reads_mean_keys_is_told_what_to_register() -> None:
+    def loudest(seen: Seen) -> Tensor:
+        return seen.key_mean.amax(1, keepdim=True)
+
+    register_observation(NAME, loudest)
+    with pytest.raises(ValueError, match=r'beside=\("key_mean",\)'):
+        make_env().reset(seed=0)
+    OBSERVATIONS.remove(NAME)
+    register_observation(NAME, loudest, beside=("key_mean",), low=-100, high=100)
+    seen = make_env().reset(seed=0)[0]
+    assert seen[-1] == seen[:-1].max()
+
+
+def test_a_function_may_stand_alone_and_no_parts_at_all_are_refused() -> None:
+    register_observation(NAME, lambda seen: torch.full((len(seen.state), 1), 0.25), beside=())
+    assert make_env().reset(seed=0)[0].tolist() == [0.25]
+    with pytest.raises(ValueError, match="'of_none' has no parts; pass at least one of"):
+        register_observation("of_none", ())
