@@ -13,9 +13,10 @@ from typing_extensions import Unpack
 
 from .arrays import to_host
 from .checks import check_action_shape, check_options
+from .described import takes_settings
 from .lanes import Lanes
 from .rendering import render_ansi, render_episode
-from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
+from .settings import RENDER_MODES, EnvArguments, EnvSettings
 from .snapshot import restore_snapshot, take_snapshot
 
 
@@ -180,7 +181,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         return render(self._lanes.engine, self._lanes.lane(0))
 
     def close(self) -> None:
-        """Drops the reference to the engine; may be called twice."""
+        """Drops the reference to the engine, which stays for later ones (`close_engines`); may be called twice."""
         self._lanes = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from supernet.reading import checked_count, plain
 
 from .arrays import as_array, to_device, to_host
 from .checks import check_actions_of, check_options
+from .described import takes_settings
 from .lanes import Lanes
 from .rendering import render_ansi, render_episode
-from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
+from .settings import RENDER_MODES, EnvArguments, EnvSettings
 from .snapshot import restore_snapshot, take_snapshot
 
 OUTPUTS = ("numpy", "torch")
@@ -196,7 +197,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         return tuple(render(self.lanes.engine, self.lanes.lane(i)) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Drops the reference to the engine."""
+        """Drops the reference to the engine, which stays for later environments (`prance_env.close_engines`)."""
         self._lanes = None
 
     def _out(self, returned: tuple[Any, ...]) -> Any:
