@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .rewards.latency import LatencyTable
     from .rewards.outcome import Outcome, register_reward
     from .sb3_env import PranceVecEnv, make_sb3_env
-    from .settings import EnvSettings
+    from .settings import EnvSettings, close_engines
     from .spaces import observation_layout
     from .vector_env import PranceVectorEnv
 
@@ -33,6 +33,7 @@ _EXPORTS = {
     "PranceVecEnv": "sb3_env",
     "PranceVectorEnv": "vector_env",
     "RewardConfig": "rewards.config",
+    "close_engines": "settings",
     "make_sb3_env": "sb3_env",
     "register_reward": "rewards.outcome",
     "observation_layout": "spaces",
@@ -51,6 +52,7 @@ __all__ = [
     "PranceVecEnv",
     "PranceVectorEnv",
     "RewardConfig",
+    "close_engines",
     "make_sb3_env",
     "observation_layout",
     "list_observations",

@@ -243,6 +243,8 @@ class DiskStore:
         records["known"] = np.where(index < self.capacity, PREFIX, VERDICT)
         try:
             for i, row, record in zip(index.tolist(), rows, records, strict=True):
+                if i >= self.capacity and self._records["known"][i] == PREFIX:
+                    continue  # of a process with more room, which has the verdict as well
                 record["crc"] = self._checksum(i, record, row)
                 if i < self.capacity:
                     self._put(row.tobytes(), self._first_row + i * self._row_bytes)

@@ -109,7 +109,8 @@ def decide_on_device(
         net: The supernet.
         full_macs: MACs of the full network.
         episodes: Unchanged.
-        unit: (B, A) float64 actions in [0, 1]; one that holds NaN gives a reward of NaN.
+        unit: (B, A) float64 actions in [0, 1]; one that holds NaN gives a reward of NaN, and with terminal rewards so
+            do those after it.
         reward: How to score it; not by a function or a table of latencies.
         recorder: Of the steps as CUDA graphs.
     """
@@ -150,15 +151,20 @@ def _decided(
     macs = numbers["macs"] = macs_on_device(net.config, after)
     if reward.mode == "terminal" and decision < space.num_decisions - 1:
         nothing = torch.zeros_like(before["value"])
-        names = ("prob", "reward", "reward_accuracy", "reward_macs", "reward_tokens", "value")
-        return after, numbers | dict.fromkeys(names, nothing) | {"prediction": torch.full_like(label, -1)}
+        names = ("prob", "reward_accuracy", "reward_macs", "reward_tokens")
+        # What is earned at the end comes of this decision, too, so that an action of NaN is to be seen there.
+        marked = dict.fromkeys(("reward", "value"), torch.where(unit.isnan().any(1), float("nan"), before["value"]))
+        return after, numbers | dict.fromkeys(names, nothing) | marked | {"prediction": torch.full_like(label, -1)}
     probs = net.finish(after).float().softmax(-1)
     prediction, prob = probs.argmax(-1), probs.gather(1, label[:, None])[:, 0].double()
     compared: Any = (prediction == label, before["full_prediction"] == label, prob, before["full_prob"])
     accuracy = accuracy_term(reward.accuracy, *compared)
     scored: Any = (accuracy, numbers["keep_rate"], decision + 1, macs, full_macs, before["weight"])
     value, *parts = (torch.as_tensor(term) for term in terms(reward, *scored))
-    value = torch.where(unit.isnan().any(1), float("nan"), value)
+    without = unit.isnan().any(1)
+    if reward.mode == "terminal":
+        without |= before["value"].isnan()
+    value = torch.where(without, float("nan"), value)
     numbers |= dict(zip(("reward_accuracy", "reward_macs", "reward_tokens"), parts, strict=True))
     numbers |= {"prediction": prediction, "prob": prob, "value": value}
     numbers["reward"] = value - before["value"] if reward.mode == "potential" else value

@@ -13,9 +13,10 @@ from typing_extensions import Unpack
 
 from .arrays import to_host
 from .checks import check_action_shape, check_options
+from .described import takes_settings
 from .lanes import Lanes
 from .rendering import render_ansi, render_episode
-from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
+from .settings import RENDER_MODES, EnvArguments, EnvSettings
 from .snapshot import restore_snapshot, take_snapshot
 
 
@@ -137,17 +138,19 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         try:
             super().reset(seed=seed)
             lanes.generators = [self.np_random]
-            lanes.start(
-                np.zeros(1, dtype=np.int64),
-                None if index is None else index.reshape(1),
-                None if macs_weight is None else macs_weight.reshape(1),
-            )
+            with lanes.undone_on_error():
+                lanes.start(
+                    np.zeros(1, dtype=np.int64),
+                    None if index is None else index.reshape(1),
+                    None if macs_weight is None else macs_weight.reshape(1),
+                )
+                returned = self._returned(lanes)
         except BaseException:
             self._np_random, self._np_random_seed = before
             lanes.generators = [before[0]]
             raise
         self._lanes = lanes
-        return self._returned(lanes)
+        return returned
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Takes one decision.
@@ -161,9 +164,10 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         if lanes is None or lanes.terminated()[0]:
             raise ResetNeeded("The episode has not begun or is over; call reset() before step().")
         action = check_action_shape(action, self.action_space.shape or ())
-        lanes.step(action[None])
-        reward, terminated = float(lanes.rewards()[0]), bool(lanes.terminated()[0])
-        observation, info = self._returned(lanes)
+        with lanes.undone_on_error():
+            lanes.step(action[None])
+            reward, terminated = float(lanes.rewards()[0]), bool(lanes.terminated()[0])
+            observation, info = self._returned(lanes)
         return observation, reward, terminated, False, info
 
     def render(self) -> Any:
@@ -177,7 +181,7 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
         return render(self._lanes.engine, self._lanes.lane(0))
 
     def close(self) -> None:
-        """Drops the reference to the engine; may be called twice."""
+        """Drops the reference to the engine, which stays for later ones (`close_engines`); may be called twice."""
         self._lanes = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,11 +204,13 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
             ValueError: If the state is another environment's or damaged; nothing has changed then.
         """
         lanes = Lanes(self.settings, 1) if self._lanes is None else self._lanes
-        restore_snapshot(lanes, None, state)
+        with lanes.undone_on_error():
+            restore_snapshot(lanes, None, state)
+            returned = self._returned(lanes)
         if lanes.generators[0] is not None:
             self.np_random = lanes.generators[0]
         self._lanes = lanes
-        return self._returned(lanes)
+        return returned
 
     @staticmethod
     def _returned(lanes: Lanes) -> tuple[NDArray[np.float32], dict[str, Any]]:

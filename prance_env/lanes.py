@@ -20,6 +20,7 @@ from torch import Tensor
 from supernet.arrays import Bools, Floats, Ints
 from supernet.tiled_state import TiledState
 
+from .arrays import to_host
 from .device_episodes import DeviceEpisodes
 from .episodes import Episodes
 from .rewards.costs import LatencyCost
@@ -46,24 +47,28 @@ class Lanes:
         self.num_lanes = num_lanes
         self.generators: list[np.random.Generator | None] = [None] * num_lanes
         self.parts: list[tuple[Ints, Episodes]] = []
+        self._drawn_from: dict[np.random.Generator, Any] | None = None
         self.reward = settings.reward_config
         table = self.reward.table
         self._latency = None if table is None else LatencyCost(table, self.engine.config.space)
 
     @contextmanager
-    def undone_on_error(self, drawing: Ints) -> Iterator[None]:
-        """Restores episodes and the generators of the lanes `drawing` if the block raises."""
+    def undone_on_error(self) -> Iterator[None]:
+        """Restores episodes and generators if the block raises; inside of another such block, that one does."""
+        if self._drawn_from is not None:
+            yield
+            return
         parts, generators = self.parts, list(self.generators)
-        states = {int(lane): g.bit_generator.state for lane in drawing if (g := generators[lane]) is not None}
+        drawn_from = self._drawn_from = {}
         try:
             yield
         except BaseException:
             self.parts, self.generators = parts, generators
-            for lane, state in states.items():
-                generator = generators[lane]
-                assert generator is not None
+            for generator, state in drawn_from.items():
                 generator.bit_generator.state = state
             raise
+        finally:
+            self._drawn_from = None
 
     def start(
         self,
@@ -84,7 +89,7 @@ class Lanes:
             IndexError: If an image does not exist.
             gymnasium.error.Error: If a seed is negative.
         """
-        with self.undone_on_error(lanes):
+        with self.undone_on_error():
             if seeds is not None:
                 self.generators = list(self.generators)
                 for lane, seed in zip(lanes.tolist(), seeds, strict=True):
@@ -127,6 +132,9 @@ class Lanes:
         generator = self.generators[lane]
         if generator is None:
             generator = self.generators[lane] = seeding.np_random()[0]
+        # Noted when it is first drawn from, since most steps draw nothing.
+        if self._drawn_from is not None and generator not in self._drawn_from:
+            self._drawn_from[generator] = generator.bit_generator.state
         return generator
 
     def dressed(self, episodes: Episodes, macs_weight: Floats | None) -> Episodes:
@@ -145,7 +153,10 @@ class Lanes:
         """
         unit = self._unit(actions)
         self.parts = [
-            (members, episodes if self._over(episodes) else self.engine.step(episodes, unit[members], self.reward))
+            (
+                members,
+                episodes if self._over(episodes) else self.engine.step(episodes, _chosen(unit, members), self.reward),
+            )
             for members, episodes in self.parts
         ]
 
@@ -176,7 +187,7 @@ class Lanes:
         """(N,) rewards of the last decisions; a tensor if that is where they are."""
         _, first = self.parts[0]
         if isinstance(first, DeviceEpisodes) and self._together:
-            return first.numbers["reward"]
+            return _owned(first.numbers["reward"])
         return self._gather([e.reward for _, e in self.parts])
 
     def terminated(self) -> Bools:
@@ -187,11 +198,14 @@ class Lanes:
         return out
 
     def infos(self) -> dict[str, Any]:
-        """One array with N rows per key, or a tensor if that is where it is; always the same keys, shapes and types."""
+        """One array with N rows per key, or a tensor if that is where it is; always the same keys, shapes and types.
+
+        They are the caller's, who may write into them.
+        """
         _, first = self.parts[0]
         if isinstance(first, DeviceEpisodes) and self._together:
-            return _info(first, self.engine.full_macs)
-        rows = [_info(e, self.engine.full_macs) for _, e in self.parts]
+            return {key: _owned(value) for key, value in _info(first, self.engine.full_macs).items()}
+        rows = [to_host(_info(e, self.engine.full_macs)) for _, e in self.parts]
         return {key: self._gather([r[key] for r in rows]) for key in rows[0]}
 
     def lane(self, lane: int) -> Episodes:
@@ -215,7 +229,7 @@ class Lanes:
 
 def _info(episodes: Episodes, full_macs: int) -> dict[str, Any]:
     numbers: dict[str, Any] = episodes.numbers if isinstance(episodes, DeviceEpisodes) else vars(episodes)
-    state = episodes.state
+    state, macs = episodes.state, numbers["macs"]
     info = {
         "index": episodes.index,
         "label": episodes.label,
@@ -224,8 +238,9 @@ def _info(episodes: Episodes, full_macs: int) -> dict[str, Any]:
         "mlp_ratio": numbers["mlp_ratio"],
         "keep_rate": numbers["keep_rate"],
         "num_tokens": state.batch.lengths if isinstance(state, TiledState) else state.num_tokens,
-        "macs": numbers["macs"],
-        "macs_fraction": numbers["macs"] / full_macs,
+        "macs": macs,
+        # Integers of a device would be divided in float32.
+        "macs_fraction": (macs.double() if isinstance(macs, Tensor) else macs) / full_macs,
         "reward_accuracy": numbers["reward_accuracy"],
         "reward_macs": numbers["reward_macs"],
         "reward_tokens": numbers["reward_tokens"],
@@ -234,6 +249,14 @@ def _info(episodes: Episodes, full_macs: int) -> dict[str, Any]:
     }
     optional = {"macs_weight": episodes.macs_weight, "latency_ms": episodes.latency_ms}
     return info | {key: value for key, value in optional.items() if value is not None}
+
+
+def _owned(value: Any) -> Any:
+    """A copy that one may write into."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    with torch.inference_mode(False):
+        return value.clone()
 
 
 def _chosen(unit: Floats | Tensor, members: Ints) -> Floats | Tensor:

@@ -113,10 +113,20 @@ class Seen:
 
     @cached_property
     def key_mean(self) -> Tensor:
-        """(B, num_tokens) mean key of every token in the last block, clipped and zero-padded."""
-        if isinstance(self.state, TiledState):
-            return self.state.padded_means().clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
-        return self.state.padded_key_mean(self.net.config.num_tokens).clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
+        """(B, num_tokens) mean key of every token in the last block, clipped and zero-padded.
+
+        Raises:
+            ValueError: If mean keys are not kept, because no part of the observation is "key_mean".
+        """
+        state = self.state
+        if (state.row_means if isinstance(state, TiledState) else state.key_mean) is None:
+            raise ValueError(
+                "seen.key_mean is there only if the observation has the part of this name; pass "
+                'register_observation(..., beside=("key_mean",)), with other parts if you like.'
+            )
+        if isinstance(state, TiledState):
+            return state.padded_means().clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
+        return state.padded_key_mean(self.net.config.num_tokens).clamp(-KEY_MEAN_BOUND, KEY_MEAN_BOUND)
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,24 @@ OBSERVATIONS.add("constant", (_DECISION,))
 OBSERVATIONS.add("key_mean", (_KEY_MEAN,))
 
 
+def values_of(part: ObservationPart, seen: Seen) -> Tensor:
+    """What a part shows: (B, size).
+
+    Raises:
+        ValueError: If a part of a user gives something else.
+    """
+    values = part.values(seen)
+    if part is not PARTS.get(part.name) and part is not PRICE:
+        expected = len(seen.state), part.size(seen.net.config)
+        if not isinstance(values, Tensor) or values.shape != expected:
+            what = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"The observation {part.name!r} gave {what}; expected a tensor of shape {expected}, one row an image. "
+                "Mend its function, or say with size= how many numbers an image has."
+            )
+    return values
+
+
 def register_observation(
     name: str,
     values: Values | Sequence[str | ObservationPart] | None = None,
@@ -215,17 +243,21 @@ def register_observation(
         size: Numbers an image, or a function of the supernet's configuration.
         low: Their smallest value; what is below is clipped.
         high: Their largest value; what is above is clipped.
-        beside: Names of `PARTS`, or parts of yours, that come before the function's numbers.
+        beside: Names of `PARTS`, or parts of yours, that come before the function's numbers; may be empty. A function
+            that reads `seen.key_mean` needs "key_mean" among them.
 
     Returns:
         A decorator that registers its function.
 
     Raises:
-        ValueError: If the name is taken, a part is unknown or named twice, or the range is empty or not finite.
+        ValueError: If the name is taken, a part is unknown or named twice, there is none, or the range is empty or not
+            finite.
     """
     whole = None if values is None or callable(values) else values
     known = _known_parts(name, beside if whole is None else whole)
     if whole is not None:
+        if not known:
+            raise ValueError(f"observation {name!r} has no parts; pass at least one of {list(PARTS)}, or a function.")
         OBSERVATIONS.add(name, known)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low={low} and high={high} must be finite, and low below high.")
@@ -256,8 +288,8 @@ def _known_parts(name: str, given: Sequence[str | ObservationPart]) -> tuple[Obs
         raise ValueError(f"observation {name!r}: {unknown} are no parts of an observation; there are {list(PARTS)}.")
     parts = tuple(PARTS[p] if isinstance(p, str) else p for p in given)
     names = [part.name for part in parts]
-    if not parts or len({*names, name}) <= len(names):
-        raise ValueError(f"observation {name!r}: its parts {names} must have names of their own, and be at least one.")
+    if len({*names, name}) <= len(names):
+        raise ValueError(f"observation {name!r}: its parts {names} must have names of their own.")
     return parts
 
 

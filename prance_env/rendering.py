@@ -105,7 +105,7 @@ def render_episode(engine: InferenceEngine, episodes: Episodes) -> NDArray[np.ui
     reward = f"reward {episodes.reward[0]:+.3f}"
     panel.text(232, panel.shortened(f"label {class_name(engine.dataset, int(episodes.label[0]))}", reward), INK)
     panel.text(232, reward, FAINT, right=True)
-    return np.asarray(frame)
+    return np.array(frame)  # asarray gives what cannot be written into
 
 
 def render_ansi(engine: InferenceEngine, episodes: Episodes) -> str:

@@ -7,15 +7,13 @@ of every command derive from them.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import os
-import textwrap
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -48,9 +46,9 @@ RENDER_MODES = ["rgb_array", "ansi"]
 MOST_WORKERS = 1024
 # What no engine depends on: environments that differ in nothing else share one.
 _OF_THE_FACE: dict[str, Any] = {"engine": False}
-C = TypeVar("C", bound="type[Any]")
 # Threads that want the same engine wait for the first of them; a forked child must not wait for a thread of its parent.
 _opening = threading.RLock()
+_shared: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
 
 
 def _free_lock() -> None:
@@ -291,10 +289,12 @@ class EnvSettings:
             FileNotFoundError: If they are missing.
         """
         device = usable_device(self.device)
-        net = freeze(from_pretrained(checkpoint_folder(self.supernet, self.checkpoint)))
-        net.run_by(self.config())
-        warn_if_slow(device, checked_dtype(self.dtype))
-        return net.to(device, checked_dtype(self.dtype))
+        # It is shared, also by those who will want gradients, whatever its first user does.
+        with torch.inference_mode(False):
+            net = freeze(from_pretrained(checkpoint_folder(self.supernet, self.checkpoint)))
+            net.run_by(self.config())
+            warn_if_slow(device, checked_dtype(self.dtype))
+            return net.to(device, checked_dtype(self.dtype))
 
     def engine_settings(self) -> EnvSettings:
         """These settings with everything at its default that the engine does not depend on, and names resolved.
@@ -319,6 +319,7 @@ class SharedEngine:
     def __init__(self, settings: EnvSettings) -> None:
         self._settings = settings
         self._opened: tuple[Any, InferenceEngine] | None = None
+        _shared.add(self)
 
     def current(self) -> InferenceEngine:
         """The engine; opened now if it has not been, or files have changed.
@@ -333,6 +334,13 @@ class SharedEngine:
             self._opened = None  # before another one needs the memory
             self._opened = state, self._open()
         return self._opened[1]
+
+    def close(self) -> None:
+        """Ends its decoding processes, and lets go of the engine."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            # Sources of files have workers; to import their class would pull in what others do not need.
+            getattr(opened[1].dataset, "end_workers", lambda: None)()
 
     def _state(self) -> Any:
         """Differs whenever weights or images may differ."""
@@ -353,46 +361,13 @@ def shared_engine(settings: EnvSettings) -> SharedEngine:
     return SharedEngine(settings)
 
 
-def field_docs(cls: type) -> dict[str, str]:
-    """The description under every field of a dataclass, on one line each, those of its base classes included.
+def close_engines() -> None:
+    """Ends the processes that decode images, and lets go of weights and caches that are kept for later environments.
 
-    Raises:
-        ValueError: If a field has none.
+    The engines of the last eight kinds of environments stay after `close()`, so that the next one of their kind opens
+    nothing. An environment that is still open goes on with what it has, and starts new processes if it needs them.
     """
-    found: dict[str, str] = {}
-    for base in reversed([c for c in cls.__mro__ if hasattr(c, "__dataclass_fields__")]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for node, following in zip(body.body, body.body[1:], strict=False):
-            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-                continue
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                found[node.target.id] = " ".join(str(following.value.value).split())
-    if missing := [f.name for f in fields(cls) if f.name not in found]:
-        raise ValueError(f"{cls.__name__}: the fields {missing} have no description under them.")
-    return {f.name: found[f.name] for f in fields(cls)}
-
-
-def takes_settings(face: C) -> C:
-    """Class decorator of the faces: what `**arguments` stands for, in the signature and in the docstring.
-
-    The docstring's line `**arguments: ...` is replaced by one entry for each field of the class's `settings_class`.
-    """
-    settings: type[EnvSettings] = vars(face)["settings_class"]
-    own = list(inspect.signature(vars(face)["__init__"]).parameters.values())[1:-1]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    listed = [
-        inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type)
-        for f in fields(settings)
-        if f.default is not MISSING
-    ]
-    setattr(face, "__signature__", inspect.Signature([*own, *listed]))  # noqa: B010
-    entries = "\n".join(
-        textwrap.fill(f"{name}: {text}", 112, initial_indent=" " * 8, subsequent_indent=" " * 12)
-        for name, text in field_docs(settings).items()
-    )
-    lines = (face.__doc__ or "").split("\n")
-    at = next(i for i, line in enumerate(lines) if line.strip().startswith("**arguments:"))
-    after = next((i for i in range(at + 1, len(lines)) if not lines[i].startswith(" " * 12)), len(lines))
-    face.__doc__ = "\n".join([*lines[:at], entries, *lines[after:]])
-    return face
+    with _opening:
+        for engine in list(_shared):
+            engine.close()
+        shared_engine.cache_clear()

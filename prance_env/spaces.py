@@ -17,7 +17,7 @@ from supernet.arrays import Floats
 from supernet.reading import check_value, plain
 
 from .arrays import as_array
-from .observations import OBSERVATIONS, PRICE, ObservationPart, Seen
+from .observations import OBSERVATIONS, PRICE, ObservationPart, Seen, values_of
 
 
 def action_space(space: SearchSpace, normalize_actions: bool) -> gym.spaces.Box:
@@ -106,9 +106,12 @@ def observe(
         observation: A name that `list_observations` has.
         full_macs: MACs of the full network.
         price: (B,) price of computation in [0, 1], the last entry of the observation; None leaves it out.
+
+    Raises:
+        ValueError: If the function of a part that a user has added gives another shape than (B, size).
     """
     seen = Seen(net, state, full_macs, price)
-    return torch.cat([part.values(seen) for part in _parts(observation, price is not None)], dim=1).float()
+    return torch.cat([values_of(part, seen) for part in _parts(observation, price is not None)], dim=1).float()
 
 
 def dict_space(layout: Mapping[str, slice], box: gym.spaces.Box) -> gym.spaces.Dict:

@@ -20,9 +20,10 @@ from supernet.reading import checked_count, plain
 
 from .arrays import as_array, to_device, to_host
 from .checks import check_actions_of, check_options
+from .described import takes_settings
 from .lanes import Lanes
 from .rendering import render_ansi, render_episode
-from .settings import RENDER_MODES, EnvArguments, EnvSettings, takes_settings
+from .settings import RENDER_MODES, EnvArguments, EnvSettings
 from .snapshot import restore_snapshot, take_snapshot
 
 OUTPUTS = ("numpy", "torch")
@@ -114,14 +115,16 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             raise ResetNeeded("The first reset() must reset every environment; leave reset_mask out.")
         lanes = Lanes(self.settings, self.num_envs) if self._lanes is None else self._lanes
         rows = np.flatnonzero(mask)
-        lanes.start(
-            rows,
-            None if index is None else index[mask],
-            None if macs_weight is None else macs_weight[mask],
-            None if seeds is None else [seeds[row] for row in rows],
-        )
+        with lanes.undone_on_error():
+            lanes.start(
+                rows,
+                None if index is None else index[mask],
+                None if macs_weight is None else macs_weight[mask],
+                None if seeds is None else [seeds[row] for row in rows],
+            )
+            returned = self._out((lanes.observations(), _with_masks(lanes.infos(), mask)))
         self._lanes = lanes
-        return self._out((lanes.observations(), _with_masks(lanes.infos(), mask)))
+        return returned
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Takes one decision in every lane (NEXT_STEP: in every lane that has not ended).
@@ -142,7 +145,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
                 f"Environments {ended[:8].tolist()} have ended; call "
                 "reset(options={'reset_mask': terminated}) first, or choose another autoreset_mode."
             )
-        with lanes.undone_on_error(np.array([], dtype=np.int64)):
+        with lanes.undone_on_error():
             lanes.step(actions)
             if len(ended):
                 lanes.start(ended)
@@ -152,8 +155,8 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
                 infos = _final(lanes, terminated)
                 lanes.start(np.flatnonzero(terminated))
             observations = lanes.observations()
-        infos |= _with_masks(lanes.infos(), np.ones(self.num_envs, dtype=bool))
-        return self._out((observations, rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos))
+            infos |= _with_masks(lanes.infos(), np.ones(self.num_envs, dtype=bool))
+            return self._out((observations, rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that coming results depend on: generators, images, prices, and how far each inference is.
@@ -178,9 +181,12 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
                 weights, images, reward, observation); nothing has changed then.
         """
         lanes = Lanes(self.settings, self.num_envs) if self._lanes is None else self._lanes
-        restore_snapshot(lanes, self.autoreset_mode.name, state)
+        with lanes.undone_on_error():
+            restore_snapshot(lanes, self.autoreset_mode.name, state)
+            everywhere = np.ones(self.num_envs, dtype=bool)
+            returned = self._out((lanes.observations(), _with_masks(lanes.infos(), everywhere)))
         self._lanes = lanes
-        return self._out((lanes.observations(), _with_masks(lanes.infos(), np.ones(self.num_envs, dtype=bool))))
+        return returned
 
     def render(self) -> tuple[Any, ...] | None:
         """One frame (or line of text) per lane, as a single environment would give."""
@@ -191,7 +197,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         return tuple(render(self.lanes.engine, self.lanes.lane(i)) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Drops the reference to the engine."""
+        """Drops the reference to the engine, which stays for later environments (`prance_env.close_engines`)."""
         self._lanes = None
 
     def _out(self, returned: tuple[Any, ...]) -> Any:

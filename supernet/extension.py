@@ -20,28 +20,31 @@ GROUP = "prance_env.plugins"
 T = TypeVar("T")
 _lock = threading.RLock()
 _asked = _done = False
+_failed: list[RuntimeError] = []
 
 
 def load_plugins() -> None:
     """Loads every plug-in that is installed, once per process.
 
     Raises:
-        RuntimeError: If a plug-in raises; the message names it and its package.
+        RuntimeError: If plug-ins have raised, at this call or an earlier one; the message names each and its package.
+            The others are loaded.
     """
     global _asked, _done
     # Asking what is installed takes milliseconds, and names are looked up all the time.
-    if _done:
-        return
-    with _lock:
-        # A plug-in may itself look names up, in this thread; others wait at the lock.
-        if _asked:
-            return
-        _asked = True
-        try:
-            for entry in entry_points(group=GROUP):
-                _load(entry)
-        finally:
-            _done = True
+    if not _done:
+        with _lock:
+            # A plug-in may itself look names up, in this thread; others wait at the lock.
+            if not _asked:
+                _asked = True
+                try:
+                    for entry in entry_points(group=GROUP):
+                        _load(entry)
+                finally:
+                    _done = True
+    # At every call, since a name that is missing would otherwise be said to be unknown.
+    if _done and _failed:
+        raise RuntimeError(" ".join(str(error) for error in _failed)) from _failed[0].__cause__
 
 
 def _load(entry: EntryPoint) -> None:
@@ -51,10 +54,12 @@ def _load(entry: EntryPoint) -> None:
         if callable(loaded):
             loaded()
     except Exception as e:
-        raise RuntimeError(
+        error = RuntimeError(
             f"The plug-in {entry.name!r} ({entry.value}) of the installed package {package!r} failed "
             f"({type(e).__name__}: {e}); mend or uninstall that package."
-        ) from e
+        )
+        error.__cause__ = e
+        _failed.append(error)
 
 
 class Registry(Generic[T]):

@@ -88,7 +88,8 @@ class InferenceState:
 
     def detach(self) -> InferenceState:
         """The same values, cut from the autograd graph."""
-        return replace(self, tokens=self.tokens.detach(), size=None if self.size is None else self.size.detach())
+        size, key_mean = (None if v is None else v.detach() for v in (self.size, self.key_mean))
+        return replace(self, tokens=self.tokens.detach(), size=size, key_mean=key_mean)
 
     def kept(self) -> Tensor:
         """(B, num_patches) bool: which patches of the image are still represented."""

@@ -18,9 +18,10 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from prance_env.described import field_docs
 from prance_env.images.loading import ON_ERROR
 from prance_env.observations import list_observations
-from prance_env.settings import EnvArguments, EnvSettings, field_docs
+from prance_env.settings import EnvArguments, EnvSettings
 from prance_env.supernets import DTYPES, token_modes
 from supernet import SupernetConfig, list_supernets
 

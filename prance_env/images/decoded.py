@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -24,6 +27,17 @@ from .workers import DecodingPool
 CHUNK, LOOKAHEAD = 16, 512
 # Environments have the argument, and commands that make one the option.
 SKIP = "pass on_error='skip' (--on-error skip, if the command has it)"
+# A forked child must not wait for a thread of its parent.
+_sources: weakref.WeakSet[DecodedSource] = weakref.WeakSet()
+
+
+def _free_locks() -> None:
+    for source in list(_sources):
+        source.free_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_locks)
 
 
 class Samples(Protocol):
@@ -66,7 +80,7 @@ def decode(image: Image.Image, transform: ImageTransform) -> Pixels:
 
 
 class DecodedSource:
-    """An `ImageSource` over image files.
+    """An `ImageSource` over image files; threads may share it.
 
     Args:
         samples: The files.
@@ -97,6 +111,13 @@ class DecodedSource:
         self._pool: DecodingPool[list[int], list[Pixels | str]] = DecodingPool(self._work, num_workers)
         self._pending: OrderedDict[int, tuple[Future[list[Pixels | str]], int]] = OrderedDict()
         self._stand_in: dict[int, int] = {}
+        self.free_lock()
+
+    def free_lock(self) -> None:
+        """Begins with a lock that nobody holds, where it is made and in forked children."""
+        # Around what is written down of images, not around decoding them.
+        self._lock = threading.RLock()
+        _sources.add(self)
 
     def identity(self) -> str:
         """What tells these images from others: files, transform and decoder."""
@@ -110,13 +131,24 @@ class DecodedSource:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pending": OrderedDict()}
+        return {k: v for k, v in vars(self).items() if k != "_lock"} | {"_pending": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.free_lock()
 
     def prefetch(self, indices: Ints) -> None:
         """Has images decoded in the background; of those that nobody fetches, only the last `lookahead` are kept."""
-        self._submit(self.shown(indices[: self.lookahead]).tolist())
-        while len(self._pending) > self.lookahead:
-            self._pending.popitem(last=False)
+        with self._lock:
+            self._submit(self.shown(indices[: self.lookahead]).tolist())
+            while len(self._pending) > self.lookahead:
+                self._pending.popitem(last=False)
+
+    def end_workers(self) -> None:
+        """Ends the processes that decode; they are started again where they are needed."""
+        with self._lock:
+            self._pending.clear()
+            self._pool.end()
 
     def fetch(self, indices: Ints) -> Tensor:
         """(B, C, H, W) uint8.
@@ -152,28 +184,33 @@ class DecodedSource:
         message = f"{self.samples.name(index)} (image {index}) cannot be decoded: {problem}"
         if self.on_error == "raise":
             raise OSError(f"{message}. Repair or remove it, or {SKIP}.")
-        if len(self._stand_in) == len(self) - 1:
-            raise OSError(f"{message}. Nor can any other image of this data set; look at its files.")
-        self._stand_in[index] = (index + 1) % len(self)
+        with self._lock:
+            if index in self._stand_in:
+                return  # another thread has said so
+            if len(self._stand_in) == len(self) - 1:
+                raise OSError(f"{message}. Nor can any other image of this data set; look at its files.")
+            self._stand_in[index] = (index + 1) % len(self)
         warnings.warn(f"{message}; the next good image is shown in its place.", stacklevel=2)
 
     def _decode(self, indices: list[int]) -> list[Pixels | str]:
-        self._forget_if_forked()
-        fresh = [i for i in indices if i not in self._pending]
-        if len(fresh) <= CHUNK:
-            # Sooner done here than sent to a worker.
-            here = dict(zip(fresh, self._work(fresh), strict=True))
-        else:
-            here = {}
-            self._submit(fresh)
-        return [here[i] if i in here else self._await(i) for i in indices]
+        """Distinct images, what has been begun first of all."""
+        with self._lock:
+            self._forget_if_forked()
+            fresh = [i for i in indices if i not in self._pending]
+            # A few are sooner done here than sent to a worker.
+            here = len(fresh) <= CHUNK or not self._pool.num_workers
+            if not here:
+                self._submit(fresh)
+            awaited = {i: self._pending.pop(i) for i in indices if i in self._pending}
+        pixels = dict(zip(fresh, self._work(fresh), strict=True)) if here else {}
+        return [pixels[i] if i in pixels else self._await(*awaited[i]) for i in indices]
 
-    def _await(self, index: int) -> Pixels | str:
-        future, place = self._pending.pop(index)
+    def _await(self, future: Future[list[Pixels | str]], place: int) -> Pixels | str:
         try:
             return self._pool.result(future)[place]
         except RuntimeError:
-            self._pending.clear()
+            with self._lock:
+                self._pending.clear()
             raise
 
     def _submit(self, indices: list[int]) -> None:

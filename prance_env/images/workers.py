@@ -89,6 +89,12 @@ class DecodingPool(Generic[Task, Result]):
         except BrokenExecutor as e:
             raise self._died(e) from e
 
+    def end(self) -> None:
+        """Waits for what the workers are at, and ends them; the next task starts new ones."""
+        executor, self._executor = self._executor, None
+        if executor is not None and not self.belongs_to_parent:
+            executor.shutdown()
+
     def _died(self, error: BrokenExecutor) -> RuntimeError:
         self._executor = None
         return RuntimeError(

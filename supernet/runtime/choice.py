@@ -13,10 +13,11 @@ from importlib.util import find_spec
 import torch
 
 from ..config import SupernetConfig
+from .devices import current
 
 WAYS = ("segments", "tiles")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LEAST_CAPABILITY = (7, 0)
+LEAST_CAPABILITY = (8, 0)
 ACTIVATION_CODES = {"gelu": 1, "gelu_tanh": 2, "quick_gelu": 3}
 """Activations that tiles know, and their numbers in the kernels."""
 
@@ -58,7 +59,13 @@ def records_graphs(device: torch.device) -> bool:
 
 def precision(dtype: torch.dtype = torch.float32) -> str:
     """How kernels round products of a type: float32 as torch's own on this device, "ieee" or "tf32"."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    if dtype != torch.float32:
+        return "ieee"
+    # The newer of torch's two switches; asking the older one where somebody has set this one is an error.
+    said = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
+    if said in ("ieee", "tf32"):
+        return str(said)
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def runs_tiles(config: SupernetConfig, device: torch.device, dtype: torch.dtype) -> bool:
@@ -113,6 +120,19 @@ def hindrance_of_device(device: torch.device) -> str | None:
         least = ".".join(str(n) for n in LEAST_CAPABILITY)
         name, own = torch.cuda.get_device_name(device), ".".join(str(n) for n in capability)
         return f"{name} has compute capability {own}, below {least}"
+    return _hindrance_of_triton(device)
+
+
+def _hindrance_of_triton(device: torch.device) -> str | None:
+    """Why Triton can launch nothing here, such as no C compiler; None if it can."""
+    from .kernels import permutation_kernel
+
+    begins, perm = torch.zeros(2, dtype=torch.int64, device=device), torch.empty(1, dtype=torch.int64, device=device)
+    try:
+        with current(device):
+            permutation_kernel[(1, 1)](begins, begins, begins, perm, 1, 1, MOST=16)
+    except Exception as e:  # of the compiler, the driver or the operating system, each with classes of its own
+        return f"Triton cannot run here ({' '.join(str(e).split()) or type(e).__name__})"
     return None
 
 

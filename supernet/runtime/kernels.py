@@ -6,7 +6,9 @@ rows, of which the first `total` are in use; programs beyond these return at onc
 anything in buffers that these kernels write, but for those up to the next multiple of 16, which are zero: products
 then read whole vectors.
 
-They run on GPUs of compute capability 7.0 and later, and without one in Triton's interpreter (`TRITON_INTERPRET=1`).
+They run on GPUs of compute capability 8.0 and later (below it, products would be scalar code), and without one in
+Triton's interpreter (`TRITON_INTERPRET=1`), which accepts what no compiler does: `python -m tools.compile_kernels`
+compiles them without a GPU.
 """
 
 from __future__ import annotations
@@ -179,8 +181,8 @@ def attention_kernel(
     to = (first + rm)[:, None].to(tl.int64) * ldo + h * HEAD + c[None, :]
     tl.store(out + to, (acc / l[:, None]).to(out.dtype.element_ty), mask=(rm[:, None] < n) & inner[None, :])
     if SCORES and pid == 0:
-        to = scores + h * capacity + first
-        _class_scores(base, to, log_size + first, n, scale, ldq, inner, c, SIZED, CLASS, BN, HEAD, BLOCK)
+        own = scores + h * capacity + first
+        _class_scores(base, own, log_size + first, n, scale, ldq, inner, c, SIZED, CLASS, BN, HEAD, BLOCK)
 
 
 @triton.jit

@@ -91,6 +91,7 @@ def run_tiles(
         if carries_keys or (reducing and mode.metric == "keys"):
             keys = mean_keys(qkv, sizes.heads[i], batch, config.head_dim)
         key_mean = keys.mean(1) if carries_keys and keys is not None else None
+        del qkv  # the MLP's hidden units take its memory
         if reducing:
             batch, patch_token, key_mean = reduce_tiles(config, plan, batch, scores, keys, key_mean, patch_token)
             perms = permutations(batch, orders)
@@ -120,6 +121,7 @@ def _attention_half(
         batch, cast(nn.LayerNorm, block.norm1), reads, None if sizes.zoom is None else sizes.zoom[i], shapes.normed
     )
     qkv = product(batch, y, block.qkv, perm, reads, heads * (3 * head), shapes)
+    del y
     out, scores = attention(batch, qkv, heads, head, config.space.max_heads, with_scores, config.class_token, shapes)
     there = torch.minimum(batch.have, reads)
     x = product(batch, out, block.proj, perm, heads * head, widths, shapes, residual=batch.x, have=there, padded=padded)
@@ -134,6 +136,7 @@ def _mlp_half(
     zoom = None if sizes.zoom is None else sizes.zoom[i]
     y = norm(batch, cast(nn.LayerNorm, block.norm2), widths, zoom, shapes.normed)
     h = product(batch, y, block.fc1, perm, widths, hidden, shapes, act=ACTIVATION_CODES[act])
+    del y
     residual, there = batch.x, widths
     if lln and block.lln is not None:
         residual, there = product(batch, residual, block.lln, perm, widths, gives, shapes), gives

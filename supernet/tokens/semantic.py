@@ -13,7 +13,7 @@ of patches; and the class token, which the paper does without, passes unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..arrays import Floats, Ints
+from ..bounded import Bounded
 from .modes import Assignment, TokenMode, column, register_token_mode
 
 FEATURES = 32
@@ -68,13 +69,28 @@ class Layout:
         return out
 
 
-@lru_cache(maxsize=4096)
+# Of a picture of 28 x 28 patches one takes megabytes, and there may be hundreds of pairs in a batch.
+_HOST: Bounded[Floats] = Bounded(2**28)
+_ON_DEVICE: Bounded[Tensor] = Bounded(2**28)
+
+
+def _kept(table: Callable[..., Floats]) -> Callable[..., Floats]:
+    """A table that is made once, as long as there is room."""
+
+    @wraps(table)
+    def kept(*numbers: int) -> Floats:
+        return _HOST.get((table, *numbers), lambda: table(*numbers))
+
+    return kept
+
+
+@_kept
 def distances(num_tokens: int, num_centres: int) -> Floats:
     """(K, N) squared distances, see `Layout.distances`."""
     return Layout(num_tokens).distances(Layout(num_centres))
 
 
-@lru_cache(maxsize=4096)
+@_kept
 def windows(num_tokens: int, num_centres: int) -> Floats:
     """(K, N) ones where a token lies in the cell of a centre; in cells that hold none, at the nearest token."""
     inside = np.zeros((num_centres, num_tokens))
@@ -84,7 +100,7 @@ def windows(num_tokens: int, num_centres: int) -> Floats:
     return inside
 
 
-@lru_cache(maxsize=4096)
+@_kept
 def members(num_tokens: int, num_centres: int) -> Floats:
     """(K, M) the tokens of every window, its first one repeated where it has fewer than the largest."""
     inside = [np.flatnonzero(row) for row in windows(num_tokens, num_centres)]
@@ -92,9 +108,13 @@ def members(num_tokens: int, num_centres: int) -> Floats:
     return np.array([np.pad(tokens, (0, most - len(tokens)), constant_values=tokens[0]) for tokens in inside], float)
 
 
-@lru_cache(maxsize=1024)
 def neighbours(num_tokens: int, num_centres: int = 0) -> Floats:
     """(9, N) the tokens on the 3 x 3 places around each one, N where the image ends; rows of others in their steps."""
+    return _neighbours(num_tokens)
+
+
+@_kept
+def _neighbours(num_tokens: int) -> Floats:
     layout, found = Layout(num_tokens), []
     for down in (-1, 0, 1):
         row = np.clip(layout.row + down, 0, layout.rows - 1)
@@ -118,8 +138,6 @@ TABLES: dict[str, Callable[[int, int], Floats]] = {
     "neighbours": neighbours,
     "cells": cells,
 }
-_ON_DEVICE: dict[tuple[Any, ...], Tensor] = {}
-MOST_ON_DEVICE = 1024
 
 
 # Not assume_constant_result, which gives one tensor a graph (findings/constant_result_tensor_once.sh).
@@ -134,13 +152,12 @@ def fixed_table(
 
     if type(torch.empty(0)) is not Tensor:  # a compiler looks on, whose tensors have no values
         return torch.tensor(values(), device=device)
-    key = name, pair, shape, fill, device
-    if (found := _ON_DEVICE.get(key)) is None:
-        if len(_ON_DEVICE) >= MOST_ON_DEVICE:
-            _ON_DEVICE.clear()
+
+    def sent() -> Tensor:
         with torch.inference_mode(False):  # training will want it, too
-            found = _ON_DEVICE[key] = torch.from_numpy(values()).to(device)
-    return found
+            return torch.from_numpy(values()).to(device)
+
+    return _ON_DEVICE.get((name, pair, shape, fill, device), sent)
 
 
 def _padded(tables: list[Floats], shape: tuple[int, int], fill: float | None) -> NDArray[np.float32]:
@@ -337,9 +354,10 @@ class SemanticTokens(nn.Module):
         """(B, N - prefix, FEATURES) a depth-wise convolution, norm, GELU and a 1 x 1 convolution."""
         beside = places.table("neighbours", (9, places.longest), fill=places.longest).clamp(max=places.longest)
         padded = F.pad(values.masked_fill(~places.real, 0), (0, 0, 0, 1))
-        mixed = torch.einsum("bjnf,jf->bnf", _beside(padded, beside), self.around)
-        mixed_residual: Tensor = self.mix(F.gelu(F.layer_norm(mixed, (FEATURES,))))
-        return mixed_residual
+        # Features are float32 whatever the network's precision; its layer takes and gives its own.
+        mixed = torch.einsum("bjnf,jf->bnf", _beside(padded, beside), self.around.float())
+        mixed_residual: Tensor = self.mix(F.gelu(F.layer_norm(mixed, (FEATURES,))).to(self.around.dtype))
+        return mixed_residual.float()
 
 
 def _learned_macs(num_tokens: Ints, counts: Ints, dims: Ints, prefix: int, init: str) -> Ints:

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import warnings
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from gymnasium.utils import seeding
 from helpers import ENV_ID, PATIENCE, transcript
 from image_files import CONFIG, break_files, everything, expected_pixels, files_of, image_folder
 
-from prance_env import EnvSettings
+from prance_env import EnvSettings, PranceEnv, close_engines
 from prance_env.images.decoded import DecodedSource
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource
@@ -201,6 +201,46 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_closed_engines_leave_no_processes_and_what_is_open_goes_on(checkpoint: str, folder: Path) -> None:
+    arguments: dict[str, Any] = {"checkpoint": checkpoint, "dataset": str(folder), "split": "val", "cache_mb": 0.0}
+    env = gym.make(ENV_ID, num_workers=1, **arguments).unwrapped
+    assert isinstance(env, PranceEnv)
+    env.reset(seed=0)
+    assert env._lanes is not None
+    source = env._lanes.engine.dataset
+    assert isinstance(source, DecodedSource)
+    source.prefetch(np.arange(36))
+    (worker,) = source._pool._executor._processes  # type: ignore[union-attr]
+    assert alive(worker)
+    close_engines()
+    assert not alive(worker)
+    assert shared_engine.cache_info().currsize == 0
+    torch.testing.assert_close(everything(source), expected_pixels(files_of(folder / "val")), rtol=0, atol=0)
+    plain = gym.make(ENV_ID, **arguments)
+    plain.reset(seed=0)
+    assert env.reset()[1]["index"] == plain.reset()[1]["index"]
+    env.close()
+    close_engines()
+    close_engines()
+
+
+def test_threads_may_ask_for_the_same_images_at_once(folder: Path) -> None:
+    source = load_dataset(str(folder), "val", CONFIG, 1)
+    assert isinstance(source, DecodedSource)
+    work = source._work
+
+    def meanwhile(indices: list[int]) -> Any:
+        source._work = work
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(source.fetch, np.array([0, 1])).result(timeout=PATIENCE)
+        return work(indices)
+
+    source.prefetch(np.array([0]))
+    source._work = meanwhile  # type: ignore[assignment]
+    expected = expected_pixels(files_of(folder / "val")[:3])
+    torch.testing.assert_close(source.fetch(np.arange(3)), expected, rtol=0, atol=0)
 
 
 # ---- prefetching ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from device_asks import NotingRecorder, nothing_asked_of_the_device
 from helpers import FixedSettings, make_engine, random_net, unit_actions
 from mode_nets import make_config
 
-from prance_env import InferenceEngine, RewardConfig, device_episodes
+from prance_env import InferenceEngine, RewardConfig, device_episodes, register_reward
 from prance_env.device_episodes import NUMBERS, DeviceEpisodes
 from prance_env.lanes import Lanes
+from prance_env.rewards.measuring import measure_latency_table
+from prance_env.rewards.outcome import REWARDS as OWN_REWARDS
 from prance_env.spaces import decode_actions
 from supernet import runtime
 from supernet.runtime.memory import bytes_per_image
@@ -100,6 +103,23 @@ def test_lanes_hand_out_tensors_and_what_they_hold_is_that_of_segments(engine: I
     np.testing.assert_allclose(torch.as_tensor(tiles.rewards()).cpu(), segments.rewards(), atol=1e-5)
 
 
+def test_infos_of_lanes_that_stand_at_different_decisions_are_arrays(engine: InferenceEngine) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (BATCH, engine.config.space.action_size))
+    infos = {}
+    for way in ("segments", "tiles"):
+        lanes = lanes_on(engine, cost_conditioning=(0.1, 0.5))
+        with runtime.use(way):
+            lanes.start(np.arange(BATCH), seeds=list(range(BATCH)))
+            lanes.step(actions)
+            lanes.start(np.array([1, 3]))
+            lanes.step(actions)
+            infos[way] = lanes.infos()
+    for key, value in infos["segments"].items():
+        found = infos["tiles"][key]
+        assert (type(found), found.dtype) == (np.ndarray, value.dtype)
+        np.testing.assert_allclose(found, value, atol=1e-5)
+
+
 def test_an_action_of_nan_on_the_device_is_a_reward_of_nan(engine: InferenceEngine) -> None:
     unit = torch.from_numpy(unit_actions(engine.config.space, BATCH)[:, 0]).to(DEVICE)
     unit[1, 0] = float("nan")
@@ -125,6 +145,61 @@ def test_recorded_steps_are_not_replayed_for_weights_elsewhere(monkeypatch: pyte
     asked()
     assert recorder.names[0] == recorder.names[1] != recorder.names[2]
     assert len(kept) > 0
+
+
+def test_with_terminal_rewards_an_action_of_nan_spoils_the_last_reward(engine: InferenceEngine) -> None:
+    unit = torch.from_numpy(unit_actions(engine.config.space, BATCH)).to(DEVICE)
+    unit[1, 0, 0] = float("nan")
+    with runtime.use("tiles"):
+        episodes = engine.start(np.arange(BATCH))
+        for decision in range(unit.shape[1]):
+            episodes = engine.step(episodes, unit[:, decision], RewardConfig(mode="terminal"))
+            assert np.isnan(episodes.reward).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["function", "latency"])
+def test_rewards_that_are_computed_on_the_host_step_as_by_segments(
+    kind: str, engine: InferenceEngine, tmp_path: Path
+) -> None:
+    settings = FixedSettings(split="val", fixed=engine, device=DEVICE)
+    if kind == "function":
+        register_reward("of_the_host", lambda outcome: outcome.accuracy - outcome.macs / outcome.full_macs)
+        reward = RewardConfig(function="of_the_host")
+    else:
+        table = measure_latency_table(engine.config, batch_size=1, num_token_counts=2, repeats=1)
+        table.save(tmp_path / "table.json")
+        reward = RewardConfig(cost="latency", latency_table=str(tmp_path / "table.json"))
+    ways = {way: Lanes(settings, BATCH) for way in ("segments", "tiles")}
+    try:
+        for way, lanes in ways.items():
+            with runtime.use(way):
+                lanes.reward = reward
+                lanes.start(np.arange(BATCH), seeds=list(range(BATCH)))
+                for taken in unit_actions(engine.config.space, BATCH).swapaxes(0, 1):
+                    lanes.step(2 * taken - 1)
+                    lanes.infos()
+    finally:
+        OWN_REWARDS.remove("of_the_host")
+    segments, tiles = ways.values()
+    np.testing.assert_allclose(tiles.rewards(), segments.rewards(), atol=1e-5)
+    for key, value in segments.infos().items():
+        assert tiles.infos()[key].dtype == value.dtype, key
+        np.testing.assert_allclose(tiles.infos()[key], value, atol=1e-5)
+
+
+def test_what_infos_and_rewards_hold_is_the_callers(engine: InferenceEngine) -> None:
+    lanes = lanes_on(engine, cost_conditioning=(0.1, 0.5))
+    lanes.start(np.arange(BATCH), seeds=[0] * BATCH)
+    with runtime.use("tiles"):
+        lanes.step(np.zeros((BATCH, engine.config.space.action_size)))
+    expected = {k: torch.as_tensor(v).cpu().numpy().copy() for k, v in lanes.infos().items()}
+    rewards = torch.as_tensor(lanes.rewards()).cpu().numpy().copy()
+    with torch.inference_mode(False):  # tensors of inference could not be written into
+        for value in (*lanes.infos().values(), lanes.rewards()):
+            value[:] = 0
+    np.testing.assert_array_equal(torch.as_tensor(lanes.rewards()).cpu(), rewards)
+    for key, value in lanes.infos().items():
+        np.testing.assert_array_equal(torch.as_tensor(value).cpu(), expected[key], err_msg=key)
 
 
 @pytest.mark.skipif(CUDA, reason="tried there with CUDA's own check of synchronisations")

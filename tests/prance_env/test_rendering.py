@@ -279,6 +279,7 @@ def test_a_vector_environment_shows_what_its_single_environments_show() -> None:
         env.reset(seed=3 + lane)
         env.step(actions[lane])
         np.testing.assert_array_equal(frame, env.render())
+        frame[:] = 0  # it is the caller's
 
 
 def test_rendering_without_a_mode_warns_and_before_a_reset_asks_for_one() -> None:

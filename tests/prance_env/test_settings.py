@@ -16,8 +16,9 @@ from command_line import refusal
 
 from agents import PrancePPO, make_sb3
 from prance_env import EnvSettings, PranceEnv, PranceVectorEnv, RewardConfig, make_sb3_env
+from prance_env.described import field_docs, takes_settings
 from prance_env.images.config import DatasetConfig
-from prance_env.settings import EnvArguments, field_docs, takes_settings
+from prance_env.settings import EnvArguments
 from tools.environment_page import split_docstring
 from train.options import environment_options
 from train.policies.settings import AgentTraining

@@ -279,3 +279,12 @@ def test_threads_that_want_the_same_engine_open_it_once(monkeypatch: pytest.Monk
         engines = list(pool.map(lambda _: settings.engine(), range(4)))
     assert len(opened) == 1
     assert len({id(engine) for engine in engines}) == 1
+
+
+def test_a_network_that_is_opened_in_inference_mode_can_be_learned_from_later() -> None:
+    with torch.inference_mode():
+        net = EnvSettings.from_id(split="val").network()
+    assert not any(p.is_inference() for p in net.parameters())
+    images = torch.rand(2, *(net.config.in_chans, net.config.img_size, net.config.img_size), requires_grad=True)
+    net(images).sum().backward()
+    assert images.grad is not None

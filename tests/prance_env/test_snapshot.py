@@ -16,7 +16,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from helpers import ENV_ID, comparable
 
-from prance_env import PranceEnv, PranceVecEnv, PranceVectorEnv
+from prance_env import Outcome, PranceEnv, PranceVecEnv, PranceVectorEnv, register_reward
+from prance_env.rewards.outcome import REWARDS
 from supernet import Supernet, save_pretrained
 
 N = 4
@@ -111,6 +112,24 @@ def test_loading_returns_the_current_observations_and_infos() -> None:
     assert plain(returned) == plain((observations, infos))
     as_tensors = make_envs(output="torch").load_state_dict(envs.state_dict())[0]
     np.testing.assert_array_equal(as_tensors.numpy(), observations)
+
+
+def test_loading_asks_a_users_reward_function_nothing() -> None:
+    asked: list[int] = []
+
+    @register_reward("counting")
+    def counting(outcome: Outcome) -> Any:
+        asked.append(int(outcome.decision[0]))
+        return outcome.accuracy
+
+    try:
+        envs = make_envs(reward={"function": "counting"})
+        envs.reset(seed=0)
+        envs.step(envs.action_space.sample())
+        envs.load_state_dict(envs.state_dict())
+        assert asked == [1]
+    finally:
+        REWARDS.remove("counting")
 
 
 def test_the_single_environment_goes_on_bit_for_bit_also_with_an_own_generator(tmp_path: Path) -> None:

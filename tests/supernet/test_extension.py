@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from supernet import extension
 from supernet.extension import Registry
 
 MODULE = """
@@ -73,6 +76,23 @@ def test_a_plug_in_that_fails_is_named_with_its_package(tmp_path: Path) -> None:
     assert (
         "plug-in 'theirs' (their_package) of the installed package 'their-package' failed (ZeroDivision" in done.stderr
     )
+
+
+def test_plug_ins_that_fail_are_all_said_at_every_call_and_the_others_are_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry: Registry[int] = Registry("thing", "add", "thing")
+    module = types.ModuleType("plugs_of_others")
+    vars(module).update(good=lambda: registry.add("theirs", 1), bad=lambda: 1 / 0, worse=lambda: {}["cupy"])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    entries = [EntryPoint(n, f"{module.__name__}:{n}", extension.GROUP) for n in ("bad", "good", "worse")]
+    monkeypatch.setattr(extension, "entry_points", lambda group: entries)
+    for name, value in {"_asked": False, "_done": False, "_failed": []}.items():
+        monkeypatch.setattr(extension, name, value)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"'bad' .*ZeroDivisionError.* 'worse' .*KeyError: 'cupy'"):
+            registry.names()
+    assert "theirs" in registry
 
 
 def test_a_registry_refuses_taken_and_empty_names_and_lists_what_there_is() -> None:

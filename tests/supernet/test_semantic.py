@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from supernet import Supernet, freeze, from_pretrained, load_static, save_pretrained, save_static
+from supernet.bounded import Bounded
 from supernet.tokens import semantic
 from supernet.tokens.modes import combine, total_size
 from supernet.tokens.semantic import (
@@ -88,6 +89,38 @@ def test_neighbours_of_a_grid_are_those_of_a_convolution() -> None:
     gathered = sum(padded[:, beside[j]] * kernel[j] for j in range(9))
     expected = F.conv2d(x.mT.reshape(1, 3, 5, 5), kernel.T.reshape(3, 1, 3, 3), padding=1, groups=3)
     torch.testing.assert_close(gathered, expected.flatten(2).mT)
+
+
+@pytest.mark.parametrize("most", [0, 40_000])
+@torch.no_grad()
+def test_tables_take_bounded_memory_and_are_the_same_when_made_again(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = net_of("semantic", "class-token")
+    images, subnet = images_for(net), subnets_for(net)
+    expected, alone = net(images, subnet), net.extract(subnet[4])(images)
+    for name in ("_HOST", "_ON_DEVICE"):
+        monkeypatch.setattr(semantic, name, Bounded(most))
+    for _ in range(2):
+        assert torch.equal(net(images, subnet), expected)
+        assert torch.equal(net.extract(subnet[4])(images), alone)
+        for patches in range(16, 40):
+            assert windows(patches, 10).shape == (10, patches)
+    assert semantic._HOST.nbytes <= most
+    assert (len(semantic._HOST) > 0) == (most > 0)
+
+
+def test_what_was_asked_for_longest_ago_goes_first() -> None:
+    kept: Bounded[np.ndarray] = Bounded(24)
+    for key in (0, 1, 2, 0, 3):
+        assert kept.get(key, lambda key=key: np.full(1, key)).item() == key
+    made: list[int] = []
+    for key in (0, 2, 3, 1):
+        kept.get(key, lambda key=key: (made.append(key), np.full(1, key))[1])
+    assert made == [1]
+    assert (len(kept), kept.nbytes) == (3, 24)
+    assert kept.get("large", lambda: np.zeros(4)).nbytes == 32
+    assert len(kept) == 3
 
 
 # ---- one image in loops -----------------------------------------------------------------------------------------
@@ -281,7 +314,7 @@ def test_all_that_is_learned_learns(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", LEARNED)
 def test_a_static_network_learns_after_it_was_used(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantic, "_ON_DEVICE", {})
+    monkeypatch.setattr(semantic, "_ON_DEVICE", Bounded(2**20))
     net = net_of(mode, "class-token")
     static, images = net.extract(subnets_for(net)[4]).requires_grad_(True), images_for(net)
     with torch.inference_mode():
@@ -290,6 +323,21 @@ def test_a_static_network_learns_after_it_was_used(mode: str, monkeypatch: pytes
     learning.sum().backward()
     assert_close(learning.detach(), used.clone())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in static.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_networks_of_any_precision_share_out_about_the_same(mode: str, dtype: torch.dtype) -> None:
+    net = net_of(mode, "class-token")
+    images, subnet = images_for(net), subnets_for(net)
+    logits = net(images, subnet)
+    other = copy.deepcopy(net).to(dtype)
+    found, alone = other(images.to(dtype), subnet), other.extract(subnet[4])(images[[4]].to(dtype))
+    assert (found.dtype, alone.dtype) == (dtype, dtype)
+    tolerance = 1e-3 if dtype == torch.float64 else 0.1
+    assert (found - logits).abs().max() < tolerance * logits.abs().max()
+    assert (alone - logits[[4]]).abs().max() < tolerance * logits.abs().max()
 
 
 @torch.no_grad()

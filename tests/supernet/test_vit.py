@@ -205,6 +205,14 @@ def test_states_are_never_mutated(digits_net: Supernet, random_images: Images) -
     assert all(torch.equal(a.embed_dim, b.embed_dim) for a, b in zip(choices, before_choices, strict=True))
 
 
+def test_a_detached_state_has_no_gradients(digits_net: Supernet, random_images: Images) -> None:
+    net = copy.deepcopy(digits_net).requires_grad_(True)
+    state = net.begin(random_images(net, 2), key_mean=True)
+    assert state.key_mean is not None
+    assert state.tokens.requires_grad
+    assert not any(v.requires_grad for v in vars(state.detach()).values() if isinstance(v, torch.Tensor))
+
+
 def test_indexing_a_state_selects_reorders_and_repeats_images(digits_net: Supernet, random_images: Images) -> None:
     images, subnet = random_images(digits_net, 9), random_subnets(digits_net, 9)
     state = digits_net.run_group(digits_net.begin(images), 1, subnet.group(digits_net.space, 1))

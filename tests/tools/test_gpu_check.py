@@ -53,7 +53,7 @@ def test_it_runs_commands_that_there_are_and_reports_what_failed(
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(gpu_check, "run", lambda name, *command: commands.append(command) or (False, 0.0))
+    monkeypatch.setattr(gpu_check, "run", lambda name, *command: commands.append(command))
     monkeypatch.setattr(gpu_check, "write_supernet", lambda folder: folder)
     with pytest.raises(SystemExit):
         main(Check(tmp_path))

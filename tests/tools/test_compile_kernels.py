@@ -1,0 +1,25 @@
+"""The kernels that the interpreter runs are such as a GPU's compiler takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton.backends.compiler")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton comes with a compiler there only")
+def test_kernels_compile_for_a_gpu() -> None:
+    # In a process of its own: in this one, kernels belong to the interpreter.
+    free = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tools.compile_kernels", "--cases", "prune", "prune_merge", "--dtypes", "bfloat16"]
+    done = subprocess.run(command, env=free, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "0 of them failed" in done.stdout
+    for kernel in ("permutation", "norm", "product", "attention", "combine"):
+        assert f"{kernel}_kernel" in done.stdout
+    assert "'SCORES': True" in done.stdout
