@@ -215,6 +215,22 @@ def test_a_step_asks_nothing_of_the_device(engine: InferenceEngine, monkeypatch:
 
 
 @pytest.mark.cuda
+def test_steps_that_are_replayed_are_those_that_are_computed(engine: InferenceEngine) -> None:
+    def played(graphs: bool) -> list[Any]:
+        for _ in range(4):  # recorded on the way, and replayed in the end
+            with runtime.use("tiles", graphs=graphs):
+                path = [engine.start(np.arange(BATCH))]
+                for actions in unit_actions(engine.config.space, BATCH).swapaxes(0, 1):
+                    path.append(engine.step(path[-1], actions, RewardConfig()))
+        return path
+
+    for computed, replayed in zip(played(False)[1:], played(True)[1:], strict=True):
+        for field in NUMBERS:
+            np.testing.assert_array_equal(getattr(replayed, field), getattr(computed, field))
+        assert torch.equal(replayed.state.host.tokens, computed.state.host.tokens)
+
+
+@pytest.mark.cuda
 def test_an_episode_waits_for_nothing_on_a_gpu(engine: InferenceEngine) -> None:
     lanes = lanes_on(engine)
     actions = torch.rand(BATCH, engine.config.space.action_size, device=DEVICE)

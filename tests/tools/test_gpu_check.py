@@ -53,18 +53,29 @@ def test_it_runs_commands_that_there_are_and_reports_what_failed(
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(gpu_check, "run", lambda name, *command: commands.append(command))
+    monkeypatch.setattr(gpu_check, "run", lambda name, *command: commands.append(command) or False)
     monkeypatch.setattr(gpu_check, "write_supernet", lambda folder: folder)
     with pytest.raises(SystemExit):
         main(Check(tmp_path))
     tests, *benches = commands
     assert all(Path(word).is_file() for word in tests if word.startswith("tests/"))
     parsed = [parse(list(words)) for module, *words in benches if module == "train"]
-    assert [type(p).__name__ for p in parsed] == ["Bench", "Bench", "BenchEnv", "BenchEnv"]
+    assert [type(p).__name__ for p in parsed] == ["Bench", "BenchEnv", "BenchEnv", "Bench"]
     assert {p.device for p in parsed} == {"cuda"}
     assert len([line for line in (tmp_path / "report.md").read_text().splitlines() if "MISSED" in line]) == 15
     assert (tmp_path / "report.json").is_file()
     assert "tests FAILED" in capsys.readouterr().out
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_what_it_has_written_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "MOST_SECONDS", 0.5)
+    assert not gpu_check.run("endless", "timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)")
+    assert "endless: STOPPED after" in capsys.readouterr().out
+    assert gpu_check.rows_in(tmp_path / "none.json") == []
+    (tmp_path / "some.json").write_text('{"rows": [{"contender": "timm"}]}')
+    assert gpu_check.rows_in(tmp_path / "some.json") == [{"contender": "timm"}]
 
 
 @pytest.mark.slow
