@@ -6,6 +6,7 @@ import copy
 import json
 import signal
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import yaml
 from helpers import assert_equal_policies
 from sb3_envs import envs, installed
+from stable_baselines3.common import base_class
 
 from agents import make_sb3
 from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
@@ -211,3 +213,18 @@ def test_a_preset_for_another_environment_is_refused_unless_this_run_has_it(tmp_
     file.write_text(yaml.safe_dump({"default": {**entry, "env_kwargs": {"observation": "constant"}}}))
     with pytest.raises(ValueError, match=r"observation='constant', but this run has 'cls'.*take \['observation'\] out"):
         AgentTraining(conf_file=str(file))
+
+
+def test_a_run_that_has_moved_goes_on_on_the_cpu_and_shows_its_curves_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = AgentTraining(algo="ppo", n_envs=4, total_timesteps=24)
+    train_agent(settings, tmp_path / "old", progress_bar=False)
+    (tmp_path / "old").rename(tmp_path / "new")
+    asked: list[Any] = []
+    monkeypatch.setattr(base_class, "get_device", lambda device="auto": asked.append(device) or torch.device("cpu"))
+    longer = replace(settings, total_timesteps=48)
+    train_agent(longer, tmp_path / "new", resume=True, progress_bar=False)
+    assert {*asked} == {"cpu"}  # "auto" is a GPU wherever there is one
+    assert not (tmp_path / "old").exists()
+    assert read_curves(tmp_path / "new")["rollout/accuracy"][0].tolist() == [24, 48]

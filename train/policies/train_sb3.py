@@ -63,7 +63,8 @@ class SB3Algorithm(Algorithm):
         n_envs = run.n_envs or preset.n_envs
         env = make_sb3_env(run.env, n_envs, seed=run.seed, **run.env_arguments)
         if run.resume:
-            model, place = load_checkpoint(algorithm_class(self.name), run.last, env), read_place(run.last)
+            model = load_checkpoint(algorithm_class(self.name), run.last, env, str(run.out))
+            place = read_place(run.last)
             run.forget_after(model.num_timesteps)
             forget_curves_after(run.out / f"{self.name}_1", model.num_timesteps)
         else:
