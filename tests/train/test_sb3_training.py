@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import assert_equal_policies
+from helpers import assert_equal_policies, random_net
+from noise_envs import TINY, noise_kwargs
 from sb3_envs import envs, installed
 from stable_baselines3.common import base_class
 
@@ -39,7 +40,7 @@ N = 16
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Settings of a short training whose replay buffer overflows, with short stretches."""
     monkeypatch.setattr(stage, "ROLLOUTS_PER_STRETCH", 3)
-    monkeypatch.setattr(stage, "OFF_POLICY_STEPS", 6)
+    monkeypatch.setattr(stage, "OFF_POLICY_EPISODES", 2)
 
     def make(algo: str, **more: Any) -> AgentTraining:
         entry = {"n_envs": N, "n_timesteps": N * 60, "policy": "MlpPolicy", **read_preset(installed(algo)).hyperparams}
@@ -68,6 +69,19 @@ def test_tensorboard_shows_at_every_step_what_the_metrics_say(algo: str, quick: 
         assert steps.tolist() == [row["timesteps"] for row in rows]
         np.testing.assert_allclose(values, [row[name] for row in rows], rtol=1e-6)
     assert len({row["macs_fraction"] for row in rows}) > 1
+
+
+@pytest.mark.parametrize(("decide_first_group", "train_freq", "every"), [(True, 1, 8), (False, 4, 12), (False, 7, 21)])
+def test_rows_are_those_of_tensorboard_however_long_episodes_and_rollouts_are(
+    decide_first_group: bool, train_freq: int, every: int, quick: Any, tmp_path: Path
+) -> None:
+    environment = {**noise_kwargs(random_net(TINY), tmp_path), "decide_first_group": decide_first_group}
+    settings = replace(quick("sac", train_freq=train_freq), environment=environment)
+    train_agent(settings, tmp_path / "run", progress_bar=False)
+    rows = [json.loads(line)["timesteps"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [N * step for step in range(every, 64, every)]
+    for name in ("ep_rew_mean", "accuracy", "macs_fraction"):
+        assert read_curves(tmp_path / "run")[f"rollout/{name}"][0].tolist() == rows
 
 
 def stop_at(step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
