@@ -24,7 +24,7 @@ from train.commands.main import main
 from train.evaluate import evaluate
 from train.policies import tune as tuning
 from train.policies.study_file import damage_told
-from train.policies.tune import TuneSettings, _as_params, _open_study, read_ranges, tune, validation_return
+from train.policies.tune import TuneSettings, _as_params, _merged, _open_study, read_ranges, tune, validation_return
 from train.runs.folder import write_command
 
 optuna = pytest.importorskip("optuna")
@@ -172,6 +172,14 @@ def test_presets_lie_in_the_ranges(algo: str) -> None:
     named = {name for name in ranges if name.split(".")[0] in preset.hyperparams}
     assert set(_as_params(preset.hyperparams, ranges)) == named
     assert len(named) >= 6
+
+
+def test_a_preset_is_given_in_the_words_of_the_ranges_and_only_where_they_say_the_same() -> None:
+    ranges, rate = read_ranges("ppo"), "lin_0.001"
+    preset = {"gae_lambda": 1, "ent_coef": 0, "max_grad_norm": 3, "policy_kwargs": None}
+    assert _as_params({**preset, "learning_rate": 0.001}, ranges) == {"gae_lambda": "1.0", "ent_coef": "0.0"}
+    assert _as_params({"learning_rate": rate}, ranges) == {"learning_rate": 0.001}
+    assert _merged(preset, {"policy_kwargs.log_std_init": -1.0})["policy_kwargs"] == {"log_std_init": -1.0}
 
 
 @pytest.mark.parametrize(

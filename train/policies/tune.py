@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 OfSB3 = Annotated[str, choice(lambda: ALGORITHMS)]
 STUDY, BEST = "study.db", "best.yml"
+OF_THE_PRESET = "preset"
+"""Attribute of the trial that the preset is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,7 @@ def _search(
                 seed=int(np.random.SeedSequence([settings.seed, finished]).generate_state(1)[0]),
             )
             if finished == 0 and not study.get_trials(states=(optuna.trial.TrialState.WAITING,)):
-                study.enqueue_trial(_as_params(preset.hyperparams, ranges))
+                study.enqueue_trial(_as_params(preset.hyperparams, ranges), user_attrs={OF_THE_PRESET: True})
             study.optimize(lambda trial: _run_trial(trial, settings, ranges, shown), n_trials=1)
 
 
@@ -238,7 +240,7 @@ def _run_trial(
 ) -> float:
     optuna = _optuna()
     preset = read_preset(settings.algo, settings.conf_file, settings.env)
-    hyperparams = _merged(preset.hyperparams, {name: _suggest(trial, name, span) for name, span in ranges.items()})
+    hyperparams = _merged(preset.hyperparams, _proposed(trial, preset.hyperparams, ranges))
     trial.set_user_attr("hyperparams", hyperparams)
     env = make_sb3_env(settings.env, settings.n_envs or preset.n_envs, **settings.env_arguments)
     env.reset()  # builds the network, which draws random numbers, before the model sets the seed
@@ -269,6 +271,13 @@ def _run_trial(
         raise optuna.TrialPruned("diverged") from e
 
 
+def _proposed(trial: optuna.Trial, hyperparams: dict[str, Any], ranges: dict[str, Any]) -> dict[str, Any]:
+    """What a trial tries; of the preset's own trial, what the preset says, also where it lies outside the ranges."""
+    own = _searched(hyperparams, ranges) if trial.user_attrs.get(OF_THE_PRESET) else {}
+    outside = own.keys() - _as_params(hyperparams, ranges).keys()
+    return {name: _suggest(trial, name, span) for name, span in ranges.items() if name not in outside} | own
+
+
 def _suggest(trial: optuna.Trial, name: str, span: Any) -> Any:
     if isinstance(span, list):
         return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in span]))
@@ -280,26 +289,34 @@ def _suggest(trial: optuna.Trial, name: str, span: Any) -> Any:
 def _as_params(hyperparams: dict[str, Any], ranges: dict[str, Any]) -> dict[str, Any]:
     """Those hyper-parameters of a preset that lie in the ranges, in Optuna's terms."""
     params: dict[str, Any] = {}
-    for name, span in ranges.items():
-        outer, _, inner = name.partition(".")
-        value = hyperparams.get(outer)
-        if inner:
-            value = (value or {}).get(inner)
+    for name, value in _searched(hyperparams, ranges).items():
+        span = ranges[name]
         if isinstance(span, list):
             if value in span:
-                params[name] = json.dumps(value)
+                params[name] = json.dumps(span[span.index(value)])  # 1 and 1.0 are equal, but not in JSON
             continue
-        if isinstance(value, str) and span.get("schedule") == "lin":
-            value = float(value.removeprefix("lin_"))
+        if span.get("schedule") == "lin":
+            value = float(value.removeprefix("lin_")) if isinstance(value, str) else None
         if isinstance(value, int | float) and span["low"] <= value <= span["high"]:
             params[name] = value
     return params
 
 
+def _searched(hyperparams: dict[str, Any], ranges: dict[str, Any]) -> dict[str, Any]:
+    """Those hyper-parameters of a preset that are searched, by their names in the ranges."""
+    found: dict[str, Any] = {}
+    for name in ranges:
+        outer, _, inner = name.partition(".")
+        values = (hyperparams.get(outer) or {}) if inner else hyperparams
+        if (key := inner or outer) in values:
+            found[name] = values[key]
+    return found
+
+
 def _merged(hyperparams: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     merged = {**hyperparams}
     for name, value in _nested(chosen).items():
-        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
+        merged[name] = {**(merged.get(name) or {}), **value} if isinstance(value, dict) else value
     return merged
 
 
