@@ -26,7 +26,7 @@ from agents.sb3.hyperparams import (
     preset_text,
     read_preset,
 )
-from agents.sb3.make import make_sb3
+from agents.sb3.make import fitted, make_sb3
 from prance_env import make_sb3_env
 from prance_env.settings import EnvArguments, EnvSettings
 from supernet.reading import check_fields, make_plain, read_yaml
@@ -178,7 +178,8 @@ def read_ranges(algo: str, path: str | Path | None = None) -> dict[str, Any]:
         algo: Key of `agents.sb3.hyperparams.ALGORITHMS`.
         path: YAML file: for every algorithm, names of hyper-parameters ("policy_kwargs.net_arch" is inside another) and
             either a list of choices or `{low, high}`, with `log: true` for a logarithmic scale and `schedule: lin`
-            for a value that falls to 0 linearly; None is the file of this package.
+            for a value that falls to 0 linearly; None is the file of this package. Values are for as many environments
+            as the preset's, and fitted to others as the preset is.
 
     Raises:
         ValueError: If the file is damaged, or the algorithm does not know a hyper-parameter.
@@ -240,10 +241,12 @@ def _run_trial(
 ) -> float:
     optuna = _optuna()
     preset = read_preset(settings.algo, settings.conf_file, settings.env)
-    hyperparams = _merged(preset.hyperparams, _proposed(trial, preset.hyperparams, ranges))
-    trial.set_user_attr("hyperparams", hyperparams)
+    chosen = _merged(preset.hyperparams, _proposed(trial, preset.hyperparams, ranges))
     env = make_sb3_env(settings.env, settings.n_envs or preset.n_envs, **settings.env_arguments)
     env.reset()  # builds the network, which draws random numbers, before the model sets the seed
+    # As a training with the preset, or with `best.yml`, fits them.
+    hyperparams = fitted(chosen, env, preset.n_envs / env.num_envs)
+    trial.set_user_attr("hyperparams", hyperparams)
 
     def judged(step: int, model: BaseAlgorithm) -> float:
         value, accuracy, macs_fraction = validation_return(model, settings.env, settings.env_arguments)
