@@ -31,6 +31,7 @@ from .networks import NetworkPolicy, NetworkSpec, Sight, network_policy
 
 Plain = NetworkPolicy | BaselineAgent
 INTEGERS = (CategoricalDistribution, MultiCategoricalDistribution)
+PACKAGES = ("stable_baselines3", "sb3_contrib")
 
 
 def plain_agent(agent: Agent, interface: Interface) -> Plain:
@@ -79,6 +80,8 @@ def _layers_of_sb3(model: BaseAlgorithm | BasePolicy) -> tuple[Sequence[nn.Modul
         if type(mlp) is MlpExtractor and isinstance(distribution, (DiagGaussianDistribution, *INTEGERS)):
             output = "clip" if isinstance(distribution, DiagGaussianDistribution) else "integers"
             return [*mlp.policy_net, policy.action_net], output, policy.pi_features_extractor
+    elif not _is_of_sb3(policy) or not _is_of_sb3(q_net if actor is None else actor):
+        pass  # a class of the user's own may do anything with its layers
     elif isinstance(getattr(actor, "latent_pi", None), nn.Sequential):
         return [*actor.latent_pi, actor.mu], "unscale", actor.features_extractor
     elif isinstance(getattr(actor, "mu", None), nn.Sequential) and isinstance(actor.mu[-1], nn.Tanh):
@@ -89,6 +92,11 @@ def _layers_of_sb3(model: BaseAlgorithm | BasePolicy) -> tuple[Sequence[nn.Modul
         f"{type(model).__name__}'s policy {type(policy).__name__} runs, but cannot be saved without pickling: known "
         "are Stable-Baselines3's own MlpPolicy and MultiInputPolicy with Gaussian, squashed or integer actions."
     )
+
+
+def _is_of_sb3(module: Any) -> bool:
+    """Whether a policy or a network in it is of a class of SB3 or sb3-contrib itself, rather than derived from one."""
+    return type(module).__module__.partition(".")[0] in PACKAGES
 
 
 def _integers(say: Sequence[Callable[[Any], Any]]) -> IntegerActions | None:

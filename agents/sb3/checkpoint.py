@@ -54,15 +54,25 @@ def save_checkpoint(model: BaseAlgorithm, path: Path, place: dict[str, Any] | No
                 np.lib.format.write_array(f, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def load_checkpoint(cls: type[BaseAlgorithm], path: Path, env: VecEnv) -> BaseAlgorithm:
-    """A model to go on with, as `save_checkpoint` wrote it; SB3's part of it is pickled.
+def load_checkpoint(
+    cls: type[BaseAlgorithm], path: Path, env: VecEnv, tensorboard_log: str | None = None
+) -> BaseAlgorithm:
+    """A model to go on with on the CPU, as `save_checkpoint` wrote it; SB3's part of it is pickled.
+
+    Args:
+        cls: Class of the algorithm.
+        path: The file.
+        env: Environments as it was trained in.
+        tensorboard_log: Folder for TensorBoard's events; None: that of the training, wherever the file lies now.
 
     Raises:
         ValueError: If the file is damaged, or holds no transitions, or those of other environments, and the algorithm
             needs them.
     """
     check_archive(path)
-    model = cls.load(path, env=env)
+    # The file names the folder in which the training began, which may have moved since.
+    logged: dict[str, Any] = {} if tensorboard_log is None else {"tensorboard_log": tensorboard_log}
+    model = cls.load(path, env=env, device="cpu", **logged)
     if not isinstance(model, OffPolicyAlgorithm):
         return model
     buffer = _plain_buffer(model)

@@ -44,7 +44,8 @@ def make_sb3(
             own actions.
         seed: Fixes policy and environment; None: drawn.
         device: Torch device of the policy.
-        preset: YAML file of hyper-parameters, see `read_preset`; None is the one of this package.
+        preset: YAML file of hyper-parameters, see `read_preset`, with an entry for the environment's id or a default;
+            None is the one of this package.
         overrides: Arguments of the SB3 class, or what a preset may hold instead, that replace those of the preset.
 
     Raises:
@@ -58,7 +59,7 @@ def make_sb3(
     _check_env(env)
     usable_device(device if device != "auto" else "cpu")
     check_hyperparams(cls, overrides)
-    hyperparams, n_envs = read_preset(algorithm, preset)[:2]
+    hyperparams, n_envs = read_preset(algorithm, preset, _env_id(env))[:2]
     box = cast(gym.spaces.Box, env.action_space)
     arguments = constructor_arguments(
         {**fitted(hyperparams, env, n_envs / env.num_envs), **overrides}, int(box.shape[0])
@@ -92,6 +93,12 @@ def _settings(env: VecEnv) -> list[Any]:
         return env.get_attr("settings")
     except AttributeError:
         return [None]
+
+
+def _env_id(env: VecEnv) -> str:
+    """The id that an environment was made by; "default" if it was made without."""
+    spec = env.get_attr("spec")[0]
+    return "default" if spec is None else spec.id
 
 
 def fitted(hyperparams: dict[str, Any], env: VecEnv, ratio: float) -> dict[str, Any]:

@@ -59,12 +59,21 @@ class Normalized:
 
 
 def pickles(path: Path) -> list[Path]:
-    """What of a model's zip file and the normaliser beside it is there: both are unpickled by `load_model`."""
-    return [file for file in (path, path.parent / NORMALIZER) if file.is_file()]
+    """What of a model's zip file and its normaliser is there: both are unpickled by `load_model`."""
+    return [file for file in (path, _normalizer(path)) if file.is_file()]
+
+
+def _normalizer(path: Path) -> Path:
+    """Where the normaliser of a model's zip file is, if there is one: beside it, or where rl-baselines3-zoo puts it."""
+    beside, of_the_zoo = path.parent / NORMALIZER, path.with_suffix("") / NORMALIZER
+    return of_the_zoo if of_the_zoo.is_file() and not beside.is_file() else beside
 
 
 def load_model(path: Path) -> BaseAlgorithm | Normalized:
-    """The model in a zip file, looking through the `vecnormalize.pkl` beside it if there is one; both are pickles.
+    """The model in a zip file, looking through its `vecnormalize.pkl` if there is one; both are pickles.
+
+    The normaliser of `LOG/NAME.zip` is `LOG/vecnormalize.pkl` or, as rl-baselines3-zoo has it,
+    `LOG/NAME/vecnormalize.pkl`.
 
     Raises:
         ValueError: If it is no such file, of an algorithm that is not known here, or of integer actions, whose meaning
@@ -74,7 +83,7 @@ def load_model(path: Path) -> BaseAlgorithm | Normalized:
     algorithm = _algorithm(path)
     check_archive(path)
     model = algorithm_class(algorithm).load(path, device="cpu")
-    beside = path.parent / NORMALIZER
+    beside = _normalizer(path)
     if not beside.is_file():
         return model
     try:

@@ -19,8 +19,10 @@ from device_asks import NotingRecorder
 from helpers import make_engine, random_net, settings_for
 from noise_envs import TINY
 from PIL import Image
-from stable_baselines3 import PPO, SAC, TD3
-from wrapped_agents import CASES, IMAGES, Settings, learned, native
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+from stable_baselines3.sac.policies import Actor, SACPolicy
+from wrapped_agents import CASES, IMAGES, Settings, learned, native, noisy_presets
 
 from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent, load_prance_selector, make_sb3
 from agents import adaptive as module
@@ -161,6 +163,35 @@ def test_agents_of_unknown_kinds_run_but_are_not_saved(digits_net: Supernet, tin
     interface = Interface.of(EnvSettings.from_id("Prance-Digits-v0", **tiny))
     with pytest.raises(ValueError, match="has the layer Hardswish"):
         plain_agent(fitted(odd, interface), interface)
+
+
+def test_policies_derived_from_those_of_sb3_are_not_saved_as_their_layers(tiny: Settings) -> None:
+    class MyActor(Actor):
+        """May do anything with its layers."""
+
+    class WithMyActor(SACPolicy):
+        def make_actor(self, features_extractor: Any = None) -> MyActor:
+            return MyActor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+
+    class MyPolicy(SACPolicy):
+        """May do anything with its actor."""
+
+    class MyNetwork(QNetwork):
+        """May do anything with its layers."""
+
+    class WithMyNetwork(DQNPolicy):
+        def make_q_net(self) -> MyNetwork:
+            return MyNetwork(**self._update_features_extractor(self.net_args, features_extractor=None))
+
+    interface = Interface.of(EnvSettings.from_id("Prance-Digits-v0", **tiny))
+    for algorithm, policy, env in (
+        (SAC, WithMyActor, native()(tiny)),
+        (SAC, MyPolicy, native()(tiny)),
+        (DQN, WithMyNetwork, native(noisy_presets)(tiny)),
+    ):
+        agent = algorithm(policy, env, buffer_size=100, device="cpu")
+        with pytest.raises(ValueError, match=rf"policy {policy.__name__} runs, but cannot be saved without pickling"):
+            plain_agent(fitted(agent, interface), interface)
 
 
 def test_the_hub_gets_the_folder_and_gives_it_back(

@@ -208,6 +208,15 @@ def test_a_preset_of_ones_own_is_taken_and_a_wrong_one_refused_by_name(tmp_path:
         read_preset("ppo", tmp_path / "nowhere.yml")
 
 
+def test_the_entry_for_the_environment_is_taken_before_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    entry = {"n_envs": 4, "n_timesteps": 96, "n_steps": 9, "batch_size": 12}
+    for entries in ({"default": entry, ENV_ID: {**entry, "n_steps": 3}}, {ENV_ID: {**entry, "n_steps": 3}}):
+        path.write_text(yaml.safe_dump(entries))
+        for env in (envs(4), make_vec_env(ENV_ID, 4)):
+            assert make_sb3("ppo", env, preset=path).n_steps == 3  # type: ignore[attr-defined]
+
+
 def test_without_sb3_contrib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "sb3_contrib"]:
         monkeypatch.delitem(sys.modules, name)

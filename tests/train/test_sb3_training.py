@@ -6,6 +6,7 @@ import copy
 import json
 import signal
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import assert_equal_policies
+from helpers import assert_equal_policies, random_net
+from noise_envs import TINY, noise_kwargs
 from sb3_envs import envs, installed
+from stable_baselines3.common import base_class
 
 from agents import make_sb3
 from agents.sb3.checkpoint import load_checkpoint, save_checkpoint, save_model
@@ -37,7 +40,7 @@ N = 16
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Settings of a short training whose replay buffer overflows, with short stretches."""
     monkeypatch.setattr(stage, "ROLLOUTS_PER_STRETCH", 3)
-    monkeypatch.setattr(stage, "OFF_POLICY_STEPS", 6)
+    monkeypatch.setattr(stage, "OFF_POLICY_EPISODES", 2)
 
     def make(algo: str, **more: Any) -> AgentTraining:
         entry = {"n_envs": N, "n_timesteps": N * 60, "policy": "MlpPolicy", **read_preset(installed(algo)).hyperparams}
@@ -66,6 +69,19 @@ def test_tensorboard_shows_at_every_step_what_the_metrics_say(algo: str, quick: 
         assert steps.tolist() == [row["timesteps"] for row in rows]
         np.testing.assert_allclose(values, [row[name] for row in rows], rtol=1e-6)
     assert len({row["macs_fraction"] for row in rows}) > 1
+
+
+@pytest.mark.parametrize(("decide_first_group", "train_freq", "every"), [(True, 1, 8), (False, 4, 12), (False, 7, 21)])
+def test_rows_are_those_of_tensorboard_however_long_episodes_and_rollouts_are(
+    decide_first_group: bool, train_freq: int, every: int, quick: Any, tmp_path: Path
+) -> None:
+    environment = {**noise_kwargs(random_net(TINY), tmp_path), "decide_first_group": decide_first_group}
+    settings = replace(quick("sac", train_freq=train_freq), environment=environment)
+    train_agent(settings, tmp_path / "run", progress_bar=False)
+    rows = [json.loads(line)["timesteps"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [N * step for step in range(every, 64, every)]
+    for name in ("ep_rew_mean", "accuracy", "macs_fraction"):
+        assert read_curves(tmp_path / "run")[f"rollout/{name}"][0].tolist() == rows
 
 
 def stop_at(step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,3 +227,18 @@ def test_a_preset_for_another_environment_is_refused_unless_this_run_has_it(tmp_
     file.write_text(yaml.safe_dump({"default": {**entry, "env_kwargs": {"observation": "constant"}}}))
     with pytest.raises(ValueError, match=r"observation='constant', but this run has 'cls'.*take \['observation'\] out"):
         AgentTraining(conf_file=str(file))
+
+
+def test_a_run_that_has_moved_goes_on_on_the_cpu_and_shows_its_curves_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = AgentTraining(algo="ppo", n_envs=4, total_timesteps=24)
+    train_agent(settings, tmp_path / "old", progress_bar=False)
+    (tmp_path / "old").rename(tmp_path / "new")
+    asked: list[Any] = []
+    monkeypatch.setattr(base_class, "get_device", lambda device="auto": asked.append(device) or torch.device("cpu"))
+    longer = replace(settings, total_timesteps=48)
+    train_agent(longer, tmp_path / "new", resume=True, progress_bar=False)
+    assert {*asked} == {"cpu"}  # "auto" is a GPU wherever there is one
+    assert not (tmp_path / "old").exists()
+    assert read_curves(tmp_path / "new")["rollout/accuracy"][0].tolist() == [24, 48]

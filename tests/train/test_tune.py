@@ -16,15 +16,17 @@ import pytest
 import torch
 import yaml
 from command_line import refusal
+from sb3_envs import envs
 
 from agents import FullAgent, RandomAgent
 from agents.sb3.hyperparams import ALGORITHMS, PRESETS, read_preset
+from agents.sb3.make import fitted
 from prance_env.settings import EnvSettings
 from train.commands.main import main
 from train.evaluate import evaluate
 from train.policies import tune as tuning
 from train.policies.study_file import damage_told
-from train.policies.tune import TuneSettings, _as_params, _open_study, read_ranges, tune, validation_return
+from train.policies.tune import TuneSettings, _as_params, _merged, _open_study, read_ranges, tune, validation_return
 from train.runs.folder import write_command
 
 optuna = pytest.importorskip("optuna")
@@ -88,8 +90,9 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_stopped(
 def test_the_preset_is_tried_first_and_the_best_is_a_preset_again(tmp_path: Path) -> None:
     study = tune(TINY, tmp_path, progress_bar=False)
     preset = read_preset("ppo")
+    as_trained = fitted(preset.hyperparams, envs(8), preset.n_envs / 8)
     first = study.trials[0].user_attrs["hyperparams"]
-    assert {name: first[name] for name in preset.hyperparams} == preset.hyperparams
+    assert {name: first[name] for name in preset.hyperparams} == as_trained
     best = read_preset("ppo", tmp_path / "best.yml")
     assert (best.n_envs, best.n_timesteps) == (8, 144)
     assert best.hyperparams == study.best_trial.user_attrs["hyperparams"]
@@ -109,6 +112,25 @@ def test_the_preset_is_tried_first_and_the_best_is_a_preset_again(tmp_path: Path
                 assert json.loads(params[name]) in span
             else:
                 assert span["low"] <= params[name] <= span["high"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_trials_train_as_the_preset_and_the_best_would(tmp_path: Path) -> None:
+    entry = {"n_envs": 4, "n_timesteps": 96, "n_steps": 4, "batch_size": 10, "learning_rate": 0.001, "gae_lambda": 1}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({"Prance-Digits-v0": entry}))
+    spans = {"n_steps": [4, 8], "batch_size": [6, 18], "gae_lambda": [0.9, 1.0]}
+    rate = {"low": 1e-4, "high": 1e-2, "log": True, "schedule": "lin"}
+    (tmp_path / "ranges.yml").write_text(yaml.safe_dump({"ppo": {**spans, "learning_rate": rate}}))
+    files = {"conf_file": str(tmp_path / "mine.yml"), "ranges": str(tmp_path / "ranges.yml")}
+    settings = replace(ENDED, **files)  # with twice as many environments
+    first, second = tune(settings, tmp_path / "run", progress_bar=False).trials
+    own = {"n_steps": 6, "batch_size": 20, "learning_rate": 0.001, "gae_lambda": 1}
+    assert first.user_attrs["hyperparams"] == own
+    assert first.params == {"n_steps": "4", "gae_lambda": "1.0"}
+    other = second.user_attrs["hyperparams"]
+    assert other["n_steps"] == {"4": 6, "8": 9}[second.params["n_steps"]]
+    assert other["batch_size"] == 2 * json.loads(second.params["batch_size"])
+    assert other["learning_rate"].startswith("lin_")
 
 
 @pytest.mark.usefixtures("quick")
@@ -172,6 +194,14 @@ def test_presets_lie_in_the_ranges(algo: str) -> None:
     named = {name for name in ranges if name.split(".")[0] in preset.hyperparams}
     assert set(_as_params(preset.hyperparams, ranges)) == named
     assert len(named) >= 6
+
+
+def test_a_preset_is_given_in_the_words_of_the_ranges_and_only_where_they_say_the_same() -> None:
+    ranges, rate = read_ranges("ppo"), "lin_0.001"
+    preset = {"gae_lambda": 1, "ent_coef": 0, "max_grad_norm": 3, "policy_kwargs": None}
+    assert _as_params({**preset, "learning_rate": 0.001}, ranges) == {"gae_lambda": "1.0", "ent_coef": "0.0"}
+    assert _as_params({"learning_rate": rate}, ranges) == {"learning_rate": 0.001}
+    assert _merged(preset, {"policy_kwargs.log_std_init": -1.0})["policy_kwargs"] == {"log_std_init": -1.0}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ EVERY = [pytest.param(name, id=name) for name in RUNS]
 
 @pytest.fixture(autouse=True)
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_sb3, "OFF_POLICY_STEPS", 6)
+    monkeypatch.setattr(train_sb3, "OFF_POLICY_EPISODES", 2)
     for stage in (train_sb3, train_prance_ppo):
         monkeypatch.setattr(stage, "ROLLOUTS_PER_STRETCH", 2)
 

@@ -40,7 +40,8 @@ def load_agent(name: str, settings: EnvSettings, seed: int = 0, trust: bool = Fa
             baseline or `SubnetConfig.to_json` saved, a zip file that a model of SB3 saved, a folder that
             `PrancePPO.save` or `AdaptiveViT.save_pretrained` wrote, a file that `PranceSelector.save` wrote, or the
             authors' selector as a `.pth` file. SB3's zip files hold pickled objects, and so does a `vecnormalize.pkl`
-            beside one, through which its agent then looks. A run folder with a `policy.safetensors` needs neither.
+            beside one or in the folder of its name, through which its agent then looks. A run folder with a
+            `policy.safetensors` needs neither.
         settings: Environment that the agent is to act in.
         seed: Seed of the random agent.
         trust: Whether to unpickle what this user has not written on this machine.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ from ..runs.interrupt import Interruption, deferred_interrupt
 from ..runs.pace import Pace
 from .algorithm import HYPERPARAMS, ROLLOUTS_PER_STRETCH, Algorithm, TrainingRun
 
-# Off-policy algorithms have no rollouts: this many steps of all environments, a multiple of whole episodes, stand in.
-OFF_POLICY_STEPS = 60
+# Off-policy algorithms have no rollouts: so many episodes of every environment stand in.
+OFF_POLICY_EPISODES = 20
 
 
 class SB3Algorithm(Algorithm):
@@ -63,7 +65,8 @@ class SB3Algorithm(Algorithm):
         n_envs = run.n_envs or preset.n_envs
         env = make_sb3_env(run.env, n_envs, seed=run.seed, **run.env_arguments)
         if run.resume:
-            model, place = load_checkpoint(algorithm_class(self.name), run.last, env), read_place(run.last)
+            model = load_checkpoint(algorithm_class(self.name), run.last, env, str(run.out))
+            place = read_place(run.last)
             run.forget_after(model.num_timesteps)
             forget_curves_after(run.out / f"{self.name}_1", model.num_timesteps)
         else:
@@ -78,8 +81,8 @@ class SB3Algorithm(Algorithm):
                 with staged(run.out) as folder:
                     _save_trained(model, folder, run, preset)
             return model
-        # Off-policy algorithms count episodes, and would otherwise log at every fourth.
-        log_interval = OFF_POLICY_STEPS // 3 * n_envs if isinstance(model, OffPolicyAlgorithm) else 1
+        # Off-policy algorithms would log when they have counted so many episodes, at other steps than our rows.
+        log_interval = sys.maxsize if isinstance(model, OffPolicyAlgorithm) else 1
         with deferred_interrupt() as interrupted:
 
             def save_best(folder: Path) -> None:
@@ -141,10 +144,10 @@ class Checkpoints(BaseCallback):
         self._names: list[str] = []
 
     def _init_callback(self) -> None:
-        # SB3 calls every training step of an off-policy algorithm a rollout.
-        frequency = getattr(getattr(self.model, "train_freq", None), "frequency", OFF_POLICY_STEPS)
-        self.rollouts_per_row = max(1, OFF_POLICY_STEPS // frequency)
         self._space = self.training_env.get_attr("settings")[0].config().space
+        # SB3 calls every training step of an off-policy algorithm a rollout.
+        frequency = getattr(getattr(self.model, "train_freq", None), "frequency", None)
+        self.rollouts_per_row = 1 if frequency is None else _rollouts_per_row(frequency, self._space.num_decisions)
 
     def _on_training_start(self) -> None:
         if self._resumed_at is None:
@@ -188,8 +191,6 @@ class Checkpoints(BaseCallback):
             numbers |= choices_of(finals, self._space)
             self._names = [*numbers]
             self._ends += np.stack([*numbers.values()], axis=1).tolist()
-        if ended and isinstance(self.model, OffPolicyAlgorithm) and not self.rollout % self.rollouts_per_row:
-            self._record()  # these write TensorBoard's row within the step, before the rollout ends
         return True
 
     def _on_rollout_end(self) -> None:
@@ -198,8 +199,7 @@ class Checkpoints(BaseCallback):
         accuracy, macs_fraction = self._record()
         self._ends.clear()
         if isinstance(self.model, OffPolicyAlgorithm):
-            for name in self._names:  # they are in the row that has been written
-                self.logger.name_to_value.pop(name, None)
+            self.model.dump_logs()  # others do that themselves after every rollout
         self.run.write_row(self.num_timesteps, accuracy=accuracy, macs_fraction=macs_fraction)
 
     def _record(self) -> tuple[float, float]:
@@ -208,3 +208,14 @@ class Checkpoints(BaseCallback):
         for name, value in zip(self._names, means, strict=True):
             self.logger.record(name, value)
         return means[0], means[1]
+
+
+def _rollouts_per_row(frequency: int, num_decisions: int) -> int:
+    """Rollouts of an off-policy algorithm in a row, which ends with whole episodes; at least one.
+
+    Args:
+        frequency: Steps in a rollout.
+        num_decisions: Steps in an episode.
+    """
+    whole = math.lcm(frequency, num_decisions)
+    return whole // frequency * max(1, OFF_POLICY_EPISODES * num_decisions // whole)

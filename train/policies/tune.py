@@ -26,7 +26,7 @@ from agents.sb3.hyperparams import (
     preset_text,
     read_preset,
 )
-from agents.sb3.make import make_sb3
+from agents.sb3.make import fitted, make_sb3
 from prance_env import make_sb3_env
 from prance_env.settings import EnvArguments, EnvSettings
 from supernet.reading import check_fields, make_plain, read_yaml
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 OfSB3 = Annotated[str, choice(lambda: ALGORITHMS)]
 STUDY, BEST = "study.db", "best.yml"
+OF_THE_PRESET = "preset"
+"""Attribute of the trial that the preset is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,7 @@ def _search(
                 seed=int(np.random.SeedSequence([settings.seed, finished]).generate_state(1)[0]),
             )
             if finished == 0 and not study.get_trials(states=(optuna.trial.TrialState.WAITING,)):
-                study.enqueue_trial(_as_params(preset.hyperparams, ranges))
+                study.enqueue_trial(_as_params(preset.hyperparams, ranges), user_attrs={OF_THE_PRESET: True})
             study.optimize(lambda trial: _run_trial(trial, settings, ranges, shown), n_trials=1)
 
 
@@ -176,7 +178,8 @@ def read_ranges(algo: str, path: str | Path | None = None) -> dict[str, Any]:
         algo: Key of `agents.sb3.hyperparams.ALGORITHMS`.
         path: YAML file: for every algorithm, names of hyper-parameters ("policy_kwargs.net_arch" is inside another) and
             either a list of choices or `{low, high}`, with `log: true` for a logarithmic scale and `schedule: lin`
-            for a value that falls to 0 linearly; None is the file of this package.
+            for a value that falls to 0 linearly; None is the file of this package. Values are for as many environments
+            as the preset's, and fitted to others as the preset is.
 
     Raises:
         ValueError: If the file is damaged, or the algorithm does not know a hyper-parameter.
@@ -238,10 +241,12 @@ def _run_trial(
 ) -> float:
     optuna = _optuna()
     preset = read_preset(settings.algo, settings.conf_file, settings.env)
-    hyperparams = _merged(preset.hyperparams, {name: _suggest(trial, name, span) for name, span in ranges.items()})
-    trial.set_user_attr("hyperparams", hyperparams)
+    chosen = _merged(preset.hyperparams, _proposed(trial, preset.hyperparams, ranges))
     env = make_sb3_env(settings.env, settings.n_envs or preset.n_envs, **settings.env_arguments)
     env.reset()  # builds the network, which draws random numbers, before the model sets the seed
+    # As a training with the preset, or with `best.yml`, fits them.
+    hyperparams = fitted(chosen, env, preset.n_envs / env.num_envs)
+    trial.set_user_attr("hyperparams", hyperparams)
 
     def judged(step: int, model: BaseAlgorithm) -> float:
         value, accuracy, macs_fraction = validation_return(model, settings.env, settings.env_arguments)
@@ -269,6 +274,13 @@ def _run_trial(
         raise optuna.TrialPruned("diverged") from e
 
 
+def _proposed(trial: optuna.Trial, hyperparams: dict[str, Any], ranges: dict[str, Any]) -> dict[str, Any]:
+    """What a trial tries; of the preset's own trial, what the preset says, also where it lies outside the ranges."""
+    own = _searched(hyperparams, ranges) if trial.user_attrs.get(OF_THE_PRESET) else {}
+    outside = own.keys() - _as_params(hyperparams, ranges).keys()
+    return {name: _suggest(trial, name, span) for name, span in ranges.items() if name not in outside} | own
+
+
 def _suggest(trial: optuna.Trial, name: str, span: Any) -> Any:
     if isinstance(span, list):
         return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in span]))
@@ -280,26 +292,34 @@ def _suggest(trial: optuna.Trial, name: str, span: Any) -> Any:
 def _as_params(hyperparams: dict[str, Any], ranges: dict[str, Any]) -> dict[str, Any]:
     """Those hyper-parameters of a preset that lie in the ranges, in Optuna's terms."""
     params: dict[str, Any] = {}
-    for name, span in ranges.items():
-        outer, _, inner = name.partition(".")
-        value = hyperparams.get(outer)
-        if inner:
-            value = (value or {}).get(inner)
+    for name, value in _searched(hyperparams, ranges).items():
+        span = ranges[name]
         if isinstance(span, list):
             if value in span:
-                params[name] = json.dumps(value)
+                params[name] = json.dumps(span[span.index(value)])  # 1 and 1.0 are equal, but not in JSON
             continue
-        if isinstance(value, str) and span.get("schedule") == "lin":
-            value = float(value.removeprefix("lin_"))
+        if span.get("schedule") == "lin":
+            value = float(value.removeprefix("lin_")) if isinstance(value, str) else None
         if isinstance(value, int | float) and span["low"] <= value <= span["high"]:
             params[name] = value
     return params
 
 
+def _searched(hyperparams: dict[str, Any], ranges: dict[str, Any]) -> dict[str, Any]:
+    """Those hyper-parameters of a preset that are searched, by their names in the ranges."""
+    found: dict[str, Any] = {}
+    for name in ranges:
+        outer, _, inner = name.partition(".")
+        values = (hyperparams.get(outer) or {}) if inner else hyperparams
+        if (key := inner or outer) in values:
+            found[name] = values[key]
+    return found
+
+
 def _merged(hyperparams: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     merged = {**hyperparams}
     for name, value in _nested(chosen).items():
-        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
+        merged[name] = {**(merged.get(name) or {}), **value} if isinstance(value, dict) else value
     return merged
 
 
