@@ -16,12 +16,12 @@ from prance_env.rewards.prices import CostConditioning
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions, observe
 from supernet import GroupChoice, InferenceState, SubnetConfig, Supernet
-from supernet.reading import checked_count, plain
+from supernet.reading import checked_count
 from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
 
 from .deployed import files
-from .deployed.budgets import Budget, Calibration, prices_of
+from .deployed.budgets import Budget, Calibration, prices_of, spread
 from .deployed.calibrate import BATCH, PRICES, calibration_of
 from .deployed.card import model_card
 from .deployed.convert import plain_agent
@@ -227,12 +227,10 @@ class AdaptiveViT(
             ValueError: If a picture cannot be read, or as a call of the model.
             TypeError: If something is no picture.
         """
-        images, budget = self.preprocessing(pictures, self.net.config), plain(budget)
-        budgets = budget if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(images)
+        images = self.preprocessing(pictures, self.net.config)
         begins = range(0, len(images), checked_count(batch_size, "batch_size"))
-        if len(budgets) != len(images):
-            raise ValueError(f"There are {len(budgets)} budgets for {len(images)} pictures; pass one, or one for each.")
-        return joined([self(images[b : b + batch_size], [*budgets[b : b + batch_size]]) for b in begins])
+        budgets = spread(budget, len(images), "pictures")
+        return joined([self(images[b : b + batch_size], budgets[b : b + batch_size]) for b in begins])
 
     def _played(self, images: Tensor, budget: Budgets, menu: Menu | None = None) -> tuple[InferenceState, Tensor, Any]:
         """The state after the last group, (B, T, A) actions in [0, 1], and (B, T) patches left."""
@@ -289,7 +287,7 @@ class AdaptiveViT(
         Args:
             images: (N, C, H, W) like those that the model is going to see.
             entries: For each decision, at most.
-            budget: That the menu is for; None: of an agent for a range of prices, all of it.
+            budget: That the menu is for, or one for each image; None: of an agent for a range of prices, all of it.
             timed: Of an agent for a range of prices: also times so many images at a time; None: no times.
 
         Raises:
@@ -298,21 +296,24 @@ class AdaptiveViT(
         if not len(images):
             raise ValueError("There are no images to make a menu from; pass some like those that the model is to see.")
         conditioning = self.interface.conditioning
-        budgets: Any = [budget] * len(images)
+        budgets: Any = spread(budget, len(images))
         if budget is None and conditioning is not None and conditioning.fixed is None:
             # Neighbours often are of one class: every price sees images of all.
             prices = np.geomspace(conditioning.low, conditioning.high, PRICES).clip(conditioning.low, conditioning.high)
             budgets = prices[np.random.default_rng(0).integers(0, PRICES, len(images))].tolist()
         parts = [self(images[b : b + BATCH], budgets[b : b + BATCH]) for b in range(0, len(images), BATCH)]
         chosen = joined(parts).subnet.to_actions(self.net.space).numpy()
-        self._menu_plan = MenuPlan(entries_of(chosen, self.net.space, entries))
-        if conditioning is not None:
-            some = images[:: max(len(images) // MENU_CALIBRATION_IMAGES, 1)]
-            spent = calibration_of(self, some, None, timed=timed, from_menu=True)
-            self._menu_plan = MenuPlan(self._menu_plan.entries, spent)
-        menu = self.menu
-        assert menu is not None
-        return menu
+        plan, earlier = MenuPlan(entries_of(chosen, self.net.space, entries)), self._menu_plan
+        try:
+            self._menu_plan = plan
+            if conditioning is not None:
+                some = images[:: max(len(images) // MENU_CALIBRATION_IMAGES, 1)]
+                spent = calibration_of(self, some, None, timed=timed, from_menu=True)
+                self._menu_plan = MenuPlan(plan.entries, spent)
+            return cast(Menu, self.menu)
+        except BaseException:
+            self._menu_plan = earlier
+            raise
 
     @property
     def menu(self) -> Menu | None:

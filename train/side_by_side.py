@@ -304,10 +304,17 @@ def controls(name: str, agent: Agent, seen: Evaluation, env: EnvSettings, seed: 
 
 
 def file_names(names: Sequence[str]) -> dict[str, str]:
-    """A file name, without suffix, for every agent: the path's last part, or all of it if not unique."""
+    """A file name of its own, without suffix, for every agent: the path's last part, or all of it if not unique."""
     short = [Path(name).name or name for name in names]
     plain = {n: s if short.count(s) == 1 else n.strip("./") for n, s in zip(names, short, strict=True)}
-    return {n: s.replace("/", "_").replace(" (", "-").replace(" ", "-").replace(")", "") for n, s in plain.items()}
+    found: dict[str, str] = {}
+    for name, said in plain.items():
+        label = free = said.replace("/", "_").replace(" (", "-").replace(" ", "-").replace(")", "")
+        number = 1
+        while free in found.values():
+            free = f"{label}-{(number := number + 1)}"
+        found[name] = free
+    return found
 
 
 def _prices(agent: Agent, env: EnvSettings, settings: EvalSettings) -> list[float]:

@@ -113,6 +113,24 @@ def parse(budget: Any) -> tuple[float, str]:
     return (value / 100, unit) if unit == "%" else (value, unit)
 
 
+def spread(budget: Budget | Sequence[Budget | None] | None, batch: int, what: str = "images") -> list[Budget | None]:
+    """A budget for each of a batch.
+
+    Args:
+        budget: One for all, or one for each.
+        batch: How many there are.
+        what: They are, for the message.
+
+    Raises:
+        ValueError: If there are several, but not one for each.
+    """
+    budget = plain(budget)
+    each = [*budget] if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * batch
+    if len(each) != batch:
+        raise ValueError(f"There are {len(each)} budgets for {batch} {what}; pass one, or one for each.")
+    return each
+
+
 def prices_of(
     budget: Budget | Sequence[Budget | None] | None,
     conditioning: CostConditioning | None,
@@ -131,10 +149,7 @@ def prices_of(
         ValueError: If a budget is none, is out of reach, needs a calibration that is missing, or is missing itself; or
             the agent knows no prices.
     """
-    budget = plain(budget)
-    each = [*budget] if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * batch
-    if len(each) != batch:
-        raise ValueError(f"There are {len(each)} budgets for {batch} images; pass one, or one for each.")
+    each = spread(budget, batch)
     if conditioning is None:
         if given := [b for b in each if b is not None]:
             raise ValueError(

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from supernet.reading import checked_count
+
 from .budgets import Calibration
 
 BATCH, PRICES, ROUNDS = 256, 13, 7
@@ -34,14 +36,15 @@ def calibration_of(
         images: (N, C, H, W).
         labels: (N,) their classes; None: no accuracy is noted.
         prices: How many of the agent's range, evenly spaced on a logarithmic scale.
-        timed: Also times so many images at a time, evenly spaced ones; None: no times.
+        timed: Also times so many images at a time, evenly spaced ones, or all if there are fewer; None: no times.
         from_menu: Whether it chooses from its menu.
 
     Raises:
-        ValueError: If there are no images, or not as many labels.
+        ValueError: If there are no images, or not as many labels; or `timed` is none or below 1.
     """
     if not len(images) or (labels is not None and len(labels) != len(images)):
         raise ValueError(f"There are {len(images)} images and {None if labels is None else len(labels)} labels.")
+    at_a_time = 0 if timed is None else min(checked_count(timed, "timed"), len(images))
     conditioning = model.interface.conditioning
     known: list[float] = []
     if conditioning is not None:
@@ -62,16 +65,16 @@ def calibration_of(
                 model.net(images[b : b + BATCH].to(model.net.pos_embed.device)) for b in range(0, len(images), BATCH)
             ]
         full = float((torch.cat(parts).argmax(1).cpu() == labels).float().mean())
-    times = [] if timed is None else _milliseconds(model, _spaced(images, timed), asked, from_menu)
+    times = _milliseconds(model, _spaced(images, at_a_time), asked, from_menu) if at_a_time else []
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.net.pos_embed.device.type}"
     return Calibration(
-        tuple(known), tuple(spent), tuple(right), full, tuple(times), len(images), machine if times else "", timed or 0
+        tuple(known), tuple(spent), tuple(right), full, tuple(times), len(images), machine if times else "", at_a_time
     )
 
 
 def _spaced(images: Tensor, count: int) -> Tensor:
-    """At most so many, evenly spaced: neighbours often are of one class, for which the policy chooses the same."""
-    return images[torch.from_numpy(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64))]
+    """So many, evenly spaced: neighbours often are of one class, for which the policy chooses the same."""
+    return images[torch.from_numpy(np.linspace(0, len(images) - 1, count).round().astype(np.int64))]
 
 
 def _milliseconds(model: Model, images: Tensor, budgets: list[Any], from_menu: bool) -> list[float]:

@@ -31,6 +31,7 @@ from supernet.static_vit import StaticEnds
 from ..fitting import Interface
 from .budgets import Calibration, prices_of
 from .networks import NetworkPolicy
+from .pictures import check_images
 from .prediction import Prediction
 
 RATE_WEIGHT = 2.0
@@ -231,7 +232,10 @@ class Menu(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor, budget: Any = None) -> Prediction:
         """Classifies images one after the other; arguments and errors are those of `AdaptiveViT`."""
+        check_images(images)
         prices = prices_of(budget, self.interface.conditioning, self.calibration, len(images))
+        if not len(images):
+            self.ends.normalised(images, least=1)  # which says what is taken
         seen = torch.zeros(len(images), dtype=torch.float64)
         if prices is not None:
             assert self.interface.conditioning is not None

@@ -156,11 +156,23 @@ def class_names(dataset: DatasetConfig, num_classes: int) -> tuple[str, ...]:
 def checked_names(names: Sequence[str] | Mapping[int, str] | None, num_classes: int) -> tuple[str, ...]:
     """Names of all classes.
 
+    Args:
+        names: By label: a sequence, or a mapping from labels, whole numbers or such as text; None: their numbers.
+        num_classes: How many classes there are.
+
     Raises:
-        ValueError: If there are not as many as classes.
+        ValueError: If there are not as many as classes, or a mapping lacks a label.
     """
     if names is None:
         return tuple(str(i) for i in range(num_classes))
     if len(names) != num_classes:
         raise ValueError(f"There are {len(names)} class names for {num_classes} classes; give one for each.")
-    return tuple(str(name) for name in (names.values() if isinstance(names, Mapping) else names))
+    if not isinstance(names, Mapping):
+        return tuple(str(name) for name in names)
+    by_label, labels = {str(label): str(name) for label, name in names.items()}, [str(i) for i in range(num_classes)]
+    if missing := [label for label in labels if label not in by_label]:
+        raise ValueError(
+            f"names={reprlib.repr(dict(names))} has no name for the label {missing[0]}; a mapping has one for each "
+            f"label from 0 to {num_classes - 1}, such as {{0: 'cat', 1: 'dog'}}."
+        )
+    return tuple(by_label[label] for label in labels)

@@ -58,7 +58,8 @@ class Prediction:
         Args:
             top: With more than one, `top` lists so many classes and their probabilities.
         """
-        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, : max(top, 1)]
+        # Of the logits, as `labels` is: different ones may have the same probability in 32 bits.
+        order = self.logits.argsort(dim=1, descending=True, stable=True)[:, : max(top, 1)].cpu()
         for i, (found, p) in enumerate(zip(order.tolist(), self.probabilities, strict=True)):
             row = {
                 "class": self.names[found[0]],

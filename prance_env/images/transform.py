@@ -45,6 +45,8 @@ def upright(image: Image.Image, in_chans: int) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "LAB":  # from which Pillow converts to colour only
+        image = image.convert("RGB")
     return image.convert("L" if in_chans == 1 else "RGB")
 
 

@@ -29,6 +29,8 @@ from agents import adaptive as module
 from agents.deployed import on_device
 from agents.deployed.convert import plain_agent
 from agents.deployed.networks import NetworkPolicy, NetworkSpec
+from agents.deployed.pictures import checked_names
+from agents.deployed.prediction import Prediction
 from agents.fitting import Interface, fitted
 from agents.sb3.policy_file import load_policy, save_policy
 from prance_env import EnvSettings
@@ -40,6 +42,22 @@ from train.evaluate import evaluate
 def model(digits_net: Supernet) -> AdaptiveViT:
     """A model for a range of prices, which matter to it."""
     return price_minded(digits_net)
+
+
+def test_rows_name_the_class_that_is_the_label() -> None:
+    logits = torch.tensor([[0.0, 1e-9, -1.0], [1.0, 0.0, 1.0]])  # of which the first have the same probability
+    found = Prediction(logits, None, np.ones(2), np.ones((2, 1)), 1, ("a", "b", "c"))  # type: ignore[arg-type]
+    rows = [*found.rows(2)]
+    assert [row["label"] for row in rows] == found.labels.tolist() == [1, 0]
+    assert [[t["class"] for t in row["top"]] for row in rows] == [["b", "a"], ["a", "c"]]
+
+
+def test_names_are_by_label() -> None:
+    for names in (["a", "b"], {1: "b", 0: "a"}, {"1": "b", "0": "a"}):
+        assert checked_names(names, 2) == ("a", "b")  # type: ignore[arg-type]
+    for wrong in ({1: "b", 2: "a"}, {"cat": "a", "dog": "b"}):
+        with pytest.raises(ValueError, match=r"has no name for the label 0; .* for each label from 0 to 1"):
+            checked_names(wrong, 2)  # type: ignore[arg-type]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,14 @@ def test_images_of_all_classes_are_timed(model: AdaptiveViT, monkeypatch: pytest
     assert torch.equal(timed[0], images[[0, 4, 8]])
 
 
+def test_what_was_timed_is_noted(model: AdaptiveViT) -> None:
+    images = pixels(settings_for(make_engine(model.net, 4)), 4)
+    assert model.calibrate(images, prices=2, timed=100).batch_size == 4
+    assert model.calibrate(images, prices=2, timed=2).batch_size == 2
+    with pytest.raises(ValueError, match="timed=0 must be a whole number from 1"):
+        model.calibrate(images, timed=0)
+
+
 def test_of_prices_that_spend_alike_the_lowest_keeps_to_a_budget() -> None:
     plateau = Calibration((0.01, 0.1, 0.2, 1.0), (0.8, 0.5, 0.52, 0.3))
     assert plateau.price(0.5, "%") == pytest.approx(0.1)

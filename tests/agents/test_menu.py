@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adaptive_models import PRICES, prance_ppo, saved
+from adaptive_models import PRICES, prance_ppo, price_minded, saved
 from helpers import make_engine
 
 from agents import AdaptiveViT, FullAgent
@@ -84,6 +84,40 @@ def test_a_menu_for_a_range_of_prices_is_saved_with_what_it_spends(digits_net: S
         menu(images)
 
 
+def test_a_menu_that_is_refused_leaves_the_earlier_one(digits_net: Supernet) -> None:
+    images, model = images_of(digits_net), price_minded(digits_net)
+    with pytest.raises(ValueError, match="timed=0"):
+        model.make_menu(images, 2, timed=0)
+    assert model.menu is None
+    menu = model.make_menu(images, 2)
+    with pytest.raises(ValueError, match="timed=0"):
+        model.make_menu(images, 5, timed=0)
+    assert model.menu is not None
+    assert model.menu.entries is menu.entries
+
+
+def test_images_of_a_menu_may_have_budgets_of_their_own(digits_net: Supernet) -> None:
+    images, model = images_of(digits_net), price_minded(digits_net)
+    budgets = np.geomspace(0.01, 1, IMAGES)
+    expected = entries_of(model(images, budgets).subnet.to_actions(digits_net.space).numpy(), digits_net.space, 3)
+    for given in (budgets, budgets.tolist()):
+        menu = model.make_menu(images, 3, budget=given)
+        assert all(np.array_equal(a, b) for a, b in zip(menu.entries, expected, strict=True))
+    with pytest.raises(ValueError, match="2 budgets for 24 images"):
+        model.make_menu(images, 3, budget=[0.1, 0.2])
+
+
+def test_a_menu_refuses_what_the_model_refuses(digits_net: Supernet) -> None:
+    images = images_of(digits_net)
+    model = AdaptiveViT(digits_net, prance_ppo(Interface(digits_net.config)))
+    menu = model.make_menu(images, 2)
+    for call in (model, menu):
+        with pytest.raises(ValueError, match=r"images have the shape \(0, 1, 48, 48\); .* with B >= 1"):
+            call(images[:0])
+        with pytest.raises(TypeError, match="a call of the model takes a tensor"):
+            call(images.numpy())  # type: ignore[arg-type]
+
+
 def test_a_menu_is_made_anew_for_a_network_that_moved(digits_net: Supernet, tmp_path: Path) -> None:
     images = images_of(digits_net)
     model = saved(AdaptiveViT(digits_net, prance_ppo(Interface(digits_net.config))), tmp_path)
@@ -134,7 +168,7 @@ def test_a_menu_is_where_its_network_is(digits_net: Supernet, monkeypatch: pytes
     assert [t.device.type for t in (logits, *picked)] == ["meta"] * (1 + digits_net.space.num_decisions)
 
 
-def test_who_cannot_have_a_menu_is_told(digits_net: Supernet) -> None:
+def test_who_cannot_have_a_menu_is_told(digits_net: Supernet, tmp_path: Path) -> None:
     images = images_of(digits_net)
     full = AdaptiveViT(digits_net, FullAgent(digits_net.config))
     assert full.menu is None
@@ -144,6 +178,8 @@ def test_who_cannot_have_a_menu_is_told(digits_net: Supernet) -> None:
         full.make_menu(images[:0])
     with pytest.raises(ValueError, match="A FullAgent is no network"):
         full.make_menu(images)
+    assert full.menu is None
+    assert saved(full, tmp_path).menu is None
     net = digits_net
     keys = AdaptiveViT(net, prance_ppo(Interface(net.config, "key_mean")), "key_mean")
     with pytest.raises(ValueError, match=r"shows \['key_mean'\], which a menu does not compute"):

@@ -51,6 +51,11 @@ def test_a_border_of_grey_images_is_grey() -> None:
     assert len(np.unique(shown[:, 16])) > 2
 
 
+def test_a_picture_in_lab_is_shown_in_grey_as_well() -> None:
+    lab = Image.frombytes("LAB", (40, 40), bytes((120, 140, 90)) * 40**2)
+    np.testing.assert_array_equal(upright(lab, 1), upright(upright(lab, 3), 1))
+
+
 @pytest.fixture
 def prepared(tmp_path: Path) -> tuple[str, Tensor]:
     """A supernet whose images are squashed whole, and what it should be shown of two pictures."""

@@ -24,7 +24,8 @@ from prance_env import EnvSettings
 from supernet import Supernet, supernet_config
 from train.deploy import export as command
 from train.deploy.opening import Opened
-from train.networks.export_adaptive import Checked, export_adaptive
+from train.networks import onnx_runner
+from train.networks.export_adaptive import Checked, compare, export_adaptive
 from train.networks.onnx_runner import AdaptiveModel
 
 onnx = pytest.importorskip("onnx")
@@ -75,6 +76,26 @@ def test_squashed_actions_are_in_the_graph(tiny: Settings, tmp_path: Path) -> No
     model.make_menu(images, 4)
     exported(model, images, tmp_path / "a.onnx")
     assert DQN is not None
+
+
+def test_nan_is_no_agreement(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_engine(digits_net, 4).dataset.fetch(np.arange(4))
+    menu = AdaptiveViT(digits_net, prance_ppo(Interface(digits_net.config))).make_menu(images, 2)
+    answers = [menu(image[None]) for image in images]
+
+    class Broken:
+        def __init__(self, *given: Any, **more: Any) -> None:
+            self.left = iter(answers)
+
+        def __call__(self, *given: Any) -> dict[str, Any]:
+            a, logits = next(self.left), np.full((1, 10), np.nan)
+            assert a.picked is not None
+            return {"picked": a.picked[0], "logits": logits, "macs": a.macs[0], "patches": a.patches[0]}
+
+    monkeypatch.setattr(onnx_runner, "AdaptiveModel", Broken)
+    checked = compare(menu, Path("model.onnx"), images, [], True)
+    assert checked.same == 1
+    assert not checked.difference <= checked.allowed
 
 
 def test_a_price_is_an_input_and_the_runner_needs_no_torch(digits_net: Supernet, tmp_path: Path) -> None:

@@ -100,6 +100,15 @@ def test_a_front_is_drawn_with_intervals_from_where_its_data_begin_to_where_they
     plt.close(kept[0])
 
 
+def test_agents_whose_paths_end_alike_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))
+    metrics = {f"runs/{n}/best": {"macs_fraction": 0.3 * k, "accuracy": 0.5 + 0.2 * k} for k, n in ((1, "x"), (2, "y"))}
+    plots.plot_fronts(metrics, {}, "test", tmp_path / "x.png")
+    assert {*boxes(kept[0].axes[0])} == {*metrics}
+    plt.close(kept[0])
+
+
 def test_strata_are_drawn_as_they_come(tmp_path: Path) -> None:
     rows = {name: {"1": {"macs_fraction": 0.3, "accuracy": 0.9}} for name in ("full", "agent")}
     plots.plot_by_difficulty(rows, "digits", tmp_path / "x.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,29 @@ def test_a_broken_picture_is_a_row_and_the_others_are_read(
     assert "cannot be read as a picture" in rows[0]["error"]
     assert "sides may differ by a factor of 64" in rows[2]["error"]
     assert (rows[1]["error"], rows[1]["class"] != "") == ("", True)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_names_of_files_may_be_any_bytes(
+    kind: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, out = os.fsdecode(bytes(tmp_path / "a") + b"\xff.png"), tmp_path / "rows"
+    try:
+        Path(name).write_bytes(b"no picture")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr("sys.stdout", output)
+    words = (name, "--model", model, "--budget", "0.1", "--format", kind)
+    refusal(monkeypatch, "predict", *words)
+    refusal(monkeypatch, "predict", *words, "--out", f"{out}.txt")
+    assert isinstance(output.buffer, io.BytesIO)
+    written = output.buffer.getvalue()
+    assert written == out.with_suffix(".txt").read_bytes()
+    if kind == "csv":
+        assert os.fsencode(name) in written
+    else:
+        assert json.loads(written)["path"] == name
 
 
 def test_mistakes_are_sentences(

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,70 @@ def test_limits_that_no_request_could_keep_to_are_refused(
     assert allowed in said
 
 
+async def answer(app: Any, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """Status and body of what an application answers, in this process."""
+    sent: list[Any] = []
+    url, _, query = path.partition("?")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body or b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET" if body is None else "POST", "headers": [], "http_version": "1.1"}
+    scope |= {"path": url, "raw_path": url.encode(), "query_string": query.encode(), "root_path": ""}
+    with suppress(RuntimeError):  # which is raised again for the log
+        await app({**scope, "scheme": "http", "server": ("a", 1)}, receive, send)
+    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
+
+
+def test_requests_wait_from_their_arrival(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.deploy import service
+
+    go_on, decoded = threading.Event(), service._decoded
+    monkeypatch.setattr(service, "_decoded", lambda *given: go_on.wait(PATIENCE) and decoded(*given))
+    settings = service.ServiceSettings(budget=0.1, limits=Limits(waiting=3))
+    app = service.make_service(price_minded(digits_net), settings)
+
+    async def run() -> tuple[list[int], bytes, bytes, bytes]:
+        tasks = [asyncio.create_task(answer(app, "/predict", picture())) for _ in range(5)]
+        done, _ = await asyncio.wait(tasks, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        refused = [task.result()[1] for task in done]
+        health, metrics = [(await answer(app, path))[1] for path in ("/healthz", "/metrics")]
+        go_on.set()
+        return sorted([(await task)[0] for task in tasks]), refused[0], health, metrics
+
+    statuses, refused, health, metrics = asyncio.run(run())
+    assert statuses == [200, 200, 200, 503, 503]
+    assert json.loads(refused)["error"] == "The service is busy: 3 requests are waiting already. Try again."
+    assert json.loads(health) == {"status": "ok", "waiting": 3}
+    assert b"\nprance_waiting 3.0\n" in metrics
+
+
+def test_a_failure_is_counted_and_told_as_json(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.deploy import service
+
+    def broken(*given: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(service, "_decoded", broken)
+    app = service.make_service(price_minded(digits_net), service.ServiceSettings(budget=0.1))
+    status, text = asyncio.run(answer(app, "/predict", picture()))
+    assert (status, "its log says why" in json.loads(text)["error"]) == (500, True)
+    metrics = asyncio.run(answer(app, "/metrics"))[1].decode()
+    assert 'prance_requests_total{path="/predict",status="500"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("top", ["%C2%B2", "9" * 5000])
+def test_what_looks_like_a_number_of_classes_is_refused(top: str, digits_net: Supernet) -> None:
+    from train.deploy.service import ServiceSettings, make_service
+
+    app = make_service(price_minded(digits_net), ServiceSettings(budget=0.1))
+    status, text = asyncio.run(answer(app, f"/predict?top={top}", picture()))
+    assert (status, "must be a whole number from 1 to 10" in json.loads(text)["error"]) == (422, True)
+
+
 def test_the_page_is_made_once_when_it_is_asked_for(digits_net: Supernet) -> None:
     from train.deploy.service import ServiceSettings, make_service
 
@@ -302,30 +366,8 @@ def test_the_page_is_made_once_when_it_is_asked_for(digits_net: Supernet) -> Non
 
     app = make_service(price_minded(digits_net), ServiceSettings(budget=0.1), page)
 
-    async def get(path: str) -> tuple[int, bytes]:
-        sent: list[Any] = []
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": path,
-            "headers": [],
-            "query_string": b"",
-            "http_version": "1.1",
-        }
-        await app(
-            {**scope, "raw_path": path.encode(), "scheme": "http", "server": ("a", 1), "root_path": ""}, receive, send
-        )
-        return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
-
     async def several() -> list[tuple[int, bytes]]:
-        return await asyncio.gather(*(get("/") for _ in range(3)), get("/nowhere"))
+        return await asyncio.gather(*(answer(app, "/") for _ in range(3)), answer(app, "/nowhere"))
 
     *pages, nowhere = asyncio.run(several())
     assert pages == [(200, b"<h1>scenes</h1>")] * 3

@@ -159,6 +159,11 @@ def test_agents_of_one_name_get_files_of_their_own() -> None:
     names = ["full", "runs/a/model", "runs/b/model", "runs/b", "./runs/b (mean action)"]
     expected = ["full", "runs_a_model", "runs_b_model", "b", "b-mean-action"]
     assert file_names(names) == dict(zip(names, expected, strict=True))
+    assert file_names(["../runs/a", "runs/a", "/runs/a"]) == {
+        "../runs/a": "runs_a",
+        "runs/a": "runs_a-2",
+        "/runs/a": "runs_a-3",
+    }
 
 
 def test_trained_agents_bring_their_supernet_and_must_agree_on_it(

@@ -13,8 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
+from train.report import curves as module
 from train.report import video
-from train.report.curves import grouped, is_run, together
+from train.report.curves import grouped, is_run, plot_learning_curves, plot_runs, together
 from train.report.style import KNOWN, fit, looks
 from train.runs.folder import write_command
 
@@ -57,12 +58,64 @@ def test_curves_of_seeds_are_compared_as_far_as_all_of_them_are() -> None:
     np.testing.assert_allclose(values, [[0, 1, 2], [0, 2, 4]])
 
 
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures of curves that are going to be drawn."""
+    kept: list[Any] = []
+    monkeypatch.setattr(module, "save_figure", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def legend(figure: Any) -> list[str]:
+    """What a figure says that it shows."""
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_runs_whose_paths_end_alike_are_drawn_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = drawn(monkeypatch)
+    curve = np.array([1, 2]), np.array([0.5, 0.6])
+    runs = {"runs/x/best": {"rollout/ep_rew_mean": curve}, "runs/y/best": {"eval/return": curve}, "runs/z": {}}
+    plot_learning_curves(runs, tmp_path / "x.png")
+    assert legend(kept[0]) == ["runs/x/best", "runs/y/best"]
+    settings = {"a": "runs/t1/best.yml", "b": "runs/t2/best.yml"}
+    folders = [fake_run(tmp_path / name, [0.0, 1.0]) for name in settings]
+    for folder, file in zip(folders, settings.values(), strict=True):
+        (folder / "config.yml").write_text(f"algo: ppo\nconf_file: {file}\n")
+    plot_runs(folders, tmp_path / "x.png")
+    assert legend(kept[1]) == [f"ppo, conf_file={file}" for file in settings.values()]
+
+
+def test_a_setting_that_is_null_is_one_that_is_not_noted(tmp_path: Path) -> None:
+    notes = {"a": "seed: 0", "b": "seed: 1\nn_envs: null", "c": "macs_weight: 0.2"}
+    for name, more in notes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yml").write_text(f"algo: ppo\n{more}\n")
+    a, b, c = (tmp_path / name for name in notes)
+    assert grouped([a, b]) == {"ppo": [a, b]}
+    assert grouped([a, b, c]) == {"ppo, macs_weight=None": [a, b], "ppo, macs_weight=0.2": [c]}
+
+
+def test_runs_without_steps_in_common_are_drawn_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = drawn(monkeypatch)
+    steps = {"a": [10, 20], "b": [50, 100]}
+    for seed, (name, at) in enumerate(steps.items()):
+        write_command(tmp_path / name, AgentTraining(seed=seed))
+        with SummaryWriter(str(tmp_path / name / "ppo_1")) as writer:
+            for step in at:
+                writer.add_scalar("eval/return", 1.0, step)
+    plot_runs([tmp_path / name for name in steps], tmp_path / "x.png")
+    (axes,) = kept[0].axes
+    assert [line.get_xdata().tolist() for line in axes.lines] == [*steps.values()]
+    assert legend(kept[0]) == ["SB3 PPO (2 seeds)"]
+
+
 def test_everything_has_a_look_of_its_own_which_is_the_same_in_every_figure() -> None:
     assert (
         looks(["PrancePPO", "static"])["PrancePPO"] == looks(["x", "prance_ppo"])["prance_ppo"] == KNOWN["prance_ppo"]
     )
     many = looks([*KNOWN, *(f"runs/{i}" for i in range(12))])
     assert many["runs/3"].label == "3"
+    shared = ["runs/x/best", "runs/y/best", "runs/z", "z", "full", "full network"]
+    assert [look.label for look in looks(shared).values()] == shared
     seen = [(look.colour, look.marker) for look in list(many.values())[len(KNOWN) :]]
     assert len(set(seen)) == 12
     assert not set(seen) & {(look.colour, look.marker) for look in KNOWN.values()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,9 @@ class Predict:
             raise ValueError(f"--top {self.top} and --batch-size {self.batch_size} must be at least 1.")
         check_file(self.out, ".csv", ".jsonl", ".ndjson", ".txt")
         set_threads(self.threads)
+        for stream in (sys.stdin, sys.stdout):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="surrogateescape")  # names of files may be any bytes
         paths = picture_paths(self.images, sys.stdin)
         if self.out and self.out.exists() and self.out.resolve() in {Path(path).resolve() for path in paths}:
             raise ValueError(f"--out {self.out} is one of the pictures; pass another --out.")
@@ -80,7 +84,7 @@ class Predict:
             counts: list[int] = []
 
             def write(name: str) -> None:
-                with open(name, "w", newline="") as f:
+                with open(name, "w", newline="", errors="surrogateescape") as f:
                     counts.append(write_predictions(rows, len(paths), f, self.format, self.top))
 
             write_atomically(self.out, write)

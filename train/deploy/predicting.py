@@ -114,6 +114,16 @@ def write_predictions(rows: Iterable[Row], total: int, out: TextIO, kind: str, t
         if writer is not None:
             writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
         else:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.write(_line(row) + "\n")
         out.flush()
     return failed
+
+
+def _line(row: Row) -> str:
+    """A row as JSON, which is text in UTF-8: names of files in other bytes are escaped, as Python does it."""
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import reprlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -16,13 +17,14 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from agents import AdaptiveViT
 from agents.deployed.budgets import prices_of
 from prance_env.images.opening import open_image
 
-from .batching import Batcher, BusyError, Limits
+from .batching import Batcher, Limits
 
 Row = dict[str, Any]
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -30,6 +32,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 PATHS = ("/", "/predict", "/healthz", "/metrics")
 HEARD = 8
 """A body may be so many times too large and still be read, to hear that it is."""
+MOST_DIGITS = 9
+"""Of a number in a request."""
 HOW = "POST /predict takes the bytes of one picture as its body"
 
 
@@ -108,8 +112,14 @@ class Service:
             _budget(model, self.settings, None)
         compute = _computing(model, self.settings, self.metrics)
         self.batcher: Batcher[Asked, Row] = Batcher(compute, self.settings.limits, self.metrics.batched)
-        self.metrics.waiting.set_function(lambda: len(self.batcher))
+        self._arriving = 0
+        self.metrics.waiting.set_function(lambda: self.waiting)
         self._page, self._made, self._making = page, None if page is not None else f"<p>{HOW}.</p>", asyncio.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the network, those among them whose picture is on its way or to be decoded."""
+        return self._arriving + len(self.batcher)
 
     async def predict(self, request: Request, budget: str | None, top: str) -> JSONResponse:
         """What a picture shows.
@@ -118,19 +128,27 @@ class Service:
             HTTPException: If the request is none that can be answered.
         """
         begun = time.perf_counter()
+        if (waiting := self.waiting) >= self.settings.limits.waiting:
+            await _unread(request, self.settings.most_bytes)
+            busy = f"The service is busy: {waiting} requests are waiting already. Try again."
+            raise HTTPException(503, busy, {"Retry-After": "1"})
+        self._arriving += 1
         try:
-            wanted = _budget(self.model, self.settings, budget)
-            count = _count(top, len(self.model.names))
-            body = await _body(request, self.settings.most_bytes)
-            image = await run_in_threadpool(_decoded, self.model, body, self.settings.most_pixels)
+            asked = await self._asked(request, budget, top)
         except ValueError as e:
             raise HTTPException(422, str(e)) from e
-        try:
-            row = await self.batcher.ask(Asked(image, wanted, count))
-        except BusyError as e:
-            raise HTTPException(503, f"The service is busy: {e}. Try again.", {"Retry-After": "1"}) from e
+        finally:
+            self._arriving -= 1
+        row = await self.batcher.ask(asked)
         self.metrics.seconds.observe(time.perf_counter() - begun)
         return JSONResponse(row)
+
+    async def _asked(self, request: Request, budget: str | None, top: str) -> Asked:
+        wanted = _budget(self.model, self.settings, budget)
+        count = _count(top, len(self.model.names))
+        body = await _body(request, self.settings.most_bytes)
+        image = await run_in_threadpool(_decoded, self.model, body, self.settings.most_pixels)
+        return Asked(image, wanted, count)
 
     async def page(self) -> str:
         """The page, made once."""
@@ -168,7 +186,7 @@ def make_service(
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "waiting": len(service.batcher)}
+        return {"status": "ok", "waiting": service.waiting}
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -182,10 +200,21 @@ def make_service(
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         return service.refusal(request, error)
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        # It is raised again once this is sent, so that the log has it.
+        return JSONResponse({"error": "The service failed at this request; its log says why."}, 500)
+
     @app.middleware("http")
     async def counted(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        answer: Response = await call_next(request)
         known = request.url.path if request.url.path in PATHS else "other"
+        try:
+            answer: Response = await call_next(request)
+        except ClientDisconnect:  # who is not answered
+            raise
+        except Exception:
+            service.metrics.requests.labels(known, "500").inc()
+            raise
         service.metrics.requests.labels(known, str(answer.status_code)).inc()
         return answer
 
@@ -229,9 +258,18 @@ def _budget(model: AdaptiveViT, settings: ServiceSettings, given: str | None) ->
 
 
 def _count(top: str, classes: int) -> int:
-    if not (top.isdigit() and 1 <= int(top) <= classes):
-        raise ValueError(f"top={top!r} must be a whole number from 1 to {classes}, the number of classes.")
+    # Python refuses numbers of thousands of digits in words of its own.
+    if not (top.isdecimal() and len(top) <= MOST_DIGITS and 1 <= int(top) <= classes):
+        raise ValueError(f"top={reprlib.repr(top)} must be a whole number from 1 to {classes}, the number of classes.")
     return int(top)
+
+
+async def _unread(request: Request, most: int) -> None:
+    """Takes a body that is not used, for those clients that send all before they hear an answer."""
+    size = 0
+    async for part in request.stream():
+        if (size := size + len(part)) > HEARD * most:
+            return
 
 
 async def _body(request: Request, most: int) -> bytes:

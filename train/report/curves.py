@@ -34,7 +34,8 @@ def grouped(runs: Sequence[Path]) -> dict[str, list[Path]]:
     Args:
         runs: Run folders of `prance train agent`.
     """
-    configs = {run: {k: v for k, v in read_config(run).items() if k not in UNEQUAL} for run in runs}
+    # A setting that one version notes as null is left out by another.
+    configs = {run: {k: v for k, v in read_config(run).items() if k not in UNEQUAL and v is not None} for run in runs}
     groups: list[tuple[dict[str, Any], list[Path]]] = []
     for run, config in configs.items():
         same = next((members for settings, members in groups if settings == config), None)
@@ -71,10 +72,12 @@ def plot_runs(runs: Sequence[Path], path: Path) -> dict[str, list[Path]]:
         raise ValueError(f"{', '.join(map(str, runs))}: nothing is logged there yet.")
     # An algorithm has its own look, unless two groups have the same one.
     algorithms = [name.split(", ")[0] for name in groups]
-    named = looks(algorithms if len({*algorithms}) == len(groups) else groups)
+    known = len({*algorithms}) == len(groups)
+    named = looks(algorithms if known else groups)
     drawn = {}
     for (name, members), look in zip(groups.items(), named.values(), strict=True):
-        label = look.label if len(members) == 1 else f"{look.label} ({len(members)} seeds)"
+        label = look.label if known else name  # which is no path, though it may end in that of a setting
+        label = label if len(members) == 1 else f"{label} ({len(members)} seeds)"
         drawn[label] = look, curves[name]
     _draw(drawn, path)
     return groups
@@ -92,7 +95,7 @@ def plot_learning_curves(runs: Mapping[str, Mapping[str, Curve]], path: Path) ->
 
 
 def together(curves: Sequence[Curve]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps, and (runs, steps) values there; as far as all of the runs are."""
+    """Steps, and (runs, steps) values there; as far as all of the runs are, which may be nowhere."""
     begin, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
     steps = curves[0][0][(curves[0][0] >= begin) & (curves[0][0] <= end)]
     return steps, np.stack([np.interp(steps, *curve) for curve in curves])
@@ -116,8 +119,12 @@ def _draw(drawn: Mapping[str, tuple[Look, Sequence[Mapping[str, Curve]]]], path:
             _panel(axes, tag, drawn)
     for axes in grid[-1]:
         axes.set_xlabel("decisions")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
+    found = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in grid.flat]
+    handles = {label: handle for pairs in reversed(found) for handle, label in pairs}
+    names = [label for label in drawn if label in handles]
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside lower center", ncols=min(3, len(names)), frameon=False
+    )
     save_figure(figure, path)
 
 
@@ -127,12 +134,15 @@ def _panel(axes: Axes, tag: str, drawn: Mapping[str, tuple[Look, Sequence[Mappin
         curves = [found[tag] for found in members if tag in found]
         if not curves:
             continue
-        steps, values = together(curves)
-        marker = look.marker if len(steps) <= 30 else None
-        axes.plot(steps, values.mean(axis=0), color=look.colour, marker=marker, markersize=5, label=label)
-        if len(curves) > 1:
-            axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=look.colour, alpha=0.18, linewidth=0)
-        last.append(steps[-1])
+        shared = together(curves)
+        lines = [shared] if len(shared[0]) else [together([curve]) for curve in curves]
+        for number, (steps, values) in enumerate(lines):
+            marker, name = look.marker if len(steps) <= 30 else None, None if number else label
+            axes.plot(steps, values.mean(axis=0), color=look.colour, marker=marker, markersize=5, label=name)
+            if len(values) > 1:
+                low, high = values.min(axis=0), values.max(axis=0)
+                axes.fill_between(steps, low, high, color=look.colour, alpha=0.18, linewidth=0)
+            last.append(steps[-1])
     axes.set_title(TITLES[tag], fontsize=10)
     axes.set_xlim(0, fit([0, *last], 0.02)[1])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")

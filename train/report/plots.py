@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..evaluate.evaluation import Evaluation
 from .labels import Entry, label_beside
-from .style import Look, fit, looks, percent, plain_axes, save_figure
+from .style import Look, fit, looks, percent, plain_axes, save_figure, short_names
 
 
 def plot_pareto(metrics: dict[str, Any], path: Path) -> None:
@@ -131,13 +131,14 @@ def plot_choices(results: Mapping[str, Evaluation], names: Sequence[str], diffic
     figure, panels = plt.subplots(
         len(results), 1, figsize=(1 + 0.45 * len(columns), 1.6 + 2.6 * len(results)), squeeze=False, sharex=True
     )
+    titles = short_names(results)
     for axes, (agent, result) in zip(panels[:, 0], results.items(), strict=True):
         strata = np.unique(result.difficulty)
         chosen = np.stack([result.actions[result.difficulty == d].mean(axis=0).ravel() for d in strata])
         picture = axes.imshow(chosen, vmin=0, vmax=1, aspect="auto", cmap="viridis")
         axes.set_yticks(range(len(strata)), [str(d) for d in strata])
         axes.set_ylabel(difficulty_name)
-        axes.set_title(f"{Path(agent).name}: mean choice, 0 the least and 1 all", fontsize=9)
+        axes.set_title(f"{titles[agent]}: mean choice, 0 the least and 1 all", fontsize=9)
         for t in range(1, shape[0]):
             axes.axvline(t * len(names) - 0.5, color="white", linewidth=2)
         figure.colorbar(picture, ax=axes)

@@ -6,7 +6,8 @@ prints without colours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,12 +80,26 @@ FREE = [(colour, marker) for marker in "os^Dv" for colour in (VERMILLION, BLUE, 
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """How the things with these names are drawn; what is unknown, such as a run folder, is called by its last part."""
+    """How the things with these names are drawn, each under a label of its own, that of `short_names` if unknown."""
     names = list(dict.fromkeys(names))
     found = {name: KNOWN[key] for name in names if (key := ALSO.get(name, name)) in KNOWN}
     taken = {(look.colour, look.marker) for look in found.values()}
     free = iter([pair for pair in FREE if pair not in taken] * (len(names) // len(FREE) + 2))
-    return {name: found[name] if name in found else Look(Path(name).name or name, *next(free)) for name in names}
+    short = short_names(names, {name: look.label for name, look in found.items()})
+    return {name: Look(short[name], *(found[name][1:] if name in found else next(free))) for name in names}
+
+
+def short_names(names: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What things are called: run folders and other paths by their last part, but in full where others share it.
+
+    Args:
+        names: Their names.
+        known: What some of them are called instead.
+    """
+    short = {name: Path(name).name or name for name in names} | dict(known or {})
+    # As their own names as well: what is called in full must not be another one's last part.
+    shared = Counter(called for name, last in short.items() for called in {name, last})
+    return {name: last if shared[last] == 1 else name for name, last in short.items()}
 
 
 def save_figure(figure: plt.Figure, path: Path) -> None:
