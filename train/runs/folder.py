@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -269,9 +269,12 @@ def _absolute(name: str, value: str) -> str:
 def _absolute_dataset(value: Any) -> Any:
     """The argument `dataset` with absolute paths, as text if it is text."""
     try:
-        found = DatasetConfig.from_value(value).absolute(list_datasets())
+        given = DatasetConfig.from_value(value)
+        found = given.absolute(list_datasets())
     except (TypeError, ValueError):
         return value  # whoever opens it says what is wrong with it
+    if found.prefix is None and not os.path.exists(found.name):
+        found = replace(found, name=given.name)
     if isinstance(value, dict):
         return {**value, **{k: getattr(found, k) for k in ("name", "root", "class_map") if k in value}}
     return found.name
