@@ -205,7 +205,9 @@ class Lanes:
         _, first = self.parts[0]
         if isinstance(first, DeviceEpisodes) and self._together:
             return {key: _owned(value) for key, value in _info(first, self.engine.full_macs).items()}
-        rows = [to_host(_info(e, self.engine.full_macs)) for _, e in self.parts]
+        rows = [_info(e, self.engine.full_macs) for _, e in self.parts]
+        if any(isinstance(e.state, TiledState) for _, e in self.parts):
+            rows = to_host(rows)
         return {key: self._gather([r[key] for r in rows]) for key in rows[0]}
 
     def lane(self, lane: int) -> Episodes:
