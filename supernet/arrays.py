@@ -58,3 +58,8 @@ def _on_device(values: tuple[float, ...], integers: bool, device: torch.device) 
 def most(values: Any, bound: int) -> int:
     """The largest of some sizes; of those on a device, which nobody may wait for, the bound that is known of them."""
     return bound if isinstance(values, Tensor) else int(values.max())
+
+
+def evenly(total: int, count: int) -> Ints:
+    """At most `count` of `total` places, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))

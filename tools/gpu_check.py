@@ -81,11 +81,8 @@ def run(name: str, *command: str) -> bool:
     """Runs a module in a process of its own, for at most `MOST_SECONDS`: whether it succeeded."""
     begun = time.perf_counter()
     try:
-        words = (
-            "done"
-            if subprocess.run([sys.executable, "-m", *command], timeout=MOST_SECONDS).returncode == 0
-            else "FAILED"
-        )
+        done = subprocess.run([sys.executable, "-m", *command], timeout=MOST_SECONDS)
+        words = "done" if done.returncode == 0 else "FAILED"
     except subprocess.TimeoutExpired:
         words = "STOPPED"
     print(f"{name}: {words} after {time.perf_counter() - begun:.0f} s", flush=True)

@@ -18,11 +18,11 @@ from agents.baselines import FullAgent, RandomAgent, StaticAgent
 from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig
+from supernet.arrays import evenly
 from supernet.files import write_text
 from supernet.staging import staged
 
 from .evaluate.evaluation import Evaluation, evaluate
-from .play import evenly
 from .policies.settings import AgentTraining
 from .policies.train_agent import train_agent
 from .report.episodes import plot_episodes, plot_scenes

@@ -219,6 +219,12 @@ def noted_options(noted: str) -> Any:
     return arg(constructor_factory=partial(environment_options, noted=noted))
 
 
+def given_flags(settings: Any, names: Collection[str]) -> list[str]:
+    """Those of the fields `names` that are not at their defaults, as they are typed."""
+    usual = {f.name: f.default for f in fields(settings)}
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(settings, name) != usual[name]]
+
+
 def narrowed(command: Any, settings: type[S]) -> S:
     """The settings within a command, whose class adds options such as `out` and `threads` to them."""
     return settings(**{f.name: getattr(command, f.name) for f in fields(settings)})  # type: ignore[arg-type]

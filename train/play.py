@@ -16,18 +16,13 @@ from prance_env.episodes import Episodes
 from prance_env.rewards.config import RewardConfig
 from prance_env.settings import EnvSettings
 from prance_env.spaces import decode_actions
-from supernet.arrays import Floats, Ints
+from supernet.arrays import Floats, Ints, evenly
 from supernet.reading import checked_count
 
 # Who only wants to know how an inference ends need not finish the network after every decision.
 AT_THE_END = RewardConfig(mode="terminal")
 BATCH = 512
 Played = tuple[list[Episodes], NDArray[np.floating]]
-
-
-def evenly(total: int, count: int) -> Ints:
-    """At most `count` of `total` places, evenly spaced from the first to the last."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
 
 
 def of_all_classes(labels: Ints, count: int) -> Ints:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from supernet.arrays import evenly
 from supernet.reading import checked_count
 
 from .budgets import Calibration
@@ -65,16 +66,13 @@ def calibration_of(
                 model.net(images[b : b + BATCH].to(model.net.pos_embed.device)) for b in range(0, len(images), BATCH)
             ]
         full = float((torch.cat(parts).argmax(1).cpu() == labels).float().mean())
-    times = _milliseconds(model, _spaced(images, at_a_time), asked, from_menu) if at_a_time else []
+    # Neighbours often are of one class, for which the policy chooses the same.
+    spaced = torch.from_numpy(evenly(len(images), at_a_time))
+    times = _milliseconds(model, images[spaced], asked, from_menu) if at_a_time else []
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.net.pos_embed.device.type}"
     return Calibration(
         tuple(known), tuple(spent), tuple(right), full, tuple(times), len(images), machine if times else "", at_a_time
     )
-
-
-def _spaced(images: Tensor, count: int) -> Tensor:
-    """So many, evenly spaced: neighbours often are of one class, for which the policy chooses the same."""
-    return images[torch.from_numpy(np.linspace(0, len(images) - 1, count).round().astype(np.int64))]
 
 
 def _milliseconds(model: Model, images: Tensor, budgets: list[Any], from_menu: bool) -> list[float]:

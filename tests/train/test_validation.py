@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.episode_means import choices_of
 from prance_env import PranceVectorEnv
 from prance_env.settings import EnvSettings
-from train.play import evenly, mean_return, of_all_classes
+from supernet.arrays import evenly
+from train.play import mean_return, of_all_classes
 from train.policies import train_prance_ppo, train_sb3
 from train.policies.algorithm import TrainingRun
 from train.policies.load_agent import load_agent

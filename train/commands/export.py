@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..deploy.export import export_model
 from ..networks.export import ExportSettings, run_export
-from ..options import Trust, narrowed
+from ..options import Trust, given_flags, narrowed
 from ..own_modules import Imports
 
 
@@ -42,11 +42,10 @@ class Export(ExportSettings):
     def run(self) -> None:
         """Runs the command."""
         if self.adaptive is None:
-            if self.entries != Export.entries:
+            if given_flags(self, ["entries"]):
                 raise ValueError("--entries is for the menu of an adaptive network; pass --adaptive, or leave it out.")
             run_export(narrowed(self, ExportSettings), self.out)
             return
-        own = {f.name: f.default for f in fields(ExportSettings) if f.name not in ("uint8", "seed")}
-        if given := [f"--{k.replace('_', '-')}" for k, v in own.items() if getattr(self, k) != v]:
+        if given := given_flags(self, [f.name for f in fields(ExportSettings) if f.name not in ("uint8", "seed")]):
             raise ValueError(f"{given[0]} is for one subnet; --adaptive takes --entries, --uint8 and --seed.")
         export_model(self.adaptive, self.out, self.entries, self.uint8, self.seed, Console(), self.trust)

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from ..networks.import_clip import ClipClasses, import_clip
 from ..networks.importance import Score
 from ..networks.importing import TimmSource, import_prance, import_timm
-from ..options import DatasetOption
+from ..options import DatasetOption, given_flags
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class ImportClip:
 
     def run(self) -> None:
         """Runs the command."""
-        if self.fit is None and self.fit_images != ImportClip.fit_images:
+        if self.fit is None and given_flags(self, ["fit_images"]):
             raise ValueError("--fit-images says how many images of --fit are looked at; pass both, or neither.")
-        if self.texts is not None and self.templates != ImportClip.templates:
+        if self.texts is not None and given_flags(self, ["templates"]):
             raise ValueError("--templates are for --classes; embeddings (--texts) have been made of sentences already.")
         classes = ClipClasses(self.classes, self.templates, self.texts)
         import_clip(self.model, self.out, classes, self.pretrained, self.fit, self.fit_images)

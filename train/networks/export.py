@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from supernet.files import WEIGHTS, checksum_of
 from supernet.reading import read_json
 from supernet.staging import finish_commit, staged
 
+from ..options import given_flags
 from ..report.tables import Table
 from .subnet_choice import choose_subnet, open_supernet
 
@@ -84,9 +85,7 @@ def run_export(settings: ExportSettings, out: Path) -> None:
     """
     console, earlier = Console(), _present(out)
     if settings.static is not None:
-        of_supernets = ("supernet", "subnet", "keep_rate", "embed_dim", "mlp_ratio")
-        usual = {f.name: f.default for f in fields(settings)}
-        if given := [f"--{k.replace('_', '-')}" for k in of_supernets if getattr(settings, k) != usual[k]]:
+        if given := given_flags(settings, ("supernet", "subnet", "keep_rate", "embed_dim", "mlp_ratio")):
             raise ValueError(
                 f"{given[0]} is for a supernet; --static {settings.static} is one network, taken as it is."
             )

@@ -17,6 +17,7 @@ from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SearchSpace, SubnetConfig, Supernet, UnitOrder, importance_order, reorder, save_pretrained
 from supernet.files import read_safetensors, write_atomically, write_tensors, write_text
+from supernet.heads import ImageClassifier
 from supernet.staging import staged
 
 from ..options import DatasetOption
@@ -103,12 +104,20 @@ def order_network(net: Supernet, settings: OrderSettings) -> tuple[UnitOrder, di
 
 
 def _val_batches(net: Supernet, settings: OrderSettings, count: int) -> list[tuple[Tensor, Tensor]]:
+    return validation_batches(net, settings.dataset, count, ABLATION_BATCH, settings.seed)
+
+
+def validation_batches(
+    net: ImageClassifier, dataset: str | dict[str, Any], count: int, batch_size: int, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Random validation images, which fit the network's classifier if it has one, and their labels; none if none are
+    asked for, and then no data set is opened."""
     if not count:
         return []
-    val = load_dataset(settings.dataset, "val", net.config)
+    val = load_dataset(dataset, "val", net.config)
     if net.head is not None:
         check_fits(val, net.config)
-    return draw_batches(val, count, ABLATION_BATCH, settings.seed)
+    return draw_batches(val, count, batch_size, seed)
 
 
 def _correlations(ablation: Ablation, net: Supernet, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:

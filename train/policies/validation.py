@@ -19,10 +19,10 @@ from stable_baselines3.common.logger import Logger
 from agents.protocol import Agent
 from prance_env.rendering import render_episode
 from prance_env.settings import EnvSettings
-from supernet.arrays import Ints
+from supernet.arrays import Ints, evenly
 
 from ..evaluate.budget import at_price, front_prices
-from ..play import evenly, mean_return, play
+from ..play import mean_return, play
 from ..report.episodes import of_every_kind
 from ..runs.folder import COMMAND, CONFIG
 from ..runs.rows import EVALUATIONS, RowLog

@@ -15,9 +15,9 @@ from prance_env.episodes import Episodes
 from prance_env.images.source import ImageSource
 from prance_env.rendering import class_name, draw_patches, image_name
 from prance_env.settings import EnvSettings
-from supernet.arrays import Ints
+from supernet.arrays import Ints, evenly
 
-from ..play import evenly, play
+from ..play import play
 from .style import BLUE, GREEN, GREY, VERMILLION, save_figure
 
 SIDE, GAP = 512, 8

@@ -26,7 +26,7 @@ from supernet.staging import staged
 from supernet.token_graph import least_macs, token_graph
 
 from ..networks.importance import full_network
-from ..networks.ordering import draw_batches, num_images
+from ..networks.ordering import draw_batches, num_images, validation_batches
 from ..networks.saliency import Saliency
 from ..networks.subnet_choice import open_supernet
 from ..options import DatasetOption
@@ -139,7 +139,7 @@ def run_prune(settings: PruneSettings, out: Path) -> list[Pruned]:
     train = load_dataset(settings.dataset, "train", static.config)
     check_fits(train, static.config)
     batches = draw_batches(train, settings.images, settings.batch_size, settings.seed)
-    checked = _val_batches(settings, static)
+    checked = validation_batches(static, settings.dataset, settings.check_images, VAL_BATCH, settings.seed)
     cost, options = _cost(settings, static), settings.options(usual_bundles(static))
     full = cost(static.block_sizes)
     targets = [*settings.target_ms] or [share * full for share in settings.target]
@@ -219,14 +219,6 @@ def subnet_within(net: Supernet, pruned: StaticViT, cost: SizeCost, target: floa
         # Milliseconds are not in proportion to MACs.
         budget = min(int(net.macs(subnet)), budget) * min(0.99, target / found)
     return None
-
-
-def _val_batches(settings: PruneSettings, static: StaticViT) -> list[tuple[Tensor, Tensor]]:
-    if not settings.check_images:
-        return []
-    val = load_dataset(settings.dataset, "val", static.config)
-    check_fits(val, static.config)
-    return draw_batches(val, settings.check_images, VAL_BATCH, settings.seed)
 
 
 @torch.inference_mode()

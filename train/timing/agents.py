@@ -15,8 +15,8 @@ from agents.adaptive import AdaptiveViT
 from agents.protocol import Agent
 from prance_env.engine import InferenceEngine
 from prance_env.settings import EnvSettings
+from supernet.arrays import evenly
 
-from ..play import evenly
 from .clock import time_interleaved
 
 FULL = "full network"
