@@ -8,7 +8,6 @@ of every command derive from them.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,6 +21,7 @@ from typing_extensions import TypedDict, Unpack
 from supernet import Supernet, SupernetConfig, freeze, from_pretrained
 from supernet.checkpoint import CONFIG
 from supernet.files import WEIGHTS, state_of
+from supernet.forked_lock import ForkedLock
 from supernet.reading import check_fields, make_plain
 
 from .engine import CACHE_MB, InferenceEngine
@@ -46,18 +46,9 @@ RENDER_MODES = ["rgb_array", "ansi"]
 MOST_WORKERS = 1024
 # What no engine depends on: environments that differ in nothing else share one.
 _OF_THE_FACE: dict[str, Any] = {"engine": False}
-# Threads that want the same engine wait for the first of them; a forked child must not wait for a thread of its parent.
-_opening = threading.RLock()
+# Threads that want the same engine wait for the first of them.
+_opening = ForkedLock()
 _shared: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
-
-
-def _free_lock() -> None:
-    global _opening
-    _opening = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_free_lock)
 
 
 class EnvArguments(TypedDict, total=False):
@@ -272,7 +263,7 @@ class EnvSettings:
         if os.getpid() != IMPORTED_IN:
             # A forked child would wait for ever for the OpenMP threads that its parent had.
             torch.set_num_threads(1)
-        with _opening:
+        with _opening.here:
             engine = shared_engine(self.engine_settings()).current()
         if engine.config != self.config():
             raise ValueError(
@@ -367,7 +358,7 @@ def close_engines() -> None:
     The engines of the last eight kinds of environments stay after `close()`, so that the next one of their kind opens
     nothing. An environment that is still open goes on with what it has, and starts new processes if it needs them.
     """
-    with _opening:
+    with _opening.here:
         for engine in list(_shared):
             engine.close()
         shared_engine.cache_clear()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
+
+from .forked_lock import ForkedLock
 
 
 class Sized(Protocol):
@@ -33,24 +33,19 @@ class Bounded(Generic[V]):
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.nbytes = most_bytes, 0
         self._kept: OrderedDict[Hashable, V] = OrderedDict()
-        self._free_lock()
-        if hasattr(os, "register_at_fork"):  # a forked child must not wait for a thread of its parent
-            os.register_at_fork(after_in_child=self._free_lock)
-
-    def _free_lock(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkedLock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
         """The value of a key; made, and kept, if it is not there."""
-        with self._lock:
+        with self._lock.here:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         value = make()
-        with self._lock:
+        with self._lock.here:
             if key not in self._kept and value.nbytes <= self.most_bytes:
                 self._kept[key] = value
                 self.nbytes += value.nbytes

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
-import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -19,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from supernet.arrays import Ints
+from supernet.forked_lock import ForkedLock
 
 from .transform import ImageTransform, Pixels
 from .workers import DecodingPool
@@ -27,17 +25,6 @@ from .workers import DecodingPool
 CHUNK, LOOKAHEAD = 16, 512
 # Environments have the argument, and commands that make one the option.
 SKIP = "pass on_error='skip' (--on-error skip, if the command has it)"
-# A forked child must not wait for a thread of its parent.
-_sources: weakref.WeakSet[DecodedSource] = weakref.WeakSet()
-
-
-def _free_locks() -> None:
-    for source in list(_sources):
-        source.free_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_free_locks)
 
 
 class Samples(Protocol):
@@ -111,13 +98,8 @@ class DecodedSource:
         self._pool: DecodingPool[list[int], list[Pixels | str]] = DecodingPool(self._work, num_workers)
         self._pending: OrderedDict[int, tuple[Future[list[Pixels | str]], int]] = OrderedDict()
         self._stand_in: dict[int, int] = {}
-        self.free_lock()
-
-    def free_lock(self) -> None:
-        """Begins with a lock that nobody holds, where it is made and in forked children."""
         # Around what is written down of images, not around decoding them.
-        self._lock = threading.RLock()
-        _sources.add(self)
+        self._lock = ForkedLock()
 
     def identity(self) -> str:
         """What tells these images from others: files, transform and decoder."""
@@ -131,22 +113,18 @@ class DecodedSource:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "_lock"} | {"_pending": OrderedDict()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.free_lock()
+        return vars(self) | {"_pending": OrderedDict()}
 
     def prefetch(self, indices: Ints) -> None:
         """Has images decoded in the background; of those that nobody fetches, only the last `lookahead` are kept."""
-        with self._lock:
+        with self._lock.here:
             self._submit(self.shown(indices[: self.lookahead]).tolist())
             while len(self._pending) > self.lookahead:
                 self._pending.popitem(last=False)
 
     def end_workers(self) -> None:
         """Ends the processes that decode; they are started again where they are needed."""
-        with self._lock:
+        with self._lock.here:
             self._pending.clear()
             self._pool.end()
 
@@ -184,7 +162,7 @@ class DecodedSource:
         message = f"{self.samples.name(index)} (image {index}) cannot be decoded: {problem}"
         if self.on_error == "raise":
             raise OSError(f"{message}. Repair or remove it, or {SKIP}.")
-        with self._lock:
+        with self._lock.here:
             if index in self._stand_in:
                 return  # another thread has said so
             if len(self._stand_in) == len(self) - 1:
@@ -194,7 +172,7 @@ class DecodedSource:
 
     def _decode(self, indices: list[int]) -> list[Pixels | str]:
         """Distinct images, what has been begun first of all."""
-        with self._lock:
+        with self._lock.here:
             self._forget_if_forked()
             fresh = [i for i in indices if i not in self._pending]
             # A few are sooner done here than sent to a worker.
@@ -209,7 +187,7 @@ class DecodedSource:
         try:
             return self._pool.result(future)[place]
         except RuntimeError:
-            with self._lock:
+            with self._lock.here:
                 self._pending.clear()
             raise
 
