@@ -15,7 +15,7 @@ from .config import SupernetConfig
 from .layers import activate, linear, make_norm, prefix_norm, set_width
 from .plan import hidden_dims
 from .runtime.packing import first_rows, take_rows
-from .runtime.pooling import attend_once, by_width, mean_patches
+from .runtime.pooling import attend_once, by_width, mean_patches, patches_alike
 from .state import InferenceState
 from .stem import ImageStem
 from .zero_shot import ZeroShotHead, classify, head_layers, init_head, make_classifier
@@ -207,10 +207,14 @@ def _features(net: ImageClassifier, state: InferenceState) -> tuple[Tensor, Ints
     rows = by_width(state.tokens, dims, normed)
     if net.pool is None:
         return _mean_patches(c, state, rows), state.token_dim
+    full = np.full(len(state), c.embed_dim, dtype=np.int64)
+    alike = patches_alike(rows, state.num_tokens, c.num_prefix_tokens)
+    if alike is not None and (state.token_dim == net.last_width).all():
+        size = None if state.size is None else patches_alike(state.size, state.num_tokens, c.num_prefix_tokens)
+        return net.pool(alike, size), full
     patches = np.delete(np.arange(len(rows)), first_rows(state.num_tokens, c.num_prefix_tokens))
     size = None if state.size is None else take_rows(state.size, patches)
     lengths = state.num_tokens - c.num_prefix_tokens
-    full = np.full(len(state), c.embed_dim, dtype=np.int64)
     return net.pool.packed(take_rows(rows, patches), dims[patches], lengths, size), full
 
 

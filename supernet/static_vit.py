@@ -19,6 +19,7 @@ from .layers import activate, make_norm, set_width
 from .plain import plain_weights
 from .runtime.attention import class_scores
 from .runtime.devices import working_rows
+from .runtime.pooling import mean_alike
 from .subnet import SubnetConfig
 from .tokens.modes import combine, token_mode, total_size
 
@@ -215,10 +216,7 @@ class StaticEnds(ImageClassifier):
 
     def _mean(self, x: Tensor, size: Tensor | None) -> Tensor:
         first = self.config.num_prefix_tokens
-        if size is None:
-            return x[:, first:].mean(1)
-        weight = size[:, first:, None].to(x.dtype)
-        return (x[:, first:] * weight).sum(1) / weight.sum(1)
+        return mean_alike(x[:, first:], None if size is None else size[:, first:])
 
 
 class StaticViT(StaticEnds):

@@ -33,6 +33,26 @@ def by_width(rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor
     return take_rows(torch.cat(out), np.argsort(order))
 
 
+def patches_alike(rows: Tensor, lengths: Ints, prefix: int) -> Tensor | None:
+    """(B, N, ...) patches of images that have equally many, as they lie: nothing is sent to a device; else None.
+
+    Args:
+        rows: (T, ...) packed tokens.
+        lengths: (B,) tokens per image.
+        prefix: So many first tokens of an image are no patches.
+    """
+    longest = int(lengths[0])
+    return rows.unflatten(0, (len(lengths), longest))[:, prefix:] if (lengths == longest).all() else None
+
+
+def mean_alike(patches: Tensor, size: Tensor | None) -> Tensor:
+    """(B, C) mean over patches (B, N, C), each counting as often as `size` (B, N) says; None: once."""
+    if size is None:
+        return patches.mean(1)
+    weight = size[..., None].to(patches.dtype)
+    return (patches * weight).sum(1) / weight.sum(1)
+
+
 def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, prefix: int) -> Tensor:
     """Mean over the patches of every image.
 
@@ -45,6 +65,9 @@ def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, prefix: int) 
     Returns:
         (B, C).
     """
+    patches = patches_alike(rows, lengths, prefix)
+    if patches is not None:
+        return mean_alike(patches, None if size is None else patches_alike(size, lengths, prefix))
     weight = torch.ones(len(rows), device=rows.device) if size is None else size
     weight = weight.clone()
     if prefix:

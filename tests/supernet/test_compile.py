@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from device_asks import nothing_asked_of_the_device, nothing_copied_from_the_host
@@ -10,7 +12,7 @@ from mode_nets import AUTHORS, OURS, assert_close, images_for, make_config, subn
 from small_nets import TWO_BLOCKS, cut_subnet, normalised, pixels, small_net
 from torch._dynamo.testing import CompileCounter
 
-from supernet import Supernet, extract
+from supernet import SubnetConfig, Supernet, extract
 
 
 def net_of(mode: str, authors: bool) -> Supernet:
@@ -42,6 +44,29 @@ def test_a_static_network_asks_and_copies_nothing(mode: str, authors: bool, monk
     with nothing_asked_of_the_device(monkeypatch), nothing_copied_from_the_host(monkeypatch):
         logits = static(raw)
     assert_close(logits, expected)
+
+
+ENDS: list[dict[str, Any]] = [
+    {},
+    {"global_pool": "avg"},
+    {"global_pool": "avg", "fc_norm": True},
+    {"global_pool": "avg", "class_token": False},
+    {"global_pool": "map", "class_token": False},
+    {"global_pool": "map", "reg_tokens": 2},
+]
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+@torch.no_grad()
+def test_a_supernet_at_full_size_asks_and_copies_nothing(ends: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    net = small_net("prune_merge", **ends)
+    images = normalised(net, pixels(net, 3))
+    expected = net(images)
+    with nothing_asked_of_the_device(monkeypatch), nothing_copied_from_the_host(monkeypatch):
+        logits = net(images)
+    assert torch.equal(logits, expected)
+    assert_close(logits, extract(net, SubnetConfig.full(net.space))(images))
 
 
 def test_a_supernet_is_left_as_it_is_and_says_what_to_compile() -> None:
