@@ -38,8 +38,8 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     |---|---|
     | 0 .. n-1 | `mlp_ratio` of each block: choice number round(a (k - 1)) |
     | n .. 2n-1 | `embed_dim` of each block: choice number round(a (k - 1)) |
-    | 2n | `keep_rate` = min_keep_rate + (1 - min_keep_rate) a: patches kept / patches present; at least one stays |
-    | 2n + 1 | only with `token_mode="prune_merge"`: a second rate: patches left by merging / patches left by pruning |
+    | 2n | `keep_rate` = min_keep_rate + (1 - min_keep_rate) a: ceil(`keep_rate` * patches) go on, at least one |
+    | 2n + 1 | only with `token_mode="prune_merge"`: a second rate, of merging, for the patches that pruning leaves |
 
     ## Observation Space
     Flat float32 `Box` with finite bounds. `observation="cls"`, for full width D, k widths and T decisions:
@@ -81,6 +81,13 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
 
     ## Episode End
     `terminated` after the last decision; never truncated.
+
+    ## Snapshots
+    `state = env.unwrapped.state_dict()` holds generators, images, prices and tokens as plain data and CPU tensors, for
+    `torch.save` and `torch.load(weights_only=True)`. `observation, info = env.unwrapped.load_state_dict(state)` goes on
+    from there, in this or another process, bit for bit on the same machine and device. The native batch and
+    `PranceVecEnv` have both as well (the latter's `load_state_dict` returns nothing). A state of other weights, images,
+    another reward or number of lanes is refused.
 
     ## Info
     Always the same keys: `index, label, decision, embed_dim, mlp_ratio, keep_rate, num_tokens, macs,

@@ -168,6 +168,8 @@ def make_sb3_env(
         ValueError: If the id is not one of this package's, or an argument is out of range.
         gymnasium.error.Error: If nobody has registered the id.
         TypeError: If an argument is unknown.
+        FileNotFoundError: If the checkpoint or the latency table is missing.
+        ModuleNotFoundError: If a package that the data set needs is missing.
     """
     n_envs = checked_count(n_envs, "n_envs")
     check_value(seed := plain(seed), Seed, "seed")

@@ -195,7 +195,11 @@ class EnvSettings:
             **arguments: What differs from the id's own arguments; `dataset=None` takes that of the id.
 
         Raises:
-            ValueError: If the id is not one of this package's, or needs a checkpoint or a data set that is not given.
+            ValueError: If the id is not one of this package's, needs a checkpoint or a data set that is not given, or
+                an argument is out of range.
+            TypeError: If there is no such argument.
+            FileNotFoundError: If the checkpoint or the latency table is missing.
+            ModuleNotFoundError: If a package that the data set needs is missing.
         """
         kwargs = cls.check_id(env_id)
         given = {k: v for k, v in arguments.items() if not (k == "dataset" and v is None)}

@@ -50,6 +50,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         TypeError: If there is no such argument.
         ValueError: If an argument is out of range.
         FileNotFoundError: If the checkpoint or the latency table is missing.
+        ModuleNotFoundError: If a package that the data set needs is missing.
     """
 
     settings_class: ClassVar[type[EnvSettings]] = EnvSettings

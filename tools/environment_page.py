@@ -31,7 +31,8 @@ INFO_MEANING = {
     "decision": "coming decision, from 0; after the last one their number",
     "embed_dim": "width of every block, full where undecided",
     "mlp_ratio": "MLP ratio of every block, the largest where undecided",
-    "keep_rate": "patches kept / patches present at every decision, 1 where undecided",
+    "keep_rate": "rate that every decision chose: ceil(rate * patches) go on, at least one (in token modes with "
+    "thresholds, the threshold); 1 where undecided",
     "num_tokens": "tokens that go on, class token included",
     "macs": "multiply-accumulates if finished at full size from here",
     "macs_fraction": "`macs` / MACs of the full network",
@@ -39,8 +40,9 @@ INFO_MEANING = {
     "reward_macs": "minus the price of `macs` (or of `latency_ms`); 0 where the accuracy term is not known yet",
     "reward_tokens": "minus the price of the kept patches; 0 there as well",
     "prediction": "class predicted if finished at full size from here; -1 where the reward does not need it",
-    "is_success": "whether that is the label",
+    "is_success": "whether that is the label; False where it is -1",
     "macs_weight": "price of the full network in this episode; only with `cost_conditioning`",
+    "latency_ms": "milliseconds if finished at full size from here; only with a latency table",
 }
 
 
@@ -170,7 +172,7 @@ def _info() -> str:
     with gym.make(ENV_ID, split="val", cache_mb=0, cost_conditioning=(0.01, 0.1)).unwrapped as env:
         info = env.reset(seed=0, options={"index": 0})[1]
     rows = []
-    for key, value in info.items():
+    for key, value in {**info, "latency_ms": 0.0}.items():  # which would take a measured table
         array = isinstance(value, np.ndarray)
         kind = f"{value.dtype} array {value.shape}" if array else type(value).__name__
         rows.append([f"`{key}`", kind, INFO_MEANING[key]])

@@ -34,9 +34,12 @@ from .networks.loop import LAST, train_supernet
 from .networks.recipes.images import ImagesRecipe
 from .policies.load_agent import load_agent
 from .policies.settings import AgentTraining
+from .policies.train_agent import NAMES
+from .policies.train_prance_ppo import load_last, save_last
 from .reward_options import noted_reward
 from .runs.folder import CONFIG, noted_fields, open_run, read_config, write_command
-from .runs.pace import SAVE_FREQ
+from .runs.interrupt import deferred_interrupt
+from .runs.pace import SAVE_FREQ, Pace
 from .runs.trained import env_of_run
 
 REPORT = "joint.json"
@@ -157,7 +160,7 @@ def run_joint(
         out: Run folder; `model.safetensors` and `config.json` in the end, `joint.json`, and a folder for each round.
         resume: Go on with an interrupted run.
         device: Torch device.
-        save_freq: Seconds between two checkpoints of a supernet.
+        save_freq: Seconds between two checkpoints, of a supernet or of a policy.
 
     Returns:
         What is written to `joint.json`: accuracy and MACs of the full network and of the policy, before and after.
@@ -186,7 +189,7 @@ def run_joint(
             source = str(folder / "supernet")
             if settings.agent_timesteps:
                 if team.is_main:
-                    _further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent")
+                    _further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent", save_freq)
                 agent = str(_awaited(folder / "agent", team))
         report |= {"after": _judged(agent, replace(first, checkpoint=source)), "agent": agent}
         report["rounds"] = settings.rounds
@@ -216,19 +219,34 @@ def _awaited(agent: Path, team: Team) -> Path:
     return agent
 
 
-def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path) -> None:
+def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path, save_freq: float) -> None:
     """Writes a run folder with the policy after more training on another supernet, unless it is there and done."""
-    finish_commit(out / "model")
-    if (out / "model" / WEIGHTS).is_file():
+    finish_commit(out)
+    last, model = (out / name for name in NAMES)
+    if (model / WEIGHTS).is_file():
         return
     noted = noted_fields(run, AgentTraining) or {}
     noted_reward(noted, str(run))
     environment = {**noted["environment"], "checkpoint": checkpoint}
     training = AgentTraining(**{**noted, "total_timesteps": timesteps, "environment": environment})
-    agent = PrancePPO.load(run / "model")
     chosen = EnvSettings.from_id(training.env, **training.env_arguments)
     arguments = {f.name: getattr(chosen, f.name) for f in fields(chosen)}
-    agent.set_env(PranceVectorEnv(agent.config.n_envs, AutoresetMode.SAME_STEP, **arguments))
-    agent.learn(timesteps, progress_bar=True, reset_num_timesteps=False)
-    write_command(out, training)
-    agent.save(out / "model")
+    begun = PrancePPO.load(run / model.name)
+    end = begun.num_timesteps + timesteps
+    env = PranceVectorEnv(begun.config.n_envs, AutoresetMode.SAME_STEP, **arguments)
+    agent, pace = load_last(last if last.exists() else run / model.name, env), Pace(save_freq)
+    with deferred_interrupt() as interrupted:
+
+        def after_update(agent: PrancePPO) -> bool:
+            if agent.num_timesteps < end and (interrupted() or pace.due()):
+                with staged(out) as stage:
+                    save_last(agent, stage / last.name)
+            return not interrupted()
+
+        agent.learn(end - agent.num_timesteps, after_update, progress_bar=True, reset_num_timesteps=False)
+        if agent.num_timesteps >= end:
+            write_command(out, training)
+            with staged(out) as stage:
+                save_last(agent, stage / last.name)
+                agent.save(stage / model.name)
+        interrupted.heed()

@@ -21,8 +21,6 @@ from prance_env.images.transform import ImageTransform
 from supernet import SupernetConfig
 
 Picture = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
-MOST_RATIO = 64
-"""Longer pictures would be gigabytes when their shorter side is brought to size."""
 SINGLE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
 
 
@@ -85,7 +83,7 @@ class Preprocessing:
     def _one(self, picture: Picture, number: int, transform: ImageTransform) -> Tensor:
         name = str(picture) if isinstance(picture, str | Path) else f"picture {number}"
         try:
-            return torch.from_numpy(np.array(transform(_shaped(_opened(picture)))))
+            return torch.from_numpy(np.array(transform(_opened(picture))))
         except FileNotFoundError as e:
             raise ValueError(f"{name}: there is no such file.") from e
         except Exception as e:  # Pillow's readers raise what they like
@@ -126,15 +124,6 @@ def _opened(picture: Picture) -> Image.Image:
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, 2)
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-
-
-def _shaped(picture: Image.Image) -> Image.Image:
-    """The picture, if its shape is one of pictures."""
-    shorter, longer = sorted(picture.size)
-    if longer > MOST_RATIO * shorter:
-        width, height = picture.size
-        raise ValueError(f"it has {width} x {height} pixels; sides may differ by a factor of {MOST_RATIO}")
-    return picture
 
 
 def class_names(dataset: DatasetConfig, num_classes: int) -> tuple[str, ...]:

@@ -151,6 +151,14 @@ def preset_text(preset: Preset, env_kwargs: dict[str, Any]) -> str:
     return yaml.safe_dump({"default": entry}, sort_keys=False)
 
 
+def merged(hyperparams: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters with some of them changed; of mappings (`policy_kwargs`) only the entries that are named."""
+    changed = dict(hyperparams)
+    for name, value in changes.items():
+        changed[name] = {**(changed.get(name) or {}), **value} if isinstance(value, dict) else value
+    return changed
+
+
 def check_hyperparams(cls: type[BaseAlgorithm], hyperparams: dict[str, Any]) -> None:
     """Checks the names of hyper-parameters.
 

@@ -16,7 +16,7 @@ from torch import nn
 from prance_env.settings import EnvSettings
 from prance_env.supernets import usable_device
 
-from .hyperparams import algorithm_class, check_hyperparams, constructor_arguments, read_preset
+from .hyperparams import algorithm_class, check_hyperparams, constructor_arguments, merged, read_preset
 
 # Mean action of an untrained policy, from 0 (everything at its minimum) to 1. The agent then starts from an accurate
 # network and learns what it can leave out, rather than from a broken one.
@@ -46,7 +46,8 @@ def make_sb3(
         device: Torch device of the policy.
         preset: YAML file of hyper-parameters, see `read_preset`, with an entry for the environment's id or a default;
             None is the one of this package.
-        overrides: Arguments of the SB3 class, or what a preset may hold instead, that replace those of the preset.
+        overrides: Arguments of the SB3 class, or what a preset may hold instead, that replace those of the preset; of
+            `policy_kwargs` only the entries that are named.
 
     Raises:
         ValueError: If the algorithm, a hyper-parameter or the device is unknown, the actions are no Box, or the
@@ -61,9 +62,8 @@ def make_sb3(
     check_hyperparams(cls, overrides)
     hyperparams, n_envs = read_preset(algorithm, preset, _env_id(env))[:2]
     box = cast(gym.spaces.Box, env.action_space)
-    arguments = constructor_arguments(
-        {**fitted(hyperparams, env, n_envs / env.num_envs), **overrides}, int(box.shape[0])
-    )
+    chosen = merged(fitted(hyperparams, env, n_envs / env.num_envs), overrides)
+    arguments = constructor_arguments(chosen, int(box.shape[0]))
     policy = "MultiInputPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpPolicy"
     model = cls(policy, env, seed=seed, device=device, **arguments)
     _set_initial_action(model, box)

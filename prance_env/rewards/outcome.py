@@ -32,8 +32,8 @@ class Outcome:
         full_latency_ms: (B,) those of the full network, all equal; NaN without a table.
         embed_dim: (B, depth) width of every block, full where undecided.
         mlp_ratio: (B, depth) MLP ratio of every block, the largest where undecided.
-        keep_rate: (B, T) patches kept / patches present at every decision, 1 where undecided; (B, T, 2) where a
-            decision has two rates.
+        keep_rate: (B, T) rate that every decision chose: ceil(rate * patches) go on, at least one (in modes with
+            thresholds, the threshold); 1 where undecided; (B, T, 2) where a decision has two rates.
         num_tokens: (B,) tokens left, class token included.
         macs_weight: (B,) price of the full network: `RewardConfig.macs_weight`, or the episode's own when conditioned.
     """

@@ -156,6 +156,12 @@ def test_other_numbers_of_environments_and_decisions_keep_the_proportions(tmp_pa
     assert ppo.n_steps == 6  # type: ignore[attr-defined]
 
 
+def test_single_policy_kwargs_are_replaced_and_the_others_stay() -> None:
+    model: Any = make_sb3("sac", envs(2), seed=0, policy_kwargs={"log_std_init": -1.0})
+    assert model.actor.log_std_init == -1.0
+    assert model.actor.net_arch == read_preset("sac").hyperparams["policy_kwargs"]["net_arch"] == [128, 128]
+
+
 @pytest.mark.parametrize(
     ("algorithm", "overrides", "message"),
     [

@@ -35,7 +35,7 @@ def test_the_page_is_the_one_that_the_code_gives() -> None:
 
 def test_every_argument_info_key_and_wrapper_is_on_the_page() -> None:
     assert first_cells("Arguments")[2:] == list(inspect.signature(PranceEnv).parameters)
-    assert first_cells("Info")[2:] == [*INFO_KEYS, "macs_weight"]
+    assert first_cells("Info")[2:] == [*INFO_KEYS, "macs_weight", "latency_ms"]
     own = set(inspect.signature(PranceVectorEnv).parameters) - set(inspect.signature(PranceEnv).parameters)
     assert set(first_cells("As a native batch")[2:]) == own
     classes = [n for n, c in vars(wrappers).items() if inspect.isclass(c) and c.__module__ == wrappers.__name__]

@@ -195,6 +195,13 @@ def test_help_reads_one_file_and_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize("name", commands())
+def test_every_command_that_takes_names_of_a_user_imports_their_modules(name: str) -> None:
+    options = {f.name: str(f.type) for f in dataclasses.fields(commands()[name].load())}
+    takes_names = {"agent", "environment", "source", "supernet"} & {*options} or "DatasetOption" in str(options)
+    assert "imports" in options or not takes_names
+
+
+@pytest.mark.parametrize("name", commands())
 def test_every_command_is_found_by_name_and_told_by_its_docstring(name: str) -> None:
     command = commands()[name]
     kind = command.load()

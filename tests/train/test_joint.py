@@ -17,6 +17,7 @@ import torch
 from command_line import prance, refusal
 from training_nets import CONFIG, assert_equal_weights, saved_net
 
+from agents.prance_ppo.algorithm import PrancePPO
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
 from train.evaluate import evaluate
@@ -175,6 +176,33 @@ def test_a_joint_run_goes_on_with_nothing_but_its_folder(
     assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         run_joint(settings, tmp_path / "none", resume=True)
+
+
+def test_the_training_of_the_policy_goes_on_where_it_was_stopped(
+    agents: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = JointSettings(agent=str(agents["one"]), agent_timesteps=1600, changes=SHORT)
+    whole = run_joint(settings, tmp_path / "whole")
+    update, updates = PrancePPO._update, 0
+
+    def interrupt(self: PrancePPO, rollout: Any) -> dict[str, float]:
+        nonlocal updates
+        updates += 1
+        if updates == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, rollout)
+
+    monkeypatch.setattr(PrancePPO, "_update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_joint(settings, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "round_1" / "agent" / "model").exists()
+    parts = run_joint(settings, tmp_path / "parts", resume=True)
+    assert updates == 2
+    assert parts | {"agent": whole["agent"]} == whole
+    first, second = (PrancePPO.load(tmp_path / run / "round_1" / "agent" / "model") for run in ("whole", "parts"))
+    assert first.num_timesteps == second.num_timesteps
+    for name, value in first.policy.state_dict().items():
+        assert torch.equal(value, second.policy.state_dict()[name])
 
 
 def test_the_command_prints_both_sides(

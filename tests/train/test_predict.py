@@ -14,6 +14,9 @@ from command_line import prance, refusal
 from PIL import Image
 
 from agents import AdaptiveViT
+from agents.deployed.pictures import Preprocessing
+from prance_env.images.transform import ImageTransform
+from supernet import SupernetConfig
 from train.deploy.predicting import picture_paths
 
 
@@ -80,8 +83,15 @@ def test_a_broken_picture_is_a_row_and_the_others_are_read(
     assert "2 of 3 pictures could not be read" in said
     rows = list(csv.DictReader(out.open()))
     assert "cannot be read as a picture" in rows[0]["error"]
-    assert "sides may differ by a factor of 64" in rows[2]["error"]
+    assert "are too long and narrow" in rows[2]["error"]
     assert (rows[1]["error"], rows[1]["class"] != "") == ("", True)
+
+
+def test_a_narrow_picture_that_evaluation_takes_is_taken(tmp_path: Path) -> None:
+    Image.effect_noise((2240, 32), 90).save(tmp_path / "narrow.png")
+    config = SupernetConfig()
+    expected = ImageTransform.of(config)(Image.open(tmp_path / "narrow.png"))
+    np.testing.assert_array_equal(Preprocessing()(tmp_path / "narrow.png", config)[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

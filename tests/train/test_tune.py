@@ -19,14 +19,14 @@ from command_line import refusal
 from sb3_envs import envs
 
 from agents import FullAgent, RandomAgent
-from agents.sb3.hyperparams import ALGORITHMS, PRESETS, read_preset
+from agents.sb3.hyperparams import ALGORITHMS, PRESETS, merged, read_preset
 from agents.sb3.make import fitted
 from prance_env.settings import EnvSettings
 from train.commands.main import main
 from train.evaluate import evaluate
 from train.policies import tune as tuning
 from train.policies.study_file import damage_told
-from train.policies.tune import TuneSettings, _as_params, _merged, _open_study, read_ranges, tune, validation_return
+from train.policies.tune import TuneSettings, _as_params, _nested, _open_study, read_ranges, tune, validation_return
 from train.runs.folder import write_command
 
 optuna = pytest.importorskip("optuna")
@@ -201,7 +201,7 @@ def test_a_preset_is_given_in_the_words_of_the_ranges_and_only_where_they_say_th
     preset = {"gae_lambda": 1, "ent_coef": 0, "max_grad_norm": 3, "policy_kwargs": None}
     assert _as_params({**preset, "learning_rate": 0.001}, ranges) == {"gae_lambda": "1.0", "ent_coef": "0.0"}
     assert _as_params({"learning_rate": rate}, ranges) == {"learning_rate": 0.001}
-    assert _merged(preset, {"policy_kwargs.log_std_init": -1.0})["policy_kwargs"] == {"log_std_init": -1.0}
+    assert merged(preset, _nested({"policy_kwargs.log_std_init": -1.0}))["policy_kwargs"] == {"log_std_init": -1.0}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import Device, Threads, check_file, narrowed, set_threads
+from ..own_modules import Imports
 from ..timing.supernets import SupernetBenchSettings, run_bench_supernet
 
 
@@ -23,6 +24,7 @@ class BenchSupernet(SupernetBenchSettings):
     """JSON file for the figures."""
     device: Device = "cpu"
     threads: Threads = 1
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 from ..casestudy.settings import CaseSettings
 from ..casestudy.study import run_casestudy
 from ..options import Threads, narrowed, set_threads
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Fashion(CaseSettings):
     out: Path = Path("casestudy")
     """Folder of the study."""
     threads: Threads = 1
+    imports: Imports = ()
     same_goes_on: ClassVar[bool] = True
 
     def run(self) -> None:

@@ -12,6 +12,7 @@ from ..networks.import_clip import ClipClasses, import_clip
 from ..networks.importance import Score
 from ..networks.importing import TimmSource, import_prance, import_timm
 from ..options import DatasetOption, given_flags
+from ..own_modules import Imports
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ImportTimm:
     """Sort the units by importance, so that narrow subnets hold the best of them (prance order); needs --dataset."""
     dataset: DatasetOption | None = None
     """Images for --order: digits, a folder in ImageNet's layout, a timm name, or JSON (docs/images.md)."""
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""
@@ -80,6 +82,7 @@ class ImportClip:
     ImageNet's layout, a timm name, or JSON (docs/images.md)."""
     fit_images: int = 2048
     """How many of them."""
+    imports: Imports = ()
 
     def run(self) -> None:
         """Runs the command."""

@@ -32,7 +32,8 @@ class TrainingTask:
     observation: Observation = "cls"
     """What the agent sees; constant: only which decision it is, which learns one static subnet."""
     total_timesteps: int | None = None
-    """Decisions, three an image, or four with --decide-first-group; what suits the algorithm if not given."""
+    """Decisions, three an image, or four with --decide-first-group, rounded up to whole rollouts (prance_ppo: about
+    1,536); what suits the algorithm if not given."""
     n_envs: int | None = None
     """Images at a time; what suits the algorithm if not given."""
     macs_weight: float | tuple[float, float] | None = None
@@ -40,7 +41,7 @@ class TrainingTask:
     agent for all prices between them, which prance eval then chooses from. 0.05, or the paper's, if not given."""
     reward: RewardName | None = None
     """potential: dense, with the same best policy as a reward at the end only; paper: PRANCE's; or one that you have
-    registered (--import). potential if not given, but paper with --preset paper."""
+    registered (--import). potential if not given."""
     latency_table: str | None = None
     """File that prance profile wrote: --macs-weight is then the price of the full network's milliseconds."""
     reward_terms: TrainingTerms = field(default_factory=RewardTerms)
@@ -98,6 +99,9 @@ class AgentTraining(TrainingTask):
     conf_file: str | None = None
     """Hyper-parameters of a Stable-Baselines3 algorithm, a YAML file in rl-zoo's format such as `prance tune` writes;
     this package's preset if not given."""
+    reward: RewardName | None = None
+    """potential: dense, with the same best policy as a reward at the end only; paper: PRANCE's; or one that you have
+    registered (--import). potential if not given, but paper with --preset paper."""
     seed: int = 0
     """Fixes everything."""
     eval_freq: int = 0

@@ -40,11 +40,9 @@ class PrancePPOAlgorithm(Algorithm):
         output = "numpy" if torch.device(run.device).type == "cpu" else "torch"
         env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, output, **run.env_kwargs())
         if run.resume:
-            agent = PrancePPO.load(run.last, env, run.device, tensorboard_log=str(run.out))
+            agent = load_last(run.last, env, run.device, str(run.out))
             run.forget_after(agent.num_timesteps)
             forget_curves_after(run.out / f"{NAME}_1", agent.num_timesteps)
-            if (place := run.last / PLACE).is_file():
-                agent.go_to(load_state(place))
         else:
             agent = PrancePPO(env, config, run.seed, run.device, tensorboard_log=str(run.out))
         remaining = run.total_timesteps - agent.num_timesteps
@@ -60,8 +58,7 @@ class PrancePPOAlgorithm(Algorithm):
 
         def save(agent: PrancePPO, also: Path | None = None) -> None:
             with run.saving(agent.num_timesteps, save_best if best else None) as folder:
-                agent.save(folder / run.last.name)
-                torch.save(agent.place(), folder / run.last.name / PLACE)
+                save_last(agent, folder / run.last.name)
                 if also is not None:
                     agent.save(folder / also.name)
 
@@ -91,6 +88,31 @@ class PrancePPOAlgorithm(Algorithm):
     def load(self, path: Path) -> Agent:
         """The agent in a folder that `PrancePPO.save` wrote."""
         return PrancePPO.load(path)
+
+
+def save_last(agent: PrancePPO, last: Path) -> None:
+    """Writes a checkpoint between two updates: the agent, and where its environment stands."""
+    agent.save(last)
+    torch.save(agent.place(), last / PLACE)
+
+
+def load_last(last: Path, env: PranceVectorEnv, device: str = "cpu", tensorboard_log: str | None = None) -> PrancePPO:
+    """The agent of a checkpoint, from which `learn(reset_num_timesteps=False)` goes on bit for bit on the CPU.
+
+    Args:
+        last: What `save_last` wrote, or a saved agent, which goes on from a reset.
+        env: The environment.
+        device: Torch device of the agent.
+        tensorboard_log: Folder for TensorBoard; None: no events.
+
+    Raises:
+        FileNotFoundError: If there is no agent.
+        ValueError: If a file is damaged, or the environment is another one.
+    """
+    agent = PrancePPO.load(last, env, device, tensorboard_log)
+    if (place := last / PLACE).is_file():
+        agent.go_to(load_state(place))
+    return agent
 
 
 def fitted_config(preset: str, n_envs: int | None, num_decisions: int) -> PrancePPOConfig:

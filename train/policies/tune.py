@@ -23,6 +23,7 @@ from agents.sb3.hyperparams import (
     Preset,
     algorithm_class,
     check_hyperparams,
+    merged,
     preset_text,
     read_preset,
 )
@@ -241,7 +242,7 @@ def _run_trial(
 ) -> float:
     optuna = _optuna()
     preset = read_preset(settings.algo, settings.conf_file, settings.env)
-    chosen = _merged(preset.hyperparams, _proposed(trial, preset.hyperparams, ranges))
+    chosen = merged(preset.hyperparams, _nested(_proposed(trial, preset.hyperparams, ranges)))
     env = make_sb3_env(settings.env, settings.n_envs or preset.n_envs, **settings.env_arguments)
     env.reset()  # builds the network, which draws random numbers, before the model sets the seed
     # As a training with the preset, or with `best.yml`, fits them.
@@ -314,13 +315,6 @@ def _searched(hyperparams: dict[str, Any], ranges: dict[str, Any]) -> dict[str, 
         if (key := inner or outer) in values:
             found[name] = values[key]
     return found
-
-
-def _merged(hyperparams: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    merged = {**hyperparams}
-    for name, value in _nested(chosen).items():
-        merged[name] = {**(merged.get(name) or {}), **value} if isinstance(value, dict) else value
-    return merged
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
