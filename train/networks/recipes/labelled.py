@@ -39,7 +39,7 @@ class LabelledRecipe(Recipe[N]):
     teacher: str | None = None
     """Frozen teacher: original (the network before training), timm:NAME, a supernet's folder, store:FOLDER, or none."""
     temperature: float = 1.0
-    """Of the teacher's and the full network's answers."""
+    """Of the teacher's and the full network's answers; 1 with a store."""
     label_smoothing: float = 0.0
     """Smoothing of labels."""
 
@@ -68,6 +68,11 @@ class LabelledRecipe(Recipe[N]):
             raise ValueError("A store holds answers to single images: mixup and cutmix must be 0 with it.")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0.")
+        if self._store_folder is not None and self.temperature != 1:
+            raise ValueError(
+                f"temperature={self.temperature} must be 1 with a store, whose answers are at this one; leave "
+                "--temperature, or pass the teacher itself."
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 1).")
         if self.mixup < 0 or self.cutmix < 0:
