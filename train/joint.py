@@ -96,8 +96,10 @@ class JointRecipe(ImagesRecipe):
         settings, price = self._environment, None
         if settings.conditioning is not None:
             price = settings.conditioning.draw(np.random.default_rng([self.seed, 4, step]))
+        training = net.training
+        # As in use: batch norms neither take the batch's statistics nor see it twice.
         adaptive = AdaptiveViT(
-            net, self._policy, settings.observation, settings.normalize_actions, settings.conditioning
+            net.eval(), self._policy, settings.observation, settings.normalize_actions, settings.conditioning
         )
         try:
             chosen = adaptive(images, price).subnet
@@ -107,6 +109,8 @@ class JointRecipe(ImagesRecipe):
                     raise
             # The policy is not to blame, it only sees what comes of the weights.
             raise FloatingPointError(f"The network diverges at step {step}; lower --lr (now {self.lr}).") from e
+        finally:
+            net.train(training)
         return [chosen, *super().sandwich(net, step, images)]
 
 
