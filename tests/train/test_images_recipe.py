@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_nets import AUGMENTED, CONFIG, assert_equal_weights, images_recipe, saved_net, weights
 
 from supernet import SearchSpace, SubnetConfig, Supernet, from_pretrained, save_pretrained
+from supernet.zero_shot import ZeroShotHead
 from train.networks.loop import Training, train_supernet
 from train.networks.optimiser import parameter_groups
 from train.networks.presets import PRESETS, recipe_of
@@ -235,6 +236,20 @@ def test_whatever_follows_the_last_block_learns_at_full_rate(end: dict[str, Any]
     }
     assert len(ends) > 4
     assert set(ends.values()) == {1.0}
+
+
+def test_texts_of_classes_stay_and_the_scale_keeps_its_limit(folder: Path, tmp_path: Path) -> None:
+    save_pretrained(Supernet(replace(CONFIG, text_dim=12)), tmp_path / "clip")
+    recipe = images_recipe(str(tmp_path / "clip"), folder, weight_decay=0.5)
+    trained = train_supernet(recipe, tmp_path / "run")
+    before, after = weights(tmp_path / "clip"), weights(tmp_path / "run")
+    assert torch.equal(before["head.text"], after["head.text"])
+    for name in ("head.proj.weight", "head.logit_scale"):
+        assert not torch.equal(before[name], after[name])
+    assert isinstance(trained.head, ZeroShotHead)
+    trained.head.logit_scale.data.fill_(5.0)
+    recipe.after_step(trained, torch.nn.Module(), 0)
+    assert trained.head.logit_scale.exp().item() == pytest.approx(100)
 
 
 def test_paths_are_dropped_by_whole_images_and_on_average_not_at_all(source: str) -> None:

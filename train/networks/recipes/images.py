@@ -138,7 +138,8 @@ class ImagesRecipe(LabelledRecipe[Supernet]):
         return SoftPruning(net, self.soft_prune) if self.soft_prune else nn.Module()
 
     def after_step(self, net: Supernet, heads: nn.Module, step: int) -> None:
-        """Updates what soft pruning remembers, now and then."""
+        """Limits CLIP's scale, and updates what soft pruning remembers, now and then."""
+        super().after_step(net, heads, step)
         if isinstance(heads, SoftPruning) and (step + 1) % self.soft_prune_every == 0:
             heads.update(net)
 

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SupernetConfig
+from supernet.zero_shot import ZeroShotHead
 
 from ...options import DatasetOption
 from ..ordering import draw_batches
@@ -103,8 +104,16 @@ class LabelledRecipe(Recipe[N]):
         return self.start.config
 
     def make_net(self) -> N:
-        """The network to begin with."""
-        return copy.deepcopy(self.start).requires_grad_(True)
+        """The network to begin with; the texts of CLIP's classes stay where its text tower put them."""
+        net = copy.deepcopy(self.start).requires_grad_(True)
+        if isinstance(net.head, ZeroShotHead):
+            net.head.text.requires_grad_(False)
+        return net
+
+    def after_step(self, net: N, heads: nn.Module, step: int) -> None:
+        """Limits CLIP's scale."""
+        if isinstance(net.head, ZeroShotHead):
+            net.head.limit_scale()
 
     @property
     def may_change(self) -> tuple[str, ...]:
