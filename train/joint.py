@@ -87,6 +87,11 @@ class JointRecipe(ImagesRecipe):
         net.run_by(self._environment.config())
         return net
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Random subnets stand for those of the policy, which may be any."""
+        return (*dict.fromkeys([*super().trained, "random"]),)
+
     @cached_property
     def _policy(self) -> Agent:
         return load_agent(self.agent, self._environment)

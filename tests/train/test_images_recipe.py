@@ -294,16 +294,6 @@ def test_drawn_subnets_are_within_the_limits(mode: str, first: bool) -> None:
     assert widths == {16, 24}
 
 
-def test_training_ends_early_when_nothing_gets_better(
-    source: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    accuracies = iter([0.5, 0.6, 0.6, 0.6, 0.7, 0.7])
-    monkeypatch.setattr(ImagesRecipe, "validate", lambda self, net: dict.fromkeys(("full", "min"), next(accuracies)))
-    train_supernet(images_recipe(source, folder, steps=6, checkpoint_every=1, patience=2), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == [1, 2, 3, 4]
-
-
 def test_epochs_are_steps(source: str, folder: Path) -> None:
     assert images_recipe(source, folder, epochs=2.0, steps=1).prepared().steps == 12
 

@@ -171,6 +171,12 @@ class ImagesRecipe(LabelledRecipe[Supernet]):
 
     # ---- validation ---------------------------------------------------------------------------------------------
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The full network, and of subnets those that are drawn."""
+        smallest, random = ("min", "narrowest") if self.smallest else (), ("random",) if self.subnets else ()
+        return ("full", *smallest, *random)
+
     @torch.inference_mode()
     def validate(self, net: Supernet) -> dict[str, float]:
         """Accuracy of the full, the smallest, the narrowest and random subnets (one per image)."""
