@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .config import SupernetConfig
 from .layers import linear
 
-# CLIP's temperature starts at .07 and is not let above 100, where training takes it.
+# CLIP's scale starts at 1 / .07 and is not let above 100, where training takes it.
 MOST_SCALE = 100.0
 
 
@@ -42,6 +42,11 @@ class ZeroShotHead(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.text)
         self.text.copy_(F.normalize(self.text, dim=1))
+
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        """Takes the scale down to `MOST_SCALE`, as CLIP's training does after every step."""
+        self.logit_scale.clamp_(max=math.log(MOST_SCALE))
 
     def project(self, x: Tensor) -> Tensor:
         """Features (B, C) of one width as points (B, dim) beside the texts, not normalised."""

@@ -90,6 +90,11 @@ class JointRecipe(ImagesRecipe):
         net.run_by(self._environment.config())
         return net
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Random subnets stand for those of the policy, which may be any."""
+        return (*dict.fromkeys([*super().trained, "random"]),)
+
     @cached_property
     def _policy(self) -> Agent:
         return load_agent(self.agent, self._environment)
@@ -99,8 +104,10 @@ class JointRecipe(ImagesRecipe):
         settings, price = self._environment, None
         if settings.conditioning is not None:
             price = settings.conditioning.draw(np.random.default_rng([self.seed, 4, step]))
+        training = net.training
+        # As in use: batch norms neither take the batch's statistics nor see it twice.
         adaptive = AdaptiveViT(
-            net, self._policy, settings.observation, settings.normalize_actions, settings.conditioning
+            net.eval(), self._policy, settings.observation, settings.normalize_actions, settings.conditioning
         )
         try:
             chosen = adaptive(images, price).subnet
@@ -110,6 +117,8 @@ class JointRecipe(ImagesRecipe):
                     raise
             # The policy is not to blame, it only sees what comes of the weights.
             raise FloatingPointError(f"The network diverges at step {step}; lower --lr (now {self.lr}).") from e
+        finally:
+            net.train(training)
         return [chosen, *super().sandwich(net, step, images)]
 
 

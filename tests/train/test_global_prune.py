@@ -15,11 +15,12 @@ from torch import Tensor
 from prance_env.rewards.latency import LatencyTable
 from supernet import SubnetConfig, Supernet
 from supernet.block_sizes import block_sizes
+from supernet.cutting import all_units, cut_units
 from supernet.nearest import nearest_subnet
 from train.networks.importance import full_network
 from train.networks.saliency import each
 from train.search import global_prune as module
-from train.search.global_prune import PruneOptions, global_prune, usual_bundles
+from train.search.global_prune import PruneOptions, _bundles, global_prune, usual_bundles
 from train.search.size_costs import macs_cost, milliseconds_cost
 
 BUNDLES = {"embed_dim": 8, "heads": 1, "qk": 4, "v": 2, "hidden": 16}
@@ -79,6 +80,25 @@ def test_tokens_leave_from_the_last_rank_on_and_never_come_back() -> None:
     merging = full_network(small_net("merge"))
     with pytest.raises(ValueError, match="by token_mode='prune', not by 'merge'"):
         global_prune(merging, batches(net), cost, [1.0], PruneOptions(bundles={"tokens": 1}))
+
+
+def test_bundles_of_a_layer_leave_in_order_whatever_they_are_worth() -> None:
+    net = small_net("prune")
+    static, cost = full_network(net), macs_cost(net.config)
+    options = PruneOptions(bundles={"tokens": 8, "hidden": 24}, latency_weight=1.0)
+    # Inner ranks are worth less than the last ones; hidden units all alike, and less than they cost.
+    scores = {
+        "tokens": (torch.zeros(0), torch.arange(37.0), torch.arange(37.0)),
+        "hidden": tuple(torch.full((64,), 1e-3) for _ in range(3)),
+    }
+    ready = cut_units(static, all_units(static) | {"tokens": (torch.arange(0), torch.arange(37), torch.arange(37))})
+    found = sorted(_bundles(ready, scores, cost, cost(static.block_sizes), options), key=lambda b: b.score)
+    for kind, layer in (("tokens", 1), ("tokens", 2), ("hidden", 0), ("hidden", 1), ("hidden", 2)):
+        leaving = [b.units for b in found if (b.kind, b.layer) == (kind, layer)]
+        order = [*range(36, 8, -1)] if kind == "tokens" else [*range(16 + 24)]
+        assert torch.cat(leaving).tolist() == order
+        assert [len(units) for units in leaving] == ([4, 8, 8, 8] if kind == "tokens" else [16, 24])
+    assert next(b.score for b in found if b.kind == "hidden") < 0
 
 
 def test_what_cannot_be_reached_or_makes_no_sense_is_refused() -> None:

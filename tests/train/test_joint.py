@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import prance, refusal
+from helpers import random_net
 from training_nets import CONFIG, assert_equal_weights, saved_net
 
 from agents.prance_ppo.algorithm import PrancePPO
@@ -67,6 +68,27 @@ def test_the_subnets_of_a_step_are_those_that_the_policy_chooses(
         expected = SubnetConfig.from_actions(net.space, torch.from_numpy(played.actions))
         assert torch.equal(chosen.embed_dim, expected.embed_dim)
         assert torch.allclose(chosen.keep_rate, expected.keep_rate)
+
+
+def test_the_policy_is_asked_as_in_use_and_leaves_batch_norms_alone(folder: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, stem="conv")
+    save_pretrained(random_net(config), tmp_path / "net")
+    environment: Any = {"checkpoint": str(tmp_path / "net"), "dataset": str(folder)}
+    training = AgentTraining(
+        env="Prance-Tiny-v0", algo="prance_ppo", n_envs=6, total_timesteps=12, environment=environment
+    )
+    train_agent(training, tmp_path / "agent", progress_bar=False)
+    settings = env_of_run(tmp_path / "agent", "train")
+    recipe = JointRecipe(source=str(tmp_path / "net"), dataset=str(folder), agent=str(tmp_path / "agent"), **SHORT)
+    net = recipe.make_net().train()
+    before = {name: b.clone() for name, b in net.named_buffers()}
+    (chosen,) = recipe.sandwich(net, 0, settings.engine().dataset.fetch(np.arange(36)))
+    assert net.training
+    assert any("running_mean" in name for name in before)
+    assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
+    played = evaluate(load_agent(str(tmp_path / "agent"), settings), settings)
+    expected = SubnetConfig.from_actions(net.space, torch.from_numpy(played.actions))
+    assert torch.equal(chosen.embed_dim, expected.embed_dim)
 
 
 def test_prices_are_drawn_as_in_the_training_of_the_agent(

@@ -37,12 +37,12 @@ def launch(source: str, folder: Path, out: Path, *more: str) -> subprocess.Popen
     words = ["train", "supernet", "--preset", "scratch", "--from", source, "--dataset", str(folder), "--out", str(out)]
     words += ["--batch-size", "6", "--lr", "0.001", "--val-images", "12", "--crop-scale", "0.5", "1", "--flip", "0.5"]
     words += ["--rand-augment", "rand-m5-n1", "--sub-labels", "0", "--sub-full", "1", "--shared-start", *more]
-    return in_two_processes(words)
+    return in_two_processes("-m", "train", *words)
 
 
-def in_two_processes(command: list[str]) -> subprocess.Popen[str]:
+def in_two_processes(*command: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    words += ["--master_port", str(free_port()), "-m", "train", *command]
+    words += ["--master_port", str(free_port()), *command]
     paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(words, env=os.environ | paths, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -72,10 +72,39 @@ def test_two_processes_fine_tune_supernet_and_policy_and_one_of_them_tells(folde
     train_agent(training, tmp_path / "agent", progress_bar=False)
     words = ["train", "joint", "--agent", str(tmp_path / "agent"), "--out", str(tmp_path / "joint"), "--rounds", "2"]
     words += ["--agent-timesteps", "12", "--steps", "2", "--batch-size", "6", "--val-images", "12"]
-    text = finished(in_two_processes(words))
+    text = finished(in_two_processes("-m", "train", *words))
     assert text.count("accuracy before") == text.count("Supernet written to") == 1
     report = json.loads((tmp_path / "joint" / "joint.json").read_text())
     assert report["agent"] == str(tmp_path / "joint" / "round_2" / "agent")
+
+
+UNEVEN = """
+import sys
+import torch
+from train.networks.launch import open_team
+from train.networks.optimiser import Stepper
+
+team = open_team("cpu")
+params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(2))]
+stepper = Stepper([{"params": params, "weight_decay": 0.5, "lr_scale": 1.0}], params, 0.1, "off", team)
+loss = params[0].sum() * (team.rank + 1) / 10
+if team.rank == 1:
+    loss = loss + params[1].sum() / 10
+stepper.step([loss], 1, 0.1)
+grads = [None if p.grad is None else p.grad[0].item() for p in params]
+torch.save((grads, params), f"{sys.argv[1]}/{team.rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_which_one_uses_more_weights_average_all_of_them(tmp_path: Path) -> None:
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    finished(in_two_processes(str(tmp_path / "uneven.py"), str(tmp_path)))
+    (grads, params), (others, same) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert grads == others == [pytest.approx(0.15), pytest.approx(0.05), None]
+    assert all(torch.equal(a, b) for a, b in zip(params, same, strict=True))
+    # What nobody uses does not decay either, as with one process.
+    assert torch.equal(params[2], torch.ones(2))
 
 
 @pytest.mark.slow

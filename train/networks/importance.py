@@ -167,7 +167,8 @@ def markov_rank(attention: Tensor, kernel: Kernel = "jsd", teleport: float = 0.0
 
     Args:
         attention: (M, H, N) rows that are distributions over N tokens.
-        kernel: "jsd", 1 - Jensen-Shannon divergence / ln 2 (symmetric); or "kl", exp(-KL / temperature).
+        kernel: "jsd", 1 - Jensen-Shannon divergence / ln 2 (symmetric); or "kl", exp(-KL / temperature); of either the
+            mean over images.
         teleport: In [0, 1], chance of a step to any head, which makes the distribution unique.
         temperature: Of "kl".
 

@@ -48,10 +48,14 @@ class Team:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; all of them have to ask."""
+        return self.each_any([flag])[0]
+
+    def each_any(self, flags: Sequence[bool]) -> list[bool]:
+        """Of several flags, whether each is set in any process; all of them have to ask about as many."""
         if self.accelerator is None:
-            return flag
-        total = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum")
-        return bool(total > 0)
+            return [*flags]
+        totals = self.accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device), "sum")
+        return [total > 0 for total in totals.tolist()]
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class Training:
         self.stepper = Stepper(groups, params, recipe.lr, recipe.amp, team)
         self.ema = recipe.make_net().to(team.device)
         self.ema.load_state_dict(self.net.state_dict())
+        # Whoever waits for nothing to get better wants what was best, not what came after.
+        self.kept = recipe.make_net().to(team.device) if recipe.patience else self.ema
         self.step, self.progress, self.rows = 0, Progress(out), RowLog(out / ROWS)
         # The best mean accuracy so far, and how many validations ago that was.
         self.best, self.age = -1.0, 0
@@ -60,13 +62,20 @@ class Training:
         patience = self.recipe.patience
         return self.step >= self.recipe.steps or bool(patience and self.age >= patience)
 
+    @property
+    def result(self) -> ImageClassifier:
+        """What is saved: the averaged weights; with patience, once they were validated, those that were best."""
+        return self.ema if self.best < 0 else self.kept
+
     def _parts(self) -> dict[str, Any]:
         # "aux" is the name in checkpoints of version 0.1.
-        return {"net": self.net, "aux": self.heads, "ema": self.ema, "optimizer": self.stepper}
+        parts = {"net": self.net, "aux": self.heads, "ema": self.ema, "optimizer": self.stepper}
+        return parts | ({} if self.kept is self.ema else {"kept": self.kept})
 
     def load(self, last: Path) -> None:
         """Goes back to a checkpoint."""
         checkpoint = load_state(last, self.team.device)
+        checkpoint.setdefault("kept", checkpoint["ema"])  # earlier versions kept none
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint[name])
         self.step, self.best, self.age = (checkpoint[k] for k in ("step", "best", "age"))
@@ -74,7 +83,7 @@ class Training:
             self.rows.forget_after(self.step)
 
     def save(self) -> None:
-        """Writes a checkpoint and the averaged weights, which take their places at once; the main process does."""
+        """Writes a checkpoint and the result, which take their places at once; the main process does."""
         if not self.team.is_main:
             return
         state = {"settings": asdict(self.recipe), "step": self.step, "best": self.best, "age": self.age}
@@ -82,7 +91,7 @@ class Training:
         self.rows.flush()
         with staged(self.out) as folder:
             torch.save(state, folder / LAST)
-            self.recipe.save(self.ema, folder)
+            self.recipe.save(self.result, folder)
             self.progress.write(folder, self.step, self.recipe.steps)
 
     def advance(self) -> Tensor:
@@ -107,8 +116,13 @@ class Training:
     def validated(self) -> dict[str, float]:
         """Accuracies of the averaged weights by name."""
         found = self.recipe.validate(self.ema.eval())
-        mean = sum(found.values()) / len(found)
-        self.best, self.age = (mean, 0) if mean > self.best else (self.best, self.age + 1)
+        counted = [found[name] for name in self.recipe.trained or found]
+        mean = sum(counted) / len(counted)
+        if mean > self.best:
+            self.best, self.age = mean, 0
+            self.kept.load_state_dict(self.ema.state_dict())
+        else:
+            self.age += 1
         return found
 
 
@@ -174,8 +188,8 @@ def train_supernet(
 
     Args:
         recipe: What is trained, and the settings.
-        out: Run folder: `model.safetensors` and its description (averaged weights), `last.pt`, `metrics.jsonl`,
-            TensorBoard events.
+        out: Run folder: `model.safetensors` and its description (averaged weights, with patience those of the best
+            validation), `last.pt`, `metrics.jsonl`, TensorBoard events.
         device: Torch device; with several processes "cpu" or "cuda".
         resume: Continue from `out/last.pt`; the result is the same as without interruption. A run that was killed
             before its first checkpoint starts over.
@@ -183,7 +197,7 @@ def train_supernet(
         max_hours: Stop with a checkpoint after so many hours; None: at the end.
 
     Returns:
-        The averaged network, in evaluation mode.
+        The averaged network, in evaluation mode; with patience the best one, which the main process knows.
 
     Raises:
         FileExistsError: If `out` holds a run and `resume` is False, or a network, or another process writes to it.
@@ -205,8 +219,7 @@ def train_supernet(
         log = stack.enter_context(_logging(training))
         _run(training, interrupted, log, Pace(save_freq), max_hours)
         interrupted.heed()
-    averaged: N = training.ema.eval()
-    return averaged
+    return cast(N, training.result.eval())
 
 
 @contextmanager

@@ -100,8 +100,15 @@ class Stepper:
                 total = total + part.detach()
                 self._backward(part)
         # Asked once a step: a GPU would have to be waited for.
-        if self.team.any(not bool(torch.isfinite(total))):
+        failed, *used = self.team.each_any(
+            [not bool(torch.isfinite(total)), *(p.grad is not None for p in self.params)]
+        )
+        if failed:
             return torch.full_like(total, torch.nan)
+        for parameter, anywhere in zip(self.params, used, strict=True):
+            # The subnets of other processes' images may use what those of this one's leave.
+            if anywhere and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self.team.average([p.grad for p in self.params if p.grad is not None])
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.params, 1.0)

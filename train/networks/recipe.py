@@ -62,7 +62,8 @@ class Recipe(ABC, Generic[N]):
     amp: Amp = "off"
     """Precision of the passes: off (float32), bfloat16 or float16."""
     patience: int = 0
-    """Validations without a better mean accuracy after which training ends; 0: all steps."""
+    """Validations without a better mean accuracy of what is trained, after which training ends; the best weights are
+    saved. 0: all steps, and the last ones."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -93,6 +94,11 @@ class Recipe(ABC, Generic[N]):
     @abstractmethod
     def validate(self, net: N) -> dict[str, float]:
         """Accuracies on validation images by name, "full" first; the first two are shown in the progress bar."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of `validate` whose mean says which weights are best: those of what is trained; none: all of them."""
+        return ()
 
     def save(self, net: N, folder: Path) -> None:
         """Writes a network, so that it can be loaded."""

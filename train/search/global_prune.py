@@ -13,6 +13,7 @@ static`, and prune on); and tokens as a further kind of unit, which no paper has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -169,7 +170,7 @@ def _unreachable(target: float, now: float, full: float) -> ValueError:
 def _bundles(
     network: StaticViT, scores: Units, cost: SizeCost, full: float, options: PruneOptions
 ) -> Iterator[_Bundle]:
-    """All bundles that may go, each with what its units are worth."""
+    """All bundles that may go, of every layer in the order in which they leave, with scores that rise in it."""
     units = _units(network)
     now = cost(_running(network.block_sizes))
     total = float(sum(part.sum() for kind in options.bundles for part in scores.get(kind, ())))
@@ -186,10 +187,13 @@ def _bundles(
             # Tokens leave from the last rank on; so many units first that a multiple of the bundle remains.
             order = torch.arange(len(values)).flip(0) if kind == "tokens" else worth.argsort(stable=True)
             ends = range(count % size or size, count - size + 1, size)
-            begin = 0
+            begin, least = 0, -math.inf
             for end in ends:
                 members = order[begin:end]
-                yield _Bundle(kind, layer, members, float(worth[members].sum()))
+                # None leaves before those ahead of it in its layer: of tokens, inner ranks may be worth less than the
+                # last ones, and where worths are negative, a whole bundle less than a first one of fewer units.
+                least = max(least, float(worth[members].sum()))
+                yield _Bundle(kind, layer, members, least)
                 begin = end
 
 

@@ -138,7 +138,8 @@ class ImagesRecipe(LabelledRecipe[Supernet]):
         return SoftPruning(net, self.soft_prune) if self.soft_prune else nn.Module()
 
     def after_step(self, net: Supernet, heads: nn.Module, step: int) -> None:
-        """Updates what soft pruning remembers, now and then."""
+        """Limits CLIP's scale, and updates what soft pruning remembers, now and then."""
+        super().after_step(net, heads, step)
         if isinstance(heads, SoftPruning) and (step + 1) % self.soft_prune_every == 0:
             heads.update(net)
 
@@ -169,6 +170,12 @@ class ImagesRecipe(LabelledRecipe[Supernet]):
         return drawn + [draw_subnet(net.space, limits, rng) for _ in range(self.subnets)]
 
     # ---- validation ---------------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The full network, and of subnets those that are drawn."""
+        smallest, random = ("min", "narrowest") if self.smallest else (), ("random",) if self.subnets else ()
+        return ("full", *smallest, *random)
 
     @torch.inference_mode()
     def validate(self, net: Supernet) -> dict[str, float]:

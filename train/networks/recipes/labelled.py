@@ -16,6 +16,7 @@ from typing_extensions import Self
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SupernetConfig
+from supernet.zero_shot import ZeroShotHead
 
 from ...options import DatasetOption
 from ..ordering import draw_batches
@@ -39,7 +40,7 @@ class LabelledRecipe(Recipe[N]):
     teacher: str | None = None
     """Frozen teacher: original (the network before training), timm:NAME, a supernet's folder, store:FOLDER, or none."""
     temperature: float = 1.0
-    """Of the teacher's and the full network's answers."""
+    """Of the teacher's and the full network's answers; 1 with a store."""
     label_smoothing: float = 0.0
     """Smoothing of labels."""
 
@@ -68,6 +69,11 @@ class LabelledRecipe(Recipe[N]):
             raise ValueError("A store holds answers to single images: mixup and cutmix must be 0 with it.")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0.")
+        if self._store_folder is not None and self.temperature != 1:
+            raise ValueError(
+                f"temperature={self.temperature} must be 1 with a store, whose answers are at this one; leave "
+                "--temperature, or pass the teacher itself."
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 1).")
         if self.mixup < 0 or self.cutmix < 0:
@@ -98,8 +104,16 @@ class LabelledRecipe(Recipe[N]):
         return self.start.config
 
     def make_net(self) -> N:
-        """The network to begin with."""
-        return copy.deepcopy(self.start).requires_grad_(True)
+        """The network to begin with; the texts of CLIP's classes stay where its text tower put them."""
+        net = copy.deepcopy(self.start).requires_grad_(True)
+        if isinstance(net.head, ZeroShotHead):
+            net.head.text.requires_grad_(False)
+        return net
+
+    def after_step(self, net: N, heads: nn.Module, step: int) -> None:
+        """Limits CLIP's scale."""
+        if isinstance(net.head, ZeroShotHead):
+            net.head.limit_scale()
 
     @property
     def may_change(self) -> tuple[str, ...]:
