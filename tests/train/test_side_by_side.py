@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from helpers import FixedSettings, make_engine, settings_for
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import AdaptiveViT
@@ -24,7 +25,7 @@ from train import side_by_side as runner
 from train.evaluate import evaluate
 from train.evaluate.rows import read_rows
 from train.report.curves import plot_learning_curves
-from train.runs.curves import read_curves
+from train.runs.curves import forget_curves_after, read_curves
 from train.side_by_side import EvalSettings, file_names, run_eval
 from train.timing.agents import images_to_time
 
@@ -144,7 +145,9 @@ def test_curves_are_read_back_and_resumed_ones_replace_what_they_repeat(tmp_path
             for step in steps:
                 writer.add_scalar("rollout/accuracy", value, step)
                 writer.add_scalar("train/loss", value, step)
-        os.utime(next((tmp_path / folder).iterdir()), (steps[0], steps[0]))
+        (events,) = (tmp_path / folder).iterdir()
+        events = events.rename(events.with_name(f"events.out.tfevents.{1_700_000_000 + steps[0]}.my.host.7.0"))
+        os.utime(events, (100 - steps[0], 100 - steps[0]))  # as a copy may have them
     curves = read_curves(tmp_path)
     assert list(curves) == ["rollout/accuracy"]
     steps, values = curves["rollout/accuracy"]
@@ -153,6 +156,20 @@ def test_curves_are_read_back_and_resumed_ones_replace_what_they_repeat(tmp_path
     assert read_curves(tmp_path / "nothing") == {}
     plot_learning_curves({"runs/a": curves}, tmp_path / "learning.png")
     assert (tmp_path / "learning.png").stat().st_size > 1000
+
+
+def test_nothing_that_is_logged_again_is_shown_twice_whichever_folder_it_is_in(tmp_path: Path) -> None:
+    for folder, steps in (("ppo_1", (10, 20)), ("ppo_2", (10, 20, 30)), ("prance_ppo_1", (10, 20, 30))):
+        with SummaryWriter(tmp_path / folder) as writer:
+            for step in steps:
+                writer.add_scalar("rollout/accuracy", 1.0, step)
+    forget_curves_after(tmp_path, "ppo", 10)
+    left = {}
+    for folder in sorted(tmp_path.iterdir()):
+        log = EventAccumulator(str(folder))
+        log.Reload()
+        left[folder.name] = [scalar.step for scalar in log.Scalars("rollout/accuracy")]
+    assert left == {"ppo_1": [10], "ppo_2": [10], "prance_ppo_1": [10, 20, 30]}
 
 
 def test_agents_of_one_name_get_files_of_their_own() -> None:

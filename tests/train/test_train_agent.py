@@ -81,6 +81,7 @@ def test_an_agent_that_was_stopped_anywhere_goes_on_as_if_it_had_not(
     assert_equal_policies(PrancePPO.load(whole_run / "model"), resumed)
     for name in ("metrics.jsonl", "model/config.json", "model/model.safetensors", "last/model.safetensors"):
         assert (whole_run / name).read_bytes() == (out / name).read_bytes()
+    assert [folder.name for folder in out.glob("prance_ppo_*")] == ["prance_ppo_1"]
     rows = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     assert [r["timesteps"] for r in rows] == [64 * 24 * n for n in range(1, 6)]
     assert {"accuracy", "macs_fraction"} < set(rows[0])

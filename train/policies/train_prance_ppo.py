@@ -42,7 +42,7 @@ class PrancePPOAlgorithm(Algorithm):
         if run.resume:
             agent = PrancePPO.load(run.last, env, run.device, tensorboard_log=str(run.out))
             run.forget_after(agent.num_timesteps)
-            forget_curves_after(run.out / f"{NAME}_1", agent.num_timesteps)
+            forget_curves_after(run.out, NAME, agent.num_timesteps)
             if (place := run.last / PLACE).is_file():
                 agent.go_to(load_state(place))
         else:
