@@ -291,18 +291,31 @@ def test_limits_that_no_request_could_keep_to_are_refused(
     assert allowed in said
 
 
-async def answer(app: Any, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """Status and body of what an application answers, in this process."""
+async def answer(app: Any, path: str, body: bytes | None = None, end: str = "", method: str = "") -> tuple[int, bytes]:
+    """Status and body of what an application answers, in this process.
+
+    Args:
+        app: The application.
+        path: With its query.
+        body: Of the request; None: it is a GET.
+        end: What comes after the body instead of its end: "silence", or "gone" of a client that goes away.
+        method: Another one.
+    """
     sent: list[Any] = []
+    first = [{"type": "http.request", "body": body or b"", "more_body": bool(end)}]
     url, _, query = path.partition("?")
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body or b"", "more_body": False}
+        if first:
+            return first.pop()
+        if end == "silence":
+            await asyncio.sleep(PATIENCE)
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET" if body is None else "POST", "headers": [], "http_version": "1.1"}
+    scope = {"type": "http", "method": method or ("GET" if body is None else "POST"), "headers": [], "http_version": "1.1"}
     scope |= {"path": url, "raw_path": url.encode(), "query_string": query.encode(), "root_path": ""}
     with suppress(RuntimeError):  # which is raised again for the log
         await app({**scope, "scheme": "http", "server": ("a", 1)}, receive, send)
@@ -344,6 +357,40 @@ def test_a_failure_is_counted_and_told_as_json(digits_net: Supernet, monkeypatch
     assert (status, "its log says why" in json.loads(text)["error"]) == (500, True)
     metrics = asyncio.run(answer(app, "/metrics"))[1].decode()
     assert 'prance_requests_total{path="/predict",status="500"} 1.0' in metrics
+
+
+def test_clients_that_stall_do_not_wait_forever(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.deploy import service
+
+    monkeypatch.setattr(service, "BODY_SECONDS", 0.2)
+    settings = service.ServiceSettings(budget=0.1, limits=Limits(waiting=2))
+    app = service.make_service(price_minded(digits_net), settings)
+
+    async def run() -> list[tuple[int, bytes]]:
+        return await asyncio.gather(*(answer(app, "/predict", b"x", "silence") for _ in range(3)))
+
+    answers = asyncio.run(run())
+    assert [status for status, _ in answers] == [408, 408, 503]
+    assert json.loads(answers[0][1])["error"] == "The body did not arrive within 0.2 seconds. Try again."
+    assert asyncio.run(answer(app, "/predict", picture()))[0] == 200
+
+
+def test_clients_that_go_away_are_counted_without_a_traceback(digits_net: Supernet) -> None:
+    from train.deploy.service import ServiceSettings, make_service
+
+    app = make_service(price_minded(digits_net), ServiceSettings(budget=0.1))
+    assert asyncio.run(answer(app, "/predict", b"x", "gone")) == (499, b"")
+    metrics = asyncio.run(answer(app, "/metrics"))[1].decode()
+    assert 'prance_requests_total{path="/predict",status="499"} 1.0' in metrics
+    assert "\nprance_waiting 0.0\n" in metrics
+
+
+@pytest.mark.parametrize(("path", "status"), [("/", 200), ("/healthz", 200), ("/metrics", 200), ("/predict", 405)])
+def test_what_is_read_may_be_asked_for_without_its_body(path: str, status: int, digits_net: Supernet) -> None:
+    from train.deploy.service import ServiceSettings, make_service
+
+    app = make_service(price_minded(digits_net), ServiceSettings(budget=0.1))
+    assert asyncio.run(answer(app, path, method="HEAD"))[0] == status
 
 
 @pytest.mark.parametrize("top", ["%C2%B2", "9" * 5000])
