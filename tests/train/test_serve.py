@@ -315,7 +315,12 @@ async def answer(app: Any, path: str, body: bytes | None = None, end: str = "", 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method or ("GET" if body is None else "POST"), "headers": [], "http_version": "1.1"}
+    scope = {
+        "type": "http",
+        "method": method or ("GET" if body is None else "POST"),
+        "headers": [],
+        "http_version": "1.1",
+    }
     scope |= {"path": url, "raw_path": url.encode(), "query_string": query.encode(), "root_path": ""}
     with suppress(RuntimeError):  # which is raised again for the log
         await app({**scope, "scheme": "http", "server": ("a", 1)}, receive, send)

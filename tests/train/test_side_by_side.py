@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from helpers import FixedSettings, make_engine, settings_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
@@ -25,9 +26,11 @@ from train import side_by_side as runner
 from train.evaluate import evaluate
 from train.evaluate.rows import read_rows
 from train.report.curves import plot_learning_curves
+from train.runs import lock
 from train.runs.curves import forget_curves_after, read_curves
 from train.side_by_side import EvalSettings, file_names, run_eval
 from train.timing.agents import images_to_time
+from train.yardsticks import headroom
 
 IMAGES = 48
 SHORT = EvalSettings(resamples=50, controls=True)
@@ -97,6 +100,26 @@ def test_another_evaluation_leaves_nothing_of_the_earlier_one(engine: InferenceE
     (tmp_path / "metrics.json").write_text("[")
     run_eval(["looking"], SHORT, tmp_path)
     assert (tmp_path / "full.csv").is_file()  # nothing says by now that it was an evaluation's
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_played(
+    engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "load_agent", lambda *a: pytest.fail("played"))
+    monkeypatch.setattr(headroom, "measure_headroom", lambda *a: pytest.fail("measured"))
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    file, busy = tmp_path / "file", tmp_path / "busy"
+    file.touch()
+    busy.mkdir()
+    with FileLock(busy / lock.LOCK):
+        for out, words in ((file, "file"), (busy, "Another process writes to")):
+            with pytest.raises(FileExistsError, match=words):
+                run_eval(["full"], SHORT, out)
+            with pytest.raises(FileExistsError, match=words):
+                headroom.run_headroom(headroom.HeadroomSettings(), out)
+    with pytest.raises(BaseException, match="played"):
+        run_eval(["full"], SHORT, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_agent_that_sees_a_constant_needs_no_controls(
