@@ -53,6 +53,22 @@ def test_runs_of_the_same_settings_but_the_seed_are_one_line(
     assert "nothing is logged there yet" in refusal(monkeypatch, "plot", tmp_path / "new")
 
 
+def test_folders_of_other_programs_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn(monkeypatch)
+    run = fake_run(tmp_path / "run", [0.0, 1.0])
+    for name, text in {"list": "- a\n- b\n", "seed": "algo: ppo\nseed: abc\n", "torn": "{", "other": "lr: 1"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yml").write_text(text)
+    with pytest.warns(UserWarning, match="left out: ") as told:
+        prance(monkeypatch, "plot", *sorted(tmp_path.iterdir()), "--out", tmp_path / "new" / "curves.png")
+    assert [str(warning.message).split(" is left out")[0] for warning in told] == [
+        str(tmp_path / name) for name in ("list", "seed", "torn")
+    ]
+    with pytest.warns(UserWarning, match="left out: "):
+        assert not is_run(tmp_path / "torn")
+    assert is_run(run)
+
+
 def test_curves_of_seeds_are_compared_as_far_as_all_of_them_are() -> None:
     long = np.array([0, 10, 20, 30]), np.array([0.0, 1.0, 2.0, 3.0])
     short = np.array([0, 5, 20]), np.array([0.0, 1.0, 4.0])
