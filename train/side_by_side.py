@@ -81,7 +81,7 @@ class EvalSettings:
     normalize_actions: bool = True
     """Whether their actions are those of Box(-1, 1) instead of Box(0, 1)."""
     resamples: int = RESAMPLES
-    """Resamples of the bootstrap that gives the intervals."""
+    """Resamples of the bootstrap that gives the intervals, but for that of the accuracy."""
     reward: RewardName | None = None
     """What returns are counted by: potential, paper, or one that you have registered (--import); if not given, the
     reward that an agent was trained with."""

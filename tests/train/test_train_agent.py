@@ -91,7 +91,11 @@ def test_an_agent_that_was_stopped_anywhere_goes_on_as_if_it_had_not(
 
 @pytest.mark.parametrize("algo", ["prance_ppo", "ppo"])
 def test_a_run_goes_on_on_another_machine(algo: str, tmp_path: Path) -> None:
-    settings, here, there = AgentTraining(algo=algo, n_envs=4, total_timesteps=24), tmp_path / "here", tmp_path / "there"
+    settings, here, there = (
+        AgentTraining(algo=algo, n_envs=4, total_timesteps=24),
+        tmp_path / "here",
+        tmp_path / "there",
+    )
     train_agent(settings, here, progress_bar=False)
     shutil.copytree(here, there)
     other: Any = {"cache_mb": 1, "cache_dir": str(tmp_path / "cache"), "num_workers": 2, "device": "cpu:0"}
