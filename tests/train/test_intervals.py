@@ -71,7 +71,7 @@ def test_an_accuracy_is_uncertain_also_where_all_images_are_right_or_none_is(ran
     expected = {0: [0.0, 1 - 20 / 23.8415], 10: [0.5 - 0.20070, 0.5 + 0.20070], 20: [20 / 23.8415, 1.0]}
     for right, interval in expected.items():
         assert share_interval(np.arange(20) < right) == pytest.approx(interval, abs=1e-4)
-    told = describe(replace(random_result, correct=np.ones(IMAGES, dtype=bool)), resamples=10)
+    told = describe(replace(random_result, prediction=random_result.label), resamples=10)
     assert told["accuracy_interval"] == pytest.approx([IMAGES / (IMAGES + 3.8415), 1.0], abs=1e-4)
 
 
