@@ -241,7 +241,7 @@ class AdaptiveViT(
             assert self.interface.conditioning is not None
             price = self.interface.conditioning.observe(prices)
         device, dtype = net.pos_embed.device, net.pos_embed.dtype
-        state = net.begin(images.to(device, non_blocking=True), key_mean=self.interface.observation == "key_mean")
+        state = net.begin(images.to(device, non_blocking=True), key_mean="key_mean" in self.interface.layout)
         if menu is None and isinstance(self.agent, NetworkPolicy) and runs_tiles(net.config, device, dtype):
             return played_on_device(net, self.agent, self.interface, self.full_macs, state, price, self._recorder)
         memory, chosen, patches = None, [], []

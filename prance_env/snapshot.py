@@ -6,6 +6,7 @@ at their first decision are stored as the number of their image; later ones brin
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -56,6 +57,8 @@ def restore_snapshot(lanes: Lanes, autoreset_mode: str | None, snapshot: dict[st
         raise ValueError(f"This is not a state of format {FORMAT}; pass what state_dict() returned.")
     expected, found = _description(lanes, autoreset_mode), snapshot.get("environment")
     found = found if isinstance(found, dict) else {}
+    if _same(found.get("reward"), asdict(lanes.reward)):  # as earlier versions noted it, with the table's path
+        found = {**found, "reward": expected["reward"]}
     differing = [f"{k}={found.get(k)!r} instead of {v!r}" for k, v in expected.items() if not _same(found.get(k), v)]
     if differing:
         raise ValueError(f"The state belongs to another environment: {'; '.join(differing)}.")
@@ -145,12 +148,19 @@ def _description(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
         "split": settings.split,
         "images": len(lanes.engine.dataset),
         "labels": sha256(lanes.engine.labels.data).hexdigest(),
-        "reward": asdict(lanes.reward),
+        "reward": _reward(lanes.reward),
         "observation": settings.observation,
         "normalize_actions": settings.normalize_actions,
         "cost_conditioning": None if conditioning is None else asdict(conditioning),
         "weights": weights.hexdigest(),
     }
+
+
+def _reward(reward: RewardConfig) -> dict[str, Any]:
+    """A reward with what its latency table says, wherever it lies."""
+    if reward.table is None:
+        return asdict(reward)
+    return asdict(reward) | {"latency_table": sha256(json.dumps(asdict(reward.table)).encode()).hexdigest()}
 
 
 def _packed(values: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -33,6 +33,13 @@ def picture(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
     return coarse.resize(size, Image.Resampling.BICUBIC)
 
 
+def noise_file(height: int = 60, width: int = 70, seed: int = 0, kind: str = "PNG") -> bytes:
+    """The bytes of a picture in grey."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width), np.uint8)).save(out, kind)
+    return out.getvalue()
+
+
 def image_folder(
     root: Path, per_class: int = 4, classes: int = 3, splits: tuple[str, ...] = ("train", "val"), seed: int = 0
 ) -> Path:

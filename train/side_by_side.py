@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -80,7 +81,7 @@ class EvalSettings:
     normalize_actions: bool = True
     """Whether their actions are those of Box(-1, 1) instead of Box(0, 1)."""
     resamples: int = RESAMPLES
-    """Resamples of the bootstrap that gives the intervals."""
+    """Resamples of the bootstrap that gives the intervals, but for that of the accuracy."""
     reward: RewardName | None = None
     """What returns are counted by: potential, paper, or one that you have registered (--import); if not given, the
     reward that an agent was trained with."""
@@ -133,11 +134,16 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
         ValueError: If an agent does not fit, trained agents are for different supernets or images, the yardsticks are
             for others, or there is no agent whose price could be chosen as asked.
         FileNotFoundError: If there is no such agent, or there are no yardsticks.
-        FileExistsError: If another process writes to `out`.
+        FileExistsError: If another process writes to `out`, or it is a file; before anything is played.
     """
     if not agents:
         raise ValueError("agent= names none; pass at least one, such as full or a run folder.")
     check_format(settings.rows)
+    with nullcontext() if out is None else only_writer(out):
+        return _evaluated(agents, settings, out)
+
+
+def _evaluated(agents: Sequence[str], settings: EvalSettings, out: Path | None) -> dict[str, Any]:
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
     console, names = Console(), list(dict.fromkeys(agents))
     noted = settings_for(names, plain(settings))
@@ -165,7 +171,7 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
             )
         console.print(standings_table({name: data["yardsticks"] for name, data in metrics.items()}))
     if out is not None:
-        with only_writer(out), staged(out, _written_earlier(out)) as folder:
+        with staged(out, _written_earlier(out)) as folder:
             _write(folder, played, metrics, comparisons, settings)
             write_json(folder / SETTINGS, noted_settings(noted))
         console.print(f"Written to {out}", highlight=False, markup=False)

@@ -75,18 +75,17 @@ class Calibration:
                 "A budget in milliseconds needs times of this machine: call model.calibrate(images, timed=1), or for a "
                 "menu model.make_menu(images, timed=1), and save."
             )
-        # Where noise made a higher price dearer, what was measured at it counts for the lower one.
-        spent = np.minimum.accumulate(spent)
-        least, most = float(spent[-1]), float(spent[0])
+        least, most = float(spent.min()), float(spent[0])
         if not (math.isfinite(wanted) and wanted >= least * (1 - SLACK)):
             shown = f"{wanted:.1%}" if unit == "%" else f"{wanted:g} ms"
             reach = f"{least:.1%} to {most:.1%}" if unit == "%" else f"{least:.3g} to {most:.3g} ms"
             raise ValueError(f"The budget {shown} is out of this model's reach, which is {reach}.")
-        if wanted >= most:
+        wanted = max(wanted, least)
+        cheapest = int(np.argmax(spent <= wanted))  # the first, where noise made a higher price dearer
+        if not cheapest:
             return self.prices[0]
-        # What several prices spend, the lowest of them spends: interpolation would begin at the highest.
-        logs, cheapest = np.log(self.prices), int(np.argmax(spent <= max(wanted, least)))
-        log = logs[cheapest] if spent[cheapest] >= wanted else np.interp(-wanted, -spent, logs)
+        around = slice(cheapest - 1, cheapest + 1)
+        log = np.interp(-wanted, -spent[around], np.log(self.prices[around]))
         return float(min(max(math.exp(log), self.prices[0]), self.prices[-1]))
 
 

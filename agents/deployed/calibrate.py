@@ -69,10 +69,13 @@ def calibration_of(
     # Neighbours often are of one class, for which the policy chooses the same.
     spaced = torch.from_numpy(evenly(len(images), at_a_time))
     times = _milliseconds(model, images[spaced], asked, from_menu) if at_a_time else []
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.net.pos_embed.device.type}"
-    return Calibration(
-        tuple(known), tuple(spent), tuple(right), full, tuple(times), len(images), machine if times else "", at_a_time
-    )
+    machine = timed_on(model) if times else ""
+    return Calibration(tuple(known), tuple(spent), tuple(right), full, tuple(times), len(images), machine, at_a_time)
+
+
+def timed_on(model: Model) -> str:
+    """What milliseconds that are measured now are of: `Calibration.machine`."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {model.net.pos_embed.device.type}"
 
 
 def _milliseconds(model: Model, images: Tensor, budgets: list[Any], from_menu: bool) -> list[float]:

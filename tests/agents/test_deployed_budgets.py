@@ -38,10 +38,23 @@ def test_what_was_timed_is_noted(model: AdaptiveViT) -> None:
 def test_of_prices_that_spend_alike_the_lowest_keeps_to_a_budget() -> None:
     plateau = Calibration((0.01, 0.1, 0.2, 1.0), (0.8, 0.5, 0.52, 0.3))
     assert plateau.price(0.5, "%") == pytest.approx(0.1)
-    assert plateau.price(0.4, "%") == pytest.approx(0.2**0.5)
+    assert plateau.price(0.4, "%") == pytest.approx(0.2 * 5 ** (12 / 22))
     assert plateau.price(0.65, "%") == pytest.approx((0.01 * 0.1) ** 0.5)
     at_the_end = Calibration((0.01, 0.1, 0.2, 1.0), (0.8, 0.5, 0.3, 0.3))
     assert [at_the_end.price(wanted, "%") for wanted in (0.3, 0.2999)] == pytest.approx([0.2, 0.2])
+
+
+@pytest.mark.parametrize("spent", [(0.5, 0.3, 0.4, 0.2), (0.5, 0.3, 0.32, 0.2), (0.5, 0.6, 0.4, 0.2)])
+def test_what_was_measured_keeps_to_the_budget_where_noise_made_a_higher_price_dearer(spent: tuple[float, ...]) -> None:
+    prices = (0.01, 0.03, 0.1, 0.3)
+    calibration = Calibration(prices, spent)
+    for wanted in (0.45, 0.3, 0.25, 0.2, 0.1995):
+        found = calibration.price(wanted, "%")
+        assert np.interp(np.log(found), np.log(prices), spent) == pytest.approx(max(wanted, 0.2))
+    assert calibration.price(0.5, "%") == 0.01
+    with pytest.raises(ValueError, match=r"reach, which is 20.0% to 50.0%"):
+        calibration.price(0.15, "%")
+    assert Calibration(prices, (0.5, 0.2, 0.3, 0.25)).price(0.2, "%") == pytest.approx(0.03)
 
 
 def test_budgets_may_be_arrays(model: AdaptiveViT) -> None:

@@ -117,6 +117,25 @@ def test_a_table_survives_its_file_and_damage_is_named(table_file: str) -> None:
             make_envs(latency_table=str(folder / f"{name}.json"))
 
 
+def test_a_state_goes_on_with_the_same_table_wherever_it_lies_and_with_no_other(table_file: str) -> None:
+    terms = {"cost": "latency", "latency_table": table_file}
+    envs = make_envs(**terms)
+    envs.reset(seed=0)
+    state = envs.state_dict()
+    actions = np.zeros(envs.action_space.shape or (), dtype=np.float32)
+    expected = envs.step(actions)[1].tolist()
+    earlier = {**state, "environment": {**state["environment"], "reward": asdict(envs.lanes.reward)}}
+    copied = f"{table_file}-copied"
+    TABLE.save(copied)
+    for path, found in ((table_file, state), (copied, state), (table_file, earlier)):
+        moved = make_envs(**{**terms, "latency_table": path})
+        moved.load_state_dict(found)
+        assert moved.step(actions)[1].tolist() == expected
+    replace(TABLE, head_ms=50 * TABLE.head_ms).save(table_file)
+    with pytest.raises(ValueError, match="another environment: reward="):
+        make_envs(**terms).load_state_dict(state)
+
+
 def test_latency_needs_a_table_and_one_of_this_supernet(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"latency_table='FILE'.*prance profile"):
         make_envs(cost="latency")

@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode
 from helpers import ENV_ID
 from torch import Tensor
 
-from prance_env import PranceEnv, PranceVectorEnv, register_observation
+from agents import AdaptiveViT, FullAgent
+from prance_env import EnvSettings, PranceEnv, PranceVectorEnv, register_observation
 from prance_env.observations import OBSERVATIONS, ObservationPart, Seen
 
 NAME = "of_a_user"
@@ -136,6 +137,17 @@ def test_a_function_that_reads_mean_keys_is_told_what_to_register() -> None:
     register_observation(NAME, loudest, beside=("key_mean",), low=-100, high=100)
     seen = make_env().reset(seed=0)[0]
     assert seen[-1] == seen[:-1].max()
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["parts", "function"])
+def test_a_deployed_model_keeps_the_mean_keys_that_an_observation_shows(alone: bool) -> None:
+    if alone:
+        register_observation(NAME, ("key_mean", "decision"))
+    else:
+        register_observation(NAME, lambda seen: seen.key_mean.amax(1, keepdim=True), beside=("key_mean",), high=100)
+    settings = EnvSettings.from_id(ENV_ID, observation=NAME, split="test")
+    agent, images = FullAgent(settings.config(), NAME), settings.engine().dataset.fetch(np.arange(4))
+    assert len(AdaptiveViT.from_settings(settings, agent)(images)) == 4
 
 
 def test_a_function_may_stand_alone_and_no_parts_at_all_are_refused() -> None:

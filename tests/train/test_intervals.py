@@ -14,7 +14,7 @@ from agents import FullAgent, RandomAgent
 from prance_env import InferenceEngine
 from prance_env.spaces import observation_layout
 from train.evaluate.evaluation import Evaluation, evaluate, evaluate_actions, others
-from train.evaluate.intervals import bootstrap_interval, describe, difficulty_correlation
+from train.evaluate.intervals import bootstrap_interval, describe, difficulty_correlation, share_interval
 from train.evaluate.pairs import compare, mcnemar, regret_to_oracle, wilcoxon_p
 
 IMAGES = 60
@@ -64,6 +64,15 @@ def test_a_description_covers_the_whole_and_its_parts(random_result: Evaluation)
         assert {int(k): v["n_images"] for k, v in data[key].items()} == {k: (column == k).sum() for k in column}
     chosen = random_result.label == random_result.label[0]
     assert data["by_class"][str(random_result.label[0])]["accuracy"] == random_result.correct[chosen].mean()
+
+
+def test_an_accuracy_is_uncertain_also_where_all_images_are_right_or_none_is(random_result: Evaluation) -> None:
+    # By Wilson's formula, with z = 1.96: n / (n + z ** 2), and for half of them 1/2 -+ z / 2 / sqrt(n + z ** 2).
+    expected = {0: [0.0, 1 - 20 / 23.8415], 10: [0.5 - 0.20070, 0.5 + 0.20070], 20: [20 / 23.8415, 1.0]}
+    for right, interval in expected.items():
+        assert share_interval(np.arange(20) < right) == pytest.approx(interval, abs=1e-4)
+    told = describe(replace(random_result, prediction=random_result.label), resamples=10)
+    assert told["accuracy_interval"] == pytest.approx([IMAGES / (IMAGES + 3.8415), 1.0], abs=1e-4)
 
 
 def test_macs_are_correlated_with_difficulty_by_rank(random_result: Evaluation) -> None:

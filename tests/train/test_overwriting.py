@@ -122,6 +122,18 @@ def test_a_new_run_leaves_events_of_others_alone(tmp_path: Path, monkeypatch: py
         assert events.read_text() == "mine"
 
 
+def test_a_run_that_died_before_its_first_checkpoint_leaves_no_folder_of_logs(tmp_path: Path) -> None:
+    settings = AgentTraining(environment={"dataset": "digits"})
+    with open_run(tmp_path, settings, tmp_path / "last.zip", False):
+        for name in ("ppo_1/events.out.tfevents.1", "mine/events.out.tfevents.1", "mine/notes.txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+    with open_run(tmp_path, settings, tmp_path / "last.zip", True) as going_on:
+        assert not going_on
+        assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["mine"]
+        assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
 def test_what_no_export_wrote_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = small_net("prune", groups=(1, 1))
     save_pretrained(net, tmp_path / "net")

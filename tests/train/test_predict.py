@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,12 @@ from command_line import prance, refusal
 from PIL import Image
 
 from agents import AdaptiveViT
+from agents.deployed.budgets import Calibration
+from agents.deployed.calibrate import timed_on
 from agents.deployed.pictures import Preprocessing
 from prance_env.images.transform import ImageTransform
 from supernet import SupernetConfig
+from train.deploy.opening import open_adaptive
 from train.deploy.predicting import picture_paths
 
 
@@ -131,3 +136,21 @@ def test_mistakes_are_sentences(
     }.items():
         assert message in refusal(monkeypatch, "predict", *words)
         assert capsys.readouterr().out == ""
+
+
+def test_milliseconds_of_another_machine_are_warned_of(model: str, tmp_path: Path) -> None:
+    adaptive = AdaptiveViT.from_pretrained(model)
+    times = Calibration((0.01, 1.0), (0.9, 0.2), milliseconds=(9.0, 2.0), machine=timed_on(adaptive), batch_size=1)
+    noted = {"same": times, "machine": replace(times, machine="abacus"), "number": replace(times, batch_size=64)}
+    told = {}
+    for name, adaptive.calibration in noted.items():
+        adaptive.save_pretrained(tmp_path / name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            open_adaptive(str(tmp_path / name))
+            assert not caught
+            open_adaptive(str(tmp_path / name), timed=1)
+        told[name] = [str(warning.message) for warning in caught]
+    assert told["same"] == []
+    assert f"timed on abacus (1 at a time) and runs on {times.machine} (1 at a time)" in told["machine"][0]
+    assert f"timed on {times.machine} (64 at a time) and runs on {times.machine} (1 at a time)" in told["number"][0]

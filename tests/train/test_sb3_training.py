@@ -145,6 +145,7 @@ def test_a_run_that_was_stopped_anywhere_and_resumed_equals_an_uninterrupted_one
     resumed: Any = train_agent(settings, parts, resume=True, progress_bar=False)
     assert_equal_runs(trained, resumed, (whole, parts))
     assert [p.name for p in parts.glob(".*")] == [".lock"]
+    assert [p.name for p in parts.glob(f"{algo}_*")] == [f"{algo}_1"]
 
     loaded = load_agent(str(whole), EnvSettings.from_id(split="val"))
     rows = np.random.default_rng(0).normal(size=(5, *trained.observation_space.shape)).astype(np.float32)

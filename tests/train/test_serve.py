@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import signal
@@ -16,19 +15,16 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from adaptive_models import price_minded
 from command_line import refusal
 from helpers import PATIENCE
-from PIL import Image
+from image_files import noise_file
 
 from agents import AdaptiveViT
-from supernet import Supernet
 from tools.load_test import load
 from train.deploy.batching import Batcher, BusyError, Limits
 from train.deploy.listening import bound, serve
@@ -141,13 +137,6 @@ def service(model: str) -> Iterator[Service]:
     made.end()
 
 
-def picture(height: int = 60, width: int = 70, seed: int = 0, kind: str = "PNG") -> bytes:
-    """A file."""
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width), np.uint8)).save(out, kind)
-    return out.getvalue()
-
-
 def answered(service: Service) -> float:
     """How many pictures it has answered, as it tells Prometheus."""
     found = re.search(r'prance_requests_total{path="/predict",status="200"} (\S+)', service.ask("/metrics")[1])
@@ -157,7 +146,7 @@ def answered(service: Service) -> float:
 @pytest.mark.slow
 def test_it_answers_what_the_model_says(service: Service, model: str) -> None:
     loaded, before = AdaptiveViT.from_pretrained(model), answered(service)
-    bodies = [picture(40 + 5 * i, 60, i) for i in range(8)]
+    bodies = [noise_file(40 + 5 * i, 60, i) for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
         answers = [*pool.map(lambda body: service.ask("/predict?top=3", body), bodies)]
     expected = [*loaded.predict(bodies, "60%").rows(3)]
@@ -178,14 +167,14 @@ def test_it_answers_what_the_model_says(service: Service, model: str) -> None:
 
 @pytest.mark.slow
 def test_bad_input_is_refused_with_a_sentence_and_the_service_lives(service: Service) -> None:
-    good = picture()
+    good = noise_file()
     cases = {
         "text": (("/predict", b"hello"), 422, "cannot be read as a picture"),
-        "cut": (("/predict", picture(kind="JPEG")[:400]), 422, "picture cannot be read"),
+        "cut": (("/predict", noise_file(kind="JPEG")[:400]), 422, "picture cannot be read"),
         "empty": (("/predict", b""), 422, "The body is empty"),
         "large": (("/predict", b"x" * (2 << 20)), 413, "larger than 1,048,576 bytes"),
-        "long": (("/predict", picture(1, 1_000_000)[:900_000]), 422, "are too long and narrow"),
-        "wide": (("/predict", picture(16, 140_000, kind="PNG")[:1_000_000]), 422, "has 140000 x 16 pixels"),
+        "long": (("/predict", noise_file(1, 1_000_000)[:900_000]), 422, "are too long and narrow"),
+        "wide": (("/predict", noise_file(16, 140_000, kind="PNG")[:1_000_000]), 422, "has 140000 x 16 pixels"),
         "method": (("/predict",), 405, "GET /predict is no request that this service takes"),
         "nowhere": (("/nowhere",), 404, "There is no /nowhere here"),
         "budget": (("/predict?budget=1%25", good), 422, "out of this model's reach"),
@@ -210,7 +199,7 @@ def test_who_sends_too_much_hears_why(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\nx")
         assert b"413" in client.recv(4096).split(b"\r\n")[0]
-    assert service.ask("/predict", picture())[0] == 200
+    assert service.ask("/predict", noise_file())[0] == 200
 
 
 @pytest.mark.slow
@@ -223,7 +212,7 @@ def test_many_clients_are_answered_and_sigterm_drains(model: str) -> None:
     found: list[tuple[int, str]] = []
 
     def ask() -> None:
-        found.append(service.ask("/predict", picture()))
+        found.append(service.ask("/predict", noise_file()))
 
     threads = [threading.Thread(target=ask) for _ in range(20)]
     for thread in threads:
@@ -289,89 +278,3 @@ def test_limits_that_no_request_could_keep_to_are_refused(
     said = refusal(monkeypatch, "serve", "--model", "nowhere/at/all", "--port", 0, f"--{option}", value)
     assert f"--{option} {value} must be" in said
     assert allowed in said
-
-
-async def answer(app: Any, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """Status and body of what an application answers, in this process."""
-    sent: list[Any] = []
-    url, _, query = path.partition("?")
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body or b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET" if body is None else "POST", "headers": [], "http_version": "1.1"}
-    scope |= {"path": url, "raw_path": url.encode(), "query_string": query.encode(), "root_path": ""}
-    with suppress(RuntimeError):  # which is raised again for the log
-        await app({**scope, "scheme": "http", "server": ("a", 1)}, receive, send)
-    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
-
-
-def test_requests_wait_from_their_arrival(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.deploy import service
-
-    go_on, decoded = threading.Event(), service._decoded
-    monkeypatch.setattr(service, "_decoded", lambda *given: go_on.wait(PATIENCE) and decoded(*given))
-    settings = service.ServiceSettings(budget=0.1, limits=Limits(waiting=3))
-    app = service.make_service(price_minded(digits_net), settings)
-
-    async def run() -> tuple[list[int], bytes, bytes, bytes]:
-        tasks = [asyncio.create_task(answer(app, "/predict", picture())) for _ in range(5)]
-        done, _ = await asyncio.wait(tasks, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-        refused = [task.result()[1] for task in done]
-        health, metrics = [(await answer(app, path))[1] for path in ("/healthz", "/metrics")]
-        go_on.set()
-        return sorted([(await task)[0] for task in tasks]), refused[0], health, metrics
-
-    statuses, refused, health, metrics = asyncio.run(run())
-    assert statuses == [200, 200, 200, 503, 503]
-    assert json.loads(refused)["error"] == "The service is busy: 3 requests are waiting already. Try again."
-    assert json.loads(health) == {"status": "ok", "waiting": 3}
-    assert b"\nprance_waiting 3.0\n" in metrics
-
-
-def test_a_failure_is_counted_and_told_as_json(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.deploy import service
-
-    def broken(*given: Any) -> Any:
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(service, "_decoded", broken)
-    app = service.make_service(price_minded(digits_net), service.ServiceSettings(budget=0.1))
-    status, text = asyncio.run(answer(app, "/predict", picture()))
-    assert (status, "its log says why" in json.loads(text)["error"]) == (500, True)
-    metrics = asyncio.run(answer(app, "/metrics"))[1].decode()
-    assert 'prance_requests_total{path="/predict",status="500"} 1.0' in metrics
-
-
-@pytest.mark.parametrize("top", ["%C2%B2", "9" * 5000])
-def test_what_looks_like_a_number_of_classes_is_refused(top: str, digits_net: Supernet) -> None:
-    from train.deploy.service import ServiceSettings, make_service
-
-    app = make_service(price_minded(digits_net), ServiceSettings(budget=0.1))
-    status, text = asyncio.run(answer(app, f"/predict?top={top}", picture()))
-    assert (status, "must be a whole number from 1 to 10" in json.loads(text)["error"]) == (422, True)
-
-
-def test_the_page_is_made_once_when_it_is_asked_for(digits_net: Supernet) -> None:
-    from train.deploy.service import ServiceSettings, make_service
-
-    made: list[str] = []
-
-    def page() -> str:
-        made.append("<h1>scenes</h1>")
-        return made[-1]
-
-    app = make_service(price_minded(digits_net), ServiceSettings(budget=0.1), page)
-
-    async def several() -> list[tuple[int, bytes]]:
-        return await asyncio.gather(*(answer(app, "/") for _ in range(3)), answer(app, "/nowhere"))
-
-    *pages, nowhere = asyncio.run(several())
-    assert pages == [(200, b"<h1>scenes</h1>")] * 3
-    assert len(made) == 1
-    assert nowhere[0] == 404
-    with pytest.raises(ValueError, match="needs a calibration"):
-        make_service(price_minded(digits_net), ServiceSettings(budget="1%"))

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from helpers import FixedSettings, make_engine, settings_for
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import AdaptiveViT
@@ -24,9 +26,11 @@ from train import side_by_side as runner
 from train.evaluate import evaluate
 from train.evaluate.rows import read_rows
 from train.report.curves import plot_learning_curves
-from train.runs.curves import read_curves
+from train.runs import lock
+from train.runs.curves import forget_curves_after, read_curves
 from train.side_by_side import EvalSettings, file_names, run_eval
 from train.timing.agents import images_to_time
+from train.yardsticks import headroom
 
 IMAGES = 48
 SHORT = EvalSettings(resamples=50, controls=True)
@@ -98,6 +102,26 @@ def test_another_evaluation_leaves_nothing_of_the_earlier_one(engine: InferenceE
     assert (tmp_path / "full.csv").is_file()  # nothing says by now that it was an evaluation's
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_played(
+    engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "load_agent", lambda *a: pytest.fail("played"))
+    monkeypatch.setattr(headroom, "measure_headroom", lambda *a: pytest.fail("measured"))
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    file, busy = tmp_path / "file", tmp_path / "busy"
+    file.touch()
+    busy.mkdir()
+    with FileLock(busy / lock.LOCK):
+        for out, words in ((file, "file"), (busy, "Another process writes to")):
+            with pytest.raises(FileExistsError, match=words):
+                run_eval(["full"], SHORT, out)
+            with pytest.raises(FileExistsError, match=words):
+                headroom.run_headroom(headroom.HeadroomSettings(), out)
+    with pytest.raises(BaseException, match="played"):
+        run_eval(["full"], SHORT, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_agent_that_sees_a_constant_needs_no_controls(
     engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +168,9 @@ def test_curves_are_read_back_and_resumed_ones_replace_what_they_repeat(tmp_path
             for step in steps:
                 writer.add_scalar("rollout/accuracy", value, step)
                 writer.add_scalar("train/loss", value, step)
-        os.utime(next((tmp_path / folder).iterdir()), (steps[0], steps[0]))
+        (events,) = (tmp_path / folder).iterdir()
+        events = events.rename(events.with_name(f"events.out.tfevents.{1_700_000_000 + steps[0]}.my.host.7.0"))
+        os.utime(events, (100 - steps[0], 100 - steps[0]))  # as a copy may have them
     curves = read_curves(tmp_path)
     assert list(curves) == ["rollout/accuracy"]
     steps, values = curves["rollout/accuracy"]
@@ -153,6 +179,20 @@ def test_curves_are_read_back_and_resumed_ones_replace_what_they_repeat(tmp_path
     assert read_curves(tmp_path / "nothing") == {}
     plot_learning_curves({"runs/a": curves}, tmp_path / "learning.png")
     assert (tmp_path / "learning.png").stat().st_size > 1000
+
+
+def test_nothing_that_is_logged_again_is_shown_twice_whichever_folder_it_is_in(tmp_path: Path) -> None:
+    for folder, steps in (("ppo_1", (10, 20)), ("ppo_2", (10, 20, 30)), ("prance_ppo_1", (10, 20, 30))):
+        with SummaryWriter(tmp_path / folder) as writer:
+            for step in steps:
+                writer.add_scalar("rollout/accuracy", 1.0, step)
+    forget_curves_after(tmp_path, "ppo", 10)
+    left = {}
+    for folder in sorted(tmp_path.iterdir()):
+        log = EventAccumulator(str(folder))
+        log.Reload()
+        left[folder.name] = [scalar.step for scalar in log.Scalars("rollout/accuracy")]
+    assert left == {"ppo_1": [10], "ppo_2": [10], "prance_ppo_1": [10, 20, 30]}
 
 
 def test_agents_of_one_name_get_files_of_their_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
 from train.policies.train_prance_ppo import fitted_config
+from train.runs.folder import read_config
 from train.runs.progress import read_progress
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -81,9 +83,30 @@ def test_an_agent_that_was_stopped_anywhere_goes_on_as_if_it_had_not(
     assert_equal_policies(PrancePPO.load(whole_run / "model"), resumed)
     for name in ("metrics.jsonl", "model/config.json", "model/model.safetensors", "last/model.safetensors"):
         assert (whole_run / name).read_bytes() == (out / name).read_bytes()
+    assert [folder.name for folder in out.glob("prance_ppo_*")] == ["prance_ppo_1"]
     rows = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     assert [r["timesteps"] for r in rows] == [64 * 24 * n for n in range(1, 6)]
     assert {"accuracy", "macs_fraction"} < set(rows[0])
+
+
+@pytest.mark.parametrize("algo", ["prance_ppo", "ppo"])
+def test_a_run_goes_on_on_another_machine(algo: str, tmp_path: Path) -> None:
+    settings, here, there = (
+        AgentTraining(algo=algo, n_envs=4, total_timesteps=24),
+        tmp_path / "here",
+        tmp_path / "there",
+    )
+    train_agent(settings, here, progress_bar=False)
+    shutil.copytree(here, there)
+    other: Any = {"cache_mb": 1, "cache_dir": str(tmp_path / "cache"), "num_workers": 2, "device": "cpu:0"}
+    longer = replace(settings, total_timesteps=48)
+    agents = [
+        train_agent(replace(longer, environment=environment), run, resume=True, progress_bar=False)
+        for run, environment in ((here, {}), (there, other))
+    ]
+    assert_equal_policies(*agents)
+    assert (here / "metrics.jsonl").read_bytes() == (there / "metrics.jsonl").read_bytes()
+    assert {k: v for k, v in read_config(there).items() if k in other} == other
 
 
 def test_rollouts_of_prance_ppo_are_whole_episodes_of_as_many_images_as_the_preset_has() -> None:

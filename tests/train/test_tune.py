@@ -146,6 +146,8 @@ def test_settings_that_diverge_are_given_up_and_errors_are_not(tmp_path: Path, m
     study = tune(replace(TINY, trials=1), tmp_path / "nan", progress_bar=False)
     assert [t.state for t in study.trials] == [optuna.trial.TrialState.PRUNED]
     assert not (tmp_path / "nan" / "best.yml").exists()
+    said = refusal(monkeypatch, "tune", "--out", tmp_path / "nan", "--resume")
+    assert "No trial of 1 reached its end, so there is no best.yml; go on with --resume and more --trials" in said
 
     def wrong(*args: Any) -> tuple[float, float, float]:
         raise ValueError("a mistake")
@@ -244,6 +246,8 @@ def test_one_command_searches_and_another_goes_on(
     assert f"preset: {tmp_path / 'best.yml'}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="trials=0"):
         replace(TINY, trials=0)
+    with pytest.raises(ValueError, match="startup_trials=-3 must be at least 0"):
+        replace(TINY, startup_trials=-3)
     assert (PRESETS / "ranges.yml").is_file()
 
 

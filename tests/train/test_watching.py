@@ -11,6 +11,9 @@ from command_line import prance, refusal
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from agents import FullAgent
+from prance_env.settings import EnvSettings
+from train.policies import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
 from train.report import curves as module
@@ -48,6 +51,22 @@ def test_runs_of_the_same_settings_but_the_seed_are_one_line(
     assert "There is no nowhere" in refusal(monkeypatch, "plot", "nowhere")
     write_command(tmp_path / "new", AgentTraining())
     assert "nothing is logged there yet" in refusal(monkeypatch, "plot", tmp_path / "new")
+
+
+def test_folders_of_other_programs_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn(monkeypatch)
+    run = fake_run(tmp_path / "run", [0.0, 1.0])
+    for name, text in {"list": "- a\n- b\n", "seed": "algo: ppo\nseed: abc\n", "torn": "{", "other": "lr: 1"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yml").write_text(text)
+    with pytest.warns(UserWarning, match="left out: ") as told:
+        prance(monkeypatch, "plot", *sorted(tmp_path.iterdir()), "--out", tmp_path / "new" / "curves.png")
+    assert [str(warning.message).split(" is left out")[0] for warning in told] == [
+        str(tmp_path / name) for name in ("list", "seed", "torn")
+    ]
+    with pytest.warns(UserWarning, match="left out: "):
+        assert not is_run(tmp_path / "torn")
+    assert is_run(run)
 
 
 def test_curves_of_seeds_are_compared_as_far_as_all_of_them_are() -> None:
@@ -121,6 +140,49 @@ def test_everything_has_a_look_of_its_own_which_is_the_same_in_every_figure() ->
     assert not set(seen) & {(look.colour, look.marker) for look in KNOWN.values()}
     assert fit([0.0, 1.0], 0.1) == (-0.1, 1.1)
     assert fit([2.0])[0] < 2 < fit([2.0])[1]
+
+
+def filmed(monkeypatch: pytest.MonkeyPatch) -> list[EnvSettings]:
+    """What is filmed of agents that choose everything."""
+    shown: list[EnvSettings] = []
+
+    def frames(agent: Any, settings: EnvSettings, images: Any) -> list[Any]:
+        shown.append(settings)
+        return [np.zeros((2, 2, 3), dtype=np.uint8)]
+
+    monkeypatch.setattr(load_agent, "load_agent", lambda name, env, trust: FullAgent(env.config()))
+    monkeypatch.setattr(video, "episode_frames", frames)
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    return shown
+
+
+def test_a_film_shows_the_reward_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, out = filmed(monkeypatch), tmp_path / "film"
+    own: dict[str, dict[str, Any]] = {
+        "paper": {"reward": "paper"},
+        "terms": {"reward_terms": {"mode": "terminal", "token_weight": 0.1}, "macs_weight": 0.3},
+    }
+    for name, settings in own.items():
+        write_command(tmp_path / name, AgentTraining(**settings))
+        prance(monkeypatch, "video", "--agent", tmp_path / name, "--out", out)
+        assert shown[-1].reward == AgentTraining(**settings).env_arguments["reward"]
+    prance(monkeypatch, "video", "--agent", "full", "--out", out)
+    assert shown[-1].reward_config.macs_weight == 0.05
+    write_command(tmp_path / "mine", AgentTraining())
+    (tmp_path / "mine" / "config.yml").write_text("algo: ppo\nreward_terms: {function: 'mine:reward'}\n")
+    said = refusal(monkeypatch, "video", "--agent", tmp_path / "mine", "--out", out)
+    assert "--import mine" in said
+
+
+def test_files_of_a_film_that_cannot_be_written_are_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = filmed(monkeypatch)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.gif").mkdir()
+    for out, words in (("file/film", "file is a file"), ("folder.gif", "folder.gif is a folder")):
+        assert words in refusal(monkeypatch, "video", "--agent", "full", "--out", tmp_path / out)
+    assert not shown
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ class Predict:
     """Run folder of `prance train agent`, a folder that save_pretrained wrote, or OWNER/NAME of the hub."""
     budget: str | None = None
     """Of agents for a range of prices: a price, a share of the MACs such as 40%, or milliseconds such as 12ms, of
-    a batch on this machine."""
+    a batch on this machine; of a saved model, on the one that it was calibrated on."""
     format: Literal["csv", "jsonl"] = "csv"
     """Of the rows."""
     out: Path | None = None

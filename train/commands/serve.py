@@ -32,7 +32,7 @@ class Serve:
     """Run folder of `prance train agent`, a folder that save_pretrained wrote, or OWNER/NAME of the hub."""
     budget: str | None = None
     """For requests without one: a price, a share of the MACs such as 40%, or milliseconds such as 12ms, of
-    one picture on this machine."""
+    one picture on this machine; of a saved model, on the one that it was calibrated on."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is all of them."""
     port: int = 8000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +11,7 @@ from typing_extensions import Self
 
 from ..options import Effort, Threads, narrowed, set_threads
 from ..own_modules import Imports
-from ..policies.tune import BEST, TuneSettings, tune
+from ..policies.tune import BEST, TuneSettings, best_value, tune
 from ..reward_options import noted_reward
 from ..runs.folder import noted_fields
 
@@ -51,7 +52,16 @@ class Tune(TuneSettings):
         return cls(**noted, out=out, resume=True)
 
     def run(self) -> None:
-        """Runs the command."""
+        """Runs the command.
+
+        Raises:
+            ValueError: If no trial reached its end.
+        """
         set_threads(self.threads)
-        study = tune(narrowed(self, TuneSettings), self.out, self.resume)
-        print(f"Best mean return on validation images: {study.best_value:.4f}; preset: {self.out / BEST}")
+        best = best_value(tune(narrowed(self, TuneSettings), self.out, self.resume))
+        if math.isnan(best):
+            raise ValueError(
+                f"No trial of {self.trials} reached its end, so there is no {BEST}; go on with --resume and more "
+                "--trials, or begin another search with other --ranges."
+            )
+        print(f"Best mean return on validation images: {best:.4f}; preset: {self.out / BEST}")

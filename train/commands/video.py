@@ -10,7 +10,7 @@ import numpy as np
 
 from prance_env.settings import EnvArguments
 
-from ..options import Split, Threads, Trust, noted_options, set_threads
+from ..options import Split, Threads, Trust, check_file, noted_options, set_threads
 from ..own_modules import Imports
 
 
@@ -55,39 +55,44 @@ class Video:
         """Runs the command.
 
         Raises:
-            ValueError: If a number is out of range.
+            ValueError: If a number is out of range, a file cannot be written, or the reward of the agent's training is
+                a function of a module that nobody has imported.
+            PermissionError: If a file's folder may not be changed.
         """
         from ..evaluate.budget import at_price, front_prices
+        from ..evaluate.scoring import scoring_of
         from ..policies.load_agent import load_agent
         from ..report.episodes import of_every_kind
         from ..report.video import episode_frames, has_moviepy, write_gif, write_mp4
-        from ..reward_options import reward_arguments
         from ..runs.folder import plain
-        from ..runs.trained import environment_of, settings_for, trained_settings
+        from ..runs.trained import environment_of, settings_for
 
         set_threads(self.threads)
         if not 0 < self.fps <= 60:
             raise ValueError(f"--fps {self.fps} must be more than 0 and at most 60.")
+        out = self.out.with_suffix("") if self.out.suffix.lower() in (".gif", ".mp4") else self.out
+        files = [out.with_name(f"{out.name}{suffix}") for suffix in (".gif", *([".mp4"] if has_moviepy() else []))]
+        for file in files:
+            check_file(file, file.suffix)
         env = environment_of(self.agent, settings_for([self.agent], plain(self)), self.split, self.environment)
         if env.conditioning is not None:
             env = at_price(env, front_prices(env, 3)[1] if self.macs_weight is None else self.macs_weight)
         elif self.macs_weight is not None:
             raise ValueError(f"{self.agent} was not trained for a range of prices; leave --macs-weight out.")
-        price = trained_settings(self.agent).get("macs_weight")
-        env = replace(env, reward=reward_arguments(None, price if isinstance(price, int | float) else None))
+        scoring = scoring_of([self.agent], None)
+        reward = scoring.rewards[self.agent]
+        if reward is None:
+            raise ValueError(scoring.remarks[0])
+        env = replace(env, reward=reward)
         agent = load_agent(self.agent, env, trust=self.trust)
         source = env.engine().dataset
         if bad := [i for i in self.images if not 0 <= i < len(source)]:
             raise ValueError(f"--images {bad[0]} is none of the {len(source)} of the split {self.split}, from 0.")
         images = np.array(self.images, dtype=np.int64) if self.images else of_every_kind(source)
         frames = episode_frames(agent, env, images)
-        out = self.out.with_suffix("") if self.out.suffix.lower() in (".gif", ".mp4") else self.out
         out.parent.mkdir(parents=True, exist_ok=True)
-        written = [out.with_name(f"{out.name}.gif")]
-        write_gif(frames, written[0], self.fps)
-        if has_moviepy():
-            written.append(out.with_name(f"{out.name}.mp4"))
-            write_mp4(frames, written[1], self.fps)
-        print(f"Written to {' and '.join(map(str, written))}: {len(images)} episodes")
-        if len(written) == 1:
+        for file, write in zip(files, (write_gif, write_mp4), strict=False):
+            write(frames, file, self.fps)
+        print(f"Written to {' and '.join(map(str, files))}: {len(images)} episodes")
+        if len(files) == 1:
             print("MP4 needs MoviePy: pip install -e '.[video]'.")

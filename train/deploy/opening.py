@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import AdaptiveViT
+from agents.deployed.calibrate import timed_on
 from agents.deployed.files import described
 from agents.deployed.runs import settings_of_run
 from agents.sb3.saved import pickles
@@ -73,7 +75,8 @@ def open_adaptive(
         images: Of a run: validation images to calibrate on.
         entries: So many of a menu for each decision, if it has none; None: no menu is made.
         trust: Of a run: whether to unpickle an agent of somebody else.
-        timed: Of a run: also times so many images at a time on this machine; None: no times.
+        timed: Of a run: also times so many images at a time on this machine; of a saved model: warns if its times are
+            of others; None: no times.
         device: Where the model is, and is timed.
 
     Raises:
@@ -101,4 +104,23 @@ def open_adaptive(
         if opened.settings is None:
             raise ValueError(f"{name} was saved without a menu; pass its run folder, or call model.make_menu and save.")
         opened.model.make_menu(opened.images()[0], entries, timed=timed)
+    if opened.settings is None and timed is not None:
+        _compare_times(name, opened.model, entries is not None, timed)
     return opened
+
+
+def _compare_times(name: str, model: AdaptiveViT, from_menu: bool, at_a_time: int) -> None:
+    """Warns if a model was timed on another machine, or with another number of pictures at a time."""
+    calibration = model.menu.calibration if from_menu and model.menu is not None else model.calibration
+    if calibration is None or not calibration.milliseconds:
+        return  # which whoever looks a budget up says
+    noted, now = (
+        f"{where} ({n} at a time)"
+        for where, n in ((calibration.machine, calibration.batch_size), (timed_on(model), at_a_time))
+    )
+    if noted != now:
+        warnings.warn(
+            f"{name} was timed on {noted} and runs on {now}, so its milliseconds may be others; calibrate it here, "
+            "and save it again, or pass its run folder.",
+            stacklevel=3,
+        )

@@ -7,7 +7,7 @@ import io
 import reprlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 PATHS = ("/", "/predict", "/healthz", "/metrics")
 HEARD = 8
 """A body may be so many times too large and still be read, to hear that it is."""
+BODY_SECONDS = 30
+"""In which a body must arrive: it counts among the requests that wait."""
 MOST_DIGITS = 9
 """Of a number in a request."""
 HOW = "POST /predict takes the bytes of one picture as its body"
@@ -125,11 +127,13 @@ class Service:
         """What a picture shows.
 
         Raises:
-            HTTPException: If the request is none that can be answered.
+            HTTPException: If the request is none that can be answered, or does not arrive in time.
+            ClientDisconnect: If who asks goes away before all has arrived.
         """
         begun = time.perf_counter()
         if (waiting := self.waiting) >= self.settings.limits.waiting:
-            await _unread(request, self.settings.most_bytes)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(_unread(request, self.settings.most_bytes), BODY_SECONDS)
             busy = f"The service is busy: {waiting} requests are waiting already. Try again."
             raise HTTPException(503, busy, {"Retry-After": "1"})
         self._arriving += 1
@@ -146,7 +150,11 @@ class Service:
     async def _asked(self, request: Request, budget: str | None, top: str) -> Asked:
         wanted = _budget(self.model, self.settings, budget)
         count = _count(top, len(self.model.names))
-        body = await _body(request, self.settings.most_bytes)
+        try:
+            body = await asyncio.wait_for(_body(request, self.settings.most_bytes), BODY_SECONDS)
+        except asyncio.TimeoutError as e:
+            late = f"The body did not arrive within {BODY_SECONDS} seconds. Try again."
+            raise HTTPException(408, late, {"Connection": "close"}) from e
         image = await run_in_threadpool(_decoded, self.model, body, self.settings.most_pixels)
         return Asked(image, wanted, count)
 
@@ -185,20 +193,27 @@ def make_service(
         return await service.predict(request, budget, top)
 
     @app.get("/healthz")
+    @app.head("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, Any]:
         return {"status": "ok", "waiting": service.waiting}
 
     @app.get("/metrics")
+    @app.head("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/")
+    @app.head("/", include_in_schema=False)
     async def index() -> HTMLResponse:
         return HTMLResponse(await service.page())
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         return service.refusal(request, error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # for the metrics alone: nobody receives it
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
@@ -210,8 +225,6 @@ def make_service(
         known = request.url.path if request.url.path in PATHS else "other"
         try:
             answer: Response = await call_next(request)
-        except ClientDisconnect:  # who is not answered
-            raise
         except Exception:
             service.metrics.requests.labels(known, "500").inc()
             raise

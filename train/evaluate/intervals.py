@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import binomtest, spearmanr
 
 from .evaluation import Evaluation
 
@@ -42,6 +42,20 @@ def bootstrap_interval(
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"resamples={resamples} must be at least 1, and level={level} lie in (0, 1).")
     return ends(np.concatenate([values[drawn].mean(axis=1) for drawn in draws(len(values), seed, resamples)]), level)
+
+
+def share_interval(right: NDArray[np.bool_], level: float = LEVEL) -> list[float]:
+    """Wilson's interval of a share, which has a width also where all are right or none is: a bootstrap then has none.
+
+    Args:
+        right: (N,) whether, N at least 1.
+        level: Coverage, in (0, 1).
+
+    Returns:
+        The lower and the upper end.
+    """
+    found = binomtest(int(right.sum()), len(right)).proportion_ci(level, method="wilson")
+    return [float(found.low), float(found.high)]
 
 
 def draws(total: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
@@ -81,7 +95,8 @@ def describe(evaluation: Evaluation, seed: int = 0, resamples: int = RESAMPLES) 
 
     Returns:
         Plain data: `accuracy`, `macs_fraction`, `params_fraction`, `patches_fraction`, `n_images`; `patches_after` (one
-        entry a decision); for accuracy, MACs and `patches_after` the 95 % interval as `..._interval`;
+        entry a decision); for accuracy (Wilson's), MACs and `patches_after` (the bootstrap's) the 95 % interval as
+        `..._interval`;
         `macs_difficulty_spearman`; `by_difficulty` and `by_class`, by number as text.
     """
     return {
@@ -97,12 +112,12 @@ def _parts(evaluation: Evaluation, key: NDArray[np.int64], seed: int, resamples:
 
 
 def _part(evaluation: Evaluation, rows: NDArray[np.bool_], seed: int, resamples: int) -> dict[str, Any]:
-    columns = [evaluation.correct[rows, None], evaluation.macs_fraction[rows, None], evaluation.patches[rows]]
+    columns = [evaluation.macs_fraction[rows, None], evaluation.patches[rows]]
     low_high = bootstrap_interval(np.concatenate(columns, axis=1), seed, resamples).T.tolist()
     return {
         **evaluation.summary(rows),
         "patches_after": evaluation.patches[rows].mean(axis=0).tolist(),
-        "accuracy_interval": low_high[0],
-        "macs_fraction_interval": low_high[1],
-        "patches_after_interval": low_high[2:],
+        "accuracy_interval": share_interval(evaluation.correct[rows]),
+        "macs_fraction_interval": low_high[0],
+        "patches_after_interval": low_high[1:],
     }

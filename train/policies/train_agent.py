@@ -10,6 +10,7 @@ from prance_env.settings import EnvSettings
 from ..runs.folder import open_run, plain
 from ..runs.pace import SAVE_FREQ, Pace
 from ..runs.progress import Progress
+from ..runs.trained import OF_THE_MACHINE
 from ..runs.trust import check_trusted
 from .algorithm import HYPERPARAMS, TrainingRun
 from .registry import ALGORITHMS
@@ -35,8 +36,8 @@ def train_agent(
         out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `command.txt`,
             `metrics.jsonl`, `progress.json`, TensorBoard events; with `eval_freq` also `evaluations.jsonl` and `best`,
             a run folder that holds the agent with the highest return.
-        resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`; a run that was killed before the
-            first one starts over.
+        resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`, or on another device; a run that
+            was killed before the first one starts over.
         progress_bar: Whether to show one.
         save_freq: Seconds between two checkpoints; what is trained does not depend on it.
         advice: What else to tell whoever stops the training.
@@ -89,4 +90,4 @@ def _validation(settings: AgentTraining, out: Path) -> Validation:
 def _may_change(settings: AgentTraining, out: Path) -> list[str]:
     """Settings that a run may go on with other values of."""
     own = settings.conf_file is not None and Path(settings.conf_file).absolute() == (out / HYPERPARAMS).absolute()
-    return ["total_timesteps", "eval_freq", "eval_images", *(["conf_file"] if own else [])]
+    return ["total_timesteps", "eval_freq", "eval_images", *OF_THE_MACHINE, *(["conf_file"] if own else [])]

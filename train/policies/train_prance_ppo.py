@@ -42,7 +42,7 @@ class PrancePPOAlgorithm(Algorithm):
         if run.resume:
             agent = load_last(run.last, env, run.device, str(run.out))
             run.forget_after(agent.num_timesteps)
-            forget_curves_after(run.out / f"{NAME}_1", agent.num_timesteps)
+            forget_curves_after(run.out, NAME, agent.num_timesteps)
         else:
             agent = PrancePPO(env, config, run.seed, run.device, tensorboard_log=str(run.out))
         remaining = run.total_timesteps - agent.num_timesteps

@@ -68,7 +68,7 @@ class SB3Algorithm(Algorithm):
             model = load_checkpoint(algorithm_class(self.name), run.last, env, str(run.out))
             place = read_place(run.last)
             run.forget_after(model.num_timesteps)
-            forget_curves_after(run.out / f"{self.name}_1", model.num_timesteps)
+            forget_curves_after(run.out, self.name, model.num_timesteps)
         else:
             model = make_sb3(self.name, env, run.seed, preset=run.conf_file, tensorboard_log=str(run.out))
             place = None

@@ -53,7 +53,7 @@ class TuneSettings(TrainingTask):
     """Settings of a search; all trials train with its seed.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is too small.
     """
 
     algo: OfSB3
@@ -65,7 +65,7 @@ class TuneSettings(TrainingTask):
     evaluations: int = 4
     """How often a trial is judged, the last time at its end; what is behind is given up halfway."""
     startup_trials: int = 10
-    """Trials drawn at random, before the sampler learns from them."""
+    """Trials drawn at random, before the sampler learns from them; may be 0."""
     conf_file: str | None = None
     """YAML file of hyper-parameters to begin with, in rl-zoo's format; this package's preset if not given."""
     ranges: str | None = None
@@ -79,9 +79,9 @@ class TuneSettings(TrainingTask):
         make_plain(self, "environment", "macs_weight")
         check_fields(self)
         super().__post_init__()
-        for name in ("trials", "evaluations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name, least in (("trials", 1), ("evaluations", 1), ("startup_trials", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
 
 def tune(settings: TuneSettings, out: Path, resume: bool = False, progress_bar: bool = True) -> optuna.Study:
@@ -127,17 +127,14 @@ def _open_study(settings: TuneSettings, out: Path) -> optuna.Study:
     optuna = _optuna()
     # Interrupted trials are nothing to tell about, and errors are raised.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=settings.startup_trials // 2, n_warmup_steps=max(1, settings.evaluations // 2)
+    )
     with damage_told(out / STUDY):
         storage = optuna.storages.RDBStorage(f"sqlite:///{out / STUDY}")
         check_studies(storage, settings.algo)
         study = optuna.create_study(
-            storage=storage,
-            study_name=settings.algo,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(
-                n_startup_trials=settings.startup_trials // 2, n_warmup_steps=max(1, settings.evaluations // 2)
-            ),
+            storage=storage, study_name=settings.algo, direction="maximize", load_if_exists=True, pruner=pruner
         )
         for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it will be repeated
@@ -155,7 +152,7 @@ def _search(
 
         def shown(value: float) -> None:
             bar.update(1)
-            bar.set_postfix_str(f"now {value:.4f}, best {_best_value(study):.4f}")
+            bar.set_postfix_str(f"now {value:.4f}, best {best_value(study):.4f}")
 
         while True:
             finished = _num_finished(study)
@@ -349,7 +346,8 @@ def _num_finished(study: optuna.Study) -> int:
     return len(_finished(study))
 
 
-def _best_value(study: optuna.Study) -> float:
+def best_value(study: optuna.Study) -> float:
+    """The highest return of the trials that reached their end; NaN if none has."""
     complete = study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
     return max((t.value for t in complete if t.value is not None), default=float("nan"))
 
@@ -369,7 +367,7 @@ def _write_results(study: optuna.Study, settings: TuneSettings, out: Path) -> No
             writer.writerow([number, trial.state.name, *judged, seconds, json.dumps(attributes["hyperparams"])])
     with staged(out) as folder:
         (folder / "trials.csv").write_text(rows.getvalue())
-        if not np.isnan(_best_value(study)):
+        if not np.isnan(best_value(study)):
             preset = read_preset(settings.algo, settings.conf_file, settings.env)
             n_envs, best = settings.n_envs or preset.n_envs, study.best_trial.user_attrs["hyperparams"]
             reward = {"reward": settings.env_arguments["reward"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,12 @@ def together(curves: Sequence[Curve]) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run of `prance train agent`."""
-    return (folder / CONFIG).is_file() and "algo" in read_config(folder)
+    """Whether a folder is a run of `prance train agent`; warns of one whose settings cannot be read."""
+    try:
+        return (folder / CONFIG).is_file() and "algo" in read_config(folder)
+    except ValueError as e:
+        warnings.warn(f"{folder} is left out: {e}", stacklevel=2)
+        return False
 
 
 def _draw(drawn: Mapping[str, tuple[Look, Sequence[Mapping[str, Curve]]]], path: Path) -> None:

@@ -23,7 +23,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
         run: Folder of `prance train agent`.
     """
     found: dict[str, dict[int, float]] = {}
-    for events in sorted(run.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime):
+    for events in sorted(run.rglob("events.out.tfevents.*"), key=_begun):
         log = EventAccumulator(str(events), size_guidance={"scalars": 0})
         log.Reload()
         for name in set(CURVES) & set(log.Tags()["scalars"]):
@@ -33,7 +33,20 @@ def read_curves(run: Path) -> dict[str, Curve]:
     return {name: (np.array([*found[name]]), np.array([*found[name].values()])) for name in CURVES if name in found}
 
 
-def forget_curves_after(folder: Path, step: int) -> None:
-    """Tells TensorBoard not to show what was logged to a folder after a step: it is logged again."""
-    if folder.is_dir():
-        SummaryWriter(str(folder), purge_step=step + 1).close()
+def forget_curves_after(run: Path, name: str, step: int) -> None:
+    """Tells TensorBoard not to show what was logged after a step: it is logged again.
+
+    Args:
+        run: Run folder, in which loggers make the folders NAME_1, NAME_2, ...
+        name: Of the algorithm's logs.
+        step: The last one that stays.
+    """
+    for folder in run.glob(f"{name}_[0-9]*"):
+        if folder.is_dir():
+            SummaryWriter(str(folder), purge_step=step + 1).close()
+
+
+def _begun(events: Path) -> tuple[float, float]:
+    """When a file was begun, by its name, events.out.tfevents.SECONDS.HOST...: a copy has a new time of its own."""
+    seconds, changed = events.name.split(".")[3], events.stat().st_mtime
+    return (int(seconds) if seconds.isdecimal() else changed), changed

@@ -205,9 +205,12 @@ def _forget_beginning(out: Path) -> None:
         return
     for name in (ROWS, EVALUATIONS, PROGRESS):
         (out / name).unlink(missing_ok=True)
-    folders = [out, *(f for f in out.iterdir() if f.is_dir() and not (f / CONFIG).exists())]
-    for events in (path for folder in folders for path in folder.glob("events.out.tfevents.*")):
-        events.unlink()
+    for folder in [out, *(f for f in out.iterdir() if f.is_dir() and not (f / CONFIG).exists())]:
+        found = [*folder.glob("events.out.tfevents.*")]
+        for events in found:
+            events.unlink()
+        if found and not any(folder.iterdir()):
+            folder.rmdir()  # the next logger would take the next number
 
 
 def check_free(out: Path, held: Iterable[Path], what: str, remedy: str = "pass another --out") -> None:

@@ -8,6 +8,7 @@ picks one for each third of the images, by a linear guess at how much they need.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from supernet.arrays import Bools, Ints
 
 from ..options import Split, environment_options
 from ..report.tables import Table, write_json
+from ..runs.lock import only_writer
 from ..search.static import SearchResult, correct_of_static, evolve_static_front, macs_of_static
 from .visible import area_under_curve, chances, observed_at_full_size, strata_of
 
@@ -155,22 +157,27 @@ def run_headroom(settings: HeadroomSettings, out: Path | None) -> None:
     Raises:
         ValueError: If an argument is unknown, or there are fewer than two images.
         FileNotFoundError: If a folder holds no supernet.
+        FileExistsError: If another process writes to `out`, or it is a file; before anything is measured.
     """
-    console, results = Console(), {}
-    for checkpoint in settings.checkpoint or (None,):
-        given: EnvArguments = {**settings.environment, "split": settings.split, "checkpoint": checkpoint}
-        engine = EnvSettings.from_id(settings.env, **given).engine()
-        if len(engine.dataset) < 2:
-            raise ValueError(
-                f"{settings.split} has {len(engine.dataset)} image; one is needed to choose on, one to judge on."
-            )
-        result = measure_headroom(engine, settings.num_subnets, settings.images)
-        results[checkpoint or "bundled"] = result
-        console.print(_table(Path(checkpoint).name if checkpoint else "bundled supernet", result))
-        console.print(_in_words(result["visible"]), highlight=False)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "headroom.json", results)
+    with nullcontext() if out is None else only_writer(out):
+        results = {}
+        for checkpoint in settings.checkpoint or (None,):
+            results[checkpoint or "bundled"] = _measured(settings, checkpoint)
+        if out is not None:
+            write_json(out / "headroom.json", results)
+
+
+def _measured(settings: HeadroomSettings, checkpoint: str | None) -> dict[str, Any]:
+    given: EnvArguments = {**settings.environment, "split": settings.split, "checkpoint": checkpoint}
+    engine, console = EnvSettings.from_id(settings.env, **given).engine(), Console()
+    if len(engine.dataset) < 2:
+        raise ValueError(
+            f"{settings.split} has {len(engine.dataset)} image; one is needed to choose on, one to judge on."
+        )
+    result = measure_headroom(engine, settings.num_subnets, settings.images)
+    console.print(_table(Path(checkpoint).name if checkpoint else "bundled supernet", result))
+    console.print(_in_words(result["visible"]), highlight=False)
+    return result
 
 
 def _table(name: str, result: dict[str, Any]) -> Table:
