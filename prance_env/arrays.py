@@ -65,34 +65,39 @@ def _offsets(sizes: list[int]) -> list[int]:
 def to_device(tree: Any, device: torch.device) -> Any:
     """A nest of dicts and tuples with its numpy arrays as tensors on `device`, sent there in a single copy.
 
-    Floating-point arrays become float32, which is what networks compute with and all that some devices have.
+    Floating-point arrays become float32, which is what networks compute with and all that some devices have. Every
+    tensor has memory of its own, so that one can be changed or kept without the others, and autograd can save it, even
+    if the caller is in inference mode.
     """
     arrays: list[NDArray[Any]] = []
 
     def note(leaf: Any) -> Any:
         if isinstance(leaf, np.ndarray):
-            arrays.append(leaf.astype(np.float32) if np.issubdtype(leaf.dtype, np.floating) else leaf)
+            arrays.append(leaf.astype(np.float32 if np.issubdtype(leaf.dtype, np.floating) else leaf.dtype))
         return leaf
 
     _mapped(tree, note)
+    with torch.inference_mode(False):
+        tensors = iter([torch.from_numpy(a) for a in arrays] if device.type == "cpu" else _sent(arrays, device))
+
+        def converted(leaf: Any) -> Any:
+            if isinstance(leaf, np.ndarray):
+                return next(tensors)
+            return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        return _mapped(tree, converted)
+
+
+def _sent(arrays: list[NDArray[Any]], device: torch.device) -> list[Tensor]:
     offsets = _offsets([a.nbytes for a in arrays])
     packed = np.empty(offsets[-1], dtype=np.uint8)
     for array, offset in zip(arrays, offsets, strict=False):
         packed[offset : offset + array.nbytes].view(array.dtype)[:] = array.ravel()
     sent = torch.from_numpy(packed).to(device, non_blocking=True)
-    tensors = iter(
-        [
-            sent[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
-            for array, offset in zip(arrays, offsets, strict=False)
-        ]
-    )
-
-    def converted(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray):
-            return next(tensors)
-        return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    return _mapped(tree, converted)
+    return [
+        sent[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape).clone()
+        for array, offset in zip(arrays, offsets, strict=False)
+    ]
 
 
 def _mapped(tree: Any, convert: Callable[[Any], Any]) -> Any:

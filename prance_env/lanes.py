@@ -178,10 +178,11 @@ class Lanes:
         """(N, O) float32 on the device of the supernet, a fresh tensor that autograd can save."""
         settings = self.settings
         values = [self.engine.observe(e, settings.observation, settings.conditioning) for _, e in self.parts]
-        if self._together:
-            return values[0].clone()
-        order = np.argsort(np.concatenate([members for members, _ in self.parts]))
-        return torch.cat(values)[torch.from_numpy(order).to(values[0].device)]
+        with torch.inference_mode(False):  # whatever the caller is in
+            if self._together:
+                return values[0].clone()
+            order = np.argsort(np.concatenate([members for members, _ in self.parts]))
+            return torch.cat(values)[torch.from_numpy(order).to(values[0].device)]
 
     def rewards(self) -> Floats | Tensor:
         """(N,) rewards of the last decisions; a tensor if that is where they are."""

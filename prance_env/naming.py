@@ -41,3 +41,16 @@ def spec_of(env_id: Any) -> EnvSpec:
     if not isinstance(env_id, str):
         raise ValueError(f"env_id={env_id!r} must be a text such as 'Prance-Digits-v0'; `prance list` shows the ids.")
     return gym.spec(env_id.removeprefix("prance_env:"))
+
+
+def check_bare(spec: EnvSpec) -> None:
+    """Checks that an id stands for an environment as it is, which is all that a native batch can be.
+
+    Raises:
+        ValueError: If it has a time limit or wrappers, which only `gym.make` applies.
+    """
+    if spec.max_episode_steps is not None or spec.additional_wrappers:
+        raise ValueError(
+            f"{spec.id!r} has a time limit or wrappers, which the native batch does not apply; use SB3's make_vec_env, "
+            "or register it without."
+        )

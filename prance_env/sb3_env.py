@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from supernet.reading import check_value, checked_count, plain
 
-from .naming import check_names, spec_of
+from .naming import check_bare, check_names, spec_of
 from .settings import EnvArguments
 from .vector_env import PranceVectorEnv
 
@@ -31,7 +31,8 @@ class PranceVecEnv(VecEnv):
     filling hundreds of dictionaries at every step would cost more than it tells.
 
     All lanes are one object: `get_attr` and `env_method` ask it once and repeat the answer for every lane asked about,
-    and `set_attr` is for all lanes.
+    and `set_attr` is for all lanes. What the wrappers around the batch have comes first, as with SB3's own; the spaces
+    are those of one lane.
 
     Args:
         envs: With autoreset mode SAME_STEP, which is what SB3 means by a vector environment, and numpy output; may be
@@ -60,10 +61,13 @@ class PranceVecEnv(VecEnv):
         """Begins new episodes; consumes what `seed` and `set_options` left.
 
         Raises:
-            ValueError: If the options are not the same keys for every lane, or as in `PranceVectorEnv.reset`.
+            ValueError: If the options are not the same keys for every lane, there is a `reset_mask`, or as in
+                `PranceVectorEnv.reset`.
         """
         options, seeds = list(self._options), None if all(s is None for s in self._seeds) else list(self._seeds)
         self._reset_options()  # first, so that options that are refused do not stand in the way of later resets
+        if any("reset_mask" in o for o in options):  # and monitors begin to count anew in all of them
+            raise ValueError("SB3's reset() resets every environment; reset_mask is one of PranceVectorEnv.reset.")
         observations, _ = self.envs.reset(seed=cast(Any, seeds), options=_merge_options(options))
         self._reset_seeds()
         self.reset_infos = [{} for _ in range(self.num_envs)]
@@ -116,8 +120,9 @@ class PranceVecEnv(VecEnv):
         return self.envs.render() or [None] * self.num_envs  # type: ignore[return-value]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of the batch, once per lane asked about."""
-        return [getattr(self._inner, attr_name) for _ in self._checked(indices)]
+        """The attribute of the batch or of a wrapper around it, once per lane asked about."""
+        lanes = self._checked(indices)
+        return [getattr(self._holder(attr_name), attr_name) for _ in lanes]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """All lanes are one object, so an attribute can only be set for all of them.
@@ -127,19 +132,29 @@ class PranceVecEnv(VecEnv):
         """
         if len(set(self._checked(indices))) != self.num_envs:
             raise ValueError(f"{attr_name!r} can be set for all environments only: they are computed as one batch.")
-        setattr(self._inner, attr_name, value)
+        setattr(self._holder(attr_name), attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Calls a method of the batch once and repeats its result for every lane asked about."""
+        """Calls a method of the batch or of a wrapper around it once, and repeats its result for every lane asked
+        about."""
         lanes = self._checked(indices)
-        result = getattr(self._inner, method_name)(*method_args, **method_kwargs)
+        result = getattr(self._holder(method_name), method_name)(*method_args, **method_kwargs)
         return [result for _ in lanes]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """False: single-environment wrappers cannot be around a lane."""
         return [False for _ in self._checked(indices)]
+
+    def _holder(self, name: str) -> Any:
+        """Who has this attribute: the outermost wrapper that does, or else the batch; of the spaces of a lane, this."""
+        if name in ("observation_space", "action_space"):
+            return self
+        env: Any = self.envs
+        while env is not self._inner and name not in vars(env) and not hasattr(type(env), name):
+            env = env.env
+        return env
 
     def _checked(self, indices: VecEnvIndices) -> list[int]:
         lanes = list(self._get_indices(indices))
@@ -165,7 +180,8 @@ def make_sb3_env(
         **env_kwargs: Arguments of the environment, the fields of `prance_env.EnvSettings`.
 
     Raises:
-        ValueError: If the id is not one of this package's, or an argument is out of range.
+        ValueError: If the id is not one of this package's or has a time limit or wrappers, or an argument is out of
+            range.
         gymnasium.error.Error: If nobody has registered the id.
         TypeError: If an argument is unknown.
         FileNotFoundError: If the checkpoint or the latency table is missing.
@@ -178,6 +194,7 @@ def make_sb3_env(
     spec = spec_of(env_id)
     if spec.vector_entry_point != "prance_env.vector_env:PranceVectorEnv":
         raise ValueError(f"{env_id!r} is not an environment of prance_env; use SB3's make_vec_env for it.")
+    check_bare(spec)
     check_names(env_kwargs, [f.name for f in fields(PranceVectorEnv.settings_class)])
     arguments = cast(EnvArguments, {**spec.kwargs, **env_kwargs})
     envs = PranceVectorEnv(n_envs, AutoresetMode.SAME_STEP, **arguments)

@@ -27,7 +27,7 @@ from supernet.reading import check_fields, make_plain
 from .engine import CACHE_MB, InferenceEngine
 from .images.config import DatasetConfig, absolute_path
 from .images.loading import ON_ERROR, check_dataset, dataset_state, list_datasets, load_dataset
-from .naming import check_names, spec_of
+from .naming import check_bare, check_names, spec_of
 from .rewards.config import RewardConfig
 from .rewards.prices import CostConditioning
 from .spaces import action_space, observation_layout, observation_space
@@ -195,8 +195,8 @@ class EnvSettings:
             **arguments: What differs from the id's own arguments; `dataset=None` takes that of the id.
 
         Raises:
-            ValueError: If the id is not one of this package's, needs a checkpoint or a data set that is not given, or
-                an argument is out of range.
+            ValueError: If the id is not one of this package's, has a time limit or wrappers, needs a checkpoint or a
+                data set that is not given, or an argument is out of range.
             TypeError: If there is no such argument.
             FileNotFoundError: If the checkpoint or the latency table is missing.
             ModuleNotFoundError: If a package that the data set needs is missing.
@@ -210,15 +210,16 @@ class EnvSettings:
         """The arguments that an id stands for.
 
         Raises:
-            ValueError: If it is not one of this package's.
+            ValueError: If it is not one of this package's, or has a time limit or wrappers, which are no settings.
         """
         try:
-            kwargs = spec_of(env_id).kwargs
+            spec = spec_of(env_id)
         except gym.error.Error as e:
             raise ValueError(f"Environment id {env_id!r} is unknown ({e}); `prance list` shows the known ones.") from e
-        if "supernet" not in kwargs:
+        if "supernet" not in spec.kwargs:
             raise ValueError(f"{env_id!r} is not an environment of prance_env; `prance list` shows the known ones.")
-        return kwargs
+        check_bare(spec)
+        return spec.kwargs
 
     @property
     def reward_config(self) -> RewardConfig:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.utils import EzPickle
+from gymnasium.utils import EzPickle, seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -78,6 +78,20 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._lanes: Lanes | None = None
+        self._generators: list[np.random.Generator | None] = [None] * num_envs  # while there are no lanes
+        self._seeds = [-1] * num_envs
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """What draws the images and prices of every lane, as in `SyncVectorEnv`."""
+        generators = self._generators if self._lanes is None else self._lanes.generators
+        generators[:] = [seeding.np_random()[0] if g is None else g for g in generators]
+        return tuple(cast(list[np.random.Generator], generators))
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The last seed of every lane; -1 where nobody has given one, or its generator comes from `load_state_dict`."""
+        return tuple(self._seeds)
 
     @property
     def lanes(self) -> Lanes:
@@ -114,7 +128,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         seeds = _seeds(seed, self.num_envs)
         if self._lanes is None and not mask.all():
             raise ResetNeeded("The first reset() must reset every environment; leave reset_mask out.")
-        lanes = Lanes(self.settings, self.num_envs) if self._lanes is None else self._lanes
+        lanes = self._opened()
         rows = np.flatnonzero(mask)
         with lanes.undone_on_error():
             lanes.start(
@@ -124,7 +138,10 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
                 None if seeds is None else [seeds[row] for row in rows],
             )
             returned = self._out((lanes.observations(), _with_masks(lanes.infos(), mask)))
-        self._lanes = lanes
+        self._lanes, self.closed = lanes, False
+        if seeds is not None:
+            known = zip(self._seeds, seeds, mask, strict=True)
+            self._seeds = [new if asked and new is not None else old for old, new, asked in known]
         return returned
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -181,12 +198,12 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
             ValueError: If the state is damaged or another environment's (number of lanes, autoreset mode, supernet and
                 weights, images, reward, observation); nothing has changed then.
         """
-        lanes = Lanes(self.settings, self.num_envs) if self._lanes is None else self._lanes
+        lanes = self._opened()
         with lanes.undone_on_error():
             restore_snapshot(lanes, self.autoreset_mode.name, state)
             everywhere = np.ones(self.num_envs, dtype=bool)
             returned = self._out((lanes.observations(), _with_masks(lanes.infos(), everywhere)))
-        self._lanes = lanes
+        self._lanes, self.closed, self._seeds = lanes, False, [-1] * self.num_envs
         return returned
 
     def render(self) -> tuple[Any, ...] | None:
@@ -198,8 +215,20 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         return tuple(render(self.lanes.engine, self.lanes.lane(i)) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Drops the reference to the engine, which stays for later environments (`prance_env.close_engines`)."""
-        self._lanes = None
+        """Drops the reference to the engine, which stays for later environments (`prance_env.close_engines`).
+
+        The lanes' generators stay as well, for a later `reset` without a seed.
+        """
+        if self._lanes is not None:
+            self._generators, self._lanes = self._lanes.generators, None
+
+    def _opened(self) -> Lanes:
+        """The lanes; before the first reset and after `close` new ones, with the generators of before."""
+        if self._lanes is not None:
+            return self._lanes
+        lanes = Lanes(self.settings, self.num_envs)
+        lanes.generators = list(self._generators)
+        return lanes
 
     def _out(self, returned: tuple[Any, ...]) -> Any:
         """What `reset` and `step` return, in the form that `output` asks for."""

@@ -105,7 +105,7 @@ def from_pretrained(folder: str | Path) -> Supernet:
     """
     folder = Path(folder)
     # Initial weights, soon overwritten, must not move the random numbers of whoever loads a network in between.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         net = Supernet(load_config(folder))
     load_weights(net, folder / WEIGHTS)
     return net.eval()

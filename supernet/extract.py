@@ -270,7 +270,7 @@ def load_static(folder: str | Path) -> StaticViT:
         )
     static.load_state_dict(state, assign=True)
     static.mean, static.std = (
-        torch.tensor(v).view(1, -1, 1, 1).to(static.pos_embed) for v in (config.mean, config.std)
+        torch.tensor(v, device="cpu").view(1, -1, 1, 1).to(static.pos_embed) for v in (config.mean, config.std)
     )
     return static.eval()
 

@@ -19,6 +19,8 @@ from .reading import STRICT, checked, parsed_json
 
 # A keep rate of 0 would be an error; the smallest action of a space with min_keep_rate 0 keeps one patch.
 SMALLEST_RATE = 1e-9
+# Where choices are made and planned with, whatever torch's default device is.
+HOST = torch.device("cpu")
 
 
 class _Lists(TypedDict):
@@ -165,7 +167,7 @@ class GroupChoice:
     @classmethod
     def full(cls, space: SearchSpace, group: int, batch_size: int, device: torch.device | None = None) -> GroupChoice:
         """Everything at its maximum; on the CPU, or on a device that is to plan for itself."""
-        shape = (batch_size, space.groups[group])
+        shape, device = (batch_size, space.groups[group]), device or HOST
         return cls(
             torch.full(shape, space.embed_dims[-1], device=device),
             torch.full(shape, space.mlp_ratios[-1], dtype=torch.float64, device=device),
@@ -187,7 +189,7 @@ class GroupChoice:
             ValueError: If the shape is wrong or an entry lies outside [0, 1].
         """
         # numpy's calls cost a fraction of torch's, and this is asked at every decision.
-        unit = torch.as_tensor(actions).cpu().double().numpy()
+        unit = torch.as_tensor(actions, device=HOST).double().numpy()
         if unit.ndim != 2 or unit.shape[1] != space.action_size:
             raise ValueError(f"actions have the shape {unit.shape}; expected (B, {space.action_size}).")
         inside = (unit >= 0) & (unit <= 1)
@@ -208,7 +210,7 @@ class GroupChoice:
             ratios[whole(arrays.round(actions[:, :n] * (len(ratios) - 1)))],
             rates.reshape(-1, *_rates_shape(space)),
         )
-        return cls(*(torch.as_tensor(size) for size in sizes))
+        return cls(*(size if isinstance(size, Tensor) else torch.from_numpy(size) for size in sizes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +233,9 @@ class SubnetConfig:
     keep_rate: Tensor
 
     def __post_init__(self) -> None:
-        embed_dim = torch.as_tensor(self.embed_dim).cpu()
-        object.__setattr__(self, "mlp_ratio", torch.as_tensor(self.mlp_ratio, dtype=torch.float64).cpu())
-        object.__setattr__(self, "keep_rate", torch.as_tensor(self.keep_rate, dtype=torch.float64).cpu())
+        embed_dim = torch.as_tensor(self.embed_dim, device=HOST)
+        object.__setattr__(self, "mlp_ratio", torch.as_tensor(self.mlp_ratio, dtype=torch.float64, device=HOST))
+        object.__setattr__(self, "keep_rate", torch.as_tensor(self.keep_rate, dtype=torch.float64, device=HOST))
         if embed_dim.is_floating_point() and not bool((embed_dim == embed_dim.round()).all()):
             raise ValueError(f"embed_dim holds {embed_dim.flatten().tolist()[:8]}; widths are whole numbers.")
         object.__setattr__(self, "embed_dim", embed_dim.long())
@@ -306,24 +308,25 @@ class SubnetConfig:
     @classmethod
     def full(cls, space: SearchSpace, batch_size: int = 1) -> SubnetConfig:
         """Every choice at its maximum, every patch kept."""
-        return cls.from_actions(space, torch.ones(batch_size, space.num_decisions, space.action_size))
+        return cls.from_actions(space, torch.ones(batch_size, space.num_decisions, space.action_size, device=HOST))
 
     @classmethod
     def min(cls, space: SearchSpace, batch_size: int = 1) -> SubnetConfig:
         """Every choice at its minimum."""
-        return cls.from_actions(space, torch.zeros(batch_size, space.num_decisions, space.action_size))
+        return cls.from_actions(space, torch.zeros(batch_size, space.num_decisions, space.action_size, device=HOST))
 
     @classmethod
     def random(cls, space: SearchSpace, batch_size: int = 1, generator: torch.Generator | None = None) -> SubnetConfig:
         """Every decided choice uniform and independent, keep rates uniform in [min_keep_rate, 1]."""
         shape = (batch_size, space.depth)
-        dims, ratios = torch.tensor(space.embed_dims), torch.tensor(space.mlp_ratios, dtype=torch.float64)
-        embed_dim = dims[torch.randint(len(dims), shape, generator=generator)]
-        mlp_ratio = ratios[torch.randint(len(ratios), shape, generator=generator)]
+        dims = torch.tensor(space.embed_dims, device=HOST)
+        ratios = torch.tensor(space.mlp_ratios, dtype=torch.float64, device=HOST)
+        embed_dim = dims[torch.randint(len(dims), shape, generator=generator, device=HOST)]
+        mlp_ratio = ratios[torch.randint(len(ratios), shape, generator=generator, device=HOST)]
         if not space.decide_first_group:
             embed_dim[:, : space.groups[0]], mlp_ratio[:, : space.groups[0]] = dims[-1], ratios[-1]
         rates = (batch_size, space.num_decisions, *_rates_shape(space))
-        uniform = torch.rand(rates, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(rates, generator=generator, dtype=torch.float64, device=HOST)
         keep_rate = space.min_keep_rate + (1 - space.min_keep_rate) * uniform
         return cls(embed_dim, mlp_ratio, keep_rate.clamp(min=SMALLEST_RATE))
 
@@ -339,7 +342,7 @@ class SubnetConfig:
         Raises:
             ValueError: If the shape is wrong or an entry lies outside [0, 1].
         """
-        actions = torch.as_tensor(actions).cpu()
+        actions = torch.as_tensor(actions, device=HOST)
         if actions.ndim != 3 or tuple(actions.shape[1:]) != (space.num_decisions, space.action_size):
             raise ValueError(
                 f"actions have the shape {tuple(actions.shape)}; "
@@ -365,7 +368,9 @@ class SubnetConfig:
             _check_choices("mlp_ratio", self.mlp_ratio[:, : space.groups[0]], space.mlp_ratios[-1:], note)
 
         def unit(values: Tensor, choices: tuple[float, ...]) -> Tensor:
-            index = torch.searchsorted(torch.tensor(choices, dtype=torch.float64), values.double().contiguous())
+            index = torch.searchsorted(
+                torch.tensor(choices, dtype=torch.float64, device=HOST), values.double().contiguous()
+            )
             return index.double() / max(len(choices) - 1, 1)
 
         ratios, dims = unit(self.mlp_ratio, space.mlp_ratios), unit(self.embed_dim, space.embed_dims)

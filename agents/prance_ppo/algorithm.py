@@ -82,7 +82,7 @@ class PrancePPO(BatchAgent):
         if env is not None:
             self.set_env(env)
         c = self.config
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             # Not torch.manual_seed, which reseeds all GPUs as well.
             torch.default_generator.manual_seed(seed)
             self.policy = GaussianPolicy(

@@ -91,7 +91,7 @@ class DecodedSource:
     ) -> None:
         self.class_names = dict(class_names or {})
         self.samples, self.labels, self.transform, self.on_error = samples, labels, transform, on_error
-        self.difficulty = torch.zeros(len(labels), dtype=torch.int64)
+        self.difficulty = torch.zeros_like(labels)
         self.image_shape = (transform.in_chans, transform.img_size, transform.img_size)
         self.lookahead = LOOKAHEAD if num_workers else 0
         self._work = Decode(samples, transform)

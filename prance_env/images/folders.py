@@ -168,7 +168,7 @@ def load_folder(
         paths += files
         classes += [label_of[name]] * len(files)
     warn_of_few(len(named), num_classes, config, str(folder))
-    labels = torch.tensor(classes, dtype=torch.int64)
+    labels = torch.tensor(classes, dtype=torch.int64, device="cpu")
     return DecodedSource(
         Files(str(folder), paths), labels, transform, num_workers, on_error, {k: name for name, k in label_of.items()}
     )

@@ -140,11 +140,12 @@ def pixel_map(
     except OSError as e:
         warnings.warn(f"{folder} cannot be written ({e}); the images are kept in memory.", stacklevel=2)
         images, classes = zip(*decoded(), strict=True)
-        return ImageDataset.from_tensors(torch.from_numpy(np.stack(images)), torch.tensor(classes), name=key)
+        labels = torch.tensor(classes, device="cpu")
+        return ImageDataset.from_tensors(torch.from_numpy(np.stack(images)), labels, name=key)
     # Private to this process, so that a stray write to the tensor cannot reach the file.
     pixels = np.memmap(folder / "pixels", np.uint8, "c", shape=(count, *shape))
     labels = torch.from_numpy(np.fromfile(folder / "labels", dtype=np.int64))
-    none = torch.zeros(count, dtype=torch.int64)
+    none = torch.zeros_like(labels)
     sums = np.fromfile(folder / "checksums", dtype=np.uint32)
     return MappedDataset(torch.from_numpy(pixels), labels, none, "stratum", key, sums, folder)
 

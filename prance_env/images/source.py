@@ -105,7 +105,7 @@ class ImageDataset:
                 f"images are {images.dtype} of the shape {tuple(images.shape)}; expected uint8 (N, C, H, W), N >= 1. "
                 "Floats in 0..1 become (255 * images).round().to(torch.uint8)."
             )
-        difficulty = torch.zeros(len(images), dtype=torch.int64) if difficulty is None else difficulty
+        difficulty = torch.zeros_like(labels, dtype=torch.int64) if difficulty is None else difficulty
         for what, values in (("labels", labels), ("difficulty", difficulty)):
             if tuple(values.shape) != (len(images),) or values.is_floating_point() or values.is_complex():
                 raise ValueError(

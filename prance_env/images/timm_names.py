@@ -120,7 +120,9 @@ def load_timm(
         return pixel_map(stream, transform, identity, cache_dir, num_workers, on_error, reader.num_samples)
     found = enumerate(_labels(opened))
     labels = torch.tensor(
-        [-1 if label is None else label_of(label, f"{source}: [{i}]") for i, label in found], dtype=torch.int64
+        [-1 if label is None else label_of(label, f"{source}: [{i}]") for i, label in found],
+        dtype=torch.int64,
+        device="cpu",
     )
     known = getattr(getattr(reader, "dataset", None), "_fingerprint", None)
     if known is None:

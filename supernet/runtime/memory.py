@@ -17,7 +17,7 @@ def bytes_per_image(config: SupernetConfig, dtype: torch.dtype) -> int:
     inner, hidden = space.max_heads * config.head_dim, int(d * space.mlp_ratios[-1])
     # Tokens before and after, since a state is a value: the one that a step begins with stays; and copies of a graph.
     channels = 6 * d + max(4 * inner, hidden)
-    return config.num_tokens * channels * torch.empty((), dtype=dtype).element_size()
+    return config.num_tokens * channels * dtype.itemsize
 
 
 @contextmanager

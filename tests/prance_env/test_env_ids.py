@@ -126,3 +126,18 @@ def test_list_shows_every_id_with_spaces_and_needs(
 
 def test_the_version_is_that_of_the_installed_package() -> None:
     assert prance_env.__version__ == version("prance-env")
+
+
+@pytest.mark.parametrize(
+    "more", [{"max_episode_steps": 2}, {"additional_wrappers": (gym.wrappers.ClipAction.wrapper_spec(),)}]
+)
+def test_a_time_limit_or_wrappers_are_refused_where_they_would_not_be_applied(more: dict[str, Any]) -> None:
+    places = {name: getattr(gym.spec("Prance-Digits-v0"), name) for name in ("entry_point", "vector_entry_point")}
+    gym.register("Limited-v0", kwargs={"supernet": "digits"}, **places, **more)
+    try:
+        for maker in ("sb3", "settings"):
+            with pytest.raises(ValueError, match=r"'Limited-v0' has a time limit or wrappers.*make_vec_env"):
+                MAKERS[maker]("Limited-v0")
+        gym.make("Limited-v0")
+    finally:
+        gym.registry.pop("Limited-v0")

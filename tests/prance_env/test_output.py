@@ -112,15 +112,52 @@ def test_everything_goes_to_the_device_in_one_copy(monkeypatch: pytest.MonkeyPat
     calls: list[Any] = []
     send = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: calls.append(a) or send(self, *a, **k))
-    result = to_device(tree, torch.device("cpu"))
+    on_meta = to_device(tree, torch.device("meta"))
     assert len(calls) == 1
+    assert on_meta[0]["a"].device.type == "meta"
+    result = to_device(tree, torch.device("cpu"))
     assert result[0]["a"].tolist() == [0, 1, 2]
     assert result[0]["b"]["c"].tolist() == [True, False, True]
     assert result[1].dtype == torch.float32
     assert result[1].tolist() == [0.5, 1.5]
     assert result[2] is tree[2]
-    on_meta = to_device(tree[0], torch.device("meta"))
-    assert on_meta["a"].device.type == "meta"
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_every_tensor_has_memory_of_its_own(where: str) -> None:
+    given = {"a": np.arange(3.0), "b": np.arange(3), "c": np.arange(3, dtype=np.float32)}
+    tensors = to_device(given, torch.device(where))
+    assert not any(t._is_view() for t in tensors.values())
+    tensors["b"].add_(1)
+    assert [t._version for t in tensors.values()] == [0, 1, 0]
+    assert given["b"].tolist() == [0, 1, 2]
+
+
+def test_a_reward_changed_in_place_leaves_the_graphs_of_other_returns_alone() -> None:
+    envs = make_envs("torch")
+    envs.reset(seed=0)
+    _, rewards, _, _, infos = envs.step(envs.action_space.sample())
+    weight = torch.ones(N, requires_grad=True)
+    loss = (weight * infos["macs_fraction"]).sum()
+    rewards.mul_(2)
+    loss.backward()
+    assert weight.grad is not None
+
+
+def test_a_rollout_in_inference_mode_can_be_trained_on() -> None:
+    envs = make_envs("torch")
+    rows = []
+    with torch.inference_mode():
+        rows.append(envs.reset(seed=0))
+        envs.reset(options={"reset_mask": FIRST.copy()})
+        for _ in range(4):
+            rows.append(envs.step(envs.action_space.sample()))
+        envs.reset(options={"reset_mask": FIRST.copy()})
+        rows.append(envs.step(envs.action_space.sample()))
+    policy = torch.nn.Linear(rows[0][0].shape[1], 1)
+    for observations, *rest, infos in rows:
+        assert not any(t.is_inference() for t in (observations, *rest, *infos.values()) if isinstance(t, torch.Tensor))
+        policy(observations).sum().backward()
 
 
 def test_an_unknown_output_is_refused_and_sb3_insists_on_numpy() -> None:

@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, V
 
 from agents import make_sb3
 from prance_env import PranceVecEnv, PranceVectorEnv, make_sb3_env, observation_layout
+from prance_env.wrappers import VectorDictObservation, VectorDiscreteActions
 
 pytestmark = pytest.mark.filterwarnings("error", "default::ResourceWarning")
 N = 4
@@ -318,3 +319,27 @@ def test_a_refused_action_leaves_the_adapter_ready_for_the_next() -> None:
 def test_only_batches_of_this_package_are_taken() -> None:
     with pytest.raises(TypeError, match=r"PranceVectorEnv, not"):
         PranceVecEnv(gym.make_vec("CartPole-v1", 2))
+
+
+def test_attributes_are_those_of_the_wrappers_around_the_batch_and_spaces_those_of_a_lane() -> None:
+    venv = make_sb3_env(n_envs=N, wrappers=[VectorDictObservation, VectorDiscreteActions])
+    for name in ("observation_space", "action_space"):
+        assert venv.get_attr(name) == [getattr(venv, name)] * N
+    assert venv.has_attr("layout")
+    assert venv.has_attr("integers")
+    assert venv.get_attr("single_action_space") == [venv.action_space] * N
+    (layout,) = venv.get_attr("layout", indices=0)
+    venv.set_attr("layout", {"decision": layout["decision"]})
+    assert set(venv.reset()) == {"decision"}
+    ((observations, _),) = venv.env_method("reset", indices=0)
+    assert set(observations) == {"decision"}
+    assert venv.get_attr("settings")[0].observation == "cls"
+
+
+def test_a_reset_mask_is_refused_since_monitors_begin_to_count_anew_in_all_lanes() -> None:
+    venv = make_sb3_env(n_envs=N, seed=0)
+    venv.reset()
+    venv.set_options([{"reset_mask": lane == 0} for lane in range(N)])
+    with pytest.raises(ValueError, match=r"reset_mask.*PranceVectorEnv\.reset"):
+        venv.reset()
+    venv.reset()
