@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "on_error": None,
 }
 OF_THE_MACHINE = ("cache_dir", "cache_mb", "device", "num_workers")
-"""Arguments of an environment that a run may go on with others of; on another kind of device not bit for bit."""
+"""Arguments of an environment that may change when a run goes on; on a device of another kind not bit for bit."""
 # Noted only if they were chosen; what is not is as the environment's id says.
 SELDOM = ("decide_first_group", "on_error")
 
