@@ -17,6 +17,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from supernet import SearchSpace
+from supernet.reading import plain
 
 from .settings import EnvSettings
 from .spaces import IntegerActions, dict_space, multi_discrete, take_apart
@@ -114,7 +115,7 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
     """
 
     def __init__(self, env: gym.Env[Any, Any], presets: Sequence[Sequence[float]] | None = None) -> None:
-        RecordConstructorArgs.__init__(self, presets=presets)
+        RecordConstructorArgs.__init__(self, presets=plain(presets))  # arrays are no JSON
         gym.ActionWrapper.__init__(self, env)
         self.integers, self.action_space = _discrete(_settings(env), presets)
 
@@ -159,7 +160,7 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], RecordConstructorAr
     """
 
     def __init__(self, env: gym.Env[Any, Any], keep_levels: int = KEEP_LEVELS) -> None:
-        RecordConstructorArgs.__init__(self, keep_levels=keep_levels)
+        RecordConstructorArgs.__init__(self, keep_levels=plain(keep_levels))
         gym.ActionWrapper.__init__(self, env)
         self.integers, self.action_space = _multi_discrete(_settings(env), keep_levels)
 

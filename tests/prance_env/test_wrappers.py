@@ -200,7 +200,15 @@ def test_bad_levels_foreign_environments_and_changed_observations_are_refused() 
         DictObservation(DictObservation(gym.make(ENV_ID)))
 
 
-@pytest.mark.parametrize("wrapper", [single for single, _ in PAIRS])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        *(single for single, _ in PAIRS),
+        lambda env: DiscreteActions(env, np.ones((2, SPACE.action_size))),  # type: ignore[arg-type]
+        lambda env: DiscreteActions(env, list(np.ones((2, SPACE.action_size)))),
+        lambda env: MultiDiscreteActions(env, np.int64(4)),  # type: ignore[arg-type]
+    ],
+)
 def test_the_spec_of_a_wrapped_environment_is_json_and_rebuilds_it(wrapper: Wrapper) -> None:
     env = wrapper(gym.make(ENV_ID))
     text = env.spec.to_json()
