@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from .arrays import Floats, constant, namespace, whole
 from .config import SearchSpace
 from .reading import STRICT, checked, parsed_json
+from .tokens.modes import SLACK
 
 # A keep rate of 0 would be an error; the smallest action of a space with min_keep_rate 0 keeps one patch.
 SMALLEST_RATE = 1e-9
@@ -355,7 +356,7 @@ class SubnetConfig:
                 that is not decided is not at full size.
         """
         self.validate(space)
-        if bool((self.keep_rate < space.min_keep_rate).any()):
+        if bool((self.keep_rate < space.min_keep_rate - SLACK).any()):
             raise ValueError(
                 f"keep_rate={self.keep_rate.min().item()} has no action: the smallest is {space.min_keep_rate}."
             )
@@ -369,7 +370,7 @@ class SubnetConfig:
             return index.double() / max(len(choices) - 1, 1)
 
         ratios, dims = unit(self.mlp_ratio, space.mlp_ratios), unit(self.embed_dim, space.embed_dims)
-        keep = (self.keep_rate - space.min_keep_rate) / max(1 - space.min_keep_rate, 1e-12)
+        keep = (self.keep_rate - space.min_keep_rate).clamp(min=0) / max(1 - space.min_keep_rate, 1e-12)
         keep = keep.reshape(len(self), space.num_decisions, space.num_rates)
         actions = []
         for decision in range(space.num_decisions):

@@ -66,17 +66,17 @@ the place of counts to `Counted`."""
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
-# Keeps float noise in rate * patches from adding a patch.
-SLACK = 1e-6
+# Keeps rounding from adding a patch: a rate that was an action in float32 is off by at most 2**-25.
+SLACK = 2.0**-23
 
 
 def kept_tokens(num_tokens: Ints, keep_rate: Floats, prefix: int = 1) -> Ints:
     """Tokens left of `num_tokens`: ceil(keep_rate * patches), at least one, and the `prefix` that are no patches.
 
-    The ceiling is EViT's.
+    The ceiling is EViT's. A rate of k / patches keeps k, whether it is float64, float32 or was an action in float32.
     """
     patches, arrays = num_tokens - prefix, namespace(num_tokens)
-    kept = whole(arrays.ceil(keep_rate * patches - SLACK))
+    kept = whole(arrays.ceil((keep_rate - SLACK) * patches))
     out: Ints = arrays.minimum(arrays.maximum(kept, whole(patches > 0)), patches) + prefix
     return out
 
