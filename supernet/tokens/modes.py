@@ -53,6 +53,7 @@ from torch import Tensor, nn
 
 from ..arrays import Floats, Ints, namespace, whole
 from ..extension import Registry
+from .contract import check_places
 
 Assignment = tuple[Tensor, Tensor | None]
 """Where tokens go, hard (B, N) int64 or soft (B, N, K); and (B, N) weights of the sum over what comes together."""
@@ -169,7 +170,8 @@ class TokenMode:
             prefix: First tokens that are no patches.
 
         Raises:
-            ValueError: If the answer is of another kind than `soft` and `threshold` say.
+            ValueError: If the answer is of another kind than `soft` and `threshold` say, or a hard mode that is not of
+                this package gives places that cannot be (looked at on the host only, and not in graphs).
         """
         where = self.assign if self.module is None else module
         assert where is not None, "a block of a mode with parameters has its module"
@@ -185,6 +187,8 @@ class TokenMode:
                 f"{where!r} gave the shape {tuple(into.shape)}; with soft={self.soft} a token mode gives "
                 f"{'shares (B, N, K)' if self.soft else 'places (B, N)'}. Register it with soft={not self.soft}."
             )
+        if not self.soft:
+            check_places(where, into, weight, lengths, counts, prefix)
         return into, weight, counts
 
 
