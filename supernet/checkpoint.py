@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -133,13 +134,16 @@ def create_supernet(name: str, checkpoint: str | Path | None = None, **overrides
         name: One of `list_supernets()`.
         checkpoint: Folder written by `save_pretrained` (its configuration then counts), or a safetensors file with
             weights of exactly this configuration. None: random weights.
-        overrides: Fields of `SupernetConfig` to replace, such as `num_classes=100`.
+        overrides: Fields of `SupernetConfig` to replace, such as `num_classes=100`; of a mapping for `space` those of
+            its search space, such as `space={"token_mode": "merge"}`.
 
     Raises:
         ValueError: If the name or an override is unknown, or the checkpoint does not fit.
         FileNotFoundError: If the checkpoint does not exist.
     """
-    config = SupernetConfig.from_dict({**supernet_config(name).to_dict(), **overrides})
+    named, space = supernet_config(name).to_dict(), overrides.get("space")
+    of_space = {"space": {**named["space"], **space}} if isinstance(space, Mapping) else {}
+    config = SupernetConfig.from_dict({**named, **overrides, **of_space})
     if checkpoint is not None and Path(checkpoint).is_dir():
         net = from_pretrained(checkpoint)
         if overrides and net.config != config:
