@@ -67,23 +67,23 @@ def load_config(folder: Path) -> SupernetConfig:
         raise FileNotFoundError(f"{folder} holds no {CONFIG}; pass a folder written by save_pretrained.")
     config = read_json(folder / CONFIG, SupernetConfig, "save the supernet again")
     if (folder / WEIGHTS).is_file():
-        _check_sizes(config, folder / WEIGHTS, state_of(folder / WEIGHTS))
+        _check_sizes(config, config.stands_for, folder / WEIGHTS, state_of(folder / WEIGHTS))
     return config
 
 
 @lru_cache(maxsize=64)
-def _check_sizes(config: SupernetConfig, weights: Path, state: Any) -> None:
+def _check_sizes(config: SupernetConfig, stands_for: Any, weights: Path, state: Any) -> None:
     """Compares a configuration with the header of a file, before memory is taken for what it says.
 
     Raises:
         ValueError: If names or shapes differ, with the differences.
     """
-    del state  # a file that is written again is looked at again
-    check_shapes(shapes_in(weights), _shapes(config), str(weights))
+    # `state`, as a file that is written again is looked at again; `stands_for`, as a name may get another meaning.
+    check_shapes(shapes_in(weights), _shapes(config, stands_for), str(weights))
 
 
 @lru_cache(maxsize=64)
-def _shapes(config: SupernetConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: SupernetConfig, stands_for: Any) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of a supernet, none of which is made.
 
     Raises:

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 
 from .layers import ACTIVATIONS, NORMS
 from .reading import STRICT, check_fields, plain
-from .stems import check_stem
+from .stems import Stem, check_stem, own_stem
 from .tokens.modes import TokenMode, token_mode
 
 DEEPEST, LARGEST = 1000, 2**20
@@ -296,6 +296,11 @@ class SupernetConfig:
     def token_mode(self) -> TokenMode:
         """How patches leave: the registered mode, or the authors' version of it."""
         return token_mode(self.space.token_mode, authors=self.prance_embed_dim is not None)
+
+    @property
+    def stands_for(self) -> tuple[TokenMode, Stem | None]:
+        """What its names stand for now: part of the key of whatever is kept by configuration."""
+        return self.token_mode, own_stem(self.stem)
 
     @property
     def num_patches(self) -> int:

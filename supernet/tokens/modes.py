@@ -38,8 +38,9 @@ block that a decision precedes, as `blocks.<i>.reduce.<name>` of the weights.
 Contract, for every mode: the first `prefix` tokens stay, bit for bit the same; exactly as many tokens remain as were
 asked for (with thresholds, as the mode's counts say); nothing is changed in place; an image alone, in a batch and in
 its static network is reduced alike. For hard modes, keeping all is the identity, and merging conserves the sum of the
-sizes and of size times token, but for tokens that were pruned before. Soft ones are not run where all stay, and
-conserve the sizes if their rows sum to one.
+sizes and of size times token, but for tokens that were pruned before; places that cannot be are an error where their
+values may be looked at (`supernet.tokens.contract`). Soft ones are not run where all stay, and conserve the sizes if
+their rows sum to one.
 """
 
 from __future__ import annotations
