@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,23 +67,23 @@ def load_config(folder: Path) -> SupernetConfig:
         raise FileNotFoundError(f"{folder} holds no {CONFIG}; pass a folder written by save_pretrained.")
     config = read_json(folder / CONFIG, SupernetConfig, "save the supernet again")
     if (folder / WEIGHTS).is_file():
-        _check_sizes(config, folder / WEIGHTS, state_of(folder / WEIGHTS))
+        _check_sizes(config, config.stands_for, folder / WEIGHTS, state_of(folder / WEIGHTS))
     return config
 
 
 @lru_cache(maxsize=64)
-def _check_sizes(config: SupernetConfig, weights: Path, state: Any) -> None:
+def _check_sizes(config: SupernetConfig, stands_for: Any, weights: Path, state: Any) -> None:
     """Compares a configuration with the header of a file, before memory is taken for what it says.
 
     Raises:
         ValueError: If names or shapes differ, with the differences.
     """
-    del state  # a file that is written again is looked at again
-    check_shapes(shapes_in(weights), _shapes(config), str(weights))
+    # `state`, as a file that is written again is looked at again; `stands_for`, as a name may get another meaning.
+    check_shapes(shapes_in(weights), _shapes(config, stands_for), str(weights))
 
 
 @lru_cache(maxsize=64)
-def _shapes(config: SupernetConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: SupernetConfig, stands_for: Any) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of a supernet, none of which is made.
 
     Raises:
@@ -133,13 +134,16 @@ def create_supernet(name: str, checkpoint: str | Path | None = None, **overrides
         name: One of `list_supernets()`.
         checkpoint: Folder written by `save_pretrained` (its configuration then counts), or a safetensors file with
             weights of exactly this configuration. None: random weights.
-        overrides: Fields of `SupernetConfig` to replace, such as `num_classes=100`.
+        overrides: Fields of `SupernetConfig` to replace, such as `num_classes=100`; of a mapping for `space` those of
+            its search space, such as `space={"token_mode": "merge"}`.
 
     Raises:
         ValueError: If the name or an override is unknown, or the checkpoint does not fit.
         FileNotFoundError: If the checkpoint does not exist.
     """
-    config = SupernetConfig.from_dict({**supernet_config(name).to_dict(), **overrides})
+    named, space = supernet_config(name).to_dict(), overrides.get("space")
+    of_space = {"space": {**named["space"], **space}} if isinstance(space, Mapping) else {}
+    config = SupernetConfig.from_dict({**named, **overrides, **of_space})
     if checkpoint is not None and Path(checkpoint).is_dir():
         net = from_pretrained(checkpoint)
         if overrides and net.config != config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 
 from .layers import ACTIVATIONS, NORMS
 from .reading import STRICT, check_fields, plain
-from .stems import check_stem
+from .stems import Stem, check_stem, own_stem
 from .tokens.modes import TokenMode, token_mode
 
 DEEPEST, LARGEST = 1000, 2**20
@@ -234,7 +234,7 @@ class SupernetConfig:
     prance_embed_dim: Size | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.space, dict):
+        if isinstance(self.space, Mapping):
             object.__setattr__(self, "space", SearchSpace(**self.space))
         for name in ("mean", "std"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
@@ -298,6 +298,11 @@ class SupernetConfig:
         return token_mode(self.space.token_mode, authors=self.prance_embed_dim is not None)
 
     @property
+    def stands_for(self) -> tuple[TokenMode, Stem | None]:
+        """What its names stand for now: part of the key of whatever is kept by configuration."""
+        return self.token_mode, own_stem(self.stem)
+
+    @property
     def num_patches(self) -> int:
         """Patches of an image, tokens in front of them not counted."""
         return (self.img_size // self.patch_size) ** 2
@@ -328,16 +333,21 @@ class SupernetConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SupernetConfig:
-        """Inverse of `to_dict`.
+        """Inverse of `to_dict`; keys that are missing, as in files of earlier versions, have their defaults.
 
         Raises:
-            ValueError: If a key is unknown or missing from `space`.
+            ValueError: If a key is unknown, or `space` is no mapping.
         """
-        known = {f.name for f in fields(cls)}
+        known, known_space = ({f.name for f in fields(kind)} for kind in (cls, SearchSpace))
         if unknown := set(data) - known:
-            raise ValueError(f"Unknown supernet settings {sorted(unknown)}; known are {sorted(known)}.")
-        known_space = {f.name for f in fields(SearchSpace)}
+            of_space = sorted(unknown & known_space)
+            hint = f"; {of_space} belong into space={{...}}" if of_space else ""
+            raise ValueError(f"Unknown supernet settings {sorted(unknown)}; known are {sorted(known)}{hint}.")
         space = data.get("space", {})
+        if not isinstance(space, SearchSpace | Mapping):
+            raise ValueError(
+                f"space={space!r} must be a SearchSpace or a mapping of its fields, {sorted(known_space)}."
+            )
         if not isinstance(space, SearchSpace) and (unknown := set(space) - known_space):
             raise ValueError(f"Unknown search space settings {sorted(unknown)}; known are {sorted(known_space)}.")
         return cls(**data)

@@ -39,6 +39,7 @@ from .token_graph import (
     Graph,
     all_paths,
     check_budget,
+    check_sums,
     count_paths,
     macs_of,
     plan_before_decisions,
@@ -107,11 +108,7 @@ def design(
             too large for brute force, or the supernet follows the authors' rules, by which the MACs of a group depend
             on the next one.
     """
-    if config.prance_embed_dim is not None:
-        raise ValueError(
-            "design adds up the MACs of groups, which by the authors' rules (prance_embed_dim) depend on the next "
-            "group; it takes supernets by our rules."
-        )
+    check_sums(config)
     if not mac_budget > 0 or levels < 1 or solver not in ("milp", "brute_force"):
         raise ValueError(f"{mac_budget=} and {levels=} must be above 0, {solver=} one of 'milp' and 'brute_force'.")
     if max_effectiveness is not None and not max_effectiveness > 0:

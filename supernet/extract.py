@@ -99,6 +99,8 @@ def check_extractable(net: ElasticNet) -> None:
 def extract_ends(net: ElasticNet, width: int) -> StaticEnds:
     """What is before the first and after the last block, of one width; its weights are views, not copies.
 
+    By the authors' rules those of the last norm are a copy, as a factor goes with the width.
+
     Args:
         net: The supernet.
         width: Channels of the tokens after the last block.
@@ -113,6 +115,8 @@ def extract_ends(net: ElasticNet, width: int) -> StaticEnds:
 
 def extract_group(net: ElasticNet, group: int, choice: GroupChoice) -> StaticGroup:
     """One group of blocks as one choice makes it, for any number of tokens; its weights are views, not copies.
+
+    By the authors' rules those of the norms are copies, as a factor goes with the width.
 
     Args:
         net: The supernet.

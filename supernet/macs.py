@@ -8,6 +8,7 @@ activations, sums. Papers call this number FLOPs.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +40,12 @@ def stem_shapes(config: SupernetConfig) -> list[tuple[int, int, int, int]]:
 def stem_macs(config: SupernetConfig) -> int:
     """MACs of the patch embedding of one image; always computed at full width."""
     if config.stem not in OWN_STEMS:
-        return _foreign_stem(config)[0]
+        return _foreign_stem(config, config.stands_for)[0]
     return sum(i * o * k * k * side * side for i, o, k, side in stem_shapes(config))
 
 
 @lru_cache
-def _foreign_stem(config: SupernetConfig) -> tuple[int, int]:
+def _foreign_stem(config: SupernetConfig, stands_for: Any) -> tuple[int, int]:
     """MACs, as PyTorch counts them, and parameters of a patch embedding that is no formula's."""
     with torch.device("meta"):
         stem, image = make_stem(config).eval(), torch.empty(1, config.in_chans, config.img_size, config.img_size)
@@ -175,7 +176,7 @@ def _classifier_params(config: SupernetConfig, features: Ints) -> Ints:
 
 def _stem_params(config: SupernetConfig) -> int:
     if config.stem not in OWN_STEMS:
-        return _foreign_stem(config)[1]
+        return _foreign_stem(config, config.stands_for)[1]
     shapes = stem_shapes(config)
     biases = config.embed_dim if config.stem == "patch" else 2 * sum(o for _, o, _, _ in shapes)
     return sum(i * o * k * k for i, o, k, _ in shapes) + biases

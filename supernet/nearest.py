@@ -12,7 +12,7 @@ from .config import SupernetConfig
 from .path_program import PathProgram
 from .plan import hidden_dims
 from .subnet import SubnetConfig
-from .token_graph import check_budget, size_list, token_graph
+from .token_graph import check_budget, check_sums, size_list, token_graph
 
 LEVELS = 16
 PRECISION = 1e-4
@@ -33,8 +33,10 @@ def nearest_subnet(
         levels: Token counts to choose from: 1/levels, 2/levels, ... of all patches.
 
     Raises:
-        ValueError: If no subnet is within the budget, or the blocks are not as many.
+        ValueError: If no subnet is within the budget, the blocks are not as many, or the supernet follows the authors'
+            rules, by which the MACs of a group depend on the next one.
     """
+    check_sums(config)
     if len(sizes) != config.space.depth:
         raise ValueError(f"{len(sizes)} blocks cannot be compared with the {config.space.depth} of this supernet.")
     graph = token_graph(config, levels)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .config import SupernetConfig
 from .heads import ImageClassifier
 from .plan import hidden_dims
-from .stems import OWN_STEMS
+from .stems import OWN_STEMS, TIMM
 from .vit import Supernet
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(\w+)\.")
@@ -195,8 +195,19 @@ def stem_output(net: ImageClassifier) -> tuple[str, ...]:
     if net.config.stem in OWN_STEMS:
         # Of several layers only the last convolution and its norm.
         return ("0",) if net.config.stem == "patch" else ("6", "7")
-    last = getattr(net.patch_embed, "proj", None)
-    return ("proj",) if isinstance(last, nn.Conv2d) and last.out_channels == net.config.embed_dim else ()
+    return ("proj",) if _ends_with_projection(net.patch_embed, net.config) else ()
+
+
+def _ends_with_projection(stem: nn.Module, config: SupernetConfig) -> bool:
+    """Whether a stem that is not of this package certainly gives what its convolution `proj` gives."""
+    proj = getattr(stem, "proj", None)
+    if not isinstance(proj, nn.Conv2d) or proj.out_channels != config.embed_dim or proj.groups != 1:
+        return False
+    learned = [name for name, layer in stem.named_children() if layer.state_dict()]
+    if learned[-1:] != ["proj"]:
+        return False
+    others = (value.shape for name, value in stem.state_dict().items() if not name.startswith("proj."))
+    return config.stem.startswith(TIMM) or all(config.embed_dim not in shape for shape in others)
 
 
 def unit_axes(name: str, net: ImageClassifier) -> tuple[str, ...] | None:

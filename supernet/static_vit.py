@@ -103,9 +103,9 @@ class StaticBlock(nn.Module):
 
     def _projected(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """The tokens as the block reads them, (B, H, N, channels) queries, keys and values, and the bias of keys."""
-        x, qk = set_width(x, self.sizes.reads), self.sizes.qk_dim
-        parts = self.qkv(self.norm1(x)).view(*x.shape[:2], self.sizes.num_heads, -1).transpose(1, 2)
-        q, k, v = parts.split((qk, qk, self.sizes.v_dim), dim=-1)
+        x, qk, v_dim = set_width(x, self.sizes.reads), self.sizes.qk_dim, self.sizes.v_dim
+        parts = self.qkv(self.norm1(x)).view(*x.shape[:2], self.sizes.num_heads, 2 * qk + v_dim).transpose(1, 2)
+        q, k, v = parts.split((qk, qk, v_dim), dim=-1)
         return x, self.q_norm(q), self.k_norm(k), v, None if size is None else size.log()
 
     def _attended(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -167,7 +167,7 @@ def _add_linear(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
     total = (x + bias).flatten(0, 1)
     # In place it is a pass over the tokens less.
     place = total if _only_computes() else None
-    return torch.addmm(total, y.flatten(0, 1), weight.t(), out=place).view(*y.shape[:2], -1)
+    return torch.addmm(total, y.flatten(0, 1), weight.t(), out=place).view_as(x)
 
 
 def _only_computes() -> bool:

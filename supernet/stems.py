@@ -50,6 +50,13 @@ def register_stem(name: str, make: Stem | None = None) -> Any:
     return STEMS.add(name, make)
 
 
+def own_stem(stem: str) -> Stem | None:
+    """What a user has registered under that name; None for the stems of this package and of timm."""
+    if stem not in STEMS:
+        return None
+    return STEMS[stem]
+
+
 def check_stem(stem: str, patch_size: int, embed_dim: int) -> None:
     """Checks what can be checked without making it.
 

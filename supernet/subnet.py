@@ -14,8 +14,10 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from .arrays import Floats, constant, namespace, whole
+from .choices import allowed_values, check_keep_rate, check_rates_shape, rates_shape
 from .config import SearchSpace
 from .reading import STRICT, checked, parsed_json
+from .tokens.modes import SLACK
 
 # A keep rate of 0 would be an error; the smallest action of a space with min_keep_rate 0 keeps one patch.
 SMALLEST_RATE = 1e-9
@@ -32,23 +34,6 @@ class _Lists(TypedDict):
 
 
 _Lists.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
-
-
-def _check_keep_rate(keep_rate: Tensor) -> None:
-    bad = ~((keep_rate > 0) & (keep_rate <= 1))
-    if bool(bad.any()):
-        raise ValueError(f"keep_rate holds {keep_rate[bad].tolist()[:4]}; every entry must lie in (0, 1].")
-
-
-def _rates_shape(space: SearchSpace) -> tuple[int, ...]:
-    return () if space.num_rates == 1 else (space.num_rates,)
-
-
-def _check_rates_shape(shape: tuple[int, ...], space: SearchSpace, leading: tuple[int, ...]) -> None:
-    if shape != leading + _rates_shape(space):
-        raise ValueError(
-            f"keep_rate has the shape {shape}; token_mode={space.token_mode!r} takes {leading + _rates_shape(space)}."
-        )
 
 
 def check_group(space: SearchSpace, group: int, next_group: int) -> None:
@@ -74,8 +59,15 @@ def check_choice(choice: GroupChoice, space: SearchSpace, group: int, next_group
     Raises:
         ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is not
             in the search space.
+        TypeError: If it is no GroupChoice, but whole subnets.
     """
     check_group(space, group, next_group)
+    if not isinstance(choice, GroupChoice):
+        raise TypeError(
+            f"choice is a {type(choice).__name__}; pass a GroupChoice, the sizes of one group, such as "
+            "subnet.group(net.space, group). Whole subnets (SubnetConfig) go to net(images, subnet) and "
+            "net.finish(state, subnet)."
+        )
     if tuple(choice.embed_dim.shape) != (batch, space.groups[group]):
         raise ValueError(
             f"The choice has the shape {tuple(choice.embed_dim.shape)}; group {group} of these images takes "
@@ -104,16 +96,6 @@ def check_subnet(subnet: SubnetConfig, space: SearchSpace) -> None:
     subnet.validate(space)
 
 
-def _check_choices(name: str, values: Tensor, allowed: tuple[float, ...], note: str = "") -> None:
-    # numpy's calls cost a fraction of torch's, and this is asked in every group of every inference.
-    bad = ~(values.double().numpy()[..., None] == np.array(allowed)).any(-1)
-    if bad.any():
-        image, block = (int(v) for v in np.argwhere(bad)[0])
-        raise ValueError(
-            f"{name}={values[image, block].item()} of image {image}, block {block} is not one of {list(allowed)}{note}."
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class GroupChoice:
     """Sizes of one group of blocks for B images.
@@ -140,7 +122,8 @@ class GroupChoice:
     @property
     def tensors(self) -> tuple[Any, Any, Any]:
         """`embed_dim`, `mlp_ratio` and the keep rates (B, num_rates), as they are, for who plans on their device."""
-        return self.embed_dim, self.mlp_ratio, self.keep_rate.reshape(len(self.keep_rate), -1)
+        rates = self.keep_rate if self.keep_rate.ndim == 2 else self.keep_rate[:, None]
+        return self.embed_dim, self.mlp_ratio, rates
 
     @property
     def arrays(self) -> tuple[Any, Any, Any]:
@@ -149,7 +132,7 @@ class GroupChoice:
         return widths, ratios, rates
 
     def validate(self, space: SearchSpace) -> None:
-        """Checks that every choice belongs to `space`.
+        """Checks that every choice belongs to `space`; a ratio that was rounded to float32 is the one it was.
 
         Raises:
             ValueError: With the value, its place (blocks counted within the group) and what is allowed.
@@ -159,10 +142,10 @@ class GroupChoice:
                 f"mlp_ratio has the shape {tuple(self.mlp_ratio.shape)}; with embed_dim it must be one entry per image "
                 f"and block, {tuple(self.embed_dim.shape)}."
             )
-        _check_choices("embed_dim", self.embed_dim, space.embed_dims)
-        _check_choices("mlp_ratio", self.mlp_ratio, space.mlp_ratios)
-        _check_rates_shape(tuple(self.keep_rate.shape), space, (len(self.embed_dim),))
-        _check_keep_rate(self.keep_rate)
+        allowed_values("embed_dim", self.embed_dim, space.embed_dims)
+        object.__setattr__(self, "mlp_ratio", allowed_values("mlp_ratio", self.mlp_ratio, space.mlp_ratios))
+        check_rates_shape(tuple(self.keep_rate.shape), space, (len(self.embed_dim),))
+        check_keep_rate(self.keep_rate)
 
     @classmethod
     def full(cls, space: SearchSpace, group: int, batch_size: int, device: torch.device | None = None) -> GroupChoice:
@@ -171,7 +154,7 @@ class GroupChoice:
         return cls(
             torch.full(shape, space.embed_dims[-1], device=device),
             torch.full(shape, space.mlp_ratios[-1], dtype=torch.float64, device=device),
-            torch.ones(batch_size, *_rates_shape(space), dtype=torch.float64, device=device),
+            torch.ones(batch_size, *rates_shape(space), dtype=torch.float64, device=device),
         )
 
     @classmethod
@@ -189,7 +172,7 @@ class GroupChoice:
             ValueError: If the shape is wrong or an entry lies outside [0, 1].
         """
         # numpy's calls cost a fraction of torch's, and this is asked at every decision.
-        unit = torch.as_tensor(actions, device=HOST).double().numpy()
+        unit = torch.as_tensor(actions, device=HOST).detach().double().numpy()
         if unit.ndim != 2 or unit.shape[1] != space.action_size:
             raise ValueError(f"actions have the shape {unit.shape}; expected (B, {space.action_size}).")
         inside = (unit >= 0) & (unit <= 1)
@@ -208,7 +191,7 @@ class GroupChoice:
         sizes = (
             dims[whole(arrays.round(actions[:, n : 2 * n] * (len(dims) - 1)))],
             ratios[whole(arrays.round(actions[:, :n] * (len(ratios) - 1)))],
-            rates.reshape(-1, *_rates_shape(space)),
+            rates.reshape(-1, *rates_shape(space)),
         )
         return cls(*(size if isinstance(size, Tensor) else torch.from_numpy(size) for size in sizes))
 
@@ -246,7 +229,7 @@ class SubnetConfig:
                 f"embed_dim {shapes[0]}, mlp_ratio {shapes[1]} and keep_rate {shapes[2]} must have the shapes "
                 "(B, depth), (B, depth) and (B, num_decisions), or (B, num_decisions, 2) for two rates a decision."
             )
-        _check_keep_rate(self.keep_rate)
+        check_keep_rate(self.keep_rate)
 
     def __len__(self) -> int:
         return self.embed_dim.shape[0]
@@ -273,7 +256,7 @@ class SubnetConfig:
         return self[[0] * batch_size]
 
     def validate(self, space: SearchSpace) -> None:
-        """Checks that every choice belongs to `space`.
+        """Checks that every choice belongs to `space`; a ratio that was rounded to float32 is the one it was.
 
         Raises:
             ValueError: With the value, its place and what is allowed.
@@ -283,9 +266,9 @@ class SubnetConfig:
                 f"A subnet with {self.embed_dim.shape[1]} blocks and {self.keep_rate.shape[1]} keep rates does not fit "
                 f"a supernet with {space.depth} blocks and {space.num_decisions} decisions."
             )
-        _check_rates_shape(tuple(self.keep_rate.shape), space, (len(self), space.num_decisions))
-        _check_choices("embed_dim", self.embed_dim, space.embed_dims)
-        _check_choices("mlp_ratio", self.mlp_ratio, space.mlp_ratios)
+        check_rates_shape(tuple(self.keep_rate.shape), space, (len(self), space.num_decisions))
+        allowed_values("embed_dim", self.embed_dim, space.embed_dims)
+        object.__setattr__(self, "mlp_ratio", allowed_values("mlp_ratio", self.mlp_ratio, space.mlp_ratios))
 
     def group(self, space: SearchSpace, group: int) -> GroupChoice:
         """The choice for one group of blocks."""
@@ -325,7 +308,7 @@ class SubnetConfig:
         mlp_ratio = ratios[torch.randint(len(ratios), shape, generator=generator, device=HOST)]
         if not space.decide_first_group:
             embed_dim[:, : space.groups[0]], mlp_ratio[:, : space.groups[0]] = dims[-1], ratios[-1]
-        rates = (batch_size, space.num_decisions, *_rates_shape(space))
+        rates = (batch_size, space.num_decisions, *rates_shape(space))
         uniform = torch.rand(rates, generator=generator, dtype=torch.float64, device=HOST)
         keep_rate = space.min_keep_rate + (1 - space.min_keep_rate) * uniform
         return cls(embed_dim, mlp_ratio, keep_rate.clamp(min=SMALLEST_RATE))
@@ -358,14 +341,14 @@ class SubnetConfig:
                 that is not decided is not at full size.
         """
         self.validate(space)
-        if bool((self.keep_rate < space.min_keep_rate).any()):
+        if bool((self.keep_rate < space.min_keep_rate - SLACK).any()):
             raise ValueError(
                 f"keep_rate={self.keep_rate.min().item()} has no action: the smallest is {space.min_keep_rate}."
             )
         if not space.decide_first_group:
             note = " (the first group is not decided)"
-            _check_choices("embed_dim", self.embed_dim[:, : space.groups[0]], space.embed_dims[-1:], note)
-            _check_choices("mlp_ratio", self.mlp_ratio[:, : space.groups[0]], space.mlp_ratios[-1:], note)
+            allowed_values("embed_dim", self.embed_dim[:, : space.groups[0]], space.embed_dims[-1:], note)
+            allowed_values("mlp_ratio", self.mlp_ratio[:, : space.groups[0]], space.mlp_ratios[-1:], note)
 
         def unit(values: Tensor, choices: tuple[float, ...]) -> Tensor:
             index = torch.searchsorted(
@@ -374,7 +357,7 @@ class SubnetConfig:
             return index.double() / max(len(choices) - 1, 1)
 
         ratios, dims = unit(self.mlp_ratio, space.mlp_ratios), unit(self.embed_dim, space.embed_dims)
-        keep = (self.keep_rate - space.min_keep_rate) / max(1 - space.min_keep_rate, 1e-12)
+        keep = (self.keep_rate - space.min_keep_rate).clamp(min=0) / max(1 - space.min_keep_rate, 1e-12)
         keep = keep.reshape(len(self), space.num_decisions, space.num_rates)
         actions = []
         for decision in range(space.num_decisions):

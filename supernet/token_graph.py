@@ -62,6 +62,19 @@ def full_macs(config: SupernetConfig) -> int:
     return int(macs_of(config, SubnetConfig.full(config.space))[0])
 
 
+def check_sums(config: SupernetConfig) -> None:
+    """Checks that MACs are sums over the groups of a path.
+
+    Raises:
+        ValueError: If the supernet follows the authors' rules, by which the MACs of a group depend on the next one.
+    """
+    if config.prance_embed_dim is not None:
+        raise ValueError(
+            "Choosing a subnet for a budget adds up the MACs of groups, which by the authors' rules (prance_embed_dim) "
+            "depend on the next group; it takes supernets by our rules."
+        )
+
+
 def token_graph(config: SupernetConfig, levels: int) -> Graph:
     """The arcs of every decided group, from all token counts that can come before it."""
     counts, graph = {config.num_tokens}, []

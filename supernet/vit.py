@@ -155,15 +155,17 @@ class Supernet(ImageClassifier):
         """The state that `begin` gave, from its tokens (B, num_tokens, embed_dim), for those who keep them.
 
         Args:
-            tokens: `begin(images).tokens`, one row of tokens per image.
+            tokens: `begin(images).tokens`, one row of tokens per image, of which there is at least one.
             key_mean: (B, num_tokens) `begin(images, key_mean=True).key_mean`, one row per image; None: none is carried.
 
         Raises:
             ValueError: If a shape is wrong.
         """
         c, batch, n = self.config, len(tokens), self.config.num_tokens
-        if tuple(tokens.shape[1:]) != (n, c.embed_dim):
-            raise ValueError(f"tokens have the shape {tuple(tokens.shape)}; expected (B, {n}, {c.embed_dim}).")
+        if tuple(tokens.shape[1:]) != (n, c.embed_dim) or not batch:
+            raise ValueError(
+                f"tokens have the shape {tuple(tokens.shape)}; expected (B, {n}, {c.embed_dim}) with B >= 1."
+            )
         if key_mean is not None and tuple(key_mean.shape) != (batch, n):
             raise ValueError(f"key_mean has the shape {tuple(key_mean.shape)}; expected ({batch}, {n}).")
         spent, group = macs.stem_macs(c), 0
@@ -305,9 +307,10 @@ class Supernet(ImageClassifier):
     # ---- all at once --------------------------------------------------------------------------------------------
 
     def forward_features(self, images: Tensor, subnet: SubnetConfig | None = None) -> InferenceState:
-        """All blocks; `forward_head` takes the result."""
+        """All blocks; `forward_head` takes the result, the arguments are those of `forward`."""
         if subnet is None:
             return self.run_to_end(self.begin(images))
+        images = self.normalised(images, least=1)  # before anybody asks how many they are
         subnet = self._checked(subnet).expand(len(images))
         if self.space.decide_first_group:
             return self.run_to_end(self.begin(images), subnet)

@@ -171,7 +171,7 @@ class Decider(nn.Module):
 class Menu(nn.Module):
     """An adaptive network for one image at a time, which chooses from a menu.
 
-    Its weights are views of the supernet's.
+    Its weights are views of the supernet's; by the authors' rules those of norms are copies.
 
     Args:
         net: The supernet, on one device in one precision for as long as the menu is used.

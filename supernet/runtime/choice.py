@@ -32,6 +32,9 @@ def use(way: str | None = None, graphs: bool = True) -> Iterator[None]:
         with supernet.runtime.use("segments"):
             logits = net(images, subnets)
 
+    It holds for this thread or task. A thread that is started inside the block runs as it would outside of it, unless
+    it runs in a copy of the context: `Thread(target=contextvars.copy_context().run, args=(work,))`.
+
     Args:
         way: "segments" (`supernet.runtime.blocks`: products per distinct size, planned on the host; any device, has
             gradients) or "tiles" (`supernet.runtime.tiles`: Triton kernels that read their sizes on the device; no

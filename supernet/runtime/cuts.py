@@ -40,8 +40,10 @@ class Cut(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """The cuts of a block, and what shows whether they still hold: where its weights lie, who calls its layers."""
+    """The cuts of a block, and what shows whether they still hold: its layers, where weights lie, who calls them."""
 
+    layers: list[nn.Module | None]
+    kinds: list[type]
     addresses: list[int]
     hooks: list[dict[Any, Any]]
     attributes: list[dict[str, Any]]
@@ -64,11 +66,15 @@ def cut_of(block: ElasticBlock, number: int, size: BlockSize) -> Cut:
         ValueError: If the block or a layer has hooks, or must be called for another reason.
     """
     kept, addresses = _KEPT.get(block), _addresses(block, number)
-    if kept is None or kept.addresses != addresses or any(kept.hooks) or any(map(_REPLACED, kept.attributes)):
+    # Other layers may have the same weights.
+    layers = [*block._modules.values()]
+    kinds = [*map(type, layers)]
+    same = kept is not None and kept.layers == layers and kept.kinds == kinds and kept.addresses == addresses
+    if kept is None or not same or any(kept.hooks) or any(map(_REPLACED, kept.attributes)):
         check_block(block, number)
         modules = [block, *filter(None, block.children())]
         hooks = [module.__dict__[name] for module in modules for name in HOOKS]
-        kept = _KEPT[block] = _Kept(addresses, hooks, [module.__dict__ for module in modules], {})
+        kept = _KEPT[block] = _Kept(layers, kinds, addresses, hooks, [module.__dict__ for module in modules], {})
     cut = kept.cuts.get(size)
     if cut is None:
         if len(kept.cuts) >= MOST_KEPT:

@@ -38,8 +38,9 @@ block that a decision precedes, as `blocks.<i>.reduce.<name>` of the weights.
 Contract, for every mode: the first `prefix` tokens stay, bit for bit the same; exactly as many tokens remain as were
 asked for (with thresholds, as the mode's counts say); nothing is changed in place; an image alone, in a batch and in
 its static network is reduced alike. For hard modes, keeping all is the identity, and merging conserves the sum of the
-sizes and of size times token, but for tokens that were pruned before. Soft ones are not run where all stay, and
-conserve the sizes if their rows sum to one.
+sizes and of size times token, but for tokens that were pruned before; places that cannot be are an error where their
+values may be looked at (`supernet.tokens.contract`). Soft ones are not run where all stay, and conserve the sizes if
+their rows sum to one.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from torch import Tensor, nn
 
 from ..arrays import Floats, Ints, namespace, whole
 from ..extension import Registry
+from .contract import check_places
 
 Assignment = tuple[Tensor, Tensor | None]
 """Where tokens go, hard (B, N) int64 or soft (B, N, K); and (B, N) weights of the sum over what comes together."""
@@ -66,17 +68,17 @@ the place of counts to `Counted`."""
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
-# Keeps float noise in rate * patches from adding a patch.
-SLACK = 1e-6
+# Keeps rounding from adding a patch: a rate that was an action in float32 is off by at most 2**-25.
+SLACK = 2.0**-23
 
 
 def kept_tokens(num_tokens: Ints, keep_rate: Floats, prefix: int = 1) -> Ints:
     """Tokens left of `num_tokens`: ceil(keep_rate * patches), at least one, and the `prefix` that are no patches.
 
-    The ceiling is EViT's.
+    The ceiling is EViT's. A rate of k / patches keeps k, whether it is float64, float32 or was an action in float32.
     """
     patches, arrays = num_tokens - prefix, namespace(num_tokens)
-    kept = whole(arrays.ceil(keep_rate * patches - SLACK))
+    kept = whole(arrays.ceil((keep_rate - SLACK) * patches))
     out: Ints = arrays.minimum(arrays.maximum(kept, whole(patches > 0)), patches) + prefix
     return out
 
@@ -169,7 +171,8 @@ class TokenMode:
             prefix: First tokens that are no patches.
 
         Raises:
-            ValueError: If the answer is of another kind than `soft` and `threshold` say.
+            ValueError: If the answer is of another kind than `soft` and `threshold` say, or a hard mode that is not of
+                this package gives places that cannot be (looked at on the host only, and not in graphs).
         """
         where = self.assign if self.module is None else module
         assert where is not None, "a block of a mode with parameters has its module"
@@ -185,6 +188,8 @@ class TokenMode:
                 f"{where!r} gave the shape {tuple(into.shape)}; with soft={self.soft} a token mode gives "
                 f"{'shares (B, N, K)' if self.soft else 'places (B, N)'}. Register it with soft={not self.soft}."
             )
+        if not self.soft:
+            check_places(where, into, weight, lengths, counts, prefix)
         return into, weight, counts
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from adaptive_models import PRICES, prance_ppo, price_minded, saved
 from helpers import make_engine
+from small_nets import small_net
 
 from agents import AdaptiveViT, FullAgent
 from agents.deployed.convert import plain_agent
@@ -44,6 +45,24 @@ def test_a_menu_is_the_model_held_to_it(any_net: Supernet, entries: int) -> None
         free = model(images)
         assert free.subnet.embed_dim.tolist() == one_by_one.subnet.embed_dim.tolist()
         assert free.macs.tolist() == one_by_one.macs.tolist()
+
+
+@pytest.mark.parametrize("layer", ["norm", "head", "blocks.1.norm1"])
+@torch.no_grad()
+def test_a_menu_has_the_weights_that_the_network_has_now(layer: str) -> None:
+    net = small_net(prance_embed_dim=40)
+    model, images = AdaptiveViT(net, prance_ppo(Interface(net.config))), images_of(net)
+    menu = model.make_menu(images, 2)
+    assert model.menu is menu
+    before, changed = menu(images).logits, net.get_submodule(layer)
+    if layer == "head":
+        changed.weight = torch.nn.Parameter(changed.weight * 2, requires_grad=False)
+    else:
+        changed.weight.mul_(2)  # type: ignore[operator]
+    expected = model(images, from_menu=True).logits
+    assert not torch.allclose(expected, before, atol=1e-3)
+    assert model.menu is not None
+    torch.testing.assert_close(model.menu(images).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_entries_are_few_valid_and_near_to_what_was_chosen(digits_net: Supernet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def test_names_make_supernets_from_folders_files_and_overrides(digits_net: Super
     assert create_supernet("digits", num_classes=3).head.out_features == 3
     space = SearchSpace((1, 1), (8,), (1,), (1,))
     assert create_supernet("digits", space=space).space == space
+    changed = {"groups": (1, 3, 3, 3), "token_mode": "merge"}
+    assert create_supernet("digits", space=changed).space == replace(digits_net.space, token_mode="merge")
+    assert create_supernet("digits", tmp_path, space={"token_mode": "prune"}).config == digits_net.config
     with pytest.raises(ValueError, match=r"another configuration than 'digits' with .*num_classes"):
         create_supernet("digits", tmp_path, num_classes=3)
 
@@ -147,6 +151,12 @@ def test_a_damaged_configuration_is_refused(
     [
         (lambda folder: create_supernet("vit_huge"), ValueError, r"'vit_huge'.*'digits'"),
         (lambda folder: create_supernet("digits", clases=3), ValueError, r"\['clases'\].*'num_classes'"),
+        (
+            lambda folder: create_supernet("digits", token_mode="merge"),
+            ValueError,
+            r"\['token_mode'\] belong into space=",
+        ),
+        (lambda folder: create_supernet("digits", space=3), ValueError, "space=3 must be a SearchSpace or a mapping"),
         (lambda folder: create_supernet("digits", space={"mode": 1}), ValueError, r"\['mode'\].*'token_mode'"),
         (
             lambda folder: create_supernet("digits", space={"token_mode": "melt"}),

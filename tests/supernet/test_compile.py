@@ -80,3 +80,19 @@ def test_a_supernet_is_left_as_it_is_and_says_what_to_compile() -> None:
         images, subnet = images_for(net, 3 + seed), subnets_for(net, 3 + seed, seed)
         assert torch.equal(compiled(images, subnet), net(images, subnet))
     assert counter.frame_count == 0
+
+
+def test_transforms_without_arrays_are_refused_whatever_ran_before_and_take_a_static_network() -> None:
+    net = random_net(make_config("prune", "class-token", False)).requires_grad_(False)
+    images, subnet = images_for(net, 3), subnets_for(net, 3)
+    for chosen in (None, subnet[2]):
+        for _ in range(2):
+            for transform in (torch.func.grad, torch.func.jacrev):
+                with pytest.raises(RuntimeError, match=r"cannot follow a supernet.* net\.extract\(subnet\)"):
+                    transform(lambda x, s=chosen: net(x, s).sum())(images)
+            net(images, chosen)
+    followed = images.clone().requires_grad_()
+    net(followed, subnet[2]).sum().backward()
+    static = net.extract(subnet[2])
+    assert_close(torch.func.grad(lambda x: static(x).sum())(images), followed.grad)
+    assert_close(torch.func.vmap(lambda x: net(x[None], subnet[2])[0])(images), net(images, subnet[2]))

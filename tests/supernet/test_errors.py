@@ -174,7 +174,6 @@ BAD_CHOICES: dict[str, tuple[Callable[[Case], GroupChoice], str]] = {
         lambda c: GroupChoice(*(v.repeat(1, 2) for v in vars(c.choice).values())),
         r"shape \(3, 4\); group 0 of these images takes \(3, 2\)",
     ),
-    "a whole subnet": (lambda c: c.subnet, r"shape \(3, 4\); group 0 of these images takes \(3, 2\)"),
     "a width between": (
         lambda c: c.choice_with(embed_dim=c.choice.embed_dim + 1),
         r"embed_dim=\d+ of image 0, block 0 .*\[8, 16, 24\]",
@@ -293,6 +292,16 @@ def test_the_choice_for_one_group_is_no_subnet(case: Case, call: Callable[[Case,
         call(case, case.choice)
 
 
+def test_whole_subnets_are_no_choice_for_one_group(case: Case) -> None:
+    message = r"choice is a SubnetConfig; pass a GroupChoice.* subnet\.group\(net\.space, group\)"
+    calls = (case.net.run_group, lambda state, _, choice: case.net.class_attention(state, choice))
+    for call in calls:
+        with pytest.raises(TypeError, match=message):
+            call(case.state, 0, case.subnet)
+    with pytest.raises(TypeError, match=message):
+        case.later.begin(case.images, case.subnet_later)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("call", IMAGE_CALLS.values(), ids=IMAGE_CALLS)
 @pytest.mark.parametrize(("bad", "kind"), [(Tensor.numpy, "numpy.ndarray"), (Tensor.tolist, "builtins.list")])
 def test_images_that_are_no_tensor_are_refused_with_the_remedy(
@@ -323,3 +332,34 @@ def test_a_refused_call_leaves_the_network_as_it_was(case: Case) -> None:
             call(case, bad(case))
     assert torch.equal(net(case.images, case.subnet), logits)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_ratio_that_was_rounded_to_float32_is_the_one_it_was(case: Case) -> None:
+    rounded = replace(case.subnet, mlp_ratio=case.subnet.mlp_ratio.float())
+    assert not torch.equal(rounded.mlp_ratio, case.subnet.mlp_ratio)
+    assert torch.equal(case.net(case.images, rounded), case.net(case.images, case.subnet))
+    assert torch.equal(rounded.mlp_ratio, case.subnet.mlp_ratio)
+    choice = case.choice_with(mlp_ratio=case.choice.mlp_ratio.float())
+    expected = case.net.run_group(case.state, 0, case.choice)
+    assert torch.equal(case.net.run_group(case.state, 0, choice).tokens, expected.tokens)
+
+
+def test_actions_with_gradients_are_decoded(case: Case) -> None:
+    actions = case.subnet.to_actions(DECIDED)
+    found = SubnetConfig.from_actions(DECIDED, actions.clone().requires_grad_())
+    assert torch.equal(found.to_actions(DECIDED), SubnetConfig.from_actions(DECIDED, actions).to_actions(DECIDED))
+
+
+@torch.no_grad()
+def test_no_images_at_all_are_a_batch_of_a_static_network_and_none_of_a_supernet(case: Case) -> None:
+    nothing = case.subnet[[]]
+    assert case.net.macs(nothing).tolist() == case.net.params(nothing).tolist() == []
+    assert case.later.macs(SubnetConfig.random(LATER, 0)).tolist() == []
+    for net, subnet in ((case.net, case.subnet), (case.later, case.subnet_later)):
+        assert net.extract(subnet[0])(case.images[:0]).shape == (0, 5)
+    with pytest.raises(ValueError, match=r"tokens have the shape \(0, .* with B >= 1"):
+        case.net.begun(case.state.tokens.view(3, -1, 24)[:0])
+    with pytest.raises(ValueError, match=r"with B >= 1"):
+        case.net(case.images[:0], nothing)
+    with pytest.raises(TypeError, match=r"images are a builtins.NoneType; pass a torch.Tensor"):
+        case.net(None, case.subnet)  # type: ignore[arg-type]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from small_nets import small_net
+from torch import nn
 
-from supernet import SubnetConfig, Supernet, reorder_by_importance
+from supernet import SubnetConfig, Supernet, SupernetConfig, reorder_by_importance, stems
 from supernet.ordering import UnitScores, importance_order, reorder, unit_levels
 from train.networks.importance import random_scores
 
@@ -108,6 +111,57 @@ def test_levels_are_the_sizes_that_subnets_can_have() -> None:
 def test_scores_that_do_not_fit_are_refused(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"scores of embed_dim .* expected finite numbers of the shape \(32,\)"):
         reorder_by_importance(small_net(), UnitScores(embed_dim=bad))
+
+
+class _Projects(nn.Module):
+    """A stem whose `proj` is its end, or is followed by what stands in `after`."""
+
+    def __init__(
+        self, config: SupernetConfig, groups: int = 1, after: Callable[[int], nn.Module] = nn.Identity
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(config.in_chans, 6, 1)
+        self.proj = nn.Conv2d(6, config.embed_dim, config.patch_size, config.patch_size, groups=groups)
+        self.after = after(config.embed_dim)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.after(self.proj(self.first(images)).flatten(2).transpose(1, 2))
+
+
+class _Scaled(_Projects):
+    """One whose channels are scaled before the last layer that has parameters."""
+
+    def __init__(self, config: SupernetConfig) -> None:
+        super().__init__(config)
+        self.scale = nn.Parameter(torch.linspace(1, 2, config.embed_dim))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * self.scale
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [
+        (_Projects, True),
+        (partial(_Projects, after=nn.LayerNorm), False),
+        (partial(_Projects, after=lambda channels: nn.Linear(channels, channels)), False),
+        (partial(_Projects, groups=2), False),
+        (_Scaled, False),
+    ],
+    ids=["proj", "norm", "linear", "groups", "scale"],
+)
+def test_stems_of_users_are_moved_only_if_their_last_convolution_is_their_end(
+    make: Callable[[SupernetConfig], nn.Module], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stems.STEMS, "_things", {"theirs": make})
+    net, images = Supernet(small_net(stem="theirs").config).eval(), torch.randn(2, 3, 24, 24)
+    scores = random_scores(net.config)
+    if known:
+        assert torch.allclose(reorder_by_importance(net, scores)(images), net(images), atol=1e-4)
+        return
+    with pytest.raises(ValueError, match=r"patch_embed\.\S+ has channels that reorder does not know \(stem 'theirs'"):
+        reorder_by_importance(net, scores)
 
 
 def test_channels_that_nobody_knows_are_not_moved() -> None:

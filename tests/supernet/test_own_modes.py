@@ -120,6 +120,49 @@ def test_places_where_shares_were_announced_are_refused() -> None:
         net(images_for(net), subnets_for(net))
 
 
+def _few(into: Tensor, counts: Ints, prefix: int) -> Tensor:
+    return torch.where(into == torch.as_tensor(counts)[:, -1:] - 1, -1, into)
+
+
+def _many(into: Tensor, counts: Ints, prefix: int) -> Tensor:
+    return torch.arange(into.shape[1]).expand_as(into)
+
+
+def _away(into: Tensor, counts: Ints, prefix: int) -> Tensor:
+    return into.roll(1, dims=1)
+
+
+def _joined(into: Tensor, counts: Ints, prefix: int) -> Tensor:
+    return torch.where(into == prefix, 0, into)
+
+
+@pytest.mark.parametrize("wrong", [_few, _many, _away, _joined])
+@torch.no_grad()
+def test_places_that_would_mix_images_are_refused(wrong: Any, own_modes: None) -> None:
+    def places(*given: Any) -> Assignment:
+        into, weight = pool(*given)
+        return wrong(into, given[4], given[5]), weight
+
+    register_token_mode("wrong", uses_scores=False, sized=True)(places)
+    net = random_net(make_config("wrong", "class-token", True))
+    subnet = replace(SubnetConfig.full(net.space, 2), keep_rate=torch.full((2, 2), 0.5))
+    patches = net.config.num_patches
+    message = (
+        rf"places.* gave image 0 of the \d .* in the places \[.*asked were {1 + patches // 2}:.* by the first 1 tokens"
+    )
+    with pytest.raises(ValueError, match=message):
+        net(images_for(net, 2), subnet)
+    with pytest.raises(ValueError, match=message):
+        net.extract(subnet[0])(images_for(net, 1))
+
+
+def test_two_tokens_in_one_place_without_weights_are_refused() -> None:
+    register_token_mode("wrong", uses_scores=False)(lambda *given: (pool(*given)[0], None))
+    net = Supernet(make_config("wrong", "class-token", True)).eval()
+    with pytest.raises(ValueError, match="no place by two tokens without weights"):
+        net(images_for(net), subnets_for(net))
+
+
 # ---- soft shares and learned parameters -----------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,31 @@ def test_a_stem_of_ones_own_is_registered_once(monkeypatch: pytest.MonkeyPatch) 
             register_stem(name, Smooth)
     with pytest.raises(ValueError, match=r"stem='other' is unknown.*'timm/NAME'.*register_stem \(\['mine'\]\)"):
         SupernetConfig(stem="other")
+
+
+class Wider(Smooth):
+    """One that has a layer more."""
+
+    def __init__(self, config: SupernetConfig) -> None:
+        super().__init__(config)
+        self.second = nn.Sequential(self.second, nn.Conv2d(config.embed_dim, config.embed_dim, 1))
+
+
+def test_a_name_that_stands_for_another_stem_is_counted_and_loaded_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config, found = SupernetConfig(SearchSpace(TWO_BLOCKS, **WIDTHS), stem="patch", **SIZES), list[tuple[int, int]]()
+    for number, make in enumerate((Smooth, Wider)):
+        monkeypatch.setattr(stems.STEMS, "_things", {"mine": make})
+        net = Supernet(replace(config, stem="mine"))
+        found.append((net.macs().item(), net.params().item()))
+        save_pretrained(net, tmp_path / str(number))
+        assert type(from_pretrained(tmp_path / str(number)).patch_embed) is make
+    layer = net.get_submodule("patch_embed.second.1")
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    assert found[1][0] - found[0][0] == layer.weight.numel() * config.num_patches
+    assert found[1][1] - found[0][1] == layer.weight.numel() + layer.bias.numel()
 
 
 def test_a_stem_that_timm_cannot_make_is_refused_with_what_is_needed() -> None:

@@ -113,7 +113,12 @@ def test_views_of_weights_are_few_and_go_with_their_network() -> None:
     assert len(cuts._KEPT) <= kept
 
 
-@pytest.mark.parametrize("change", ["parametrised", "hook", "hook of the block", "forward"])
+class _Halved(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize("change", ["parametrised", "hook", "hook of the block", "forward", "class", "layer", "hooked"])
 def test_a_layer_that_must_be_called_is_refused_once_it_is_there(change: str) -> None:
     block = copy.deepcopy(random_net(make_config("prune", "class-token", False)).blocks[2])
     size = cuts.BlockSize(8, 8, 8, 8, 8, False)
@@ -122,6 +127,15 @@ def test_a_layer_that_must_be_called_is_refused_once_it_is_there(change: str) ->
         nn.utils.parametrize.register_parametrization(block.fc1, "weight", nn.Identity())
     elif change == "forward":
         block.fc1.forward = lambda x: x
+    elif change == "class":
+        block.fc1.__class__ = _Halved
+    elif change in ("layer", "hooked"):
+        # Another one with the same weights.
+        other = (_Halved if change == "layer" else nn.Linear)(1, 1)
+        other.weight, other.bias = block.fc1.weight, block.fc1.bias
+        if change == "hooked":
+            other.register_forward_hook(lambda *arguments: None)
+        block.fc1 = other
     else:
         (block.fc1 if change == "hook" else block).register_forward_hook(lambda *arguments: None)
     with pytest.raises(ValueError, match=r"blocks\.2(\.fc1)? (has hooks|is a)"):

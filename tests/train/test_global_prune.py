@@ -21,6 +21,7 @@ from train.networks.importance import full_network
 from train.networks.saliency import each
 from train.search import global_prune as module
 from train.search.global_prune import PruneOptions, _bundles, global_prune, usual_bundles
+from train.search.prune import subnet_within
 from train.search.size_costs import macs_cost, milliseconds_cost
 
 BUNDLES = {"embed_dim": 8, "heads": 1, "qk": 4, "v": 2, "hidden": 16}
@@ -179,6 +180,14 @@ def test_the_nearest_subnet_of_a_subnet_is_itself_and_keeps_to_its_budget() -> N
         nearest_subnet(net.config, sizes, 10)
     with pytest.raises(ValueError, match="1 blocks cannot be compared with the 2"):
         nearest_subnet(net.config, sizes[:1], macs)
+
+
+def test_by_the_authors_rules_there_is_no_nearest_subnet() -> None:
+    net = small_net(prance_embed_dim=40)
+    static = net.extract(SubnetConfig.full(net.space))
+    with pytest.raises(ValueError, match=r"adds up the MACs of groups, .*\(prance_embed_dim\) depend on the next"):
+        nearest_subnet(net.config, static.block_sizes, static.macs())
+    assert subnet_within(net, static, macs_cost(net.config), static.macs()) is None
 
 
 def test_the_nearest_subnet_is_the_nearest_of_all() -> None:

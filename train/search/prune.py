@@ -209,7 +209,10 @@ def _written(
 
 
 def subnet_within(net: Supernet, pruned: StaticViT, cost: SizeCost, target: float) -> SubnetConfig | None:
-    """The nearest subnet of the search space that costs no more than `target`; None if there is none."""
+    """The nearest subnet of the search space that costs no more than `target`; None if there is none, or the supernet
+    follows the authors' rules, by which nobody can choose one for a budget."""
+    if net.config.prance_embed_dim is not None:
+        return None
     budget, least = float(pruned.macs()), least_macs(net.config, token_graph(net.config, LEVELS))
     while budget >= least:
         subnet = nearest_subnet(net.config, pruned.block_sizes, budget)

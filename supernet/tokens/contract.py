@@ -1,0 +1,55 @@
+"""What the places that a user's token mode gives must be; a wrong one would mix the tokens of different images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..arrays import Ints
+from ..eager import values_are_known
+
+
+def check_places(where: Any, into: Tensor, weight: Tensor | None, lengths: Any, counts: Any, prefix: int) -> None:
+    """Checks the places of a hard mode, where their values may be looked at; not those of this package's own modes.
+
+    Args:
+        where: The mode's function or module, for the message.
+        into: (B, N) places.
+        weight: (B, N), None if no two tokens are to come together.
+        lengths: (B,) or (1,) tokens per image; an int is one for all.
+        counts: (B, stages) or (1, stages) tokens to remain; a tuple of ints is one for all.
+        prefix: First tokens that are no patches.
+
+    Raises:
+        ValueError: If an image's places are not 0 to its count - 1, each of them taken, with the prefix as it was; or
+            two tokens have one place and no weights.
+    """
+    if not values_are_known(into) or isinstance(lengths, Tensor) or isinstance(counts, Tensor):
+        return
+    if str(getattr(where, "__module__", "")).startswith(f"{__package__}."):
+        return  # the tests have looked at all of them
+    asked: Ints = np.atleast_2d(counts)[:, -1]
+    places = into.detach().cpu().numpy()
+    batch, longest = places.shape
+    position = np.arange(longest)
+    places = np.where(position < np.atleast_1d(lengths)[:, None], places, -1)
+    taken = np.zeros((batch, longest + 1), dtype=np.int64)
+    np.add.at(taken, (np.arange(batch)[:, None], np.clip(places, -1, longest - 1)), 1)
+    taken = taken[:, :-1]
+    given = (taken > 0).sum(1)
+    moved = (places[:, :prefix] != position[:prefix]).any(1) | (taken[:, :prefix] != 1).any(1)
+    wrong = (given != asked) | (places.max(1) >= asked) | moved
+    if weight is None:
+        wrong |= (taken > 1).any(1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        used = np.unique(places[row][places[row] >= 0]).tolist()
+        shown = f"{used[:8]}{'...' if len(used) > 8 else ''}"
+        alone = ", and no place by two tokens without weights" if weight is None else ""
+        raise ValueError(
+            f"{where!r} gave image {row} of the {batch} that it was given {int(given[row])} tokens, in the places "
+            f"{shown}; asked were {int(asked[row % len(asked)])}: every place from 0 on must be taken, the first "
+            f"{prefix} by the first {prefix} tokens alone{alone}."
+        )
