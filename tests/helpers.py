@@ -151,6 +151,10 @@ class FixedSettings(EnvSettings):
         """The given one."""
         return self.fixed
 
+    def config(self) -> SupernetConfig:
+        """That of its supernet."""
+        return self.fixed.config
+
 
 def settings_for(engine: InferenceEngine, observation: str = "cls", normalize_actions: bool = True) -> EnvSettings:
     """What `evaluate` needs to run an agent on `engine`."""

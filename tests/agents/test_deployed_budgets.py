@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,14 @@ def test_images_of_all_classes_are_timed(model: AdaptiveViT, monkeypatch: pytest
     monkeypatch.setattr(calibrate, "_milliseconds", lambda model, images, *rest: timed.append(images) or [1.0, 1.0])
     model.calibrate(images, prices=2, timed=3)
     assert torch.equal(timed[0], images[[0, 4, 8]])
+
+
+def test_times_are_medians_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = [0.006, 0.012, 0.009, 0.3, 0.003, 0.009, 0.009]
+    clock = iter([time for seconds in took for time in (0.0, seconds)])
+    monkeypatch.setattr(calibrate, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    run = calibrate._milliseconds(lambda *args, **named: None, torch.zeros(3, 1), [0.1], False)
+    assert run == pytest.approx([3.0])
 
 
 def test_what_was_timed_is_noted(model: AdaptiveViT) -> None:

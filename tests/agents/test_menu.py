@@ -6,6 +6,7 @@ import copy
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from helpers import make_engine
 from small_nets import small_net
 
 from agents import AdaptiveViT, FullAgent
+from agents.deployed import menu as menus
 from agents.deployed.convert import plain_agent
 from agents.deployed.menu import entries_of
 from agents.fitting import Interface
@@ -84,6 +86,38 @@ def test_entries_are_few_valid_and_near_to_what_was_chosen(digits_net: Supernet)
         entries_of(chosen, space, 0)
 
 
+def test_the_best_of_several_clusterings_is_taken(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = digits_net.space
+    chosen = np.random.default_rng(0).random((20, space.num_decisions, space.action_size)) / 50
+    centres = iter([0.5, 0.0, 1.0, 0.5] * space.num_decisions)
+
+    def clustered(points: Any, count: int, **named: Any) -> Any:
+        return np.full((count, space.action_size), next(centres)), np.zeros(len(points), dtype=int)
+
+    monkeypatch.setattr(menus, "kmeans2", clustered)
+    assert all((entries == 0).all() for entries in entries_of(chosen, space, 2))
+
+
+def test_a_difference_of_keep_rates_counts_twice(digits_net: Supernet) -> None:
+    space, menu = digits_net.space, price_minded(digits_net).make_menu(images_of(digits_net)[:2], 2)
+    decider: Any = menu.deciders[0]
+    decider.entries = torch.zeros(2, space.action_size, dtype=torch.float64)
+    decider.entries[0, 0], decider.entries[1, -1] = 0.3, 0.2  # off in a ratio, off in a rate
+    assert decider.nearest(torch.zeros(1, space.action_size, dtype=torch.float64)).tolist() == [0]
+
+
+def test_a_menu_without_a_budget_is_for_all_prices(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, usual = list[Any](), AdaptiveViT.forward
+
+    def forward(self: AdaptiveViT, images: Any, budget: Any = None, from_menu: bool = False) -> Any:
+        asked.append(budget)
+        return usual(self, images, budget, from_menu)
+
+    monkeypatch.setattr(AdaptiveViT, "forward", forward)
+    price_minded(digits_net).make_menu(images_of(digits_net), 2)
+    assert min(asked[0]) < 0.05 < 0.3 < max(asked[0])
+
+
 def test_a_menu_for_a_range_of_prices_is_saved_with_what_it_spends(digits_net: Supernet, tmp_path: Path) -> None:
     images = images_of(digits_net)
     interface = Interface(digits_net.config, conditioning=PRICES)
@@ -92,6 +126,8 @@ def test_a_menu_for_a_range_of_prices_is_saved_with_what_it_spends(digits_net: S
     calibration = menu.calibration
     assert calibration is not None
     assert (len(calibration.milliseconds), calibration.batch_size) == (len(calibration.prices), 1)
+    for price, spent in [*zip(calibration.prices, calibration.macs_fraction, strict=True)][::12]:
+        assert spent == pytest.approx(menu(images, price).macs.mean() / menu.full_macs)
     share = f"{100 * float(np.mean(calibration.macs_fraction)):.2f}%"
     again = saved(model, tmp_path).menu
     assert again is not None

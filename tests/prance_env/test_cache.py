@@ -8,6 +8,7 @@ import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,9 @@ def test_a_cache_grows_with_its_budget_and_never_shrinks_whoever_writes_last(
     assert torch.equal(again.start(np.arange(15)).state.tokens, expected.view(TOTAL, -1)[:15].view(-1, 64))
 
 
-def test_the_key_changes_with_everything_that_counts(digits_net: Supernet, images: ImageDataset) -> None:
+def test_the_key_changes_with_everything_that_counts(
+    digits_net: Supernet, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = cache_key(digits_net, images)
     assert cache_key(digits_net, replace(images)) == key
     copied = Supernet(digits_net.config)
@@ -169,6 +172,11 @@ def test_the_key_changes_with_everything_that_counts(digits_net: Supernet, image
     half.load_state_dict(digits_net.state_dict())
     others = [(heavier, images), (wider, images), (digits_net, brighter), (digits_net, relabelled), (half, images)]
     assert len({key, *(cache_key(net, source) for net, source in others)}) == 1 + len(others)
+    weight = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"))
+    elsewhere: Any = SimpleNamespace(config=digits_net.config, state_dict=digits_net.state_dict, pos_embed=weight)
+    assert cache_key(elsewhere, images) != key
+    monkeypatch.setattr(torch, "__version__", "0")
+    assert cache_key(digits_net, images) != key
 
 
 def test_half_precision_is_kept_as_it_is(digits_net: Supernet, images: ImageDataset, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -141,6 +142,12 @@ def test_patches_left_and_macs_spent_are_those_of_the_inference(engine: Inferenc
         np.testing.assert_allclose(part(engine, episodes, "macs_spent")[:, 0], spent / net.macs().item(), rtol=1e-6)
     assert len(np.unique(part(engine, path[-1], "patches_left"))) > 2
     assert (part(engine, path[-1], "macs_spent")[:, 0] < 1).all()
+
+
+@pytest.mark.parametrize("changes", [{"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}])
+def test_all_patches_are_left_at_the_start_whatever_stands_before_them(changes: dict[str, Any]) -> None:
+    engine = make_engine(small_net(groups=(1, 1), **changes), 2)
+    assert (part(engine, engine.start(np.arange(2)), "patches_left") == 1).all()
 
 
 @pytest.mark.parametrize(("normalize_actions", "low"), [(True, -1.0), (False, 0.0)])

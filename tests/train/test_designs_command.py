@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -16,10 +17,11 @@ from small_nets import small_net
 
 from prance_env import InferenceEngine
 from prance_env.images.source import ImageDataset
-from supernet import save_static
+from supernet import StaticViT, save_static
 from train.networks.importance import full_network
 from train.networks.ordering import draw_batches
 from train.play import played_by_full
+from train.search.static import SearchResult
 from train.yardsticks import compare_designs, static_designs
 from train.yardsticks.compare_designs import DesignSettings, run_designs
 from train.yardsticks.static_designs import (
@@ -64,6 +66,31 @@ def test_evolution_searches_on_images_of_all_classes(tmp_path: Path, monkeypatch
     index = searched.call_args.args[1]
     assert len(index) == 8
     assert {*engine.labels[index].tolist()} == {*range(6)}
+
+
+def test_methods_choose_on_their_splits_and_by_their_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, seen = small_net("prune", groups=(1, 1)), list[tuple[Any, ...]]()
+    engines = {split: make_engine(net, n) for split, n in (("train", 18), ("val", 20), ("test", 24))}
+    split_of = {id(engine): split for split, engine in engines.items()}
+    full = full_network(net), np.ones((1, net.space.num_decisions, net.space.action_size))
+
+    def searched(engine: InferenceEngine, index: Any, count: int, seed: int, *rest: Any, starts: Any) -> SearchResult:
+        seen.append(("evolution", split_of[id(engine)], seed, len(index), starts is not None))
+        return SearchResult(full[1], np.ones(1), np.ones((1, len(index)), dtype=bool))
+
+    def pruned(engine: InferenceEngine, seed: int) -> list[StaticViT]:
+        seen.append(("nvit", split_of[id(engine)], seed))
+        return [full[0]]
+
+    monkeypatch.setattr(compare_designs.EnvSettings, "from_id", lambda env, split, **k: settings_for(engines[split]))
+    monkeypatch.setattr(compare_designs, "evolve_static_front", searched)
+    monkeypatch.setattr(compare_designs, "nvit_networks", pruned)
+    run_designs(DesignSettings(num_subnets=4, images=12, seeds=(3, 5)), tmp_path)
+    assert seen == [
+        entry
+        for seed in (3, 5)
+        for entry in (("nvit", "train", seed), *(("evolution", "val", seed, 12, begun) for begun in (False, True)))
+    ]
 
 
 def test_designs_are_subnets_within_their_budgets() -> None:

@@ -101,6 +101,11 @@ def test_training_reads_what_the_teacher_said_about_the_views_it_sees(net: str, 
     assert torch.allclose(batch.answers, said, atol=2e-3)
 
 
+def test_every_epoch_of_a_store_has_views_of_its_own(net: str, folder: Path, tmp_path: Path) -> None:
+    store = run_distill(settings_for(net, folder), tmp_path / "store")
+    assert len(np.unique([store.seeds(epoch, np.arange(36)) for epoch in (0, 1)])) == 72
+
+
 def test_a_store_for_other_images_or_views_is_refused(net: str, folder: Path, tmp_path: Path, checkpoint: str) -> None:
     run_distill(settings_for(net, folder), tmp_path / "store")
     teacher = {"teacher": f"store:{tmp_path / 'store'}", "full_teacher": 1.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -59,6 +60,13 @@ def test_a_stratum_that_needs_little_gets_little() -> None:
     assert choose_per_stratum(found, np.repeat([0, 1], 4), 1.0) == [0, 1]
 
 
+def test_a_stratum_counts_by_its_images() -> None:
+    correct = np.array([[True] * 8 + [False] * 2, [True] * 10])
+    found, stratum = SearchResult(np.zeros((2, 1, 1)), np.array([0.1, 1.0]), correct), np.repeat([0, 1], [8, 2])
+    assert choose_per_stratum(found, stratum, 0.75) == [0, 0]
+    assert choose_per_stratum(found, stratum, 0.85) == [0, 1]
+
+
 def test_observations_are_those_of_the_environment() -> None:
     env: Any = gym.make("Prance-Digits-v0", split="val", normalize_actions=False)
     first, info = env.reset(seed=0)
@@ -96,6 +104,34 @@ def test_a_hopeless_smallest_subnet_is_judged_all_the_same(monkeypatch: pytest.M
     smallest = SubnetConfig.from_actions(engine.config.space, torch.zeros(full.shape, dtype=torch.float64))
     assert result["min_macs"] == engine.net.macs(smallest)[0] / engine.full_macs
     assert result["min_accuracy"] == correct_of_static(engine, np.arange(1, 40, 2), full[0] * 0).mean()
+
+
+def test_ways_are_chosen_on_one_half_and_judged_on_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise, pair = make_engine(small_net("prune", groups=(1, 1)), 40), np.arange(40) // 2
+    even, odd = np.arange(40) % 2 == 0, np.arange(40) % 2 == 1
+    digits = np.where(even, np.repeat([3, 4, 8], [10, 6, 4])[pair], np.repeat([3, 4, 8], [4, 8, 8])[pair])
+    engine = InferenceEngine(noise.net, replace(noise.dataset, difficulty=torch.from_numpy(digits)))  # type: ignore[type-var]
+    # The full network, one as good on the even images, and one that is right about few digits and most others.
+    full, middle, small = even | (pair > 0), even | (pair > 2), (digits < 4) | (even & (pair < 18) & (pair != 12))
+    table, macs, needs = np.stack([full, middle, small]), np.array([1.0, 0.5, 0.2]), full & ~small
+    actions = np.linspace(1, 0, 3)[:, None, None] * np.ones((1, engine.config.space.action_size))
+    for name, told in {
+        "evolve_static_front": lambda engine, index, *a, **k: SearchResult(actions, macs, table[:, index]),
+        "correct_of_static": lambda engine, index, chosen: table[round(2 - 2 * chosen.flat[0]), index],
+        "observed_at_full_size": lambda engine, index: [needs[index, None].astype(float)],
+        "chances": lambda own, needs, others: (0 * own[:, 0], others[:, 0]),
+    }.items():
+        monkeypatch.setattr(headroom, name, told)
+    result = measure_headroom(engine, 3)
+    assert (result["full_accuracy"], result["min_accuracy"]) == (full[odd].mean(), small[odd].mean())
+    assert result["visible"] == [1.0]
+    for row in result["rows"]:
+        assert row["static_macs"] == 0.5, "the cheapest that is as right as the full network on the even images"
+        assert row["static_accuracy"] == middle[odd].mean()
+        assert row["per_stratum_choice"] == [0.2, 0.5, 0.5]
+        assert row["per_stratum_macs"] == pytest.approx((4 * 0.2 + 16 * 0.5) / 20)
+        assert row["per_stratum_accuracy"] == np.where(digits < 4, small, middle)[odd].mean()
+        assert row["per_stratum_saving"] == pytest.approx(1 - row["per_stratum_macs"] / 0.5)
 
 
 def test_one_image_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ from training_nets import AUGMENTED, CONFIG, assert_equal_weights, images_recipe
 
 from supernet import SearchSpace, SubnetConfig, Supernet, from_pretrained, save_pretrained
 from supernet.zero_shot import ZeroShotHead
+from train.networks.launch import open_team
 from train.networks.loop import Training, train_supernet
-from train.networks.optimiser import parameter_groups
+from train.networks.optimiser import Stepper, parameter_groups
 from train.networks.presets import PRESETS, recipe_of
 from train.networks.recipe import Turn
 from train.networks.recipes.images import ImagesRecipe, dropping_paths
@@ -80,13 +81,16 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_batch_in_parts_has_the_same_gradients(source: str, folder: Path) -> None:
-    whole, _ = gradients(images_recipe(source, folder))
-    recipe = images_recipe(source, folder, accumulate=3)
-    net = recipe.make_net().train()
-    for turn in recipe.turns(0, CPU):
-        for loss in recipe.losses(net, torch.nn.Module(), turn):
-            (loss / 3).backward()
+def test_a_batch_in_parts_is_the_same_step(source: str, folder: Path) -> None:
+    def stepped(**changes: Any) -> tuple[Supernet, float]:
+        recipe, heads = images_recipe(source, folder, **changes), torch.nn.Module()
+        net, turns = recipe.make_net().train(), recipe.turns(0, CPU)
+        stepper = Stepper(parameter_groups(net, heads, 0.1, 1.0), net.parameters(), 1e-3, "off", open_team("cpu"))
+        losses = (loss for turn in turns for loss in recipe.losses(net, heads, turn))
+        return net, float(stepper.step(losses, len(turns), 1e-3))
+
+    (whole, expected), (net, loss) = stepped(), stepped(accumulate=3)
+    assert loss == pytest.approx(expected, rel=1e-5)
     for (name, a), b in zip(whole.named_parameters(), net.parameters(), strict=True):
         assert a.grad is not None, name
         assert torch.allclose(a.grad, b.grad, atol=1e-6), name  # type: ignore[arg-type]
@@ -214,30 +218,6 @@ def test_a_class_that_is_missing_among_the_training_images_is_named(source: str,
         train_supernet(images_recipe(source, tmp_path / "images"), tmp_path / "run")
 
 
-def test_earlier_layers_learn_more_slowly_and_vectors_do_not_decay(source: str) -> None:
-    net = from_pretrained(source)
-    groups = parameter_groups(net, torch.nn.Linear(2, 2), weight_decay=0.1, layer_decay=0.5)
-    scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert scale[id(net.head.weight)] == (1.0, 0.1)  # type: ignore[union-attr]
-    assert scale[id(net.norm.weight)] == (1.0, 0.0)
-    assert scale[id(net.get_parameter("blocks.2.fc1.weight"))] == (0.5, 0.1)
-    assert scale[id(net.get_parameter("blocks.0.fc1.bias"))] == (0.125, 0.0)
-    assert scale[id(net.pos_embed)] == (0.0625, 0.1)
-    assert len(scale) == len([*net.parameters()]) + 2
-
-
-@pytest.mark.parametrize("end", [{"distilled": True, "reg_tokens": 1}, {"global_pool": "map"}])
-def test_whatever_follows_the_last_block_learns_at_full_rate(end: dict[str, Any]) -> None:
-    net = Supernet(replace(CONFIG, **end))
-    groups = parameter_groups(net, torch.nn.Module(), weight_decay=0.1, layer_decay=0.5)
-    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
-    ends = {
-        n: scale[id(p)] for n, p in net.named_parameters() if n.split(".")[0] in ("norm", "head", "head_dist", "pool")
-    }
-    assert len(ends) > 4
-    assert set(ends.values()) == {1.0}
-
-
 def test_texts_of_classes_stay_and_the_scale_keeps_its_limit(folder: Path, tmp_path: Path) -> None:
     save_pretrained(Supernet(replace(CONFIG, text_dim=12)), tmp_path / "clip")
     recipe = images_recipe(str(tmp_path / "clip"), folder, weight_decay=0.5)
@@ -266,6 +246,13 @@ def test_paths_are_dropped_by_whole_images_and_on_average_not_at_all(source: str
         assert torch.equal(net(images[:2]), net(images[:2]))
 
 
+def test_the_last_block_is_skipped_as_often_as_asked_and_the_first_never() -> None:
+    net = Supernet(CONFIG)
+    with dropping_paths(net, 0.4):
+        rates = [block.drop_path for block in net.blocks]  # type: ignore[union-attr]
+    assert rates == pytest.approx([0, 0.2, 0.4])
+
+
 def test_sizes_enter_one_by_one_and_tokens_leave_ever_more() -> None:
     space = SearchSpace((1, 3, 3, 3), (16, 32, 48, 64), (0.5, 1, 2), (1, 2, 3, 4), 0.1)
     seen = [limits_at(space, progress, 0.5, 0.4) for progress in (0, 0.1, 0.2, 0.3, 0.41, 0.9)]
@@ -292,6 +279,29 @@ def test_drawn_subnets_are_within_the_limits(mode: str, first: bool) -> None:
         assert set(smallest.embed_dim[0, decided:].tolist()) == {16}
         assert first or set(smallest.embed_dim[0, :2].tolist()) == {24}
     assert widths == {16, 24}
+
+
+def test_a_recipe_begins_with_the_sizes_next_to_the_full_ones(source: str, folder: Path) -> None:
+    recipe = images_recipe(source, folder, steps=10, shrink=0.9, token_curriculum=0.9)
+    space = recipe.start.space
+    for subnet in recipe.sandwich(recipe.start, 0, torch.zeros(1)):
+        assert (subnet.keep_rate == 1).all()
+        assert {*subnet.embed_dim.unique().tolist()} <= {*space.embed_dims[-2:]}
+        assert subnet.mlp_ratio.min() >= space.mlp_ratios[-2]
+    smallest = recipe.sandwich(recipe.start, 9, torch.zeros(1))[0]
+    assert smallest.embed_dim[0, 1:].unique().tolist() == [space.embed_dims[0]]
+    assert smallest.keep_rate.min() < 1
+
+
+def test_labels_are_smoothed_and_answers_weighed_as_their_temperature_asks() -> None:
+    logits, labels = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]]), torch.tensor([0, 2])
+    target = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+    recipe = ImagesRecipe(temperature=2.0, label_smoothing=0.3)
+    found = recipe._loss(logits, labels, 0.7, [(0.5, target), (1.0, None), (0.0, target)])
+    logs = logits.log_softmax(1)
+    hard = -(0.7 * logs[[0, 1], labels] + 0.3 * logs.mean(1)).mean()
+    soft = -(target * (logits / 2).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(found, 0.7 * hard + 0.5 * 4 * soft)
 
 
 def test_epochs_are_steps(source: str, folder: Path) -> None:

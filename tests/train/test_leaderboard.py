@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -28,6 +29,7 @@ from train.yardsticks.leaderboard import (
     BenchmarkSettings,
     run_benchmark,
     seeds_and_images_interval,
+    standing_of,
 )
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -147,3 +149,30 @@ def test_yardsticks_that_were_made_with_other_settings_are_not_judged_by(
     with pytest.raises(ValueError, match=r"other values of \['num_subnets'\].*num_subnets=8 instead of 9.*Remove"):
         run_benchmark(settings, tmp_path)
     assert json.loads((tmp_path / "yardsticks" / "yardsticks.json").read_text())["num_subnets"] == 9
+
+
+def judged(correct: list[bool], macs: float) -> Any:
+    """An evaluation on four images that are alike."""
+    spent, alike = np.full(4, macs), np.zeros(4, dtype=int)
+    return SimpleNamespace(
+        correct=np.array(correct),
+        macs_fraction=spent,
+        macs=spent,
+        difficulty=alike,
+        summary=lambda: {"patches_fraction": 1.0},
+    )
+
+
+def test_a_gain_over_the_heuristic_is_more_accuracy_or_fewer_macs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maker, "standing", lambda *args, **named: {})
+    heuristic, full = judged([True, True, False, False], 0.5), judged([True] * 4, 1.0)
+    known: Any = SimpleNamespace(point=lambda front, price: (0.1, heuristic))
+    found = standing_of([judged([True] * 4, 0.3), judged([True, True, True, False], 0.4)], full, known, resamples=5)
+    assert found["confidence_gain"] == pytest.approx((0.875 - 0.1 * 0.35) - (0.5 - 0.1 * 0.5))
+    assert found["loss"] == pytest.approx(1 - 0.875)
+
+
+def test_a_score_has_its_price_and_seeds_their_spread() -> None:
+    assert maker._score(judged([True, False] * 2, 0.3), 0.1)["score"] == pytest.approx(0.5 - 0.1 * 0.3)
+    found = maker._mean([{"accuracy": 0.9, "macs_fraction": 0.3}, {"accuracy": 0.8, "macs_fraction": 0.4}])
+    assert (found["accuracy_interval"], found["macs_fraction_interval"]) == ([0.8, 0.9], [0.3, 0.4])

@@ -148,3 +148,10 @@ def test_a_copy_of_a_scene_is_the_same_scene_with_other_noise() -> None:
         difference = (a.images.float() - b.images)[bright]
         # Two independent draws of noise of std .1.
         assert difference.std() == pytest.approx(25.5 * 2**0.5, rel=0.15)
+
+
+def test_copies_of_the_scenes_of_digits_differ_by_their_seeds(few_scenes: None) -> None:
+    settings = EnvSettings.from_id(split="val")
+    first, second = noisy_copy(settings, 1), noisy_copy(settings, 2)
+    assert torch.equal(first.labels, load_dataset("digits", "val").labels)
+    assert not torch.equal(first.fetch(np.arange(4)), second.fetch(np.arange(4)))

@@ -79,6 +79,16 @@ def test_batches_are_as_large_as_the_bound_allows_and_too_many_are_refused() -> 
     assert refused == 2
 
 
+def test_one_request_runs_however_tight_the_bound_is() -> None:
+    async def run() -> list[int]:
+        batcher: Batcher[int, int] = Batcher(lambda items: [*items], Limits(seconds=1e-9))
+        found = [await asyncio.wait_for(batcher.ask(item), PATIENCE) for item in range(2)]
+        await batcher.close()
+        return found
+
+    assert asyncio.run(run()) == [0, 1]
+
+
 def test_an_error_is_told_to_its_batch_and_the_next_one_runs() -> None:
     def compute(items: Any) -> list[int]:
         return [1 // item for item in items]

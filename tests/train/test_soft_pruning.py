@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from training_nets import CONFIG, assert_equal_weights, images_recipe, saved_net
 
@@ -47,6 +48,15 @@ def test_the_method_of_multipliers_finds_the_projection_of_what_the_loss_wants()
     kept = block.fc1.weight[:16] - wanted["blocks.1.fc1.weight"][:16]  # type: ignore[union-attr, index]
     assert float(kept.detach().abs().max()) < 1e-3
     assert torch.equal(net.blocks[0].fc1.weight, wanted["blocks.0.fc1.weight"])  # type: ignore[union-attr]
+
+
+def test_the_penalty_is_half_of_rho_times_the_squared_distance() -> None:
+    net, expected = Supernet(CONFIG), 0.0
+    for block in net.blocks[1:]:  # type: ignore[misc]
+        # Before the first update Z is W, with what is not kept halved, and U is 0.
+        halved = head_groups(block, 8)[1:] / 2, hidden_groups(block)[16:] / 2
+        expected += sum(float(part.detach().square().sum()) for part in halved)
+    assert SoftPruning(net, rho=3.0).penalty(net).item() == pytest.approx(3.0 / 2 * expected, rel=1e-5)
 
 
 def test_soft_means_that_what_is_not_kept_shrinks_step_by_step() -> None:

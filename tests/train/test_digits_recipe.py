@@ -1,0 +1,55 @@
+"""Stage 1 on Digits: what reaches the first group, which scenes are shown, and what blank patches count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from train.networks.losses import patch_loss
+from train.networks.recipe import Turn
+from train.networks.recipes import digits
+from train.networks.recipes.digits import DigitsRecipe
+
+TURN = Turn(0, slice(0, 4), torch.device("cpu"))
+
+
+def gradients(full_only: float) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    recipe = DigitsRecipe(steps=10, batch_size=4, full_only=full_only)
+    net = recipe.make_net().train()
+    recipe.step_loss(net, recipe.make_heads(net), TURN).backward()
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+def test_what_subnets_want_does_not_reach_the_first_group() -> None:
+    alone, with_subnets = gradients(full_only=1.0), gradients(full_only=0.0)
+    for name, gradient in alone.items():
+        first = not name.startswith(("blocks.", "norm", "head")) or name.startswith("blocks.0.")
+        assert torch.allclose(gradient, with_subnets[name], atol=1e-6) == first, name
+
+
+def test_scenes_are_those_of_their_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, usual = list[tuple[int, str]](), digits.make_scenes
+
+    def make_scenes(count: int, split: str, **named: Any) -> Any:
+        drawn.append((count, split))
+        return usual(count, split, **named)
+
+    monkeypatch.setattr(digits, "make_scenes", make_scenes)
+    recipe = DigitsRecipe(steps=10, batch_size=4, val_scenes=5)
+    net = recipe.make_net()
+    recipe.step_loss(net, recipe.make_heads(net), TURN)
+    recipe.validate(net.eval())
+    assert drawn == [(4, "train"), (5, "val")]
+
+
+def test_patches_that_show_nothing_count_as_told() -> None:
+    head, tokens = nn.Linear(2, 3), torch.randn(2 * 3, 2)
+    state: Any = type("State", (), {"tokens": tokens})
+    found = patch_loss(head, state, torch.tensor([[0, -1], [-1, 1]]), 0.25)
+    logs = head(tokens.view(2, 3, 2)[:, 1:]).log_softmax(-1)
+    total = 0.25 * (logs[0, 1, 2] + logs[1, 0, 2]) + logs[0, 0, 0] + logs[1, 1, 1]
+    torch.testing.assert_close(found, -total / 2.5)
