@@ -55,7 +55,7 @@ class Files:
 
 
 def split_folder(folder: Path, split: str) -> Path:
-    """The folder whose subfolders are the classes.
+    """The folder whose subfolders are the classes; one that serves every split is worth a warning.
 
     Args:
         folder: With one folder per split, or with none, in which case it serves every split.
@@ -65,6 +65,18 @@ def split_folder(folder: Path, split: str) -> Path:
         ValueError: If the split is unknown or missing.
         PermissionError: If the folder cannot be read.
     """
+    found = _split_in(folder, split)
+    if found == folder and split not in SPLIT_FOLDERS["train"]:
+        warnings.warn(
+            f"{folder} has no folders train, val and test, so that the same images serve every split: what is measured "
+            f"on split={split!r} says nothing of a network or an agent that was trained on this folder.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _split_in(folder: Path, split: str) -> Path:
+    """`split_folder`, without the warning."""
     names = next((names for names in SPLIT_FOLDERS.values() if split in names), None)
     if names is None:
         raise ValueError(f"split={split!r} is unknown; choose one of {tuple(SPLIT_FOLDERS)}.")
@@ -75,12 +87,6 @@ def split_folder(folder: Path, split: str) -> Path:
     if others := [name for name in present if any(name in known for known in SPLIT_FOLDERS.values())]:
         raise ValueError(
             f"split={split!r} is not in {folder}, which has {others}; choose one of these or add {names[0]!r}."
-        )
-    if names != SPLIT_FOLDERS["train"]:
-        warnings.warn(
-            f"{folder} has no folders train, val and test, so that the same images serve every split: what is measured "
-            f"on split={split!r} says nothing of a network or an agent that was trained on this folder.",
-            stacklevel=2,
         )
     return folder
 
@@ -94,6 +100,14 @@ def training_classes(root: Path) -> list[str]:
     """The classes of the training split, whose order is that of the labels in every split; none if there is no such."""
     names = [name for name in SPLIT_FOLDERS["train"] if (root / name).is_dir()]
     return class_folders(root / names[0]) if names else []
+
+
+def labelled_classes(root: Path, split: str) -> list[str]:
+    """The classes by label: those of the training split or, without one, of this split; none if it is not there."""
+    try:
+        return training_classes(root) or class_folders(_split_in(root, split))
+    except ValueError:
+        return []
 
 
 def image_files(folder: Path) -> list[str]:

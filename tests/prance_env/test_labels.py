@@ -16,6 +16,7 @@ from image_files import CONFIG, hugging_face_folder, picture, shards
 from agents.deployed.pictures import class_names
 from prance_env import EnvSettings
 from prance_env.images.config import DatasetConfig
+from prance_env.images.decoded import DecodedSource
 from prance_env.images.labels import labels_of, reader_labels, whole
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageDataset, check_fits
@@ -187,4 +188,19 @@ def test_class_names_that_are_no_text_are_refused_by_the_name_of_their_file(tmp_
     # A form feed ends no line, and a byte order mark is no letter.
     path.write_bytes("\ufeffcat\f \ndog\x0b2".encode())
     assert dataset.read_class_map() == {"cat": 0, "dog\x0b2": 1}
-    assert class_names(dataset, 3) == ("cat", "dog\x0b2", "2")
+    assert class_names(dataset, 2) == ("cat", "dog\x0b2")
+    with pytest.warns(UserWarning, match=r"names\.txt has 2 classes, the network 3: they are called by their numbers"):
+        assert class_names(dataset, 3) is None
+
+
+def test_names_of_classes_are_those_of_the_labels(tmp_path: Path) -> None:
+    folder = str(folders(tmp_path, val=["ant", "bee"], test=["cat"]))
+    for dataset in ({"name": folder}, {"name": "torch/image_folder", "root": folder}):
+        found = load_dataset(dataset, "val", replace(CONFIG, num_classes=2))
+        assert isinstance(found, DecodedSource)
+        assert class_names(DatasetConfig(**dataset), 2, "val") == ("ant", "bee") == tuple(found.class_names.values())
+        assert class_names(DatasetConfig(**dataset), 1, "test") == ("cat",)
+        assert class_names(DatasetConfig(**dataset), 2, "train") is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert class_names(DatasetConfig(str(tmp_path / "val")), 2, "test") == ("ant", "bee")

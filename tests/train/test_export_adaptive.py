@@ -181,16 +181,16 @@ def test_the_command_takes_saved_models_and_says_what_is_wrong(
 def test_a_file_is_checked_on_other_images_than_the_menu_was_made_of(
     digits_net: Supernet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = Opened(price_minded(digits_net), settings_for(make_engine(digits_net, 2048)))
+    settings = settings_for(make_engine(digits_net, 2048))
+    opened = Opened(price_minded(digits_net), lambda: settings)
     taken: list[torch.Tensor] = []
 
     def export(model: AdaptiveViT, images: torch.Tensor, *rest: Any) -> Checked:
         taken.append(images)
         return Checked(len(images), 1, 0, 1e-4, 1)
 
-    monkeypatch.setattr(command, "open_adaptive", lambda *args, **named: opened)
     monkeypatch.setattr(command, "export_adaptive", export)
     monkeypatch.setattr(command, "report", lambda *args: None)
-    command.export_model("run", tmp_path, 4, False, 0, Console())
+    command.export_model(opened, tmp_path, False, 0, Console())
     made, checked = ({image.numpy().tobytes() for image in images} for images in (opened.images()[0], *taken))
     assert (len(made), len(checked), len(made & checked)) == (1024, 256, 0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agents.deployed.runs import Deployed
 from agents.protocol import Agent
+from prance_env.images.config import CLASSES
 from prance_env.settings import EnvSettings
 
 from ..runs.folder import open_run, plain
@@ -33,8 +35,8 @@ def train_agent(
     Args:
         settings: What to train.
         out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `command.txt`,
-            `metrics.jsonl`, `progress.json`, TensorBoard events; with `eval_freq` also `evaluations.jsonl` and `best`,
-            a run folder that holds the agent with the highest return.
+            `class_names.txt` where classes have names, `metrics.jsonl`, `progress.json`, TensorBoard events; with
+            `eval_freq` also `evaluations.jsonl` and `best`, a run folder that holds the agent with the highest return.
         resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`; a run that was killed before the
             first one starts over.
         progress_bar: Whether to show one.
@@ -54,10 +56,13 @@ def train_agent(
     Pace(save_freq)  # which checks it
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in NAMES)
     held = [out / f"{name}{suffix}" for name in NAMES for suffix in {ALGORITHMS[a].suffix for a in ALGORITHMS}]
-    may_change, validation = _may_change(settings, out), _validation(settings, out)
+    env = EnvSettings.from_id(settings.env, **settings.env_arguments)
+    may_change, validation = _may_change(settings, out), Validation(env, out, settings.eval_freq, settings.eval_images)
     if resume and settings.algorithm.pickles:
         check_trusted(last, trust)
     with open_run(out, settings, last, resume, held, may_change=may_change) as going_on:
+        if not (going_on and (out / CLASSES).exists()):
+            Deployed(env, env.dataset_config).note_class_names(out)
         run = TrainingRun(
             env=settings.env,
             env_arguments=settings.env_arguments,
@@ -79,11 +84,6 @@ def train_agent(
             described=plain(settings),
         )
         return settings.algorithm.train(run)
-
-
-def _validation(settings: AgentTraining, out: Path) -> Validation:
-    env = EnvSettings.from_id(settings.env, **settings.env_arguments)
-    return Validation(env, out, settings.eval_freq, settings.eval_images)
 
 
 def _may_change(settings: AgentTraining, out: Path) -> list[str]:
