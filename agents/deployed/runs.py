@@ -123,8 +123,8 @@ class Deployed:
         return class_names(self.dataset, classes, self.settings.split)
 
     def note_class_names(self, run: Path) -> None:
-        """Writes the names that the data set has now into a run folder, if each of them is a line of text."""
-        names = self.class_names()
+        """Writes the names that the data set has now into a run folder that has none, if each is a line of text."""
+        names = None if (run / CLASSES).exists() else self.class_names()
         if names is not None and all(name.isprintable() for name in names):
             write_text(run / CLASSES, "\n".join(names) + "\n")
 

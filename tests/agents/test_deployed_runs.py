@@ -173,7 +173,7 @@ def test_no_images_are_needed_where_none_are_looked_at(away: tuple[Path, Path]) 
     # A name means something where it is registered only.
     text = (run / "config.yml").read_text()
     (run / "config.yml").write_text(re.sub(r"dataset:\n(  .*\n)+", "dataset: mine\n", text))
-    with pytest.raises(ValueError, match="dataset='.*mine' is unknown"):
+    with pytest.raises(ValueError, match=r"dataset='.*mine' is unknown"):
         AdaptiveViT.from_run(run, images=0)
 
 

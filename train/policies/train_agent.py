@@ -6,7 +6,6 @@ from pathlib import Path
 
 from agents.deployed.runs import Deployed
 from agents.protocol import Agent
-from prance_env.images.config import CLASSES
 from prance_env.settings import EnvSettings
 
 from ..runs.folder import open_run, plain
@@ -34,11 +33,9 @@ def train_agent(
 
     Args:
         settings: What to train.
-        out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `command.txt`,
-            `class_names.txt` where classes have names, `metrics.jsonl`, `progress.json`, TensorBoard events; with
-            `eval_freq` also `evaluations.jsonl` and `best`, a run folder that holds the agent with the highest return.
-        resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`; a run that was killed before the
-            first one starts over.
+        out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `class_names.txt`,
+            `metrics.jsonl`, TensorBoard events and more; with `eval_freq` also `best`, a run folder of the best agent.
+        resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`; a run that has none starts over.
         progress_bar: Whether to show one.
         save_freq: Seconds between two checkpoints; what is trained does not depend on it.
         advice: What else to tell whoever stops the training.
@@ -61,8 +58,7 @@ def train_agent(
     if resume and settings.algorithm.pickles:
         check_trusted(last, trust)
     with open_run(out, settings, last, resume, held, may_change=may_change) as going_on:
-        if not (going_on and (out / CLASSES).exists()):
-            Deployed(env, env.dataset_config).note_class_names(out)
+        Deployed(env, env.dataset_config).note_class_names(out)
         run = TrainingRun(
             env=settings.env,
             env_arguments=settings.env_arguments,
