@@ -114,8 +114,11 @@ class Deployed:
         return cls(settings, known, Path(folder))
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, by label: as the training noted them, else as the data set has them now."""
-        classes = self.settings.config().num_classes
+        """Names of the classes, by label: the supernet's own, those that the training noted, or the data set's now."""
+        config = self.settings.config()
+        classes = config.num_classes
+        if config.class_names:
+            return config.class_names
         if self.run is not None and (self.run / CLASSES).is_file():
             noted = read_text(self.run / CLASSES, "save it as UTF-8, one class a line").removesuffix("\n").split("\n")
             if len(noted) == classes:

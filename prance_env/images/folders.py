@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from supernet import SupernetConfig
 from supernet.files import digest_of, folder_id, parents_of
 
 from .config import DatasetConfig
@@ -138,7 +139,7 @@ def _list(folder: str, above: frozenset[tuple[int, int]], found: list[str]) -> N
 
 
 def load_folder(
-    config: DatasetConfig, split: str, transform: ImageTransform, num_workers: int, on_error: str, num_classes: int
+    config: DatasetConfig, split: str, transform: ImageTransform, num_workers: int, on_error: str, net: SupernetConfig
 ) -> DecodedSource:
     """Lists the images of a folder; opens none of them.
 
@@ -148,8 +149,8 @@ def load_folder(
         transform: Brings every picture to the size that the supernet takes.
         num_workers: Processes that decode; 0 decodes in this one.
         on_error: What to do about a broken image: "raise", or "skip" it for the next good one.
-        num_classes: Of the supernet; another number of folders is worth a warning, because it usually means that labels
-            and logits do not speak of the same classes.
+        net: The supernet; another number of folders, or names that it does not know, are worth a warning, because
+            they usually mean that labels and logits do not speak of the same classes.
 
     Raises:
         ValueError: If the split is missing, or there are no classes or images, or the class map lacks a class.
@@ -164,7 +165,7 @@ def load_folder(
             f"{folder} has the classes {unknown[:8]}, which the training split of {root} lacks, and so their labels "
             "are not known; remove them, or pass dataset={'name': ..., 'class_map': FILE}."
         )
-    label_of = labels_of(named, config, str(folder))
+    label_of = labels_of(named, config, str(folder), net.class_names)
     if not own:
         raise ValueError(f"{folder} is not laid out as <class>/<image files>: it holds no class folder.")
     paths: list[str] = []
@@ -181,7 +182,7 @@ def load_folder(
             )
         paths += files
         classes += [label_of[name]] * len(files)
-    warn_of_few(len(named), num_classes, config, str(folder))
+    warn_of_few(len(named), net, config, str(folder))
     labels = torch.tensor(classes, dtype=torch.int64)
     return DecodedSource(
         Files(str(folder), paths), labels, transform, num_workers, on_error, {k: name for name, k in label_of.items()}

@@ -96,6 +96,23 @@ def test_a_class_that_one_split_lacks_shifts_no_label(tmp_path: Path) -> None:
     assert labels({"name": folder, "class_map": str(tmp_path / "classes.txt")}, "val", three) == [2, 1, 0]
 
 
+def test_a_supernet_that_knows_its_classes_says_their_labels(tmp_path: Path) -> None:
+    folder = str(folders(tmp_path, train=["ant", "bee", "cat"], val=["bee"]))
+    knowing = replace(CONFIG, num_classes=4, class_names=("cat", "dog", "bee", "ant"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert labels(folder, "train", knowing) == [3, 2, 0]
+        assert labels(folder, "val", knowing) == [2]
+        (tmp_path / "map.txt").write_text("bee\ncat\nant\n")
+        assert labels({"name": folder, "class_map": str(tmp_path / "map.txt")}, "train", knowing) == [2, 0, 1]
+    for k, name in enumerate(("eel", "fox")):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(exist_ok=True)
+            picture(k).save(tmp_path / split / name / "0.png")
+        with pytest.warns(UserWarning, match=r"the classes \['eel'.*does not know.*\['cat', 'dog', 'bee', 'ant'\]"):
+            assert labels(folder, "val", knowing) == [1, *range(3, 4 + k)]
+
+
 def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
     folder = str(folders(tmp_path, val=[".ipynb_checkpoints", "ant", "bee"]))
     assert labels(folder, "val", replace(CONFIG, num_classes=2)) == [0, 1]

@@ -101,6 +101,32 @@ def test_training_reads_what_the_teacher_said_about_the_views_it_sees(net: str, 
     assert torch.allclose(batch.answers, said, atol=2e-3)
 
 
+def test_crops_are_resized_as_the_images_of_the_supernet_are(net: str, folder: Path, tmp_path: Path) -> None:
+    student = from_pretrained(net)
+    student.config = replace(student.config, interpolation="bilinear")
+    save_pretrained(student, tmp_path / "a:bilinear")
+    other, lanczos = str(tmp_path / "a:bilinear"), {"name": str(folder), "interpolation": "lanczos"}
+    assert images_recipe(other, folder, **AUGMENTED).view == replace(VIEW, interpolation="bilinear")
+    assert replace(images_recipe(other, folder, **AUGMENTED), dataset=lanczos).view.interpolation == "lanczos"
+    settings = settings_for(other, folder, epochs=1)
+    found = distill.Distillation(settings).student  # a path with a colon is not a name of timm
+    assert torch.equal(found.pos_embed, student.pos_embed)
+    run_distill(settings, tmp_path / "store")
+    assert LogitStore.open(tmp_path / "store").info.view["interpolation"] == "bilinear"
+    # Earlier versions drew bicubic crops for every supernet.
+    with pytest.MonkeyPatch.context() as before:
+        before.setattr(distill, "view_of", lambda *_: VIEW)
+        run_distill(settings, tmp_path / "old")
+    taught = {"teacher": f"store:{tmp_path / 'old'}", "full_teacher": 1.0, **AUGMENTED}
+    recipe = images_recipe(other, folder, **taught)
+    recipe._images  # noqa: B018 - which checks the store
+    assert recipe.view == VIEW
+    run_distill(settings, tmp_path / "old", resume=True)
+    assert distill.check_distill(settings, tmp_path / "old", 10).mismatched == 0
+    with pytest.raises(ValueError, match="interpolation='cubic' is unknown; choose one of"):
+        View(32, 3, interpolation="cubic")
+
+
 def test_a_store_for_other_images_or_views_is_refused(net: str, folder: Path, tmp_path: Path, checkpoint: str) -> None:
     run_distill(settings_for(net, folder), tmp_path / "store")
     teacher = {"teacher": f"store:{tmp_path / 'store'}", "full_teacher": 1.0}

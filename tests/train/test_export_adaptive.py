@@ -105,6 +105,11 @@ def test_a_price_is_an_input_and_the_runner_needs_no_torch(digits_net: Supernet,
     run = exported(model, images, tmp_path, [0.01, 0.1, 1.0])
     assert run.about["prices"] == [PRICES.low, PRICES.high]
     assert run.about["classes"] == [*"abcdefghij"]
+    # Nobody who has the file alone knows what the supernet says.
+    assert run.about["pictures"] == {
+        **{"img_size": 48, "in_chans": 1, "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+        "fill": [],
+    }
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "run.py"}
     for price in (None, 0.005, 1.5, float("nan")):
         with pytest.raises(ValueError, match=rf"price={price} must lie in \[0\.01, 1\.0\], the range"):

@@ -13,6 +13,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from prance_env.images.config import DatasetConfig
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SupernetConfig
@@ -21,7 +22,7 @@ from ...options import DatasetOption
 from ..ordering import draw_batches
 from ..recipe import N, Recipe
 from ..teachers import open_teacher
-from ..training_images import TrainingImages, open_store
+from ..training_images import TrainingImages, open_store, view_of
 from ..views import NONE, View, checked_augment
 
 STORE = "store:"
@@ -98,8 +99,13 @@ class LabelledRecipe(Recipe[N]):
         return self.start.config
 
     def make_net(self) -> N:
-        """The network to begin with."""
-        return copy.deepcopy(self.start).requires_grad_(True)
+        """The network to begin with; it forgets the names of its classes where it is to learn others."""
+        net = copy.deepcopy(self.start).requires_grad_(True)
+        own = net.config.class_names
+        taught: dict[int, str] = getattr(self._images.source, "class_names", {}) if own else {}
+        if DatasetConfig.from_value(self.dataset).class_map is None and any(own[k] != taught[k] for k in taught):
+            net.config = replace(net.config, class_names=())
+        return net
 
     @property
     def may_change(self) -> tuple[str, ...]:
@@ -127,8 +133,7 @@ class LabelledRecipe(Recipe[N]):
     @property
     def view(self) -> View:
         """How training images are drawn."""
-        c = self.config
-        return View(c.img_size, c.in_chans, self.crop_scale, self.flip, self.rand_augment)
+        return view_of(self, self.config, self._store_folder)
 
     @cached_property
     def _images(self) -> TrainingImages:
