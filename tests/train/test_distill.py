@@ -287,3 +287,11 @@ def test_networks_come_from_folders_names_and_timm(net: str, tmp_path: Path, mon
     assert (config.num_classes, config.img_size, config.in_chans, config.space.embed_dims) == (4, 32, 1, (96, 192))
     with pytest.raises(ValueError, match="does not fit this network"):
         NetworkSource("digits", init=net).open()
+
+
+def test_a_teacher_of_colour_images_teaches_a_student_of_grey_ones(net: str) -> None:
+    student = random_net(replace(CONFIG, in_chans=1, mean=(0.4,), std=(0.3,)))
+    pixels = torch.randint(256, (2, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        found = open_teacher(net, student, lambda: student)(student.normalised(pixels))
+        torch.testing.assert_close(found, from_pretrained(net)(pixels.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)

@@ -128,6 +128,7 @@ def test_subnets_learn_from_whom_they_are_told_to(source: str, folder: Path) -> 
         ({"full_teacher": 1.0}, "pass --teacher"),
         ({"teacher": "original"}, "teaches nobody"),
         ({"teacher": "store:x", "full_teacher": 1.0, "mixup": 0.5}, "mixup and cutmix must be 0"),
+        ({"cutmix": 1.0, "batch_size": 12, "accumulate": 4}, r"mix pairs, but batch_size=12 in accumulate=4 .* has 3"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"val_images": 0}, "val_images=0 must be at least 1"),

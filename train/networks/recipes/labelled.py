@@ -73,6 +73,11 @@ class LabelledRecipe(Recipe[N]):
             raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 1).")
         if self.mixup < 0 or self.cutmix < 0:
             raise ValueError(f"mixup={self.mixup} and cutmix={self.cutmix} must be at least 0; 0: none.")
+        if (self.mixup or self.cutmix) and (part := self.batch_size // self.accumulate) % 2:
+            raise ValueError(
+                f"mixup and cutmix mix pairs, but batch_size={self.batch_size} in accumulate={self.accumulate} part(s) "
+                f"has {part} images in each; change one of them, so that there is an even number."
+            )
         if self.epochs < 0:
             raise ValueError(f"epochs={self.epochs} must be at least 0; 0 takes --steps.")
         if self.val_images < 1:
