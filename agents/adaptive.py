@@ -28,9 +28,9 @@ from .deployed.convert import plain_agent
 from .deployed.menu import Menu, MenuPlan, entries_of
 from .deployed.networks import NetworkPolicy
 from .deployed.on_device import played_on_device
-from .deployed.pictures import Picture, Preprocessing, check_images, checked_names, class_names
+from .deployed.pictures import Picture, Preprocessing, check_images, checked_names
 from .deployed.prediction import Prediction, joined
-from .deployed.runs import agent_of_run, check_here, settings_of_run
+from .deployed.runs import Deployed, agent_of_run, check_here
 from .fitting import Interface, fitted
 from .protocol import Agent, ask
 
@@ -123,7 +123,7 @@ class AdaptiveViT(
             TypeError: If it is no agent, or the settings are something else.
         """
         check_settings(settings)
-        return cls._of(settings, settings.engine().net, agent)
+        return cls._of(Deployed(settings, settings.dataset_config), settings.engine().net, agent)
 
     @classmethod
     def from_run(
@@ -140,8 +140,8 @@ class AdaptiveViT(
         Args:
             run: The run folder.
             checkpoint: Another supernet than that of the training, such as the one of `prance train joint`.
-            dataset: Where the images lie now; None: where they lay.
-            names: Of the classes; None: those of the data set's folders, or numbers.
+            dataset: Where the images lie now; None: where they lay. A dict says all of `DatasetConfig` anew.
+            names: Of the classes; None: those of the training, else of the data set's folders, or numbers.
             images: Validation images to calibrate on; 0: no calibration, and no images are needed.
             trust: Whether to unpickle an agent that is there as Stable-Baselines3's zip file only.
 
@@ -150,10 +150,11 @@ class AdaptiveViT(
             ValueError: If the agent cannot be saved without pickling, would have to be unpickled, or does not fit; or
                 if the images would have to be fetched from the network, and `dataset` does not say so.
         """
-        settings = settings_of_run(run, "val", checkpoint=checkpoint, dataset=dataset)
+        noted = Deployed.of_run(run, checkpoint, dataset, images > 0)
+        settings = noted.settings
         interface = Interface.of(settings)
         agent = plain_agent(fitted(agent_of_run(run, trust), interface), interface)
-        model = cls._of(settings, settings.network(), agent, names)
+        model = cls._of(noted, settings.network(), agent, names)
         if images:
             if dataset is None:
                 check_here(settings, run)
@@ -163,17 +164,10 @@ class AdaptiveViT(
         return model
 
     @classmethod
-    def _of(cls, settings: EnvSettings, net: Supernet, agent: Agent, names: Sequence[str] | None = None) -> AdaptiveViT:
-        dataset, classes = settings.dataset_config, net.config.num_classes
-        return cls(
-            net,
-            agent,
-            settings.observation,
-            settings.normalize_actions,
-            settings.conditioning,
-            Preprocessing.of(dataset),
-            class_names(dataset, classes) if names is None else names,
-        )
+    def _of(cls, noted: Deployed, net: Supernet, agent: Agent, names: Sequence[str] | None = None) -> AdaptiveViT:
+        seen, pictures = noted.settings, Preprocessing.of(noted.dataset)
+        names = noted.class_names() if names is None else names
+        return cls(net, agent, seen.observation, seen.normalize_actions, seen.conditioning, pictures, names)
 
     # ---- classifying --------------------------------------------------------------------------------------------
 

@@ -195,6 +195,8 @@ class SupernetConfig:
             where a data set does not say otherwise, as the next two.
         crop_mode: How, one of `CROP_MODES`; see `prance_env.images.transform`.
         interpolation: How they are resized, one of `INTERPOLATIONS`.
+        class_names: What the logits stand for, by label, where that belongs to the network, as with CLIP's texts;
+            empty: what the labels that it was trained on stand for.
         prance_embed_dim: Width of the authors' meta-network that the weights were read from, which switches their rules
             on: norms scaled by sqrt(width / full width), blocks that hand on the next block's width, tokens sorted by
             attention at every decision. None for ours.
@@ -231,18 +233,27 @@ class SupernetConfig:
     crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
     crop_mode: str = "center"
     interpolation: str = "bicubic"
+    # Functions whose results are kept are called with configurations all the time, and none of them depends on names.
+    class_names: tuple[str, ...] = field(default=(), hash=False)
     prance_embed_dim: Size | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.space, Mapping):
             object.__setattr__(self, "space", SearchSpace(**self.space))
-        for name in ("mean", "std"):
+        for name in ("mean", "std", "class_names"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         check_fields(self)
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
             if len(getattr(self, name)) != self.in_chans:
                 raise ValueError(f"{name}={getattr(self, name)!r} must have one entry for each of {self.in_chans=}.")
+        if not self.num_classes:
+            object.__setattr__(self, "class_names", ())
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names has {len(self.class_names)} entries, but num_classes={self.num_classes}; give one for "
+                "each class, or none."
+            )
         if self.text_dim is None and self.text_fitted:
             raise ValueError("text_fitted=True needs text_dim=, the dimension of the text embeddings.")
         if self.text_dim is not None and (self.distilled or (self.text_fitted and self.global_pool == "map")):
@@ -328,8 +339,9 @@ class SupernetConfig:
         return 1.0 if full is None else math.sqrt(embed_dim / full)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for `config.json`."""
-        return asdict(self)
+        """Plain data, for `config.json`; names of classes only if there are any."""
+        found = asdict(self)
+        return found if self.class_names else {k: v for k, v in found.items() if k != "class_names"}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SupernetConfig:

@@ -127,7 +127,7 @@ class ImageClassifier(ImageStem):
         Raises:
             ValueError: If the number is negative.
         """
-        self.config = replace(self.config, num_classes=num_classes, text_dim=None, text_fitted=False)
+        self.config = replace(self.config, num_classes=num_classes, class_names=(), text_dim=None, text_fitted=False)
         like = self.pos_embed
         for name in CLASSIFIERS:
             wanted = num_classes and (name == "head" or self.config.distilled)

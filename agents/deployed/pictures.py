@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prance_env.images.config import DatasetConfig
+from prance_env.images.config import NUMERIC, DatasetConfig
 from prance_env.images.loading import list_datasets
 from prance_env.images.opening import open_image
 from prance_env.images.transform import ImageTransform
@@ -126,20 +127,32 @@ def _opened(picture: Picture) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def class_names(dataset: DatasetConfig, num_classes: int) -> tuple[str, ...]:
-    """Names of the classes, by label; numbers where the data set does not tell names without being opened."""
-    numbers = tuple(str(i) for i in range(num_classes))
-    if dataset.class_map not in (None, "numeric") and Path(str(dataset.class_map)).is_file():
-        # As labels are given: a line ends nowhere else.
-        names = [*(dataset.read_class_map() or {})]
-    elif dataset.class_map is None and dataset.prefix is None and Path(dataset.name).is_dir():
-        from prance_env.images.folders import class_folders, training_classes
+def class_names(dataset: DatasetConfig, num_classes: int, split: str = "train") -> tuple[str, ...] | None:
+    """Names of the classes, by label; None where the data set does not tell all of them without being opened.
 
-        names = training_classes(Path(dataset.name)) or class_folders(Path(dataset.name))
+    Args:
+        dataset: Says what the classes are.
+        num_classes: How many the network has; another number of names is worth a warning.
+        split: Whose folders count where there is no training split.
+    """
+    place = dataset.of_folder()
+    if place.class_map not in (None, NUMERIC) and Path(str(place.class_map)).is_file():
+        # As labels are given: a line ends nowhere else.
+        names = [*(place.read_class_map() or {})]
+    elif place.class_map is None and place.name not in list_datasets() and Path(place.name).is_dir():
+        from prance_env.images.folders import labelled_classes
+
+        names = labelled_classes(Path(place.name), split)
     else:
-        return numbers
-    names = [name for name in names if name.strip()]
-    return tuple(names) if len(names) == num_classes else (*names, *numbers[len(names) :])[:num_classes]
+        return None
+    if not names or len(names) == num_classes:
+        return tuple(names) or None
+    warnings.warn(
+        f"{place.class_map or place.name} has {len(names)} classes, the network {num_classes}: they are called by "
+        "their numbers. Pass their names, such as AdaptiveViT.from_run(run, names=[...]).",
+        stacklevel=2,
+    )
+    return None
 
 
 def checked_names(names: Sequence[str] | Mapping[int, str] | None, num_classes: int) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from typing import Any
 from supernet.config import CROP_MODES, INTERPOLATIONS
 from supernet.reading import check_fields, make_plain, read_text
 
+CLASSES = "class_names.txt"
+"""Name of the file in a run folder that holds the names of the classes, one a line, by label."""
 NUMERIC = "numeric"
 """As `class_map`: the label of a class is the number that it is named by."""
 

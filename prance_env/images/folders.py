@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from supernet import SupernetConfig
 from supernet.files import digest_of, folder_id, parents_of
 
 from .config import DatasetConfig
@@ -55,7 +56,7 @@ class Files:
 
 
 def split_folder(folder: Path, split: str) -> Path:
-    """The folder whose subfolders are the classes.
+    """The folder whose subfolders are the classes; one that serves every split is worth a warning.
 
     Args:
         folder: With one folder per split, or with none, in which case it serves every split.
@@ -65,6 +66,18 @@ def split_folder(folder: Path, split: str) -> Path:
         ValueError: If the split is unknown or missing.
         PermissionError: If the folder cannot be read.
     """
+    found = _split_in(folder, split)
+    if found == folder and split not in SPLIT_FOLDERS["train"]:
+        warnings.warn(
+            f"{folder} has no folders train, val and test, so that the same images serve every split: what is measured "
+            f"on split={split!r} says nothing of a network or an agent that was trained on this folder.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _split_in(folder: Path, split: str) -> Path:
+    """`split_folder`, without the warning."""
     names = next((names for names in SPLIT_FOLDERS.values() if split in names), None)
     if names is None:
         raise ValueError(f"split={split!r} is unknown; choose one of {tuple(SPLIT_FOLDERS)}.")
@@ -75,12 +88,6 @@ def split_folder(folder: Path, split: str) -> Path:
     if others := [name for name in present if any(name in known for known in SPLIT_FOLDERS.values())]:
         raise ValueError(
             f"split={split!r} is not in {folder}, which has {others}; choose one of these or add {names[0]!r}."
-        )
-    if names != SPLIT_FOLDERS["train"]:
-        warnings.warn(
-            f"{folder} has no folders train, val and test, so that the same images serve every split: what is measured "
-            f"on split={split!r} says nothing of a network or an agent that was trained on this folder.",
-            stacklevel=2,
         )
     return folder
 
@@ -94,6 +101,14 @@ def training_classes(root: Path) -> list[str]:
     """The classes of the training split, whose order is that of the labels in every split; none if there is no such."""
     names = [name for name in SPLIT_FOLDERS["train"] if (root / name).is_dir()]
     return class_folders(root / names[0]) if names else []
+
+
+def labelled_classes(root: Path, split: str) -> list[str]:
+    """The classes by label: those of the training split or, without one, of this split; none if it is not there."""
+    try:
+        return training_classes(root) or class_folders(_split_in(root, split))
+    except ValueError:
+        return []
 
 
 def image_files(folder: Path) -> list[str]:
@@ -124,7 +139,7 @@ def _list(folder: str, above: frozenset[tuple[int, int]], found: list[str]) -> N
 
 
 def load_folder(
-    config: DatasetConfig, split: str, transform: ImageTransform, num_workers: int, on_error: str, num_classes: int
+    config: DatasetConfig, split: str, transform: ImageTransform, num_workers: int, on_error: str, net: SupernetConfig
 ) -> DecodedSource:
     """Lists the images of a folder; opens none of them.
 
@@ -134,8 +149,8 @@ def load_folder(
         transform: Brings every picture to the size that the supernet takes.
         num_workers: Processes that decode; 0 decodes in this one.
         on_error: What to do about a broken image: "raise", or "skip" it for the next good one.
-        num_classes: Of the supernet; another number of folders is worth a warning, because it usually means that labels
-            and logits do not speak of the same classes.
+        net: The supernet; another number of folders, or names that it does not know, are worth a warning, because
+            they usually mean that labels and logits do not speak of the same classes.
 
     Raises:
         ValueError: If the split is missing, or there are no classes or images, or the class map lacks a class.
@@ -150,7 +165,7 @@ def load_folder(
             f"{folder} has the classes {unknown[:8]}, which the training split of {root} lacks, and so their labels "
             "are not known; remove them, or pass dataset={'name': ..., 'class_map': FILE}."
         )
-    label_of = labels_of(named, config, str(folder))
+    label_of = labels_of(named, config, str(folder), net.class_names)
     if not own:
         raise ValueError(f"{folder} is not laid out as <class>/<image files>: it holds no class folder.")
     paths: list[str] = []
@@ -167,7 +182,7 @@ def load_folder(
             )
         paths += files
         classes += [label_of[name]] * len(files)
-    warn_of_few(len(named), num_classes, config, str(folder))
+    warn_of_few(len(named), net, config, str(folder))
     labels = torch.tensor(classes, dtype=torch.int64, device="cpu")
     return DecodedSource(
         Files(str(folder), paths), labels, transform, num_workers, on_error, {k: name for name, k in label_of.items()}

@@ -145,10 +145,10 @@ def load_dataset(
     if chosen.prefix is None:
         from .folders import load_folder
 
-        return load_folder(chosen, split, transform, num_workers, on_error, config.num_classes)
+        return load_folder(chosen, split, transform, num_workers, on_error, config)
 
     from .pixel_map import default_cache_dir
     from .timm_names import load_timm
 
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    return load_timm(chosen, split, transform, num_workers, on_error, folder, config.num_classes)
+    return load_timm(chosen, split, transform, num_workers, on_error, folder, config)

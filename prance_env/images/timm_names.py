@@ -15,6 +15,7 @@ from urllib.request import urlopen
 import torch
 from PIL import Image
 
+from supernet import SupernetConfig
 from supernet.files import digest_of
 
 from .config import ADDRESS, DatasetConfig
@@ -76,7 +77,7 @@ def load_timm(
     num_workers: int,
     on_error: str,
     cache_dir: Path,
-    num_classes: int,
+    net: SupernetConfig,
 ) -> ImageSource:
     """Opens a data set of `timm.data.create_dataset`.
 
@@ -90,7 +91,7 @@ def load_timm(
         num_workers: Processes that decode.
         on_error: "raise" or "skip", what to do with broken images.
         cache_dir: For streams.
-        num_classes: Of the supernet; fewer are worth a warning.
+        net: The supernet; fewer classes, or names that it does not know, are worth a warning.
 
     Raises:
         ValueError: If timm cannot open it, the split is unknown, a label is no whole number, or a stream holds fewer
@@ -105,9 +106,9 @@ def load_timm(
     if config.prefix == "hfds":
         _check_columns(reader, config)
     names = _class_names(reader, config, split)
-    label_of = reader_labels(names, config, source)
+    label_of = reader_labels(names, config, source, net.class_names)
     if names:
-        warn_of_few(len(names), num_classes, config, source)
+        warn_of_few(len(names), net, config, source)
     if config.prefix in ("hfids", "tfds"):
 
         def stream() -> Iterator[StreamItem]:
@@ -116,7 +117,8 @@ def load_timm(
                 image = _bytes_of(image) if isinstance(image, dict) else image
                 yield StreamItem(name, image, label_of(label, name))
 
-        identity = f"{config} {config.read_class_map()} {split} {_version(reader.builder)} {transform}"
+        named = net.class_names if net.class_names and config.class_map is None else ""
+        identity = f"{config} {config.read_class_map()} {split} {_version(reader.builder)} {transform}{named}"
         return pixel_map(stream, transform, identity, cache_dir, num_workers, on_error, reader.num_samples)
     found = enumerate(_labels(opened))
     labels = torch.tensor(

@@ -263,7 +263,7 @@ def with_texts(net: Supernet, texts: TextEmbeddings) -> Supernet:
             f"dimensions, but the image tower projects to {dim}: they are another model's. Embed the class names with "
             "the text tower that was trained with this image tower."
         )
-    config = replace(net.config, num_classes=len(texts.names), text_dim=dim)
+    config = replace(net.config, num_classes=len(texts.names), class_names=texts.names, text_dim=dim)
     state = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
     old = dict(head.state_dict())
     if not isinstance(head, ZeroShotHead):

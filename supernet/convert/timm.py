@@ -27,6 +27,7 @@ def from_timm(
     weights: str | Path | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
+    in_chans: int | None = None,
     stem: str | None = None,
 ) -> Supernet:
     """Makes a plain ViT of timm elastic: ViT, DeiT, DeiT-3, AugReg, DINOv2, CLIP's and SigLIP's towers and their like.
@@ -46,6 +47,7 @@ def from_timm(
         num_classes: Classes of a model given by name; None: as in `weights`, else timm's number.
         img_size: Its image size in pixels; None: as the positions in `weights` say, else timm's. Positions are
             interpolated where they are for another size.
+        in_chans: Channels of its images; None: as in `weights`, else timm's.
         stem: Name of the patch embedding, if it is one of your own (`register_stem`).
 
     Returns:
@@ -59,13 +61,15 @@ def from_timm(
         RuntimeError: If timm does not know the name, or the weights cannot be downloaded.
     """
     if isinstance(name_or_module, str):
-        _check_sizes(num_classes, img_size)
-        model = create_model(name_or_module, pretrained, weights, num_classes, img_size)
+        _check_sizes(num_classes=num_classes, img_size=img_size, in_chans=in_chans)
+        model = create_model(name_or_module, pretrained, weights, num_classes, img_size, in_chans)
         check_family(model)
         check_weights(model)
         model = model.eval()
-    elif pretrained or weights is not None or num_classes is not None or img_size is not None:
-        raise ValueError("pretrained, weights, num_classes and img_size are for models that are given by name.")
+    elif pretrained or any(given is not None for given in (weights, num_classes, img_size, in_chans)):
+        raise ValueError(
+            "pretrained, weights, num_classes, img_size and in_chans are for models that are given by name."
+        )
     else:
         model = unwrapped(name_or_module)
         check_family(model)
@@ -79,8 +83,9 @@ def from_timm(
     return net
 
 
-def _check_sizes(num_classes: int | None, img_size: int | None) -> None:
-    for argument, value, least in (("num_classes", num_classes, 0), ("img_size", img_size, 1)):
+def _check_sizes(**sizes: int | None) -> None:
+    for argument, value in sizes.items():
+        least = 0 if argument == "num_classes" else 1
         if value is not None and value < least:
             said = "; 0 is a network without a classifier" if argument == "num_classes" else ""
             raise ValueError(f"{argument}={value} must be {least} or more{said}.")

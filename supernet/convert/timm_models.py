@@ -24,6 +24,7 @@ def create_model(
     weights: str | Path | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
+    in_chans: int | None = None,
 ) -> Any:
     """A model of timm.
 
@@ -33,14 +34,16 @@ def create_model(
         weights: A file with its weights; not beside `pretrained`.
         num_classes: Its classes; None: as in `weights`, else timm's number.
         img_size: Its image size; None: as in `weights`, else timm's.
+        in_chans: Channels of its images; None: as in `weights`, else timm's.
 
     Raises:
-        ValueError: If the file does not hold its weights, or those of other classes than `num_classes`.
+        ValueError: If the file does not hold its weights, or those of other classes or channels than are given.
         FileNotFoundError: If there is no such file.
         RuntimeError: If timm does not know the name, or the weights cannot be downloaded.
     """
     if weights is None:
-        return timm.create_model(name, pretrained=pretrained, **_given(num_classes=num_classes, img_size=img_size))
+        sizes = _given(num_classes=num_classes, img_size=img_size, in_chans=in_chans)
+        return timm.create_model(name, pretrained=pretrained, **sizes)
     if pretrained:
         raise ValueError(
             f"pretrained=True downloads weights, and weights={str(weights)!r} are given; pass one of both."
@@ -55,7 +58,8 @@ def create_model(
             "out, and put another classifier in afterwards with net.reset_classifier(num_classes)."
         )
     size = _img_size(state, sketch) if img_size is None else img_size
-    model: Any = timm.create_model(name, num_classes=own, **_given(img_size=size))
+    channels = _in_chans(state) if in_chans is None else in_chans
+    model: Any = timm.create_model(name, num_classes=own, **_given(img_size=size, in_chans=channels))
     try:
         resized = _resized(state, model, name)
     except Exception as e:  # whatever timm answers to weights of another model
@@ -80,6 +84,12 @@ def _img_size(state: Mapping[str, Tensor], sketch: Any) -> int | None:
         if side and side**2 == positions.shape[1] - first:
             return int(side * (embed.img_size[0] // embed.grid_size[0]))
     return None
+
+
+def _in_chans(state: Mapping[str, Tensor]) -> int | None:
+    """The channels of the images that some weights are for; None if that is not known."""
+    patches = state.get("patch_embed.proj.weight")
+    return None if patches is None or patches.ndim != 4 else patches.shape[1]
 
 
 def _resized(state: dict[str, Tensor], model: Any, name: str) -> dict[str, Tensor]:

@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from adaptive_models import saved
+from command_line import prance, refusal
+from image_files import image_folder
 
 from agents import AdaptiveViT
+from agents.deployed.pictures import Preprocessing
 from prance_env import EnvSettings
+from train.commands import bench_menu, export, predict, serve, view
 from train.deploy.opening import open_adaptive
 from train.evaluate import evaluate
 from train.policies.settings import AgentTraining
@@ -111,3 +116,101 @@ def test_images_are_not_fetched_because_a_file_says_so(runs: Callable[[str], Pat
     with pytest.raises(ValueError, match="would be fetched from the network"):
         AdaptiveViT.from_run(run)
     assert AdaptiveViT.from_run(run, images=0).net is not None
+
+
+# ---- images that lie elsewhere, or nowhere, by now -------------------------------------------------------------------
+
+
+@pytest.fixture
+def away(checkpoint: str, tmp_path: Path) -> tuple[Path, Path]:
+    """A run with settings of its own for its images, which were moved after the training, and where they lie now."""
+    (tmp_path / "map.txt").write_text("class_2\nclass_0\nclass_1\n")
+    dataset = {
+        "name": str(image_folder(tmp_path / "before")),
+        "class_map": str(tmp_path / "map.txt"),
+        "crop_pct": 0.5,
+        "crop_mode": "squash",
+        "interpolation": "bilinear",
+    }
+    settings = AgentTraining(
+        env="Prance-Tiny-v0", algo="prance_ppo", n_envs=6, total_timesteps=6, eval_freq=6, eval_images=2,
+        environment={"checkpoint": checkpoint, "dataset": dataset},
+    )  # fmt: skip
+    train_agent(settings, tmp_path / "run", progress_bar=False)
+    (tmp_path / "before").rename(tmp_path / "now")
+    return tmp_path / "run", tmp_path / "now"
+
+
+PREPARED = Preprocessing(0.5, "squash", "bilinear")
+NAMES = ("class_2", "class_0", "class_1")
+
+
+def test_where_images_lie_now_changes_nothing_else(away: tuple[Path, Path]) -> None:
+    run, now = away
+    for folder in (run, run / "best"):
+        model = AdaptiveViT.from_run(folder, dataset=str(now), images=2)
+        assert (model.names, model.preprocessing) == (NAMES, PREPARED)
+    settings = open_adaptive(str(run), dataset=str(now), images=0).settings
+    assert settings is not None
+    assert settings.engine().labels.tolist() == [1] * 4 + [2] * 4 + [0] * 4
+    model = AdaptiveViT.from_run(run, dataset={"name": str(now)}, images=0)
+    assert (model.names, model.preprocessing) == (NAMES, Preprocessing())
+
+
+def test_no_images_are_needed_where_none_are_looked_at(away: tuple[Path, Path]) -> None:
+    run, now = away
+    with pytest.raises(ValueError, match="no folder has this path"):
+        AdaptiveViT.from_run(run)
+    (run.parent / "map.txt").unlink()
+    expected = AdaptiveViT.from_run(run, dataset={"name": str(now), "crop_pct": 0.5, "crop_mode": "squash"}, images=0)
+    shutil.rmtree(now)
+    opened = open_adaptive(str(run), images=0)
+    for model in (AdaptiveViT.from_run(run, images=0), opened.model):
+        assert (model.names, model.preprocessing) == (NAMES, PREPARED)
+        assert torch.equal(model.net.pos_embed, expected.net.pos_embed)
+    with pytest.raises(ValueError, match="no folder has this path"):
+        opened.images()
+    # A name means something where it is registered only.
+    text = (run / "config.yml").read_text()
+    (run / "config.yml").write_text(re.sub(r"dataset:\n(  .*\n)+", "dataset: mine\n", text))
+    with pytest.raises(ValueError, match=r"dataset='.*mine' is unknown"):
+        AdaptiveViT.from_run(run, images=0)
+
+
+def test_classes_are_called_as_they_were_at_the_training(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    run, pictures = tmp_path / "run", image_folder(tmp_path / "pictures", per_class=1)
+    shutil.copytree(runs("ppo"), run)
+    shutil.rmtree(pictures / "train" / "class_0")
+    shutil.rmtree(pictures / "val" / "class_0")
+    assert AdaptiveViT.from_run(run, dataset=str(pictures), images=0).names == ("class_0", "class_1", "class_2")
+    # Earlier versions noted none.
+    (run / "class_names.txt").unlink()
+    with pytest.warns(UserWarning, match="has 2 classes, the network 3: they are called by their numbers"):
+        assert AdaptiveViT.from_run(run, dataset=str(pictures), images=0).names == ("0", "1", "2")
+
+
+def test_every_command_that_deploys_takes_other_images_and_another_supernet(
+    away: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, now = away
+    picture = str(next((now / "val").rglob("*.png")))
+    prance(monkeypatch, "predict", picture, "--model", run)  # no images are needed
+    assert ",class_" in capsys.readouterr().out
+    asked: list[tuple[Any, ...]] = []
+
+    def opening(name: str, checkpoint: Any = None, dataset: Any = None, *rest: Any, **named: Any) -> None:
+        asked.append((checkpoint, dataset))
+        raise ValueError("that is enough")
+
+    more = ("--checkpoint", "other", "--dataset", '{"name": "x", "crop_pct": 0.9}')
+    for module, words in {
+        predict: ("predict", picture, "--model", run),
+        serve: ("serve", "--model", run, "--port", "0"),
+        export: ("export", "--adaptive", run, "--out", tmp_path / "out"),
+        bench_menu: ("bench-menu", "--agent", run),
+        view: ("view", run),
+    }.items():
+        monkeypatch.setattr(module, "open_adaptive", opening)
+        assert "that is enough" in refusal(monkeypatch, *words, *more)
+    assert asked == [("other", {"name": "x", "crop_pct": 0.9})] * 5
+    assert "--dataset goes with --agent" in refusal(monkeypatch, "bench-menu", "--timm", "x", "--dataset", "y")

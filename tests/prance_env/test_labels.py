@@ -16,6 +16,7 @@ from image_files import CONFIG, hugging_face_folder, picture, shards
 from agents.deployed.pictures import class_names
 from prance_env import EnvSettings
 from prance_env.images.config import DatasetConfig
+from prance_env.images.decoded import DecodedSource
 from prance_env.images.labels import labels_of, reader_labels, whole
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageDataset, check_fits
@@ -93,6 +94,23 @@ def test_a_class_that_one_split_lacks_shifts_no_label(tmp_path: Path) -> None:
         labels(folder, "val", three)
     (tmp_path / "classes.txt").write_text("cat\nbat\nant\n")
     assert labels({"name": folder, "class_map": str(tmp_path / "classes.txt")}, "val", three) == [2, 1, 0]
+
+
+def test_a_supernet_that_knows_its_classes_says_their_labels(tmp_path: Path) -> None:
+    folder = str(folders(tmp_path, train=["ant", "bee", "cat"], val=["bee"]))
+    knowing = replace(CONFIG, num_classes=4, class_names=("cat", "dog", "bee", "ant"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert labels(folder, "train", knowing) == [3, 2, 0]
+        assert labels(folder, "val", knowing) == [2]
+        (tmp_path / "map.txt").write_text("bee\ncat\nant\n")
+        assert labels({"name": folder, "class_map": str(tmp_path / "map.txt")}, "train", knowing) == [2, 0, 1]
+    for k, name in enumerate(("eel", "fox")):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(exist_ok=True)
+            picture(k).save(tmp_path / split / name / "0.png")
+        with pytest.warns(UserWarning, match=r"the classes \['eel'.*does not know.*\['cat', 'dog', 'bee', 'ant'\]"):
+            assert labels(folder, "val", knowing) == [1, *range(3, 4 + k)]
 
 
 def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
@@ -187,4 +205,19 @@ def test_class_names_that_are_no_text_are_refused_by_the_name_of_their_file(tmp_
     # A form feed ends no line, and a byte order mark is no letter.
     path.write_bytes("\ufeffcat\f \ndog\x0b2".encode())
     assert dataset.read_class_map() == {"cat": 0, "dog\x0b2": 1}
-    assert class_names(dataset, 3) == ("cat", "dog\x0b2", "2")
+    assert class_names(dataset, 2) == ("cat", "dog\x0b2")
+    with pytest.warns(UserWarning, match=r"names\.txt has 2 classes, the network 3: they are called by their numbers"):
+        assert class_names(dataset, 3) is None
+
+
+def test_names_of_classes_are_those_of_the_labels(tmp_path: Path) -> None:
+    folder = str(folders(tmp_path, val=["ant", "bee"], test=["cat"]))
+    for dataset in ({"name": folder}, {"name": "torch/image_folder", "root": folder}):
+        found = load_dataset(dataset, "val", replace(CONFIG, num_classes=2))
+        assert isinstance(found, DecodedSource)
+        assert class_names(DatasetConfig(**dataset), 2, "val") == ("ant", "bee") == tuple(found.class_names.values())
+        assert class_names(DatasetConfig(**dataset), 1, "test") == ("cat",)
+        assert class_names(DatasetConfig(**dataset), 2, "train") is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert class_names(DatasetConfig(str(tmp_path / "val")), 2, "test") == ("ant", "bee")

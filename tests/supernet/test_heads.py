@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,21 @@ KINDS: dict[str, dict[str, Any]] = {
 def own_net(kind: str = "class token") -> Supernet:
     """A network that may be changed."""
     return copy.deepcopy(small_net(groups=TWO_BLOCKS, **KINDS[kind]))
+
+
+def test_names_of_classes_stay_with_the_classifier_that_they_are_of(tmp_path: Path) -> None:
+    net = own_net()
+    assert "class_names" not in net.config.to_dict()
+    names = [f"class {k}" for k in range(net.config.num_classes)]
+    net.config = replace(net.config, class_names=names)
+    save_pretrained(net, tmp_path / "net")
+    assert from_pretrained(tmp_path / "net").config == net.config
+    save_static(extract(net, cut_subnet(net)), tmp_path / "static")
+    assert load_static(tmp_path / "static").config.class_names == tuple(names)
+    with pytest.raises(ValueError, match=r"class_names has 2 entries, but num_classes=\d+"):
+        replace(net.config, class_names=("cat", "dog"))
+    net.reset_classifier(len(names))
+    assert net.config.class_names == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)

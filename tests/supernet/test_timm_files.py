@@ -50,8 +50,20 @@ def test_image_size_and_classes_are_those_of_the_file(name: str, tmp_path: Path)
         patch.setattr(timm, "create_model", shallow)
         model = create_model(name, weights=saved(state, tmp_path))
     assert model.patch_embed.img_size == (size, size)
-    assert calls[-1] == {"num_classes": 5, "img_size": size}
+    assert calls[-1] == {"num_classes": 5, "img_size": size, "in_chans": 3}
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_channels_are_those_of_the_file_or_as_many_as_are_asked_for(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", in_chans=1, num_classes=7, img_size=64).eval()
+    net, images = from_timm("test_vit", weights=saved(model.state_dict(), tmp_path)), torch.randn(2, 1, 64, 64)
+    assert (net.config.in_chans, len(net.config.mean)) == (1, 1)
+    torch.testing.assert_close(net(images), model(images), rtol=0, atol=1e-5)
+    assert from_timm("test_vit", in_chans=2).config.in_chans == 2
+    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight has the shape"):
+        from_timm("test_vit", weights=tmp_path / "weights.pth", in_chans=3)
+    with pytest.raises(ValueError, match="in_chans=0"):
+        from_timm("test_vit", in_chans=0)
 
 
 def test_positions_are_interpolated_for_another_size_as_timm_does(tmp_path: Path) -> None:

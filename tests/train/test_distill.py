@@ -106,6 +106,32 @@ def test_every_epoch_of_a_store_has_views_of_its_own(net: str, folder: Path, tmp
     assert len(np.unique([store.seeds(epoch, np.arange(36)) for epoch in (0, 1)])) == 72
 
 
+def test_crops_are_resized_as_the_images_of_the_supernet_are(net: str, folder: Path, tmp_path: Path) -> None:
+    student = from_pretrained(net)
+    student.config = replace(student.config, interpolation="bilinear")
+    save_pretrained(student, tmp_path / "a:bilinear")
+    other, lanczos = str(tmp_path / "a:bilinear"), {"name": str(folder), "interpolation": "lanczos"}
+    assert images_recipe(other, folder, **AUGMENTED).view == replace(VIEW, interpolation="bilinear")
+    assert replace(images_recipe(other, folder, **AUGMENTED), dataset=lanczos).view.interpolation == "lanczos"
+    settings = settings_for(other, folder, epochs=1)
+    found = distill.Distillation(settings).student  # a path with a colon is not a name of timm
+    assert torch.equal(found.pos_embed, student.pos_embed)
+    run_distill(settings, tmp_path / "store")
+    assert LogitStore.open(tmp_path / "store").info.view["interpolation"] == "bilinear"
+    # Earlier versions drew bicubic crops for every supernet.
+    with pytest.MonkeyPatch.context() as before:
+        before.setattr(distill, "view_of", lambda *_: VIEW)
+        run_distill(settings, tmp_path / "old")
+    taught = {"teacher": f"store:{tmp_path / 'old'}", "full_teacher": 1.0, **AUGMENTED}
+    recipe = images_recipe(other, folder, **taught)
+    recipe._images  # noqa: B018 - which checks the store
+    assert recipe.view == VIEW
+    run_distill(settings, tmp_path / "old", resume=True)
+    assert distill.check_distill(settings, tmp_path / "old", 10).mismatched == 0
+    with pytest.raises(ValueError, match="interpolation='cubic' is unknown; choose one of"):
+        View(32, 3, interpolation="cubic")
+
+
 def test_a_store_for_other_images_or_views_is_refused(net: str, folder: Path, tmp_path: Path, checkpoint: str) -> None:
     run_distill(settings_for(net, folder), tmp_path / "store")
     teacher = {"teacher": f"store:{tmp_path / 'store'}", "full_teacher": 1.0}
@@ -266,3 +292,11 @@ def test_networks_come_from_folders_names_and_timm(net: str, tmp_path: Path, mon
     assert (config.num_classes, config.img_size, config.in_chans, config.space.embed_dims) == (4, 32, 1, (96, 192))
     with pytest.raises(ValueError, match="does not fit this network"):
         NetworkSource("digits", init=net).open()
+
+
+def test_a_teacher_of_colour_images_teaches_a_student_of_grey_ones(net: str) -> None:
+    student = random_net(replace(CONFIG, in_chans=1, mean=(0.4,), std=(0.3,)))
+    pixels = torch.randint(256, (2, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        found = open_teacher(net, student, lambda: student)(student.normalised(pixels))
+        torch.testing.assert_close(found, from_pretrained(net)(pixels.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)

@@ -364,7 +364,8 @@ def written_subnet(folder: Path) -> SubnetConfig:
             "--subnet is for a supernet; --static small is one network, taken as it is",
         ),
         (("--static", "small", "--keep-rate", "0.3"), "--keep-rate is for a supernet"),
-        (("--entries", "4"), "--entries is for the menu of an adaptive network"),
+        (("--entries", "4"), "--entries is for an adaptive network"),
+        (("--checkpoint", "x"), "--checkpoint is for an adaptive network"),
     ],
 )
 def test_mistakes_end_with_one_line_that_names_them(

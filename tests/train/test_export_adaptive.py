@@ -105,6 +105,11 @@ def test_a_price_is_an_input_and_the_runner_needs_no_torch(digits_net: Supernet,
     run = exported(model, images, tmp_path, [0.01, 0.1, 1.0])
     assert run.about["prices"] == [PRICES.low, PRICES.high]
     assert run.about["classes"] == [*"abcdefghij"]
+    # Nobody who has the file alone knows what the supernet says.
+    assert run.about["pictures"] == {
+        **{"img_size": 48, "in_chans": 1, "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+        "fill": [],
+    }
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "run.py"}
     for price in (None, 0.005, 1.5, float("nan")):
         with pytest.raises(ValueError, match=rf"price={price} must lie in \[0\.01, 1\.0\], the range"):
@@ -181,16 +186,16 @@ def test_the_command_takes_saved_models_and_says_what_is_wrong(
 def test_a_file_is_checked_on_other_images_than_the_menu_was_made_of(
     digits_net: Supernet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = Opened(price_minded(digits_net), settings_for(make_engine(digits_net, 2048)))
+    settings = settings_for(make_engine(digits_net, 2048))
+    opened = Opened(price_minded(digits_net), lambda: settings)
     taken: list[torch.Tensor] = []
 
     def export(model: AdaptiveViT, images: torch.Tensor, *rest: Any) -> Checked:
         taken.append(images)
         return Checked(len(images), 1, 0, 1e-4, 1)
 
-    monkeypatch.setattr(command, "open_adaptive", lambda *args, **named: opened)
     monkeypatch.setattr(command, "export_adaptive", export)
     monkeypatch.setattr(command, "report", lambda *args: None)
-    command.export_model("run", tmp_path, 4, False, 0, Console())
+    command.export_model(opened, tmp_path, False, 0, Console())
     made, checked = ({image.numpy().tobytes() for image in images} for images in (opened.images()[0], *taken))
     assert (len(made), len(checked), len(made & checked)) == (1024, 256, 0)

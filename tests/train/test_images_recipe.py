@@ -134,6 +134,7 @@ def test_subnets_learn_from_whom_they_are_told_to(source: str, folder: Path) -> 
         ({"teacher": "original"}, "teaches nobody"),
         ({"teacher": "store:x", "full_teacher": 1.0, "mixup": 0.5}, "mixup and cutmix must be 0"),
         ({"teacher": "store:x", "full_teacher": 1.0, "temperature": 4.0}, "temperature=4.0 must be 1 with a store"),
+        ({"cutmix": 1.0, "batch_size": 12, "accumulate": 4}, r"mix pairs, but batch_size=12 in accumulate=4 .* has 3"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"val_images": 0}, "val_images=0 must be at least 1"),
@@ -369,3 +370,17 @@ def logged(run: Path) -> list[int]:
     log = EventAccumulator(str(run))
     log.Reload()
     return [s.step for s in log.Scalars("supernet/loss")] if "supernet/loss" in log.Tags()["scalars"] else []
+
+
+def test_names_of_classes_are_kept_until_others_are_learned(tmp_path: Path, folder: Path) -> None:
+    net, names = from_pretrained(saved_net(tmp_path / "net")), ("class_2", "class_0", "class_1")
+    for known in (names, ("cat", "dog", "cow")):
+        net.config = replace(net.config, class_names=known)
+        save_pretrained(net, tmp_path / "named")
+        recipe = images_recipe(str(tmp_path / "named"), folder)
+        if known == names:
+            assert recipe.make_net().config == net.config
+            assert recipe._loaded("val").labels.unique_consecutive().tolist() == [1, 2, 0]
+        else:
+            with pytest.warns(UserWarning, match="does not know"):
+                assert recipe.make_net().config.class_names == ()

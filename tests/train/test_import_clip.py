@@ -45,6 +45,7 @@ def test_names_in_a_file_and_a_model_become_a_zero_shot_supernet(
     texts, net = TextEmbeddings.load(out / "texts.safetensors"), from_pretrained(out)
     assert (texts.names, texts.source, len(texts.templates)) == (NAMES, "ViT-B-32/openai", 7)
     assert (out / "classes.txt").read_text().splitlines() == list(NAMES)
+    assert from_pretrained(out).config.class_names == NAMES
     images = images_of(clip)
     with torch.inference_mode():
         expected = clip.logit_scale.exp() * clip.encode_image(images, normalize=True) @ texts.vectors.t()
@@ -61,10 +62,10 @@ def test_the_narrow_widths_of_an_import_see_as_the_full_one_does_if_they_are_fit
     clip: Any, classes: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["import", "clip", "ViT-B-32", "--classes", classes, "--fit", folder, "--fit-images", 30]
-    with pytest.warns(UserWarning, match="3 classes"):
+    with pytest.warns(UserWarning, match="which the supernet does not know"):
         prance(monkeypatch, *words, "--out", tmp_path / "net")
     envs = PranceVectorEnv(4, checkpoint=str(tmp_path / "net"), dataset=str(folder), split="val")
-    with pytest.warns(UserWarning, match="3 classes"):
+    with pytest.warns(UserWarning, match="which the supernet does not know"):
         envs.reset(seed=0)
     net = from_pretrained(tmp_path / "net")
     assert net.config.text_fitted

@@ -67,7 +67,8 @@ def opened(digits_net: Supernet) -> Opened:
     model = price_minded(digits_net)
     settings = settings_for(make_engine(digits_net, IMAGES))
     fields = {**{k: v for k, v in vars(settings).items() if not k.startswith("_") and k != "conditioning"}}
-    return Opened(model, type(settings)(**{**fields, "cost_conditioning": (0.01, 1.0)}))
+    conditioned = type(settings)(**{**fields, "cost_conditioning": (0.01, 1.0)})
+    return Opened(model, lambda: conditioned)
 
 
 def test_the_page_holds_what_an_evaluation_says(opened: Opened) -> None:
@@ -102,7 +103,7 @@ def test_names_of_classes_cannot_end_the_script(opened: Opened) -> None:
     model = AdaptiveViT(
         opened.model.net, opened.model.agent, conditioning=opened.model.interface.conditioning, names=names
     )
-    page = run_page(Opened(model, opened.settings), 3)
+    page = run_page(Opened(model, opened.run), 3)
     assert page.count("</script>") == TEMPLATE.read_text().count("</script>") == 1
     assert not re.findall(r"https?://", page)
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..deploy.opening import open_adaptive
-from ..options import Threads, Trust, check_file, set_threads
+from ..options import DatasetOption, Threads, Trust, check_file, given_flags, set_threads
 from ..own_modules import Imports
 from ..report.tables import write_json
 from ..timing.menu import menu_latency, menu_losses, print_latency, print_losses, untrained
@@ -44,6 +44,10 @@ class BenchMenu:
     images: int = 1024
     """Validation images that menus are made of, and 4 times as many test images to judge them; all, if there are
     fewer."""
+    checkpoint: str | None = None
+    """Of --agent: another supernet than that of the training, such as that of prance train joint."""
+    dataset: DatasetOption | None = None
+    """Of --agent: where its images lie now; JSON says anew how they are prepared, too (docs/images.md)."""
     trust: Trust = False
     threads: Threads = 1
     out: Path | None = None
@@ -53,6 +57,8 @@ class BenchMenu:
     def __post_init__(self) -> None:
         if (self.agent is None) == (self.timm is None):
             raise ValueError("Pass --agent, a run folder, or --timm, a name.")
+        if self.agent is None and (given := given_flags(self, ("checkpoint", "dataset"))):
+            raise ValueError(f"{given[0]} goes with --agent; leave it out.")
         if self.images < 1:
             raise ValueError(f"--images {self.images} must be at least 1.")
 
@@ -62,7 +68,7 @@ class BenchMenu:
         set_threads(self.threads)
         console, found = Console(), dict[str, Any]()
         if self.agent is not None:
-            opened = open_adaptive(self.agent, images=0, trust=self.trust)
+            opened = open_adaptive(self.agent, self.checkpoint, self.dataset, images=0, trust=self.trust)
             conditioned = opened.model.interface.conditioning is not None
             budgets: list[Any] = [*self.macs_weight] if conditioned else [None]
             made, judged = opened.images(self.images), opened.images(4 * self.images, split="test")

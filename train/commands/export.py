@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ..deploy.export import export_model
+from ..deploy.opening import open_adaptive
 from ..networks.export import ExportSettings, run_export
-from ..options import Trust, given_flags, narrowed
+from ..options import DatasetOption, Trust, given_flags, narrowed
 from ..own_modules import Imports
 
 
@@ -34,6 +35,11 @@ class Export(ExportSettings):
     """Folder for model.onnx, model.pt2, model.safetensors and static.json; with --adaptive also a file, NAME.onnx."""
     adaptive: str | None = None
     """Instead of a subnet: network, policy and menu of a run folder, or of a model that save_pretrained wrote."""
+    checkpoint: str | None = None
+    """With --adaptive, of a run: another supernet than that of the training, such as that of prance train joint."""
+    dataset: DatasetOption | None = None
+    """With --adaptive, of a run: where its images lie now; JSON says anew how they are prepared, too
+    (docs/images.md)."""
     trust: Trust = False
     entries: int = 16
     """With --adaptive: entries of the menu for each decision, if the model has none."""
@@ -42,10 +48,12 @@ class Export(ExportSettings):
     def run(self) -> None:
         """Runs the command."""
         if self.adaptive is None:
-            if given_flags(self, ["entries"]):
-                raise ValueError("--entries is for the menu of an adaptive network; pass --adaptive, or leave it out.")
+            if given := given_flags(self, ("entries", "checkpoint", "dataset")):
+                raise ValueError(f"{given[0]} is for an adaptive network; pass --adaptive, or leave it out.")
             run_export(narrowed(self, ExportSettings), self.out)
             return
         if given := given_flags(self, [f.name for f in fields(ExportSettings) if f.name not in ("uint8", "seed")]):
-            raise ValueError(f"{given[0]} is for one subnet; --adaptive takes --entries, --uint8 and --seed.")
-        export_model(self.adaptive, self.out, self.entries, self.uint8, self.seed, Console(), self.trust)
+            takes = "--checkpoint, --dataset, --entries, --uint8 and --seed"
+            raise ValueError(f"{given[0]} is for one subnet; --adaptive takes {takes}.")
+        opened = open_adaptive(self.adaptive, self.checkpoint, self.dataset, 0, self.entries, trust=self.trust)
+        export_model(opened, self.out, self.uint8, self.seed, Console())

@@ -38,6 +38,8 @@ class ImportTimm:
     """Classes; left out, those of --weights or of timm's model."""
     img_size: int | None = None
     """Side of the images in pixels; left out, that of --weights or of timm's model."""
+    in_chans: int | None = None
+    """Channels of the images; left out, those of --weights or of timm's model."""
     order: Score | None = None
     """Sort the units by importance, so that narrow subnets hold the best of them (prance order); needs --dataset."""
     dataset: DatasetOption | None = None
@@ -48,7 +50,7 @@ class ImportTimm:
         """Runs the command."""
         if self.dataset is not None and self.order is None:
             raise ValueError("--dataset is for the scores of --order; pass both, or neither.")
-        source = TimmSource(self.model, self.pretrained, self.weights, self.num_classes, self.img_size)
+        source = TimmSource(self.model, self.pretrained, self.weights, self.num_classes, self.img_size, self.in_chans)
         import_timm(source, self.out, self.order, self.dataset)
 
 

@@ -15,7 +15,7 @@ from supernet.files import write_atomically
 
 from ..deploy.opening import open_adaptive
 from ..deploy.predicting import picture_paths, predicted, write_predictions
-from ..options import Threads, Trust, check_file, set_threads
+from ..options import DatasetOption, Threads, Trust, check_file, set_threads
 from ..own_modules import Imports
 
 
@@ -49,6 +49,10 @@ class Predict:
     """Pictures at a time."""
     menu: bool = False
     """Choose from the model's menu."""
+    checkpoint: str | None = None
+    """Of a run: another supernet than that of the training, such as that of prance train joint."""
+    dataset: DatasetOption | None = None
+    """Of a run: where its images lie now; JSON says anew how they are prepared, too (docs/images.md)."""
     trust: Trust = False
     threads: Threads = 1
     device: str = "cpu"
@@ -71,6 +75,8 @@ class Predict:
         timed = self.batch_size if unit == "ms" else None
         opened = open_adaptive(
             self.model,
+            self.checkpoint,
+            self.dataset,
             images=256 if unit else 0,
             entries=16 if self.menu else None,
             timed=timed,

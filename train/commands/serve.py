@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from ..deploy.listening import bound, serve
 from ..deploy.opening import open_adaptive
-from ..options import Threads, Trust, set_threads
+from ..options import DatasetOption, Threads, Trust, set_threads
 from ..own_modules import Imports
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -52,6 +52,10 @@ class Serve:
     calibration_images: int = 256
     """Of a run: validation images on which it is measured first what the model spends at which price, so that budgets
     can be shares of the MACs; 0: prices only."""
+    checkpoint: str | None = None
+    """Of a run: another supernet than that of the training, such as that of prance train joint."""
+    dataset: DatasetOption | None = None
+    """Of a run: where its images lie now; JSON says anew how they are prepared, too (docs/images.md)."""
     trust: Trust = False
     threads: Threads = 1
     device: str = "cpu"
@@ -77,6 +81,8 @@ class Serve:
         entries = 16 if self.menu else None
         opened = open_adaptive(
             self.model,
+            self.checkpoint,
+            self.dataset,
             images=self.calibration_images,
             entries=entries,
             timed=timed,

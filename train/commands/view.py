@@ -12,7 +12,7 @@ from supernet.files import write_text
 
 from ..deploy.opening import open_adaptive
 from ..deploy.page import IMAGES, run_page
-from ..options import Split, Threads, Trust, check_file, set_threads
+from ..options import DatasetOption, Split, Threads, Trust, check_file, set_threads
 from ..own_modules import Imports
 
 
@@ -38,9 +38,9 @@ class View:
     split: Split = "val"
     """Of which split."""
     checkpoint: str | None = None
-    """Another supernet than that of the training."""
-    dataset: str | None = None
-    """Where the images lie now."""
+    """Another supernet than that of the training, such as that of prance train joint."""
+    dataset: DatasetOption | None = None
+    """Where the images lie now; JSON says anew how they are prepared, too (docs/images.md)."""
     trust: Trust = False
     threads: Threads = 1
     imports: Imports = ()

@@ -9,32 +9,26 @@ import torch
 from rich.console import Console
 
 from ..networks.export_adaptive import CHECKED, export_adaptive, report
-from .opening import open_adaptive
+from .opening import Opened
 
 PRICES_CHECKED = 3
 BETWEEN = 0.125
 """Offset of the images that are checked: half-way between two of the menu's, of which there are four times as many."""
 
 
-def export_model(
-    name: str, out: Path, entries: int, uint8: bool, seed: int, console: Console, trust: bool = False
-) -> None:
+def export_model(opened: Opened, out: Path, uint8: bool, seed: int, console: Console) -> None:
     """Writes an adaptive network and says what was written.
 
     Args:
-        name: A run folder, or a model that `save_pretrained` wrote.
+        opened: The model, with a menu.
         out: A file that ends with .onnx, or a folder.
-        entries: Of the menu for each decision, if the model has none.
         uint8: Whether the graph takes uint8 images.
         seed: Fixes the random images that a saved model is checked on; a run has validation images.
         console: Where it is said.
-        trust: Whether to unpickle an agent of somebody else.
 
     Raises:
-        FileNotFoundError: If there is no such model.
-        ValueError: If it has no such graph, or the file answers differently.
+        ValueError: If the model has no such graph, or the file answers differently.
     """
-    opened = open_adaptive(name, images=0, entries=entries, trust=trust)
     model, c = opened.model, opened.model.net.config
     if opened.settings is None:
         shape = (CHECKED, c.in_chans, c.img_size, c.img_size)

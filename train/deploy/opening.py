@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +34,20 @@ class Opened:
 
     Attributes:
         model: The model.
-        settings: The environment on validation images; None of a saved model.
+        run: Gives the environment of its run on validation images, which need not be there before; None: it was saved.
     """
 
     model: AdaptiveViT
-    settings: EnvSettings | None
+    run: Callable[[], EnvSettings] | None
+
+    @cached_property
+    def settings(self) -> EnvSettings | None:
+        """The environment on validation images; None of a saved model.
+
+        Raises:
+            ValueError: If the images are not there.
+        """
+        return None if self.run is None else self.run()
 
     def images(self, count: int = IMAGES, offset: float = 0.0, split: str = "val") -> tuple[Tensor, Tensor]:
         """(N, C, H, W) images evenly out of all, uint8, and their labels.
@@ -59,7 +71,7 @@ class Opened:
 def open_adaptive(
     name: str,
     checkpoint: str | None = None,
-    dataset: str | None = None,
+    dataset: str | dict[str, Any] | None = None,
     images: int = IMAGES,
     entries: int | None = None,
     timed: int | None = None,
@@ -71,7 +83,7 @@ def open_adaptive(
     Args:
         name: A run folder of `prance train agent`, a folder that `save_pretrained` wrote, or OWNER/NAME of the hub.
         checkpoint: Of a run: another supernet than that of the training.
-        dataset: Of a run: where its images lie now.
+        dataset: Of a run: where its images lie now, or all of `DatasetConfig` as a dict.
         images: Of a run: validation images to calibrate on.
         entries: So many of a menu for each decision, if it has none; None: no menu is made.
         trust: Of a run: whether to unpickle an agent of somebody else.
@@ -97,7 +109,7 @@ def open_adaptive(
         pickled = pickles(path / "model.zip")
         own = trust or (bool(pickled) and all(map(is_own, pickled)))
         model = AdaptiveViT.from_run(name, checkpoint, dataset, images=0, trust=own).to(device)
-        opened = Opened(model, settings_of_run(name, "val", checkpoint=checkpoint, dataset=dataset))
+        opened = Opened(model, partial(settings_of_run, name, "val", checkpoint=checkpoint, dataset=dataset))
         if images:
             model.calibrate(*opened.images(images), timed=timed)
     if entries is not None and opened.model.menu is None:

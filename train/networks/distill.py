@@ -22,10 +22,10 @@ from ..runs.interrupt import deferred_interrupt
 from ..runs.lock import only_writer
 from .importance import full_network
 from .logit_store import DESCRIPTION, LogitStore, StoreInfo
-from .sources import NetworkSource
+from .sources import TIMM, NetworkSource
 from .teachers import ORIGINAL, open_teacher
-from .training_images import check_store, stored_view
-from .views import View, ViewLoader, view_seeds
+from .training_images import check_store, stored_view, view_of
+from .views import ViewLoader, view_seeds
 
 TOLERATED = 0.01
 """Mean difference of probabilities above which a check fails."""
@@ -68,16 +68,19 @@ class Distillation:
         settings: What is asked.
         device: Torch device of the teacher.
         num_workers: Processes that draw views.
+        store: Folder of a store that is there, whose random crops these are; None: crops as the images are resized.
 
     Raises:
         FileNotFoundError: If a folder is missing.
         ValueError: If networks and images do not fit each other.
     """
 
-    def __init__(self, settings: DistillSettings, device: str = "cpu", num_workers: int = 0) -> None:
+    def __init__(
+        self, settings: DistillSettings, device: str = "cpu", num_workers: int = 0, store: Path | None = None
+    ) -> None:
         self.settings, self.device = settings, usable_device(device)
         # Only its shape counts, unless it is its own teacher.
-        source = NetworkSource(settings.student, "random" if ":" in settings.student else None)
+        source = NetworkSource(settings.student, "random" if settings.student.startswith(TIMM) else None)
         if settings.teacher == ORIGINAL and source.has_random_classifier():
             raise ValueError(
                 f"teacher={ORIGINAL!r} is the student {settings.student}, whose weights are random here, so that it "
@@ -85,7 +88,7 @@ class Distillation:
             )
         self.student: Supernet = source.open()
         c = self.student.config
-        self.view = View(c.img_size, c.in_chans, settings.crop_scale, settings.flip, settings.rand_augment)
+        self.view = view_of(settings, c, store)
         self.source: ImageSource = load_dataset(settings.dataset, "train", c, num_workers)
         check_fits(self.source, c)
         self.teacher: nn.Module = open_teacher(settings.teacher, self.student, lambda: full_network(self.student)).to(
@@ -146,7 +149,7 @@ def run_distill(
     elif not (out / DESCRIPTION).exists():
         check_kind(out)
         raise FileNotFoundError(f"{out} holds no {DESCRIPTION}, so there is nothing to resume; drop --resume.")
-    work = Distillation(settings, device, num_workers)
+    work = Distillation(settings, device, num_workers, out if resume else None)
     with only_writer(out), deferred_interrupt() as interrupted:
         store = LogitStore.create(out, work.info())
         total, images = store.info.num_images * store.info.epochs, store.info.num_images
@@ -190,7 +193,7 @@ def check_distill(
     """
     if records < 1:
         raise ValueError(f"--check {records} must be at least 1: so many records are compared.")
-    store, work = LogitStore.open(out), Distillation(settings, device, num_workers)
+    store, work = LogitStore.open(out), Distillation(settings, device, num_workers, out)
     check_store(store, work.source, work.view)
     total = store.info.num_images * store.info.epochs
     drawn = np.sort(np.random.default_rng(settings.seed).choice(total, min(records, total), replace=False))

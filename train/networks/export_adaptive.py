@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,8 @@ def _stem(model: AdaptiveViT, uint8: bool, folder: Path) -> Any:
 
 def _about(model: AdaptiveViT, menu: Menu, uint8: bool) -> dict[str, Any]:
     c, conditioning = model.net.config, model.interface.conditioning
+    # Image files have no other channels.
+    prepared = asdict(model.preprocessing.transform(c)) if c.in_chans in (1, 3) else None
     return {
         "input": [1, c.in_chans, c.img_size, c.img_size],
         "takes": "uint8" if uint8 else "float32",
@@ -170,7 +172,7 @@ def _about(model: AdaptiveViT, menu: Menu, uint8: bool) -> dict[str, Any]:
         "spent": None if menu.calibration is None else menu.calibration.to_dict(),
         "full_macs": menu.full_macs,
         "entries": [len(e) for e in menu.entries],
-        "pictures": model.preprocessing.to_dict(),
+        "pictures": prepared,
     }
 
 

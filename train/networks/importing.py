@@ -27,6 +27,7 @@ class TimmSource:
         weights: A file with its weights.
         num_classes: Its classes; None: as in the weights.
         img_size: Its image size; None: as in the weights.
+        in_chans: Channels of its images; None: as in the weights.
     """
 
     model: str
@@ -34,6 +35,7 @@ class TimmSource:
     weights: Path | None = None
     num_classes: int | None = None
     img_size: int | None = None
+    in_chans: int | None = None
 
     @property
     def title(self) -> str:

@@ -162,7 +162,17 @@ class LogitStore:
 
     @classmethod
     def _opened(cls, folder: Path) -> LogitStore:
-        return cls(folder, read_json(folder / DESCRIPTION, StoreInfo, REMEDY))
+        return cls(folder, cls.described(folder))
+
+    @staticmethod
+    def described(folder: Path) -> StoreInfo:
+        """What `store.json` says.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is damaged.
+        """
+        return read_json(folder / DESCRIPTION, StoreInfo, REMEDY)
 
     @property
     def done(self) -> int:

@@ -43,13 +43,13 @@ def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.
         raise ValueError(f"The teacher {name} has random weights, so that it can teach nobody; pass a folder.")
     elif Path(name).is_dir() or name in list_supernets():
         net = open_supernet(name)
-        if net.config.in_chans != student.config.in_chans:
+        if net.config.in_chans != student.config.in_chans and (net.config.in_chans, student.config.in_chans) != (3, 1):
             raise ValueError(
                 f"The teacher {name} takes images of {net.config.in_chans} channels, the supernet of "
                 f"{student.config.in_chans}; take another teacher."
             )
         model = full_network(net)
-        if any(getattr(net.config, k) != getattr(student.config, k) for k in ("img_size", "mean", "std")):
+        if any(getattr(net.config, k) != getattr(student.config, k) for k in ("in_chans", "img_size", "mean", "std")):
             model = ResizedTeacher(model, student)
     else:
         raise ValueError(f"teacher={name!r} is unknown; pass '{ORIGINAL}', '{TIMM}NAME', or the folder of a supernet.")

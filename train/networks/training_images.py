@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from prance_env.images.config import DatasetConfig
 from prance_env.images.source import ImageSource
+from supernet import SupernetConfig
 from supernet.arrays import Ints
 from supernet.heads import ImageClassifier
 
@@ -34,6 +36,34 @@ class Batch:
     images: Tensor
     labels: Tensor
     answers: Tensor | None
+
+
+class Drawing(Protocol):
+    """Settings of how training images are drawn; see `View`."""
+
+    @property
+    def dataset(self) -> str | dict[str, Any]: ...
+    @property
+    def crop_scale(self) -> tuple[float, float]: ...
+    @property
+    def flip(self) -> float: ...
+    @property
+    def rand_augment(self) -> str: ...
+
+
+def view_of(settings: Drawing, config: SupernetConfig, store: str | Path | None = None) -> View:
+    """How training images are drawn for a network.
+
+    Args:
+        settings: What is random.
+        config: Of the network; crops are resized as its images are, where the data set does not say otherwise.
+        store: Folder with answers to views, whose crops are resized as these were: bicubic ones, by earlier versions.
+    """
+    interpolation = DatasetConfig.from_value(settings.dataset).interpolation or config.interpolation
+    if store is not None:
+        interpolation = LogitStore.described(Path(store)).view.get("interpolation", interpolation)
+    drawn = settings.crop_scale, settings.flip, settings.rand_augment
+    return View(config.img_size, config.in_chans, *drawn, interpolation)
 
 
 class TrainingImages:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from prance_env.images.source import ImageSource
 from prance_env.images.transform import Pixels, upright
 from prance_env.images.workers import DecodingPool
 from supernet.arrays import Ints
+from supernet.config import INTERPOLATIONS
 
 CHUNK = 16
 NONE = "none"
@@ -82,7 +83,7 @@ class View:
         crop_scale: Smallest and largest share of the image's area that a random crop takes; (1, 1): as in evaluation.
         flip: Chance of a horizontal flip.
         rand_augment: RandAugment in timm's words, such as "rand-m9-mstd0.5-inc1"; "none" or empty: none.
-        interpolation: Of random crops: "bilinear", "bicubic" or "random".
+        interpolation: Of random crops: one of `supernet.config.INTERPOLATIONS`, or "random", bilinear or bicubic.
     """
 
     img_size: int
@@ -90,7 +91,7 @@ class View:
     crop_scale: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.0
     rand_augment: str = ""
-    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -100,6 +101,8 @@ class View:
                 f"flip={self.flip} a chance in [0, 1]."
             )
         object.__setattr__(self, "rand_augment", checked_augment(self.rand_augment))
+        if self.interpolation not in (allowed := (*INTERPOLATIONS, "random")):
+            raise ValueError(f"interpolation={self.interpolation!r} is unknown; choose one of {allowed}.")
 
     @property
     def is_plain(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agents.deployed.runs import Deployed
 from agents.protocol import Agent
 from prance_env.settings import EnvSettings
 
@@ -33,11 +34,10 @@ def train_agent(
 
     Args:
         settings: What to train.
-        out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `command.txt`,
-            `metrics.jsonl`, `progress.json`, TensorBoard events; with `eval_freq` also `evaluations.jsonl` and `best`,
-            a run folder that holds the agent with the highest return.
+        out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `class_names.txt`,
+            `metrics.jsonl`, TensorBoard events and more; with `eval_freq` also `best`, a run folder of the best agent.
         resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`, or on another device; a run that
-            was killed before the first one starts over.
+            has none starts over.
         progress_bar: Whether to show one.
         save_freq: Seconds between two checkpoints; what is trained does not depend on it.
         advice: What else to tell whoever stops the training.
@@ -55,10 +55,12 @@ def train_agent(
     Pace(save_freq)  # which checks it
     last, model = (out / f"{name}{settings.algorithm.suffix}" for name in NAMES)
     held = [out / f"{name}{suffix}" for name in NAMES for suffix in {ALGORITHMS[a].suffix for a in ALGORITHMS}]
-    may_change, validation = _may_change(settings, out), _validation(settings, out)
+    env = EnvSettings.from_id(settings.env, **settings.env_arguments)
+    may_change, validation = _may_change(settings, out), Validation(env, out, settings.eval_freq, settings.eval_images)
     if resume and settings.algorithm.pickles:
         check_trusted(last, trust)
     with open_run(out, settings, last, resume, held, may_change=may_change) as going_on:
+        Deployed(env, env.dataset_config).note_class_names(out)
         run = TrainingRun(
             env=settings.env,
             env_arguments=settings.env_arguments,
@@ -80,11 +82,6 @@ def train_agent(
             described=plain(settings),
         )
         return settings.algorithm.train(run)
-
-
-def _validation(settings: AgentTraining, out: Path) -> Validation:
-    env = EnvSettings.from_id(settings.env, **settings.env_arguments)
-    return Validation(env, out, settings.eval_freq, settings.eval_images)
 
 
 def _may_change(settings: AgentTraining, out: Path) -> list[str]:

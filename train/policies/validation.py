@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.logger import Logger
 
 from agents.protocol import Agent
+from prance_env.images.config import CLASSES
 from prance_env.rendering import render_episode
 from prance_env.settings import EnvSettings
 from supernet.arrays import Ints, evenly
@@ -107,8 +108,9 @@ def begin_best(out: Path, stage: Path) -> Path:
     """The folder for the best agent among the staged files of a run, with what makes a run folder of it."""
     folder = stage / BEST
     folder.mkdir()
-    for name in (CONFIG, COMMAND, SYSTEM):
-        shutil.copyfile(out / name, folder / name)
+    for name in (CONFIG, COMMAND, SYSTEM, CLASSES):
+        if (out / name).exists():
+            shutil.copyfile(out / name, folder / name)
     return folder
 
 

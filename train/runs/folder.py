@@ -16,7 +16,7 @@ import yaml
 from annotated_types import Ge, Len
 from typing_extensions import TypedDict
 
-from prance_env.images.config import DatasetConfig
+from prance_env.images.config import CLASSES, DatasetConfig
 from prance_env.images.loading import list_datasets
 from prance_env.settings import EnvArguments, EnvSettings
 from supernet import list_supernets
@@ -33,8 +33,8 @@ from .rows import EVALUATIONS, ROWS
 from .trust import SYSTEM, WRITER, check_own_or_local, writer
 
 CONFIG, COMMAND = "config.yml", "command.txt"
-NOTES = (CONFIG, COMMAND, SYSTEM)
-"""What `write_command` writes."""
+NOTES = (CONFIG, COMMAND, SYSTEM, CLASSES)
+"""What is noted of a run when it begins."""
 NETWORK = (SUPERNET, STATIC, WEIGHTS)
 """What tells that there is a network in a folder: a supernet, an adaptive model or a static network."""
 STORE = "store.json"
@@ -203,7 +203,7 @@ def _forget_beginning(out: Path) -> None:
     """Removes what a run that has no checkpoint logged, if there is one."""
     if not (out / CONFIG).is_file():
         return
-    for name in (ROWS, EVALUATIONS, PROGRESS):
+    for name in (ROWS, EVALUATIONS, PROGRESS, CLASSES):
         (out / name).unlink(missing_ok=True)
     for folder in [out, *(f for f in out.iterdir() if f.is_dir() and not (f / CONFIG).exists())]:
         found = [*folder.glob("events.out.tfevents.*")]

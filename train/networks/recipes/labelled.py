@@ -13,6 +13,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from prance_env.images.config import DatasetConfig
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SupernetConfig
@@ -22,7 +23,7 @@ from ...options import DatasetOption
 from ..ordering import draw_batches
 from ..recipe import N, Recipe
 from ..teachers import open_teacher
-from ..training_images import TrainingImages, open_store
+from ..training_images import TrainingImages, open_store, view_of
 from ..views import NONE, View, checked_augment
 
 STORE = "store:"
@@ -78,6 +79,11 @@ class LabelledRecipe(Recipe[N]):
             raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 1).")
         if self.mixup < 0 or self.cutmix < 0:
             raise ValueError(f"mixup={self.mixup} and cutmix={self.cutmix} must be at least 0; 0: none.")
+        if (self.mixup or self.cutmix) and (part := self.batch_size // self.accumulate) % 2:
+            raise ValueError(
+                f"mixup and cutmix mix pairs, but batch_size={self.batch_size} in accumulate={self.accumulate} part(s) "
+                f"has {part} images in each; change one of them, so that there is an even number."
+            )
         if self.epochs < 0:
             raise ValueError(f"epochs={self.epochs} must be at least 0; 0 takes --steps.")
         if self.val_images < 1:
@@ -104,8 +110,15 @@ class LabelledRecipe(Recipe[N]):
         return self.start.config
 
     def make_net(self) -> N:
-        """The network to begin with; the texts of CLIP's classes stay where its text tower put them."""
+        """The network to begin with; it forgets the names of its classes where it is to learn others.
+
+        The texts of CLIP's classes stay where its text tower put them.
+        """
         net = copy.deepcopy(self.start).requires_grad_(True)
+        own = net.config.class_names
+        taught: dict[int, str] = getattr(self._images.source, "class_names", {}) if own else {}
+        if DatasetConfig.from_value(self.dataset).class_map is None and any(own[k] != taught[k] for k in taught):
+            net.config = replace(net.config, class_names=())
         if isinstance(net.head, ZeroShotHead):
             net.head.text.requires_grad_(False)
         return net
@@ -141,8 +154,7 @@ class LabelledRecipe(Recipe[N]):
     @property
     def view(self) -> View:
         """How training images are drawn."""
-        c = self.config
-        return View(c.img_size, c.in_chans, self.crop_scale, self.flip, self.rand_augment)
+        return view_of(self, self.config, self._store_folder)
 
     @cached_property
     def _images(self) -> TrainingImages:
