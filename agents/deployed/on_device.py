@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from prance_env.spaces import decode_actions, observe
+from prance_env.spaces import check_actions, decode_actions, observe
 from supernet import GroupChoice, InferenceState, Supernet
 from supernet.arrays import Floats
 from supernet.runtime.choice import precision, records_graphs
@@ -40,6 +40,9 @@ def played_on_device(
 
     Returns:
         The state after the last group, (B, T, A) actions in [0, 1], and (B, T) patches left, both on the host.
+
+    Raises:
+        ValueError: If an action holds NaN.
     """
     space, state = net.space, TiledState.of(begun, net.config)
     device, most = state.patch_token.device, state.batch.most
@@ -52,7 +55,9 @@ def played_on_device(
             before = TiledState.of_tensors(group, most, inputs)
             seen = observe(net, before, interface.observation, full_macs, inputs.get("price"))
             unit = decode_actions(cast(Tensor, policy(seen)), interface.normalize_actions)
-            after = run_tiled_group(net.config, net.blocks, before, GroupChoice.decoded(space, unit))
+            # NaN, as an index, would end the use of the device; it is refused once the host has the actions.
+            choice = GroupChoice.decoded(space, unit.nan_to_num(0.0))
+            after = run_tiled_group(net.config, net.blocks, before, choice)
             return after.tensors() | {"unit": unit}
 
         inputs = state.tensors() | shown
@@ -61,4 +66,7 @@ def played_on_device(
         state = TiledState.of_tensors(group + 1, most, out)
         chosen.append(out["unit"])
         left.append(state.batch.lengths - net.config.num_prefix_tokens)
-    return state, torch.stack(chosen, dim=1).cpu(), torch.stack(left, dim=1).cpu().numpy()
+    actions = torch.stack(chosen, dim=1).cpu()
+    for taken in actions.unbind(1):
+        check_actions(taken.numpy())
+    return state, actions, torch.stack(left, dim=1).cpu().numpy()

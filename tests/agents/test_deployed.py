@@ -324,6 +324,17 @@ def test_tiles_choose_what_segments_choose() -> None:
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("way", ["segments", "tiles"])
+def test_an_image_that_gives_an_action_of_nan_is_named_by_either_way(way: str) -> None:
+    net = random_net(TINY)
+    interface = Interface(net.config)
+    model = AdaptiveViT(net, plain_agent(prance_ppo(interface), interface))
+    images = net.normalised(make_engine(net, 3).dataset.fetch(np.arange(3)))
+    images[1, 0, 0, 0] = float("nan")
+    with runtime.use(way), pytest.raises(ValueError, match=r"The action of environment 1 holds NaN: \["):
+        model(images)
+
+
 def test_recorded_steps_are_not_replayed_for_other_weights_or_another_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_device, "records_graphs", lambda device: True)
     net = random_net(TINY)
