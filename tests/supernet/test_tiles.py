@@ -217,6 +217,22 @@ def test_what_tiles_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, own_mode
         runtime.choice.hindrance_of_device.cache_clear()
 
 
+def test_an_autocast_is_obeyed_by_segments_and_refused_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = random_net(make_config("prune", "class-token", True)).to(DEVICE)
+    images, subnet = images_for(net, 2).to(DEVICE), subnets_for(net, 2)
+    with torch.autocast(DEVICE.type, torch.bfloat16), runtime.use("tiles"):
+        with pytest.raises(RuntimeError, match=r"use\('tiles'\): torch.autocast is on, and tiles"):
+            net(images, subnet)
+    monkeypatch.setattr(runtime.choice, "hindrance_of_device", lambda device: None)
+    runtime.choice._warn_once.cache_clear()
+    ways = {}
+    for kind in ("cpu", "cuda"):
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda asked, kind=kind: asked == kind)
+        with nullcontext() if kind == "cpu" else pytest.warns(UserWarning, match="segments.*: torch.autocast is on"):
+            ways[kind] = runtime.choice.runs_tiles(net.config, torch.device("cuda"), torch.float32)
+    assert ways == {"cpu": True, "cuda": False}
+
+
 @pytest.mark.parametrize("architecture", FOREIGN)
 def test_kinds_of_networks_that_kernels_do_not_know_run_by_segments(architecture: str) -> None:
     net = random_net(make_config("prune", architecture, False)).to(DEVICE)
