@@ -220,9 +220,12 @@ def test_what_tiles_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, own_mode
 def test_an_autocast_is_obeyed_by_segments_and_refused_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     net = random_net(make_config("prune", "class-token", True)).to(DEVICE)
     images, subnet = images_for(net, 2).to(DEVICE), subnets_for(net, 2)
-    with torch.autocast(DEVICE.type, torch.bfloat16), runtime.use("tiles"):
-        with pytest.raises(RuntimeError, match=r"use\('tiles'\): torch.autocast is on, and tiles"):
-            net(images, subnet)
+    with (
+        torch.autocast(DEVICE.type, torch.bfloat16),
+        runtime.use("tiles"),
+        pytest.raises(RuntimeError, match=r"use\('tiles'\): torch.autocast is on, and tiles"),
+    ):
+        net(images, subnet)
     monkeypatch.setattr(runtime.choice, "hindrance_of_device", lambda device: None)
     runtime.choice._warn_once.cache_clear()
     ways = {}
