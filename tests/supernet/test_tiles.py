@@ -181,6 +181,30 @@ def test_the_observed_keys_are_reduced_with_the_tokens() -> None:
     assert_close(found, expected)
 
 
+def test_the_observed_keys_are_single_precision_in_half_precision_too() -> None:
+    net = random_net(make_config("prune", "class-token", False)).to(DEVICE).half()
+    images, subnet = images_for(net, 2).to(DEVICE), subnets_for(net, 2)
+    with runtime.use("tiles"):
+        state = net.run_group(net.begin(images, key_mean=True), 1, subnet.group(net.space, 1))
+    assert isinstance(state, TiledState)
+    assert state.row_means is not None
+    assert state.row_means.dtype == torch.float32
+
+
+def test_weights_may_lie_in_any_order() -> None:
+    net = random_net(make_config("prune", "class-token", False))
+    images, subnet = images_for(net, 3), subnets_for(net, 3)
+    expected = both(net, images, subnet)[0]
+    for block in net.blocks:
+        for layer in (block.qkv, block.fc1, block.norm1):
+            for name, value in layer.named_parameters():
+                spread = torch.stack([value.detach(), torch.zeros_like(value)], dim=-1)[..., 0]  # no stride is 1
+                moved = spread if spread.ndim == 1 else value.detach().t().contiguous().t()
+                assert not moved.is_contiguous()
+                setattr(layer, name, torch.nn.Parameter(moved, requires_grad=False))
+    assert_same(net, expected, both(net, images, subnet)[1])
+
+
 def test_alike_images_take_the_dense_way_and_gradients_the_one_by_segments() -> None:
     net = random_net(make_config("prune", "class-token", False)).to(DEVICE)
     images = images_for(net, 3).to(DEVICE)
