@@ -198,6 +198,11 @@ OBSERVATIONS.add("constant", (_DECISION,))
 OBSERVATIONS.add("key_mean", (_KEY_MEAN,))
 
 
+def is_known(part: ObservationPart) -> bool:
+    """Whether a part is one of this package, which asks nothing of a device, and not a user's."""
+    return part is PARTS.get(part.name) or part is PRICE
+
+
 def values_of(part: ObservationPart, seen: Seen) -> Tensor:
     """What a part shows: (B, size).
 
@@ -205,7 +210,7 @@ def values_of(part: ObservationPart, seen: Seen) -> Tensor:
         ValueError: If a part of a user gives something else.
     """
     values = part.values(seen)
-    if part is not PARTS.get(part.name) and part is not PRICE:
+    if not is_known(part):
         expected = len(seen.state), part.size(seen.net.config)
         if not isinstance(values, Tensor) or values.shape != expected:
             what = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
