@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from supernet.arrays import sent
+
 _ALIGNMENT = 8
 
 
@@ -78,7 +80,9 @@ def to_device(tree: Any, device: torch.device) -> Any:
 
     _mapped(tree, note)
     with torch.inference_mode(False):
-        tensors = iter([torch.from_numpy(a) for a in arrays] if device.type == "cpu" else _sent(arrays, device))
+        tensors = iter(
+            [torch.from_numpy(a) for a in arrays] if device.type == "cpu" else _sent_together(arrays, device)
+        )
 
         def converted(leaf: Any) -> Any:
             if isinstance(leaf, np.ndarray):
@@ -88,14 +92,14 @@ def to_device(tree: Any, device: torch.device) -> Any:
         return _mapped(tree, converted)
 
 
-def _sent(arrays: list[NDArray[Any]], device: torch.device) -> list[Tensor]:
+def _sent_together(arrays: list[NDArray[Any]], device: torch.device) -> list[Tensor]:
     offsets = _offsets([a.nbytes for a in arrays])
     packed = np.empty(offsets[-1], dtype=np.uint8)
     for array, offset in zip(arrays, offsets, strict=False):
         packed[offset : offset + array.nbytes].view(array.dtype)[:] = array.ravel()
-    sent = torch.from_numpy(packed).to(device, non_blocking=True)
+    received = sent(packed, device)
     return [
-        sent[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape).clone()
+        received[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape).clone()
         for array, offset in zip(arrays, offsets, strict=False)
     ]
 

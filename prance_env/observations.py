@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import InferenceState, Supernet, SupernetConfig
-from supernet.arrays import constant
+from supernet.arrays import constant, sent
 from supernet.extension import Registry
 from supernet.layers import set_width
 from supernet.runtime.pooling import by_width
@@ -67,7 +67,7 @@ class Seen:
         if decision < space.num_decisions:
             numbers[:, 3 + widths + decision] = 1
         sizes = (1, 1, 1, widths, space.num_decisions)
-        parts = torch.from_numpy(numbers).to(state.tokens.device).split_with_sizes(sizes, dim=1)
+        parts = sent(numbers, state.tokens.device).split_with_sizes(sizes, dim=1)
         return dict(zip(("patches_left", "macs_spent", "macs_weight", "embed_dim", "decision"), parts, strict=True))
 
     def _numbers_on_device(self, state: TiledState, decision: int) -> dict[str, Tensor]:
@@ -198,6 +198,11 @@ OBSERVATIONS.add("constant", (_DECISION,))
 OBSERVATIONS.add("key_mean", (_KEY_MEAN,))
 
 
+def is_known(part: ObservationPart) -> bool:
+    """Whether a part is one of this package, which asks nothing of a device, and not a user's."""
+    return part is PARTS.get(part.name) or part is PRICE
+
+
 def values_of(part: ObservationPart, seen: Seen) -> Tensor:
     """What a part shows: (B, size).
 
@@ -205,7 +210,7 @@ def values_of(part: ObservationPart, seen: Seen) -> Tensor:
         ValueError: If a part of a user gives something else.
     """
     values = part.values(seen)
-    if part is not PARTS.get(part.name) and part is not PRICE:
+    if not is_known(part):
         expected = len(seen.state), part.size(seen.net.config)
         if not isinstance(values, Tensor) or values.shape != expected:
             what = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__

@@ -52,10 +52,21 @@ def decode_actions(actions: Any, normalize_actions: bool) -> Any:
         values = actions.detach().double()
         return ((values + 1) / 2 if normalize_actions else values).clamp(0, 1)
     unit = np.asarray(actions, dtype=np.float64)
-    if np.isnan(unit).any():
-        lane = int(np.flatnonzero(np.isnan(unit).any(axis=1))[0])
-        raise ValueError(f"The action of environment {lane} holds NaN: {unit[lane]}; check the policy for divergence.")
+    check_actions(unit)
     return np.minimum(np.maximum((unit + 1) / 2 if normalize_actions else unit, 0), 1)
+
+
+def check_actions(actions: NDArray[np.float64]) -> None:
+    """Refuses actions (B, A) of which an entry is NaN.
+
+    Raises:
+        ValueError: If one is, with the lane.
+    """
+    if np.isnan(actions).any():
+        lane = int(np.flatnonzero(np.isnan(actions).any(axis=1))[0])
+        raise ValueError(
+            f"The action of environment {lane} holds NaN: {actions[lane]}; check the policy for divergence."
+        )
 
 
 def encode_actions(unit: NDArray[np.float64], normalize_actions: bool) -> NDArray[np.float32]:

@@ -7,9 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from prance_env.spaces import decode_actions, observe
+from prance_env.observations import OBSERVATIONS, is_known
+from prance_env.spaces import check_actions, decode_actions, observe
 from supernet import GroupChoice, InferenceState, Supernet
-from supernet.arrays import Floats
+from supernet.arrays import Floats, sent
 from supernet.runtime.choice import precision, records_graphs
 from supernet.runtime.graphs import Recorder, standing
 from supernet.tiled_state import TiledState, run_tiled_group
@@ -40,25 +41,39 @@ def played_on_device(
 
     Returns:
         The state after the last group, (B, T, A) actions in [0, 1], and (B, T) patches left, both on the host.
+
+    Raises:
+        ValueError: If an action holds NaN.
     """
     space, state = net.space, TiledState.of(begun, net.config)
     device, most = state.patch_token.device, state.batch.most
-    shown = {} if price is None else {"price": torch.from_numpy(price).to(device)}
+    shown = {} if price is None else {"price": sent(price, device)}
     chosen, left = [], []
+    # Functions of users may ask the device for numbers, which a graph cannot.
+    apart = not all(is_known(part) for part in OBSERVATIONS[interface.observation])
+
+    def seen(before: TiledState, given: dict[str, Tensor]) -> Tensor:
+        return observe(net, before, interface.observation, full_macs, given.get("price"))
+
     reads = (standing(net), standing(policy)) if records_graphs(device) else None
     for group in range(space.first_decided, len(space.groups)):
 
         def step(inputs: dict[str, Tensor], group: int = group) -> dict[str, Tensor]:
             before = TiledState.of_tensors(group, most, inputs)
-            seen = observe(net, before, interface.observation, full_macs, inputs.get("price"))
-            unit = decode_actions(cast(Tensor, policy(seen)), interface.normalize_actions)
-            after = run_tiled_group(net.config, net.blocks, before, GroupChoice.decoded(space, unit))
+            said = cast(Tensor, policy(inputs["seen"] if apart else seen(before, inputs)))
+            unit = decode_actions(said, interface.normalize_actions)
+            # NaN, as an index, would end the use of the device; it is refused once the host has the actions.
+            choice = GroupChoice.decoded(space, unit.nan_to_num(0.0))
+            after = run_tiled_group(net.config, net.blocks, before, choice)
             return after.tensors() | {"unit": unit}
 
-        inputs = state.tensors() | shown
+        inputs = state.tensors() | shown | ({"seen": seen(state, shown)} if apart else {})
         name = (group, interface.observation, precision(), reads)
         out = recorder.run(name, step, inputs) if records_graphs(device) else step(inputs)
         state = TiledState.of_tensors(group + 1, most, out)
         chosen.append(out["unit"])
         left.append(state.batch.lengths - net.config.num_prefix_tokens)
-    return state, torch.stack(chosen, dim=1).cpu(), torch.stack(left, dim=1).cpu().numpy()
+    actions = torch.stack(chosen, dim=1).cpu()
+    for taken in actions.unbind(1):
+        check_actions(taken.numpy())
+    return state, actions, torch.stack(left, dim=1).cpu().numpy()

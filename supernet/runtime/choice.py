@@ -80,7 +80,7 @@ def runs_tiles(config: SupernetConfig, device: torch.device, dtype: torch.dtype)
     used = _USED.get()
     if used == "segments" or (used is None and (device.type != "cuda" or torch.is_grad_enabled())):
         return False
-    hindrance = hindrance_of_network(config, dtype) or hindrance_of_device(device)
+    hindrance = hindrance_of_network(config, dtype) or hindrance_of_device(device) or _hindrance_of_autocast(device)
     if hindrance is None:
         return True
     if used == "tiles":
@@ -106,6 +106,13 @@ def hindrance_of_network(config: SupernetConfig, dtype: torch.dtype) -> str | No
         return f"its kernels know no {' and no '.join(found)}"
     if dtype not in DTYPES:
         return f"its kernels know no {dtype}, only {', '.join(str(d) for d in DTYPES)}"
+    return None
+
+
+def _hindrance_of_autocast(device: torch.device) -> str | None:
+    """Why tiles cannot run where the caller has opened an autocast; None if there is none."""
+    if torch.is_autocast_enabled(device.type):
+        return "torch.autocast is on, and tiles compute in the precision of the weights (net.to(torch.bfloat16))"
     return None
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
+from math import inf
 from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -19,6 +23,15 @@ Function = Callable[[Tensors], Tensors]
 
 WARM_UP = 2
 """Calls on a side stream before a graph is recorded, as PyTorch's notes on CUDA graphs ask for."""
+
+RECORDED = 3
+"""The use of a function at which it is recorded, which takes as long as several of its runs."""
+
+IDLE, KNOWN = 256, 256
+"""Runs without it after which a graph is no longer in use, and functions without a graph whose uses are counted."""
+
+_RECORDING = Lock()
+"""Held while a graph is recorded: a process can record one at a time."""
 
 
 class _Tree(NamedTuple):
@@ -55,26 +68,57 @@ def standing(root: nn.Module) -> Hashable:
     return ref(root), tuple([t.data_ptr() for t in _values(tree.tensors) if t is not None])
 
 
+class _Room:
+    """What graphs share of which one runs at a time, on the current GPU.
+
+    Attributes:
+        pool: Their memory.
+        stream: Where they are recorded. cuBLAS keeps a workspace for each stream, which graphs then use wherever they
+            are replayed: of a stream of others, two graphs would at a time.
+        done: The end of the last run.
+    """
+
+    def __init__(self) -> None:
+        self.pool, self.stream, self.done = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.Event()
+
+
 class CudaGraph:
-    """One function at inputs of fixed shapes, recorded.
+    """One function at inputs of fixed shapes, recorded on the current GPU.
 
     Args:
         function: Takes and gives tensors by name; launches the same for all values of its inputs, and waits for none.
         inputs: With the shapes and types to record it for.
-        pool: Memory that it shares with other graphs, none of which runs at the same time.
+        beside: A graph that there is, to share memory with: they never run at the same time. None: it has its own.
     """
 
-    def __init__(self, function: Function, inputs: Tensors, pool: Any) -> None:
-        self.inputs = {name: value.clone() for name, value in inputs.items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                function(self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+    def __init__(self, function: Function, inputs: Tensors, beside: CudaGraph | None = None) -> None:
+        # Memory is shared with a graph, not kept by its number: PyTorch forgets the number with the last graph.
+        self.room: _Room = _Room() if beside is None else beside.room
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            self.outputs = function(self.inputs)
+        before, stream = torch.cuda.current_stream(), self.room.stream
+        with _RECORDING, self.turn():
+            self.inputs = {name: value.clone() for name, value in inputs.items()}
+            stream.wait_stream(before)
+            try:
+                # Entered here, since torch.cuda.graph leaves its stream the current one if the end of recording fails.
+                with torch.cuda.stream(stream):
+                    # On the same stream, so that cuBLAS's workspace does not lie in the graphs' memory.
+                    for _ in range(WARM_UP):
+                        function(self.inputs)
+                    # By itself, what other threads ask of CUDA meanwhile would be an error.
+                    with torch.cuda.graph(self.graph, self.room.pool, stream, capture_error_mode="thread_local"):
+                        self.outputs = function(self.inputs)
+            finally:
+                before.wait_stream(stream)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Around a run, from inputs to what is made of outputs: it waits for the one before, on whatever stream."""
+        torch.cuda.current_stream().wait_event(self.room.done)
+        try:
+            yield
+        finally:
+            self.room.done.record()
 
     def replay(self) -> None:
         """Runs it on what `inputs` hold; `outputs` then hold what comes out."""
@@ -82,19 +126,22 @@ class CudaGraph:
 
 
 class Recorder:
-    """Runs functions of tensors, as CUDA graphs from the third call with the same shapes on.
+    """Runs functions of tensors, those that come by often as CUDA graphs.
 
-    The first call compiles kernels, the second records. What comes out is the caller's: nothing overwrites it.
+    The first call compiles kernels, the third with the same shapes records. What comes out is the caller's: nothing
+    overwrites it. What cannot be recorded runs as it is, with a warning.
 
     Args:
-        most: Graphs that are kept; of more, those go that were not used for longest.
+        most: Graphs that are kept. Another one takes the place of the one that was not used for longest, but of none
+            that is in use: with batches of many sizes, recording would take more time than it saves.
         record: What makes a graph.
     """
 
     def __init__(self, most: int = 16, record: Callable[[Function, Tensors, Any], Any] = CudaGraph) -> None:
         self.most, self.record = most, record
-        self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
-        self._pool: Any = None
+        self._graphs: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._uses: OrderedDict[Hashable, float] = OrderedDict()
+        self._runs = 0
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -108,25 +155,57 @@ class Recorder:
             name: Of the function and of everything that it depends on beside its inputs; of modules, `standing`.
             function: Takes and gives tensors by name.
             inputs: On one GPU, which need not be the current one.
+
+        Warns:
+            UserWarning: If it cannot be recorded.
         """
         key = (name, tuple((k, v.shape, v.dtype, v.device) for k, v in inputs.items()))
         with self._lock, current(next(iter(inputs.values())).device):
-            if key not in self._graphs:
-                self._keep(key, None)
+            self._runs += 1
+            if key in self._graphs:
+                graph, _ = self._graphs.pop(key)
+            elif self._due(key):
+                graph, failure = self._recorded(function, inputs)
+                if graph is None:
+                    out = function(inputs)  # with errors of its own, if these were what failed
+                    self._uses[key] = -inf
+                    _warn_once(failure)
+                    return out
+                del self._uses[key]
+            else:
                 return function(inputs)
-            graph = self._graphs[key]
-            if graph is None:
-                if self._pool is None and self.record is CudaGraph:
-                    self._pool = torch.cuda.graph_pool_handle()
-                graph = self.record(function, inputs, self._pool)
-            self._keep(key, graph)
-            for static, value in zip(graph.inputs.values(), inputs.values(), strict=True):
-                static.copy_(value)
-            graph.replay()
-            return {k: v.clone() for k, v in graph.outputs.items()}
+            self._graphs[key] = graph, self._runs
+            with graph.turn():
+                for static, value in zip(graph.inputs.values(), inputs.values(), strict=True):
+                    static.copy_(value)
+                graph.replay()
+                return {k: v.clone() for k, v in graph.outputs.items()}
 
-    def _keep(self, key: Hashable, graph: Any) -> None:
-        self._graphs[key] = graph
-        self._graphs.move_to_end(key)
-        while len(self._graphs) > self.most:
+    def _due(self, key: Hashable) -> bool:
+        """Whether it is time to record what has no graph; this counts as a use of it."""
+        self._uses[key] = self._uses.pop(key, 0) + 1
+        if len(self._uses) > KNOWN:
+            self._uses.popitem(last=False)
+        if self._uses[key] < RECORDED:
+            return False
+        return len(self._graphs) < self.most or self._runs - next(iter(self._graphs.values()))[1] > IDLE
+
+    def _recorded(self, function: Function, inputs: Tensors) -> tuple[Any, str]:
+        """A graph, for which there is room then; or None, and why there is none."""
+        while len(self._graphs) >= self.most:
             self._graphs.popitem(last=False)
+        device = next(iter(inputs.values())).device
+        there = (graph for graph, _ in self._graphs.values() if next(iter(graph.inputs.values())).device == device)
+        try:
+            return self.record(function, inputs, next(there, None)), ""
+        except Exception as e:  # of CUDA, its allocator or the function; not kept, as it holds tensors
+            return None, " ".join(str(e).split()) or type(e).__name__
+
+
+@lru_cache
+def _warn_once(failure: str) -> None:
+    warnings.warn(
+        f"A step could not be recorded as a CUDA graph, and runs without, which is slower: {failure} "
+        "(supernet.runtime.use(graphs=False) records none).",
+        stacklevel=4,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,8 @@ def said_if_too_large(config: SupernetConfig, dtype: torch.dtype, device: torch.
     try:
         yield
     except torch.cuda.OutOfMemoryError as e:
+        # What was computed when the memory ran out is free again: only the traceback still holds it.
+        traceback.clear_frames(e.__traceback__)
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
         fit = free // bytes_per_image(config, dtype)

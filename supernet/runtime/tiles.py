@@ -97,7 +97,7 @@ def run_tiles(
             perms = permutations(batch, orders)
         carries = plan.carries and i == depth - 1
         batch = _mlp_half(config.act, block, batch, sizes, i, perms[depth + i], carries, shapes)
-    return batch, patch_token, key_mean
+    return batch, patch_token, None if key_mean is None else key_mean.float()
 
 
 def _attention_half(
@@ -155,6 +155,11 @@ def permutations(batch: TileBatch, orders: Tensor) -> Tensor:
     return out
 
 
+def as_rows(layer: nn.Linear | nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias as kernels read them: row by row. Weights that lie in another order are copied in every call."""
+    return layer.weight.contiguous(), layer.bias.contiguous()
+
+
 def norm(batch: TileBatch, layer: nn.LayerNorm, width: Tensor, zoom: Tensor | None, rows: int) -> Tensor:
     """Layer norm over the channels that each image has, in a new buffer.
 
@@ -166,9 +171,10 @@ def norm(batch: TileBatch, layer: nn.LayerNorm, width: Tensor, zoom: Tensor | No
         rows: Tokens of a tile.
     """
     capacity, channels = batch.x.shape
+    gain, shift = as_rows(layer)
     out = torch.empty_like(batch.x)
     kernels.norm_kernel[(triton.cdiv(capacity, rows),)](
-        batch.x, out, layer.weight, layer.bias, batch.image, width, batch.have, width if zoom is None else zoom,
+        batch.x, out, gain, shift, batch.image, width, batch.have, width if zoom is None else zoom,
         batch.total, batch.x.stride(0), out.stride(0), channels, layer.eps,
         ZOOM=zoom is not None, BLOCK=triton.next_power_of_2(channels), ROWS=rows, num_warps=4,
     )  # fmt: skip
@@ -208,12 +214,13 @@ def product(
     """
     capacity, features = len(a), layer.out_features
     out = torch.empty(capacity, features, device=a.device, dtype=a.dtype)
+    weight, bias = as_rows(layer)
     other = out if residual is None else residual
     tiles_m, tiles_n = triton.cdiv(capacity, shapes.rows), triton.cdiv(features, shapes.columns)
     grid = (triton.cdiv(tiles_m, shapes.group) * shapes.group * tiles_n,)
     kernels.product_kernel[grid](
-        a, layer.weight, layer.bias, other, out, perm, batch.image, kdim, ndim, kdim if have is None else have,
-        batch.total, a.stride(0), layer.weight.stride(0), other.stride(0), out.stride(0), features, tiles_n,
+        a, weight, bias, other, out, perm, batch.image, kdim, ndim, kdim if have is None else have,
+        batch.total, a.stride(0), weight.stride(0), other.stride(0), out.stride(0), features, tiles_n,
         ACT=act, RESIDUAL=residual is not None, PAD=padded and layer.in_features % 16 == 0,
         PRECISION=precision(a.dtype), BM=shapes.rows, BN=shapes.columns, BK=shapes.depth, GROUP=shapes.group,
         num_warps=shapes.warps, num_stages=shapes.stages,
@@ -247,10 +254,12 @@ def attention(
     out = torch.empty(capacity, max_heads * head_dim, device=qkv.device, dtype=qkv.dtype)
     scores = torch.empty(max_heads, capacity, device=qkv.device) if with_scores else None
     log_size = None if batch.size is None else batch.size.log()
-    grid = (triton.cdiv(batch.most, shapes.queries), max_heads, len(heads))
+    # Tiles of an image side by side, as they read the same keys; only the first extent may be larger than 65,535.
+    tiles = triton.cdiv(batch.most, shapes.queries)
+    grid = (len(heads) * tiles, max_heads)
     kernels.attention_kernel[grid](
         qkv, out, qkv if scores is None else scores, qkv if log_size is None else log_size, batch.cu, heads,
-        head_dim**-0.5 * LOG2_E, qkv.stride(0), out.stride(0), capacity,
+        head_dim**-0.5 * LOG2_E, qkv.stride(0), out.stride(0), capacity, tiles,
         SIZED=log_size is not None, SCORES=with_scores, CLASS=class_token, PRECISION=precision(qkv.dtype),
         BM=shapes.queries, BN=shapes.keys, HEAD=head_dim, BLOCK=max(triton.next_power_of_2(head_dim), 16),
         num_warps=4, num_stages=2,

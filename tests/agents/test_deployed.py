@@ -14,9 +14,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from adaptive_models import PRICES, pixels, prance_ppo, price_minded, saved, says
-from device_asks import NotingRecorder
-from helpers import make_engine, random_net, settings_for
+from adaptive_models import pixels, prance_ppo, price_minded, saved, says
+from helpers import make_engine, settings_for
 from noise_envs import TINY
 from PIL import Image
 from stable_baselines3 import DQN, PPO, SAC, TD3
@@ -26,7 +25,6 @@ from wrapped_agents import CASES, IMAGES, Settings, learned, native, noisy_prese
 
 from agents import AdaptiveViT, ConfidenceAgent, ConfidenceRule, FullAgent, load_prance_selector, make_sb3
 from agents import adaptive as module
-from agents.deployed import on_device
 from agents.deployed.convert import plain_agent
 from agents.deployed.networks import NetworkPolicy, NetworkSpec
 from agents.deployed.pictures import checked_names
@@ -34,7 +32,7 @@ from agents.deployed.prediction import Prediction
 from agents.fitting import Interface, fitted
 from agents.sb3.policy_file import load_policy, save_policy
 from prance_env import EnvSettings
-from supernet import Supernet, runtime
+from supernet import Supernet
 from train.evaluate import evaluate
 
 
@@ -308,43 +306,6 @@ def test_modes_of_torch_and_threads_change_no_choice(model: AdaptiveViT) -> None
     assert isinstance(rounded.probabilities.sum(), np.floating)
     state = model.forward_features(images, 0.1)
     torch.testing.assert_close(model.forward_head(state), model(images, 0.1).logits)
-
-
-def test_tiles_choose_what_segments_choose() -> None:
-    net = random_net(TINY)
-    images = make_engine(net, 4).dataset.fetch(np.arange(4))
-    interface = Interface(net.config, conditioning=PRICES)
-    model = AdaptiveViT(net, plain_agent(prance_ppo(interface), interface), conditioning=PRICES)
-    expected = model(images, [0.01, 0.03, 0.1, 1.0])
-    with runtime.use("tiles"):
-        found = model(images, [0.01, 0.03, 0.1, 1.0])
-    assert found.macs.tolist() == expected.macs.tolist()
-    assert found.patches.tolist() == expected.patches.tolist()
-    assert torch.equal(found.subnet.embed_dim, expected.subnet.embed_dim)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
-
-
-def test_recorded_steps_are_not_replayed_for_other_weights_or_another_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_device, "records_graphs", lambda device: True)
-    net = random_net(TINY)
-    images, interface = make_engine(net, 2).dataset.fetch(np.arange(2)), Interface(net.config)
-    model = AdaptiveViT(net, plain_agent(prance_ppo(interface), interface))
-    recorder = model._recorder = NotingRecorder()
-
-    def asked() -> None:
-        with runtime.use("tiles"), pytest.raises(NotingRecorder.Asked):
-            model(images)
-
-    asked()
-    asked()
-    kept = [t.data for t in net.parameters()]  # so that nothing new lies at their addresses
-    model.to(torch.bfloat16).to(torch.float32)
-    asked()
-    model.agent = plain_agent(prance_ppo(interface), interface)
-    asked()
-    assert recorder.names[0] == recorder.names[1]
-    assert len({*recorder.names}) == 3
-    assert len(kept) > 0
 
 
 def test_a_policy_keeps_its_precision(model: AdaptiveViT, tmp_path: Path) -> None:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import random
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from supernet.runtime.graphs import Function, Recorder, Tensors, standing
+from supernet.runtime import graphs
+from supernet.runtime.graphs import RECORDED, Function, Recorder, Tensors, standing
 
 
 class Replayed:
     """As a CUDA graph: reads and writes the tensors that it was recorded with."""
 
     made = 0
+    turn = staticmethod(nullcontext)
 
-    def __init__(self, function: Function, inputs: Tensors, pool: Any) -> None:
+    def __init__(self, function: Function, inputs: Tensors, beside: Any) -> None:
         Replayed.made += 1
         self.function, self.inputs = function, {k: v.clone() for k, v in inputs.items()}
         self.outputs = {k: torch.full_like(v, -1) for k, v in function(self.inputs).items()}
@@ -78,12 +82,12 @@ def test_a_network_that_stood_somewhere_is_not_kept() -> None:
 
 def test_copies_have_no_graphs_yet() -> None:
     recorder = Recorder(most=3, record=Replayed)
-    for _ in range(2):
+    for _ in range(RECORDED):
         recorder.run("double", doubled, {"x": torch.ones(2)})
     for again in (copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
         assert (again.most, again.record) == (3, Replayed)
         made = Replayed.made
-        for _ in range(2):
+        for _ in range(RECORDED):
             assert again.run("double", doubled, {"x": torch.ones(2)})["y"].tolist() == [2, 2]
         assert Replayed.made == made + 1
 
@@ -108,23 +112,163 @@ def test_a_graph_is_recorded_and_replayed_on_the_gpu_of_its_inputs(monkeypatch: 
     monkeypatch.setattr(torch.cuda, "device", device)
     recorder, made = Recorder(record=Graph), Replayed.made
     with FakeTensorMode():  # tensors of a GPU that need not be there
-        for _ in range(3):
+        for _ in range(RECORDED + 1):
             found = recorder.run("double", function, {"x": torch.empty(2, device="cuda:1")})
             assert (found["y"].device, entered) == (torch.device("cuda", 1), [])
     assert Replayed.made == made + 1
 
 
-def test_one_graph_per_name_and_shape_and_few_are_kept() -> None:
+def test_one_graph_per_name_and_shape_and_those_in_use_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "IDLE", 10)
     recorder, made = Recorder(most=2, record=Replayed), Replayed.made
 
-    def twice(name: str, x: Tensor) -> None:
-        for _ in range(2):
+    def run(name: str, x: Tensor, times: int) -> int:
+        for _ in range(times):
             recorder.run(name, doubled, {"x": x})
+        return Replayed.made - made
 
-    for name, x in (("a", torch.zeros(2)), ("a", torch.zeros(3)), ("b", torch.zeros(2))):
-        twice(name, x)
-    assert Replayed.made == made + 3
-    recorder.run("b", doubled, {"x": torch.zeros(2)})  # kept
-    assert Replayed.made == made + 3
-    twice("a", torch.zeros(2))  # was used least recently, so that it is recorded anew
-    assert Replayed.made == made + 4
+    one, two = torch.zeros(2), torch.zeros(3)
+    assert run("a", one, RECORDED - 1) == 0
+    assert run("a", one, 1) == 1
+    assert run("a", two, RECORDED + 1) == 2
+    assert run("b", one, RECORDED + 1) == 2  # there is no room
+    assert run("a", one, 1) == 2
+    assert run("b", one, 7) == 3  # in the place of ("a", two), which is idle
+    assert run("a", one, 1) == 3
+    assert run("a", two, RECORDED) == 3
+
+
+def test_batches_of_many_sizes_are_hardly_ever_recorded() -> None:
+    recorder, made, draw = Recorder(record=Replayed), Replayed.made, random.Random(0)
+    for _ in range(1000):
+        size = draw.randint(1, 32)
+        for group in range(3):
+            recorder.run(group, doubled, {"x": torch.zeros(size)})
+    assert Replayed.made - made < 60
+
+
+def failing(error: Exception) -> Any:
+    def record(function: Function, inputs: Tensors, beside: Any) -> Any:
+        function(inputs)
+        raise error
+
+    return record
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_is_tried_once() -> None:
+    error = RuntimeError("operation not permitted\nwhen stream is capturing")
+    recorder = Recorder(record=failing(error))
+    for i in range(RECORDED + 2):
+        with (
+            pytest.warns(UserWarning, match=r"not permitted when stream is capturing \(supernet.runtime.use\(graphs=F")
+            if i == RECORDED - 1
+            else nullcontext()
+        ):
+            assert recorder.run("double", doubled, {"x": torch.ones(2)})["y"].tolist() == [2, 2]
+
+
+def test_errors_of_the_function_are_its_own() -> None:
+    def broken(inputs: Tensors) -> Tensors:
+        raise KeyError("mine")
+
+    recorder = Recorder(record=failing(RuntimeError("never reached")))
+    for _ in range(RECORDED + 1):
+        with pytest.raises(KeyError, match="mine") as found:
+            recorder.run("broken", broken, {"x": torch.ones(2)})
+        assert found.value.__context__ is None
+
+
+class FakeCuda:
+    """In the place of torch.cuda: notes what is asked of it, in order, and which stream is the current one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[tuple[Any, ...]] = []
+        self.now, self.count, self.ends = "main", 0, True
+        for name in ("Stream", "Event", "CUDAGraph", "stream", "graph", "current_stream", "graph_pool_handle"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(graphs, "current", nullcontext)
+
+    def made(self, kind: str) -> Any:
+        self.count += 1
+        return self.named(f"{kind}{self.count}")
+
+    def named(self, name: str) -> Any:
+        """Notes every method that is called, with its arguments' names."""
+        thing = MagicMock()
+        thing.configure_mock(name=name)
+        for method in ("wait_stream", "wait_event", "record", "replay"):
+            note = lambda *args, method=method: self.said.append((self.now, name, method, *(a.name for a in args)))  # noqa: E731
+            setattr(thing, method, note)
+        return thing
+
+    def Stream(self) -> Any:
+        return self.made("stream")
+
+    def Event(self) -> Any:
+        return self.made("event")
+
+    def CUDAGraph(self) -> Any:
+        return self.made("graph")
+
+    def graph_pool_handle(self) -> str:
+        self.count += 1
+        return f"pool{self.count}"
+
+    def current_stream(self) -> Any:
+        return self.named(self.now)
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.now = self.now, stream.name
+        try:
+            yield
+        finally:
+            self.now = before
+
+    @contextmanager
+    def graph(self, graph: Any, pool: str, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        self.said.append((self.now, graph.name, "begins", pool, capture_error_mode))
+        self.now = stream.name
+        yield
+        if not self.ends:
+            raise RuntimeError("capture invalidated")
+
+
+def test_recorders_have_a_stream_and_memory_of_their_own_and_graphs_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, ran = FakeCuda(monkeypatch), []
+
+    def function(inputs: Tensors) -> Tensors:
+        ran.append(cuda.now)
+        return doubled(inputs)
+
+    recorder = Recorder(most=2)
+    for size in (2, 3):
+        for _ in range(RECORDED):
+            recorder.run("double", function, {"x": torch.ones(size)})
+    own = ["stream2"] * (graphs.WARM_UP + 1)
+    assert ran == 2 * (["main"] * (RECORDED - 1) + own)
+    begins = [said for said in cuda.said if said[2] == "begins"]
+    assert [(said[0], *said[3:]) for said in begins] == [("stream2", "pool1", "thread_local")] * 2
+    replays = [i for i, said in enumerate(cuda.said) if said[2] == "replay"]
+    for i in replays:
+        assert cuda.said[i - 1] == ("main", "main", "wait_event", "event3")
+        assert cuda.said[i + 1] == ("main", "event3", "record")
+    assert len(replays) == 2
+
+    recorder._graphs.clear()  # as if they were idle: their memory is gone
+    for _ in range(RECORDED):
+        recorder.run("other", function, {"x": torch.ones(2)})
+    assert {said[3] for said in cuda.said if said[2] == "begins"} == {"pool1", "pool6"}
+
+
+def test_a_recording_that_fails_at_its_end_leaves_the_stream_that_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    cuda.ends = False
+    recorder = Recorder()
+    for i in range(RECORDED):
+        with pytest.warns(UserWarning, match="capture invalidated") if i == RECORDED - 1 else nullcontext():
+            recorder.run("double", doubled, {"x": torch.ones(2)})
+    assert cuda.now == "main"
+    assert cuda.said[-2:] == [("main", "main", "wait_stream", "stream2"), ("main", "event3", "record")]

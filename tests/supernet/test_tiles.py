@@ -20,6 +20,7 @@ from supernet import InferenceState, SubnetConfig, Supernet, TokenMode, register
 from supernet.arrays import constant
 from supernet.config import with_space
 from supernet.layers import patches_by_product
+from supernet.runtime import kernels
 from supernet.runtime.devices import current
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 from train.timing.on_gpu import choices_on, forward_by_tiles, recorded
@@ -139,6 +140,36 @@ def test_half_precision_is_near_single(dtype: torch.dtype) -> None:
     assert float((half.float() - exact).norm() / exact.norm()) < bound
 
 
+@pytest.mark.parametrize("mode", ["prune", "tome"])
+def test_only_the_first_extent_of_a_launch_grows_with_the_images(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's others end at 65,535."""
+
+    class Noted:
+        """A kernel that notes its grids."""
+
+        def __init__(self, kernel: Any) -> None:
+            self.kernel, self.grids = kernel, list[tuple[int, ...]]()
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            self.grids.append(grid)
+            return self.kernel[grid]
+
+    names = [name for name in vars(kernels) if name.endswith("_kernel")]
+    noted = {name: Noted(getattr(kernels, name)) for name in names}
+    for name in names:
+        monkeypatch.setattr(kernels, name, noted[name])
+    net = random_net(make_config(mode, "class-token", True)).to(DEVICE)
+    subnet, others = subnets_for(net, 4), {}
+    with runtime.use("tiles"):
+        for images in (2, 4):
+            net(images_for(net, images).to(DEVICE), subnet[list(range(images))])
+            others[images] = {name: [grid[1:] for grid in kernel.grids] for name, kernel in noted.items()}
+            for kernel in noted.values():
+                kernel.grids.clear()
+    assert others[2] == others[4]
+    assert all(others[2][name] for name in names if name != "combine_kernel" or mode == "tome")
+
+
 def test_the_same_batch_gives_the_same_bits_and_a_permuted_one_the_permuted_result() -> None:
     net = random_net(make_config("merge", "class-token", False)).to(DEVICE)
     images, subnet = images_for(net, 5).to(DEVICE), subnets_for(net, 5)
@@ -181,6 +212,30 @@ def test_the_observed_keys_are_reduced_with_the_tokens() -> None:
     assert_close(found, expected)
 
 
+def test_the_observed_keys_are_single_precision_in_half_precision_too() -> None:
+    net = random_net(make_config("prune", "class-token", False)).to(DEVICE).half()
+    images, subnet = images_for(net, 2).to(DEVICE), subnets_for(net, 2)
+    with runtime.use("tiles"):
+        state = net.run_group(net.begin(images, key_mean=True), 1, subnet.group(net.space, 1))
+    assert isinstance(state, TiledState)
+    assert state.row_means is not None
+    assert state.row_means.dtype == torch.float32
+
+
+def test_weights_may_lie_in_any_order() -> None:
+    net = random_net(make_config("prune", "class-token", False))
+    images, subnet = images_for(net, 3), subnets_for(net, 3)
+    expected = both(net, images, subnet)[0]
+    for block in net.blocks:
+        for layer in (block.qkv, block.fc1, block.norm1):
+            for name, value in layer.named_parameters():
+                spread = torch.stack([value.detach(), torch.zeros_like(value)], dim=-1)[..., 0]  # no stride is 1
+                moved = spread if spread.ndim == 1 else value.detach().t().contiguous().t()
+                assert not moved.is_contiguous()
+                setattr(layer, name, torch.nn.Parameter(moved, requires_grad=False))
+    assert_same(net, expected, both(net, images, subnet)[1])
+
+
 def test_alike_images_take_the_dense_way_and_gradients_the_one_by_segments() -> None:
     net = random_net(make_config("prune", "class-token", False)).to(DEVICE)
     images = images_for(net, 3).to(DEVICE)
@@ -215,6 +270,25 @@ def test_what_tiles_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, own_mode
         with runtime.use("tiles"), pytest.raises(RuntimeError, match=r"Triton needs a GPU, or TRITON_INTERPRET=1"):
             net(images, subnets_for(net, 2))
         runtime.choice.hindrance_of_device.cache_clear()
+
+
+def test_an_autocast_is_obeyed_by_segments_and_refused_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = random_net(make_config("prune", "class-token", True)).to(DEVICE)
+    images, subnet = images_for(net, 2).to(DEVICE), subnets_for(net, 2)
+    with (
+        torch.autocast(DEVICE.type, torch.bfloat16),
+        runtime.use("tiles"),
+        pytest.raises(RuntimeError, match=r"use\('tiles'\): torch.autocast is on, and tiles"),
+    ):
+        net(images, subnet)
+    monkeypatch.setattr(runtime.choice, "hindrance_of_device", lambda device: None)
+    runtime.choice._warn_once.cache_clear()
+    ways = {}
+    for kind in ("cpu", "cuda"):
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda asked, kind=kind: asked == kind)
+        with nullcontext() if kind == "cpu" else pytest.warns(UserWarning, match="segments.*: torch.autocast is on"):
+            ways[kind] = runtime.choice.runs_tiles(net.config, torch.device("cuda"), torch.float32)
+    assert ways == {"cpu": True, "cuda": False}
 
 
 @pytest.mark.parametrize("architecture", FOREIGN)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet import GroupChoice, SubnetConfig, Supernet
+from supernet.runtime.graphs import CudaGraph
 from supernet.tiled_state import TiledState, run_tiled_group
 
 
@@ -35,21 +36,14 @@ def forward_by_tiles(net: Supernet, images: Tensor, choices: list[GroupChoice]) 
     return net.forward_head(state)
 
 
-def recorded(function: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Tensor]:
+def recorded(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """The function as a CUDA graph: what it returns is overwritten by the next call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.inference_mode(), torch.cuda.stream(stream):
-        for _ in range(warmup):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
-        out = function()
+    with torch.inference_mode():
+        graph = CudaGraph(lambda inputs: {"out": function()}, {})
 
     def replay() -> Tensor:
         graph.replay()
-        return out
+        return graph.outputs["out"]
 
     return replay
 
