@@ -183,7 +183,7 @@ def test_bad_input_is_refused_with_a_sentence_and_the_service_lives(service: Ser
         "cut": (("/predict", noise_file(kind="JPEG")[:400]), 422, "picture cannot be read"),
         "empty": (("/predict", b""), 422, "The body is empty"),
         "large": (("/predict", b"x" * (2 << 20)), 413, "larger than 1,048,576 bytes"),
-        "long": (("/predict", noise_file(1, 1_000_000)[:900_000]), 422, "are too long and narrow"),
+        "long": (("/predict", noise_file(1, 100_000)), 422, "are too long and narrow"),
         "wide": (("/predict", noise_file(16, 140_000, kind="PNG")[:1_000_000]), 422, "has 140000 x 16 pixels"),
         "method": (("/predict",), 405, "GET /predict is no request that this service takes"),
         "nowhere": (("/nowhere",), 404, "There is no /nowhere here"),
