@@ -53,7 +53,7 @@ def _differentiated() -> bool:
 
 def values_are_known(tensor: Tensor) -> bool:
     """Whether the values of a tensor may be looked at: nobody compiles, exports, traces, transforms or records."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(tensor) is not Tensor:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(tensor) is not Tensor or tensor.is_meta:
         return False
     recorded = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
     return not recorded and _functorch.get_interpreter_stack() is None

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..arrays import Ints
 from ..eager import values_are_known
 
+OURS = __name__.partition(".")[0] + "."
+
 
 def check_places(where: Any, into: Tensor, weight: Tensor | None, lengths: Any, counts: Any, prefix: int) -> None:
     """Checks the places of a hard mode, where their values may be looked at; not those of this package's own modes.
@@ -28,7 +30,7 @@ def check_places(where: Any, into: Tensor, weight: Tensor | None, lengths: Any, 
     """
     if not values_are_known(into) or isinstance(lengths, Tensor) or isinstance(counts, Tensor):
         return
-    if str(getattr(where, "__module__", "")).startswith(f"{__package__}."):
+    if str(getattr(where, "__module__", "")).startswith(OURS):
         return  # the tests have looked at all of them
     asked: Ints = np.atleast_2d(counts)[:, -1]
     places = into.detach().cpu().numpy()
