@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ class Deployed:
 
     def note_class_names(self, run: Path) -> None:
         """Writes the names that the data set has now into a run folder that has none, if each is a line of text."""
-        names = None if (run / CLASSES).exists() else self.class_names()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whoever deploys the agent is told how to name its classes
+            names = None if (run / CLASSES).exists() else self.class_names()
         if names is not None and all(name.isprintable() for name in names):
             write_text(run / CLASSES, "\n".join(names) + "\n")
 

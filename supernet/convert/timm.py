@@ -45,8 +45,7 @@ def from_timm(
         weights: A file with weights of the model of that name, such as a fine-tuned checkpoint: safetensors, or what
             `torch.save` wrote (read with `weights_only=True`).
         num_classes: Classes of a model given by name; None: as in `weights`, else timm's number.
-        img_size: Its image size in pixels; None: as the positions in `weights` say, else timm's. Positions are
-            interpolated where they are for another size.
+        img_size: Its image size in pixels, for which positions are resampled; None: as in `weights`, else timm's.
         in_chans: Channels of its images; None: as in `weights`, else timm's.
         stem: Name of the patch embedding, if it is one of your own (`register_stem`).
 
@@ -67,9 +66,7 @@ def from_timm(
         check_weights(model)
         model = model.eval()
     elif pretrained or any(given is not None for given in (weights, num_classes, img_size, in_chans)):
-        raise ValueError(
-            "pretrained, weights, num_classes, img_size and in_chans are for models that are given by name."
-        )
+        raise ValueError("pretrained, weights, classes and sizes are for models that are given by name.")
     else:
         model = unwrapped(name_or_module)
         check_family(model)

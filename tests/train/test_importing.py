@@ -36,7 +36,7 @@ def test_the_weights_of_timm_are_asked_for_only_if_wanted(
     calls: list[tuple[Any, ...]] = []
 
     def from_timm(name: str, pretrained: bool, **rest: Any) -> Any:
-        assert rest == {"weights": None, "num_classes": None, "img_size": None}
+        assert rest == {"weights": None, "num_classes": None, "img_size": None, "in_chans": None}
         calls.append((name, pretrained))
         return small_net("tome")
 
