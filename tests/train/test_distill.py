@@ -88,6 +88,11 @@ def test_every_epoch_shows_every_image_once_in_another_order() -> None:
     assert drawn[2][1].tolist() == [0, 0, 1, 1]
 
 
+def test_every_epoch_of_a_store_has_views_of_its_own(net: str, folder: Path, tmp_path: Path) -> None:
+    store = run_distill(settings_for(net, folder), tmp_path / "store")
+    assert len(np.unique([store.seeds(epoch, np.arange(36)) for epoch in (0, 1)])) == 72
+
+
 def test_training_reads_what_the_teacher_said_about_the_views_it_sees(net: str, folder: Path, tmp_path: Path) -> None:
     store = run_distill(settings_for(net, folder), tmp_path / "store")
     assert store.done == 72
@@ -99,11 +104,6 @@ def test_training_reads_what_the_teacher_said_about_the_views_it_sees(net: str, 
     assert batch.answers is not None
     assert torch.equal(batch.answers.topk(2).indices, said.topk(2).indices)
     assert torch.allclose(batch.answers, said, atol=2e-3)
-
-
-def test_every_epoch_of_a_store_has_views_of_its_own(net: str, folder: Path, tmp_path: Path) -> None:
-    store = run_distill(settings_for(net, folder), tmp_path / "store")
-    assert len(np.unique([store.seeds(epoch, np.arange(36)) for epoch in (0, 1)])) == 72
 
 
 def test_crops_are_resized_as_the_images_of_the_supernet_are(net: str, folder: Path, tmp_path: Path) -> None:

@@ -20,9 +20,8 @@ from training_nets import AUGMENTED, CONFIG, assert_equal_weights, images_recipe
 
 from supernet import SearchSpace, SubnetConfig, Supernet, from_pretrained, save_pretrained
 from supernet.zero_shot import ZeroShotHead
-from train.networks.launch import open_team
 from train.networks.loop import Training, train_supernet
-from train.networks.optimiser import Stepper, parameter_groups
+from train.networks.optimiser import parameter_groups
 from train.networks.presets import PRESETS, recipe_of
 from train.networks.recipe import Turn
 from train.networks.recipes.images import ImagesRecipe, dropping_paths
@@ -79,23 +78,6 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     monkeypatch.undo()
     train_supernet(recipe, tmp_path / "parts", resume=True)
     assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_batch_in_parts_is_the_same_step(source: str, folder: Path) -> None:
-    def stepped(**changes: Any) -> tuple[Supernet, float]:
-        recipe, heads = images_recipe(source, folder, **changes), torch.nn.Module()
-        net, turns = recipe.make_net().train(), recipe.turns(0, CPU)
-        stepper = Stepper(parameter_groups(net, heads, 0.1, 1.0), net.parameters(), 1e-3, "off", open_team("cpu"))
-        losses = (loss for turn in turns for loss in recipe.losses(net, heads, turn))
-        return net, float(stepper.step(losses, len(turns), 1e-3))
-
-    (whole, expected), (net, loss) = stepped(), stepped(accumulate=3)
-    assert loss == pytest.approx(expected, rel=1e-5)
-    for (name, a), b in zip(whole.named_parameters(), net.parameters(), strict=True):
-        assert a.grad is not None, name
-        assert torch.allclose(a.grad, b.grad, atol=1e-6), name  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch_size=6 cannot be divided by 4"):
-        images_recipe(source, folder, accumulate=4).turns(0, CPU)
 
 
 def test_subnets_that_share_the_start_do_not_train_it(source: str, folder: Path) -> None:
@@ -233,6 +215,30 @@ def test_texts_of_classes_stay_and_the_scale_keeps_its_limit(folder: Path, tmp_p
     assert trained.head.logit_scale.exp().item() == pytest.approx(100)
 
 
+def test_earlier_layers_learn_more_slowly_and_vectors_do_not_decay(source: str) -> None:
+    net = from_pretrained(source)
+    groups = parameter_groups(net, torch.nn.Linear(2, 2), weight_decay=0.1, layer_decay=0.5)
+    scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert scale[id(net.head.weight)] == (1.0, 0.1)  # type: ignore[union-attr]
+    assert scale[id(net.norm.weight)] == (1.0, 0.0)
+    assert scale[id(net.get_parameter("blocks.2.fc1.weight"))] == (0.5, 0.1)
+    assert scale[id(net.get_parameter("blocks.0.fc1.bias"))] == (0.125, 0.0)
+    assert scale[id(net.pos_embed)] == (0.0625, 0.1)
+    assert len(scale) == len([*net.parameters()]) + 2
+
+
+@pytest.mark.parametrize("end", [{"distilled": True, "reg_tokens": 1}, {"global_pool": "map"}])
+def test_whatever_follows_the_last_block_learns_at_full_rate(end: dict[str, Any]) -> None:
+    net = Supernet(replace(CONFIG, **end))
+    groups = parameter_groups(net, torch.nn.Module(), weight_decay=0.1, layer_decay=0.5)
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    ends = {
+        n: scale[id(p)] for n, p in net.named_parameters() if n.split(".")[0] in ("norm", "head", "head_dist", "pool")
+    }
+    assert len(ends) > 4
+    assert set(ends.values()) == {1.0}
+
+
 def test_paths_are_dropped_by_whole_images_and_on_average_not_at_all(source: str) -> None:
     net = from_pretrained(source).train()
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).expand(600, -1, -1, -1)
@@ -264,6 +270,18 @@ def test_sizes_enter_one_by_one_and_tokens_leave_ever_more() -> None:
     assert limits_at(space, 0, 0, 0) == Limits(space.embed_dims, space.mlp_ratios, 0.1)
 
 
+def test_a_recipe_begins_with_the_sizes_next_to_the_full_ones(source: str, folder: Path) -> None:
+    recipe = images_recipe(source, folder, steps=10, shrink=0.9, token_curriculum=0.9)
+    space = recipe.start.space
+    for subnet in recipe.sandwich(recipe.start, 0, torch.zeros(1)):
+        assert (subnet.keep_rate == 1).all()
+        assert {*subnet.embed_dim.unique().tolist()} <= {*space.embed_dims[-2:]}
+        assert subnet.mlp_ratio.min() >= space.mlp_ratios[-2]
+    smallest = recipe.sandwich(recipe.start, 9, torch.zeros(1))[0]
+    assert smallest.embed_dim[0, 1:].unique().tolist() == [space.embed_dims[0]]
+    assert smallest.keep_rate.min() < 1
+
+
 @pytest.mark.parametrize("mode", ["prune", "prune_merge"])
 @pytest.mark.parametrize("first", [False, True])
 def test_drawn_subnets_are_within_the_limits(mode: str, first: bool) -> None:
@@ -280,29 +298,6 @@ def test_drawn_subnets_are_within_the_limits(mode: str, first: bool) -> None:
         assert set(smallest.embed_dim[0, decided:].tolist()) == {16}
         assert first or set(smallest.embed_dim[0, :2].tolist()) == {24}
     assert widths == {16, 24}
-
-
-def test_a_recipe_begins_with_the_sizes_next_to_the_full_ones(source: str, folder: Path) -> None:
-    recipe = images_recipe(source, folder, steps=10, shrink=0.9, token_curriculum=0.9)
-    space = recipe.start.space
-    for subnet in recipe.sandwich(recipe.start, 0, torch.zeros(1)):
-        assert (subnet.keep_rate == 1).all()
-        assert {*subnet.embed_dim.unique().tolist()} <= {*space.embed_dims[-2:]}
-        assert subnet.mlp_ratio.min() >= space.mlp_ratios[-2]
-    smallest = recipe.sandwich(recipe.start, 9, torch.zeros(1))[0]
-    assert smallest.embed_dim[0, 1:].unique().tolist() == [space.embed_dims[0]]
-    assert smallest.keep_rate.min() < 1
-
-
-def test_labels_are_smoothed_and_answers_weighed_as_their_temperature_asks() -> None:
-    logits, labels = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]]), torch.tensor([0, 2])
-    target = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
-    recipe = ImagesRecipe(temperature=2.0, label_smoothing=0.3)
-    found = recipe._loss(logits, labels, 0.7, [(0.5, target), (1.0, None), (0.0, target)])
-    logs = logits.log_softmax(1)
-    hard = -(0.7 * logs[[0, 1], labels] + 0.3 * logs.mean(1)).mean()
-    soft = -(target * (logits / 2).log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(found, 0.7 * hard + 0.5 * 4 * soft)
 
 
 def test_epochs_are_steps(source: str, folder: Path) -> None:

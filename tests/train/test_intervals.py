@@ -14,7 +14,7 @@ from agents import FullAgent, RandomAgent
 from prance_env import InferenceEngine
 from prance_env.spaces import observation_layout
 from train.evaluate.evaluation import Evaluation, evaluate, evaluate_actions, others
-from train.evaluate.intervals import bootstrap_interval, describe, difficulty_correlation, ends, share_interval
+from train.evaluate.intervals import bootstrap_interval, describe, difficulty_correlation, share_interval
 from train.evaluate.pairs import compare, mcnemar, regret_to_oracle, wilcoxon_p
 
 IMAGES = 60
@@ -36,10 +36,6 @@ def test_the_bootstrap_agrees_with_the_normal_interval_and_its_seed() -> None:
     narrow = bootstrap_interval(values[:, 0], 3, level=0.5)
     assert low[0] < narrow[0] < narrow[1] < high[0]
     np.testing.assert_array_equal(bootstrap_interval(np.full(7, 0.25)), [0.25, 0.25])
-
-
-def test_an_interval_leaves_out_what_is_not_known() -> None:
-    np.testing.assert_allclose(ends(np.array([0.0, np.nan, 1.0, np.nan])), [0.025, 0.975])
 
 
 @pytest.mark.parametrize(

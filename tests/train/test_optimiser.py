@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from training_nets import CONFIG
+from training_nets import CONFIG, images_recipe, saved_net
 
 from supernet import Supernet
 from train.networks.launch import open_team
 from train.networks.loop import _average
 from train.networks.optimiser import BETAS, Stepper, parameter_groups
 from train.networks.recipes.images import ImagesRecipe
-
-
-def test_earlier_layers_learn_more_slowly_and_vectors_do_not_decay() -> None:
-    net = Supernet(CONFIG)
-    groups = parameter_groups(net, torch.nn.Linear(2, 2), weight_decay=0.1, layer_decay=0.5)
-    scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert scale[id(net.head.weight)] == (1.0, 0.1)  # type: ignore[union-attr]
-    assert scale[id(net.norm.weight)] == (1.0, 0.0)
-    assert scale[id(net.get_parameter("blocks.2.fc1.weight"))] == (0.5, 0.1)
-    assert scale[id(net.get_parameter("blocks.0.fc1.bias"))] == (0.125, 0.0)
-    assert scale[id(net.pos_embed)] == (0.0625, 0.1)
-    assert len(scale) == len([*net.parameters()]) + 2
-
-
-@pytest.mark.parametrize("end", [{"distilled": True, "reg_tokens": 1}, {"global_pool": "map"}])
-def test_whatever_follows_the_last_block_learns_at_full_rate(end: dict[str, Any]) -> None:
-    net = Supernet(replace(CONFIG, **end))
-    groups = parameter_groups(net, torch.nn.Module(), weight_decay=0.1, layer_decay=0.5)
-    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
-    ends = {
-        n: scale[id(p)] for n, p in net.named_parameters() if n.split(".")[0] in ("norm", "head", "head_dist", "pool")
-    }
-    assert len(ends) > 4
-    assert set(ends.values()) == {1.0}
 
 
 def two_parameters() -> tuple[nn.Parameter, nn.Parameter]:
@@ -61,6 +37,25 @@ def test_a_step_is_adamws_on_the_clipped_gradient_of_the_mean_loss_at_every_grou
         a.grad, b.grad = map(torch.tensor, gradients)
         expected.step()
         torch.testing.assert_close((w.data, v.data), (a.data, b.data))
+
+
+def test_a_batch_in_parts_is_the_same_step(folder: Path, tmp_path: Path) -> None:
+    source = saved_net(tmp_path)
+
+    def stepped(**changes: Any) -> tuple[Supernet, float]:
+        recipe, heads = images_recipe(source, folder, **changes), nn.Module()
+        net, turns = recipe.make_net().train(), recipe.turns(0, torch.device("cpu"))
+        stepper = Stepper(parameter_groups(net, heads, 0.1, 1.0), net.parameters(), 1e-3, "off", open_team("cpu"))
+        losses = (loss for turn in turns for loss in recipe.losses(net, heads, turn))
+        return net, float(stepper.step(losses, len(turns), 1e-3))
+
+    (whole, expected), (net, loss) = stepped(), stepped(accumulate=3)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for (name, a), b in zip(whole.named_parameters(), net.parameters(), strict=True):
+        assert a.grad is not None, name
+        assert torch.allclose(a.grad, b.grad, atol=1e-6), name  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size=6 cannot be divided by 4"):
+        images_recipe(source, folder, accumulate=4).turns(0, torch.device("cpu"))
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

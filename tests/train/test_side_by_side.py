@@ -13,13 +13,12 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from helpers import FixedSettings, make_engine, random_net, settings_for
-from noise_envs import TINY
+from helpers import FixedSettings, make_engine, settings_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import AdaptiveViT
-from agents.baselines import BaselineAgent, FullAgent, StaticAgent
+from agents.baselines import BaselineAgent, FullAgent
 from prance_env import InferenceEngine
 from prance_env.spaces import observation_layout
 from supernet import SubnetConfig, Supernet
@@ -137,18 +136,6 @@ def test_params_are_those_of_the_extracted_subnets(engine: InferenceEngine) -> N
     assert [engine.net.extract(chosen[i]).params() for i in range(IMAGES)] == result.params.tolist()
     whole = evaluate(FullAgent(engine.config), settings_for(engine))
     assert whole.summary()["params_fraction"] == 1
-
-
-@pytest.mark.parametrize("changes", [{"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}])
-def test_shares_are_of_the_full_networks_patches_and_parameters(changes: dict[str, Any]) -> None:
-    engine = make_engine(random_net(replace(TINY, **changes)), 6)
-    config, smallest = engine.config, SubnetConfig.min(engine.config.space)
-    agents = FullAgent(config), StaticAgent(smallest, config)
-    full, small = (evaluate(agent, settings_for(engine)) for agent in agents)
-    assert (full.patches == 1).all()
-    assert (full.params_fraction == 1).all()
-    np.testing.assert_allclose(small.params_fraction, engine.net.extract(smallest).params() / full.params)
-    assert (small.patches * config.num_patches >= 1).all()
 
 
 def test_latency_is_measured_from_pixels_to_the_same_prediction(

@@ -133,6 +133,11 @@ def test_no_headroom_is_no_share(made: Yardsticks) -> None:
     assert found["saved"] == pytest.approx(0.5)
 
 
+def test_intervals_leave_out_resamples_that_no_front_reaches(made: Yardsticks) -> None:
+    low, high = standing(replace(point(0.3, 61), correct=np.arange(100) >= 39), made, resamples=50)["saved_interval"]
+    assert low < high
+
+
 def test_other_images_are_refused(made: Yardsticks) -> None:
     with pytest.raises(ValueError, match=r"100 other images \(split 'test'\)"):
         standing(point(0.3, 40, images=50), made)
