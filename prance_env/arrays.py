@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from supernet.arrays import sent
+
 _ALIGNMENT = 8
 
 
@@ -79,10 +81,10 @@ def to_device(tree: Any, device: torch.device) -> Any:
     packed = np.empty(offsets[-1], dtype=np.uint8)
     for array, offset in zip(arrays, offsets, strict=False):
         packed[offset : offset + array.nbytes].view(array.dtype)[:] = array.ravel()
-    sent = torch.from_numpy(packed).to(device, non_blocking=True)
+    received = sent(packed, device)
     tensors = iter(
         [
-            sent[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
+            received[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
             for array, offset in zip(arrays, offsets, strict=False)
         ]
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from supernet import GroupChoice, Supernet, SupernetConfig
-from supernet.arrays import Floats, Ints
+from supernet.arrays import Floats, Ints, sent
 from supernet.runtime.choice import precision, records_graphs
 from supernet.runtime.graphs import Recorder, standing
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
@@ -96,8 +96,8 @@ def begun_on_device(
     weight = np.full(len(episodes), macs_weight) if episodes.macs_weight is None else episodes.macs_weight
     given = dict(zip(GIVEN, (episodes.label, full_prediction, full_prob, weight), strict=True))
     numbers = {name: np.asarray(getattr(episodes, name)) for name in NUMBERS} | given
-    sent = {k: torch.from_numpy(np.ascontiguousarray(v)).to(device, non_blocking=True) for k, v in numbers.items()}
-    return DeviceEpisodes(episodes.index, episodes.label, state, episodes.decision, sent, episodes.macs_weight)
+    there = {name: sent(values, device) for name, values in numbers.items()}
+    return DeviceEpisodes(episodes.index, episodes.label, state, episodes.decision, there, episodes.macs_weight)
 
 
 def decide_on_device(

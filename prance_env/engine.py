@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from supernet import GroupChoice, InferenceState, Supernet, SupernetConfig
-from supernet.arrays import Floats, Ints
+from supernet.arrays import Floats, Ints, sent
 from supernet.runtime.choice import runs_tiles
 from supernet.runtime.graphs import Recorder
 from supernet.runtime.memory import said_if_too_large
@@ -208,8 +208,9 @@ class InferenceEngine:
             episodes = begun_on_device(
                 episodes, self.config, self._full_prediction[index], self._full_prob[index], reward.macs_weight
             )
-        unit = actions if isinstance(actions, Tensor) else torch.from_numpy(actions)
-        unit = unit.to(self.net.pos_embed.device, torch.float64, non_blocking=True)
+        device = self.net.pos_embed.device
+        unit = actions if isinstance(actions, Tensor) else sent(actions, device)
+        unit = unit.to(device, torch.float64, non_blocking=True)
         return decide_on_device(self.net, self.full_macs, episodes, unit, reward, self._recorder)
 
     def _rewards(self, episodes: Episodes, reward: RewardConfig, full_latency_ms: float | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import InferenceState, Supernet, SupernetConfig
-from supernet.arrays import constant
+from supernet.arrays import constant, sent
 from supernet.extension import Registry
 from supernet.layers import set_width
 from supernet.runtime.pooling import by_width
@@ -67,7 +67,7 @@ class Seen:
         if decision < space.num_decisions:
             numbers[:, 3 + widths + decision] = 1
         sizes = (1, 1, 1, widths, space.num_decisions)
-        parts = torch.from_numpy(numbers).to(state.tokens.device).split_with_sizes(sizes, dim=1)
+        parts = sent(numbers, state.tokens.device).split_with_sizes(sizes, dim=1)
         return dict(zip(("patches_left", "macs_spent", "macs_weight", "embed_dim", "decision"), parts, strict=True))
 
     def _numbers_on_device(self, state: TiledState, decision: int) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ nobody may wait for it. What derives one size from another is written once, for 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ Floats = NDArray[np.float64]
 
 Bools = NDArray[np.bool_]
 """Flags, one per image or place."""
+
+
+STAGED = 2**16
+"""Most bytes that CUDA takes from pageable memory at once; with more, a copy may wait for the device."""
 
 
 def namespace(array: Any) -> Any:
@@ -48,11 +52,19 @@ def _on_host(values: tuple[float, ...], integers: bool) -> NDArray[Any]:
     return array
 
 
-@lru_cache(maxsize=256)
+@cache  # without a bound: CUDA graphs hold their addresses, and there are few, the sizes of search spaces
 def _on_device(values: tuple[float, ...], integers: bool, device: torch.device) -> Tensor:
     # Kept, since a copy to the device would wait for it, and cannot be part of a CUDA graph. Whether they are integers
     # is part of the key, since 8 and 8.0 are one to a dictionary.
     return torch.tensor(values, dtype=torch.int64 if integers else torch.float64, device=device)
+
+
+def sent(values: NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on a device, which is not waited for; on a CPU it is the same memory."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda" and tensor.nbytes > STAGED:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def most(values: Any, bound: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .arrays import Ints
+from .arrays import Ints, sent
 from .config import SupernetConfig
 from .layers import set_width
 from .macs import group_macs, head_macs, remaining_macs
@@ -182,7 +182,7 @@ def on_device(values: Ints, device: torch.device) -> Tensor:
     """(B,) numbers as a tensor there; equal ones are made there, so that nothing is copied."""
     if len(values) and (values == values[0]).all():
         return torch.full((len(values),), int(values[0]), dtype=torch.int64, device=device)
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+    return sent(values, device)
 
 
 def alike(state: InferenceState, choice: GroupChoice) -> bool:

@@ -86,10 +86,13 @@ class Compiled:
         }
         options = {k: v for k, v in more.items() if k not in kernel.arg_names}
         names = [p.name for p in kernel.params if p.is_constexpr]
-        # As Triton specialises: ones are constants, and what 16 divides is told.
-        constants = {k: v for k, v in given.items() if k in names or v is None or (type(v) is int and v == 1)}
+        # As Triton specialises: ones are constants, and what 16 divides is told, unless the kernel says otherwise.
+        as_is = {p.name for p in kernel.params if p.do_not_specialize}
+        unaligned = as_is | {p.name for p in kernel.params if p.do_not_specialize_on_alignment}
+        ones = {k for k, v in given.items() if type(v) is int and v == 1} - as_is
+        constants = {k: v for k, v in given.items() if k in names or v is None or k in ones}
         signature = {k: "constexpr" if k in constants else _type_of(v) for k, v in given.items()}
-        aligned = [k for k, v in given.items() if k not in constants and _is_aligned(v)]
+        aligned = [k for k, v in given.items() if k not in constants and k not in unaligned and _is_aligned(v)]
         if (key := f"{kernel.__name__} {signature} {constants} {aligned} {options}") in self.seen:
             return
         self.seen.add(key)

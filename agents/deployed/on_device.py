@@ -10,7 +10,7 @@ from torch import Tensor
 from prance_env.observations import OBSERVATIONS, is_known
 from prance_env.spaces import check_actions, decode_actions, observe
 from supernet import GroupChoice, InferenceState, Supernet
-from supernet.arrays import Floats
+from supernet.arrays import Floats, sent
 from supernet.runtime.choice import precision, records_graphs
 from supernet.runtime.graphs import Recorder, standing
 from supernet.tiled_state import TiledState, run_tiled_group
@@ -47,7 +47,7 @@ def played_on_device(
     """
     space, state = net.space, TiledState.of(begun, net.config)
     device, most = state.patch_token.device, state.batch.most
-    shown = {} if price is None else {"price": torch.from_numpy(price).to(device)}
+    shown = {} if price is None else {"price": sent(price, device)}
     chosen, left = [], []
     # Functions of users may ask the device for numbers, which a graph cannot.
     apart = not all(is_known(part) for part in OBSERVATIONS[interface.observation])

@@ -16,8 +16,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_compiled = triton.jit(
+    # What changes with the number of images: told of their values and alignments, Triton would compile a kernel anew
+    # for the last batch of an epoch. Nothing is read through these that would gain by it.
+    do_not_specialize=("num_images", "capacity"),
+    do_not_specialize_on_alignment=("perm", "kdim", "ndim", "have", "width", "zoom", "heads", "cu", "total"),
+)
 
-@triton.jit
+
+@_compiled
 def permutation_kernel(order, begins, cu, perm, num_images, capacity, MOST: tl.constexpr):
     """perm[h, begins[h, i] + j] = cu[order[h, i]] + j: the rows of images in the h-th of several orders."""
     i, h = tl.program_id(0), tl.program_id(1)
@@ -28,7 +35,7 @@ def permutation_kernel(order, begins, cu, perm, num_images, capacity, MOST: tl.c
     tl.store(perm + h * capacity + at + j, first + j, mask=j < end - first)
 
 
-@triton.jit
+@_compiled
 def norm_kernel(
     x, out, gain, shift, row_image, width, have, zoom, total, ldx, ldo, channels, eps,
     ZOOM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
@@ -61,7 +68,7 @@ def norm_kernel(
     )
 
 
-@triton.jit
+@_compiled
 def product_kernel(
     a, weight, bias, residual, out, perm, row_image, kdim, ndim, have, total, lda, ldw, ldr, ldo, out_features,
     tiles_n,
@@ -133,9 +140,9 @@ def _activated(x, ACT: tl.constexpr):
     return x
 
 
-@triton.jit
+@_compiled
 def attention_kernel(
-    qkv, out, scores, log_size, cu, heads, scale, ldq, ldo, capacity,
+    qkv, out, scores, log_size, cu, heads, scale, ldq, ldo, capacity, tiles,
     SIZED: tl.constexpr, SCORES: tl.constexpr, CLASS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -144,7 +151,7 @@ def attention_kernel(
     `scores` (heads, capacity) is what the class token (without CLASS: the mean query) attends to, zero for heads that
     an image has not. `scale` holds log2(e), `log_size` is a natural logarithm.
     """
-    pid, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b, pid, h = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
     first = tl.load(cu + b)
     n = tl.load(cu + b + 1) - first
     if pid * BM >= n:
@@ -223,7 +230,7 @@ def _query_logits(keys, query, log_size, rn, n, scale, ldq, inner, c, SIZED: tl.
     return tl.where(rn < n, s, float("-inf"))
 
 
-@triton.jit
+@_compiled
 def combine_kernel(x, out, source, begins, share, total, ldx, ldo, channels, BLOCK: tl.constexpr):
     """out[r] = sum of share[s] * x[s] over s = source[begins[r] : begins[r + 1]], always in that order."""
     r = tl.program_id(0)

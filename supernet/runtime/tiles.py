@@ -254,10 +254,12 @@ def attention(
     out = torch.empty(capacity, max_heads * head_dim, device=qkv.device, dtype=qkv.dtype)
     scores = torch.empty(max_heads, capacity, device=qkv.device) if with_scores else None
     log_size = None if batch.size is None else batch.size.log()
-    grid = (triton.cdiv(batch.most, shapes.queries), max_heads, len(heads))
+    # Tiles of an image side by side, as they read the same keys; only the first extent may be larger than 65,535.
+    tiles = triton.cdiv(batch.most, shapes.queries)
+    grid = (len(heads) * tiles, max_heads)
     kernels.attention_kernel[grid](
         qkv, out, qkv if scores is None else scores, qkv if log_size is None else log_size, batch.cu, heads,
-        head_dim**-0.5 * LOG2_E, qkv.stride(0), out.stride(0), capacity,
+        head_dim**-0.5 * LOG2_E, qkv.stride(0), out.stride(0), capacity, tiles,
         SIZED=log_size is not None, SCORES=with_scores, CLASS=class_token, PRECISION=precision(qkv.dtype),
         BM=shapes.queries, BN=shapes.keys, HEAD=head_dim, BLOCK=max(triton.next_power_of_2(head_dim), 16),
         num_warps=4, num_stages=2,

@@ -1,4 +1,4 @@
-"""What keeps tiles from running on a GPU."""
+"""What keeps tiles from running on a GPU, and how numbers are sent to one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from supernet.arrays import sent
 from supernet.runtime import choice
 
 
@@ -63,3 +65,19 @@ def test_the_supernet_needs_no_triton() -> None:
     script = "import sys; sys.modules['triton'] = None; import supernet, prance_env.engine; print('imported')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "imported\n", done.stderr
+
+
+@pytest.mark.parametrize(("numbers", "pinned"), [(8_192, False), (8_193, True)])
+def test_what_is_sent_to_a_gpu_is_not_waited_for(numbers: int, pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: said.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *args, **named: said.append((args, named)) or tensor)
+    values, gpu = np.arange(numbers, dtype=np.int64), torch.device("cuda")
+    assert sent(values[::-1], gpu).tolist() == values[::-1].tolist()
+    assert said == ["pinned"] * pinned + [((gpu,), {"non_blocking": True})]
+
+
+def test_what_is_sent_to_a_cpu_is_the_same_memory() -> None:
+    values = np.zeros(100_000)
+    sent(values, torch.device("cpu"))[0] = 1
+    assert values[0] == 1

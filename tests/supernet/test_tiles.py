@@ -20,6 +20,7 @@ from supernet import InferenceState, SubnetConfig, Supernet, TokenMode, register
 from supernet.arrays import constant
 from supernet.config import with_space
 from supernet.layers import patches_by_product
+from supernet.runtime import kernels
 from supernet.runtime.devices import current
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 from train.timing.on_gpu import choices_on, forward_by_tiles, recorded
@@ -137,6 +138,36 @@ def test_half_precision_is_near_single(dtype: torch.dtype) -> None:
     assert half.dtype == dtype
     bound = {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
     assert float((half.float() - exact).norm() / exact.norm()) < bound
+
+
+@pytest.mark.parametrize("mode", ["prune", "tome"])
+def test_only_the_first_extent_of_a_launch_grows_with_the_images(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's others end at 65,535."""
+
+    class Noted:
+        """A kernel that notes its grids."""
+
+        def __init__(self, kernel: Any) -> None:
+            self.kernel, self.grids = kernel, list[tuple[int, ...]]()
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            self.grids.append(grid)
+            return self.kernel[grid]
+
+    names = [name for name in vars(kernels) if name.endswith("_kernel")]
+    noted = {name: Noted(getattr(kernels, name)) for name in names}
+    for name in names:
+        monkeypatch.setattr(kernels, name, noted[name])
+    net = random_net(make_config(mode, "class-token", True)).to(DEVICE)
+    subnet, others = subnets_for(net, 4), {}
+    with runtime.use("tiles"):
+        for images in (2, 4):
+            net(images_for(net, images).to(DEVICE), subnet[list(range(images))])
+            others[images] = {name: [grid[1:] for grid in kernel.grids] for name, kernel in noted.items()}
+            for kernel in noted.values():
+                kernel.grids.clear()
+    assert others[2] == others[4]
+    assert all(others[2][name] for name in names if name != "combine_kernel" or mode == "tome")
 
 
 def test_the_same_batch_gives_the_same_bits_and_a_permuted_one_the_permuted_result() -> None:

@@ -53,7 +53,7 @@ def test_it_runs_commands_that_there_are_and_reports_what_failed(
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(gpu_check, "run", lambda name, *command: commands.append(command) or False)
+    monkeypatch.setattr(gpu_check, "run", lambda name, seconds, *command: commands.append(command) or False)
     monkeypatch.setattr(gpu_check, "write_supernet", lambda folder: folder)
     with pytest.raises(SystemExit):
         main(Check(tmp_path))
@@ -68,19 +68,52 @@ def test_it_runs_commands_that_there_are_and_reports_what_failed(
 
 
 def test_a_part_that_takes_too_long_is_stopped_and_what_it_has_written_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_check, "MOST_SECONDS", 0.5)
-    assert not gpu_check.run("endless", "timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)")
+    assert not gpu_check.run("endless", 0.5, "timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)")
     assert "endless: STOPPED after" in capsys.readouterr().out
     assert gpu_check.rows_in(tmp_path / "none.json") == []
     (tmp_path / "some.json").write_text('{"rows": [{"contender": "timm"}]}')
     assert gpu_check.rows_in(tmp_path / "some.json") == [{"contender": "timm"}]
 
 
+def test_all_parts_together_have_one_time_and_a_supernet_that_cannot_be_written_ends_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, taken = [100.0], list[tuple[str, float]]()
+
+    def run(name: str, seconds: float, *command: str) -> bool:
+        used = seconds if name != "tests" else 10.0
+        taken.append((name, seconds))
+        now[0] += used
+        return False
+
+    def broken(name: str) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(gpu_check.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(gpu_check, "run", run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    own = gpu_check.write_supernet
+    monkeypatch.setattr(gpu_check, "write_supernet", lambda folder: folder)
+    with pytest.raises(SystemExit):
+        main(Check(tmp_path, seconds=130))
+    assert [seconds for _, seconds in taken] == pytest.approx([130 * 3 / 12, 40, *[80 / 3] * 3])
+    assert now[0] == pytest.approx(100 + 130)
+    monkeypatch.setattr(gpu_check, "write_supernet", own)
+    monkeypatch.setattr(gpu_check.timm, "create_model", broken)
+    taken.clear()
+    with pytest.raises(SystemExit):
+        main(Check(tmp_path, tests=False))
+    assert [name.split("_")[1] for name, _ in taken] == ["small", "tiny"]
+    assert "supernet: FAILED (OSError: No space left on device)" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_supernet_that_plays_is_timms_small_one(tmp_path: Path) -> None:
-    config = load_config(gpu_check.write_supernet(tmp_path / "net"))
+    assert gpu_check.write_supernet(tmp_path / "net") is not None
+    config = load_config(tmp_path / "net")
     assert (config.embed_dim, config.space.depth, SMALL.startswith("deit_small")) == (384, 12, True)
 
 
