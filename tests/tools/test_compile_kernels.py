@@ -23,3 +23,26 @@ def test_kernels_compile_for_a_gpu() -> None:
     for kernel in ("permutation", "norm", "product", "attention", "combine"):
         assert f"{kernel}_kernel" in done.stdout
     assert "'SCORES': True" in done.stdout
+
+
+COUNTED = """
+from types import SimpleNamespace
+import torch, triton
+from tools import compile_kernels as tool
+triton.compile = lambda *args: SimpleNamespace(metadata=SimpleNamespace(shared=0), asm={"ptx": ""})
+tool._usage = lambda ptx: (0, 0)
+compiled = tool.Compiled(90)
+tool.patched(compiled)
+for images in (1, 3, 16):
+    with tool.choice.use("tiles"):
+        tool.run_network("prune_merge", torch.bfloat16, images=images, **tool.SMALL)
+    print("compiled", len(compiled.seen))
+"""
+
+
+def test_a_batch_of_another_size_compiles_nothing_anew() -> None:
+    free = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COUNTED], env=free, capture_output=True, text=True, check=False)
+    counts = [line for line in done.stdout.splitlines() if line.startswith("compiled")]
+    assert len(counts) == 3, done.stderr[-3000:]
+    assert len({*counts}) == 1, counts
