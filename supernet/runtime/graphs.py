@@ -76,9 +76,11 @@ class _Room:
         stream: Where they are recorded. cuBLAS keeps a workspace for each stream, which graphs then use wherever they
             are replayed: of a stream of others, two graphs would at a time.
         done: The end of the last run.
+        open: Whether more may be recorded: after a recording that failed, PyTorch's allocator says that it goes on.
     """
 
     def __init__(self) -> None:
+        self.open = True
         self.pool, self.stream, self.done = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.Event()
 
 
@@ -93,7 +95,7 @@ class CudaGraph:
 
     def __init__(self, function: Function, inputs: Tensors, beside: CudaGraph | None = None) -> None:
         # Memory is shared with a graph, not kept by its number: PyTorch forgets the number with the last graph.
-        self.room: _Room = _Room() if beside is None else beside.room
+        self.room: _Room = beside.room if beside is not None and beside.room.open else _Room()
         self.graph = torch.cuda.CUDAGraph()
         before, stream = torch.cuda.current_stream(), self.room.stream
         with _RECORDING, self.turn():
@@ -105,9 +107,11 @@ class CudaGraph:
                     # On the same stream, so that cuBLAS's workspace does not lie in the graphs' memory.
                     for _ in range(WARM_UP):
                         function(self.inputs)
+                    self.room.open = False
                     # By itself, what other threads ask of CUDA meanwhile would be an error.
                     with torch.cuda.graph(self.graph, self.room.pool, stream, capture_error_mode="thread_local"):
                         self.outputs = function(self.inputs)
+                    self.room.open = True
             finally:
                 before.wait_stream(stream)
 
@@ -195,7 +199,9 @@ class Recorder:
         while len(self._graphs) >= self.most:
             self._graphs.popitem(last=False)
         device = next(iter(inputs.values())).device
-        there = (graph for graph, _ in self._graphs.values() if next(iter(graph.inputs.values())).device == device)
+        there = (
+            graph for graph, _ in reversed(self._graphs.values()) if next(iter(graph.inputs.values())).device == device
+        )
         try:
             return self.record(function, inputs, next(there, None)), ""
         except Exception as e:  # of CUDA, its allocator or the function; not kept, as it holds tensors

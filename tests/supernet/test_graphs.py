@@ -264,11 +264,15 @@ def test_recorders_have_a_stream_and_memory_of_their_own_and_graphs_wait_for_eac
 
 
 def test_a_recording_that_fails_at_its_end_leaves_the_stream_that_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = FakeCuda(monkeypatch)
-    cuda.ends = False
-    recorder = Recorder()
-    for i in range(RECORDED):
-        with pytest.warns(UserWarning, match="capture invalidated") if i == RECORDED - 1 else nullcontext():
-            recorder.run("double", doubled, {"x": torch.ones(2)})
-    assert cuda.now == "main"
-    assert cuda.said[-2:] == [("main", "main", "wait_stream", "stream2"), ("main", "event3", "record")]
+    cuda, recorder = FakeCuda(monkeypatch), Recorder()
+    for size in (1, 2, 3):
+        cuda.ends = size != 2
+        for i in range(RECORDED):
+            fails = i == RECORDED - 1 and not cuda.ends
+            with pytest.warns(UserWarning, match="capture invalidated") if fails else nullcontext():
+                recorder.run("double", doubled, {"x": torch.ones(size)})
+        assert cuda.now == "main"
+        if not cuda.ends:
+            assert cuda.said[-2:] == [("main", "main", "wait_stream", "stream2"), ("main", "event3", "record")]
+    first, failed, after = (said[3] for said in cuda.said if said[2] == "begins")
+    assert first == failed != after  # PyTorch's allocator takes no more for that memory
