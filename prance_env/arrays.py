@@ -68,8 +68,7 @@ def to_device(tree: Any, device: torch.device) -> Any:
     """A nest of dicts and tuples with its numpy arrays as tensors on `device`, sent there in a single copy.
 
     Floating-point arrays become float32, which is what networks compute with and all that some devices have. Every
-    tensor has memory of its own, so that one can be changed or kept without the others, and autograd can save it, even
-    if the caller is in inference mode.
+    tensor can be changed without the others, and autograd can save it, even if the caller is in inference mode.
     """
     arrays: list[NDArray[Any]] = []
 
@@ -97,11 +96,17 @@ def _sent_together(arrays: list[NDArray[Any]], device: torch.device) -> list[Ten
     packed = np.empty(offsets[-1], dtype=np.uint8)
     for array, offset in zip(arrays, offsets, strict=False):
         packed[offset : offset + array.nbytes].view(array.dtype)[:] = array.ravel()
-    received = sent(packed, device)
-    return [
-        received[offset : offset + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape).clone()
-        for array, offset in zip(arrays, offsets, strict=False)
-    ]
+    received = sent(packed, device).untyped_storage()
+    return [_placed(array, received, offset) for array, offset in zip(arrays, offsets, strict=False)]
+
+
+def _placed(array: NDArray[Any], memory: torch.UntypedStorage, offset: int) -> Tensor:
+    """The tensor that lies at a byte of a memory: no view of another, for autograd, and nothing is launched for it."""
+    dtype = torch.from_numpy(array[:0]).dtype
+    strides = [stride // array.itemsize for stride in np.ascontiguousarray(array).strides]
+    return torch.empty(0, dtype=dtype, device=memory.device).set_(
+        memory, offset // dtype.itemsize, array.shape, strides
+    )
 
 
 def _mapped(tree: Any, convert: Callable[[Any], Any]) -> Any:

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from helpers import ENV_ID
 
 from prance_env import PranceVecEnv, PranceVectorEnv
-from prance_env.arrays import to_device
+from prance_env.arrays import _sent_together, to_device
 
 N = 5
 FIRST = np.arange(N) == 0
@@ -124,13 +124,20 @@ def test_everything_goes_to_the_device_in_one_copy(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("where", ["cpu", "meta"])
-def test_every_tensor_has_memory_of_its_own(where: str) -> None:
+def test_every_tensor_can_be_changed_without_the_others(where: str) -> None:
     given = {"a": np.arange(3.0), "b": np.arange(3), "c": np.arange(3, dtype=np.float32)}
     tensors = to_device(given, torch.device(where))
     assert not any(t._is_view() for t in tensors.values())
+    before = [t._version for t in tensors.values()]
     tensors["b"].add_(1)
-    assert [t._version for t in tensors.values()] == [0, 1, 0]
+    assert [t._version - v for t, v in zip(tensors.values(), before, strict=True)] == [0, 1, 0]
     assert given["b"].tolist() == [0, 1, 2]
+
+
+def test_what_is_sent_together_is_found_at_its_place() -> None:
+    arrays = [np.arange(6.0).reshape(2, 3), np.array([True, False, True]), np.arange(4), np.zeros((0, 2), np.float32)]
+    for array, tensor in zip(arrays, _sent_together(arrays, torch.device("cpu")), strict=True):
+        assert torch.equal(tensor, torch.from_numpy(array))
 
 
 def test_a_reward_changed_in_place_leaves_the_graphs_of_other_returns_alone() -> None:
