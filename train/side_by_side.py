@@ -139,14 +139,17 @@ def run_eval(agents: Sequence[str], settings: EvalSettings, out: Path | None = N
     if not agents:
         raise ValueError("agent= names none; pass at least one, such as full or a run folder.")
     check_format(settings.rows)
-    with nullcontext() if out is None else only_writer(out):
-        return _evaluated(agents, settings, out)
-
-
-def _evaluated(agents: Sequence[str], settings: EvalSettings, out: Path | None) -> dict[str, Any]:
     yardsticks = None if settings.yardsticks is None else Yardsticks.load(settings.yardsticks)
-    console, names = Console(), list(dict.fromkeys(agents))
+    names = list(dict.fromkeys(agents))
     noted = settings_for(names, plain(settings))
+    with nullcontext() if out is None else only_writer(out):
+        return _evaluated(names, noted, settings, yardsticks, out)
+
+
+def _evaluated(
+    names: Sequence[str], noted: dict[str, Any], settings: EvalSettings, yardsticks: Yardsticks | None, out: Path | None
+) -> dict[str, Any]:
+    console = Console()
     played = _play(names, noted, settings, yardsticks, console)
     metrics = {name: describe(result, settings.seed, settings.resamples) for name, result in played.results.items()}
     for label, (_, env) in played.players.items():
