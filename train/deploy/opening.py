@@ -113,10 +113,10 @@ def open_adaptive(
         if images:
             model.calibrate(*opened.images(images), timed=timed)
     if entries is not None and opened.model.menu is None:
-        if opened.settings is None:
+        if opened.run is None:
             raise ValueError(f"{name} was saved without a menu; pass its run folder, or call model.make_menu and save.")
         opened.model.make_menu(opened.images()[0], entries, timed=timed)
-    if opened.settings is None and timed is not None:
+    if opened.run is None and timed is not None:
         _compare_times(name, opened.model, entries is not None, timed)
     return opened
 

@@ -36,8 +36,7 @@ def train_agent(
         settings: What to train.
         out: Run folder: `model` and `last` (SB3: `.zip` files, PrancePPO: folders), `config.yml`, `class_names.txt`,
             `metrics.jsonl`, TensorBoard events and more; with `eval_freq` also `best`, a run folder of the best agent.
-        resume: Continue from `out`'s last checkpoint, also to more `total_timesteps`, or on another device; a run that
-            has none starts over.
+        resume: Continue from the last checkpoint, also to more `total_timesteps`; a run that has none starts over.
         progress_bar: Whether to show one.
         save_freq: Seconds between two checkpoints; what is trained does not depend on it.
         advice: What else to tell whoever stops the training.
