@@ -20,7 +20,7 @@ from supernet.nearest import nearest_subnet
 from train.networks.importance import full_network
 from train.networks.saliency import each
 from train.search import global_prune as module
-from train.search.global_prune import PruneOptions, _bundles, global_prune, usual_bundles
+from train.search.global_prune import PruneOptions, _bundles, _rising, global_prune, usual_bundles
 from train.search.prune import subnet_within
 from train.search.size_costs import macs_cost, milliseconds_cost
 
@@ -81,6 +81,20 @@ def test_tokens_leave_from_the_last_rank_on_and_never_come_back() -> None:
     merging = full_network(small_net("merge"))
     with pytest.raises(ValueError, match="by token_mode='prune', not by 'merge'"):
         global_prune(merging, batches(net), cost, [1.0], PruneOptions(bundles={"tokens": 1}))
+
+
+@pytest.mark.parametrize(
+    ("scores", "rising"),
+    [
+        ([], []),
+        ([1.0, 2.0, 2.0, 5.0], [1.0, 2.0, 2.0, 5.0]),
+        ([5.0, 1.0, 3.0, 9.0], [3.0, 3.0, 3.0, 9.0]),
+        ([-1.0, -2.0, -6.0], [-3.0, -3.0, -3.0]),
+        ([2.0, 3.0, 1.0, 4.0, 2.0], [2.0, 2.0, 2.0, 3.0, 3.0]),
+    ],
+)
+def test_bundles_that_leave_together_count_their_mean(scores: list[float], rising: list[float]) -> None:
+    assert _rising(scores) == rising
 
 
 def test_bundles_of_a_layer_leave_in_order_whatever_they_are_worth() -> None:

@@ -13,9 +13,9 @@ static`, and prune on); and tokens as a further kind of unit, which no paper has
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -187,14 +187,25 @@ def _bundles(
             # Tokens leave from the last rank on; so many units first that a multiple of the bundle remains.
             order = torch.arange(len(values)).flip(0) if kind == "tokens" else worth.argsort(stable=True)
             ends = range(count % size or size, count - size + 1, size)
-            begin, least = 0, -math.inf
-            for end in ends:
-                members = order[begin:end]
-                # None leaves before those ahead of it in its layer: of tokens, inner ranks may be worth less than the
-                # last ones, and where worths are negative, a whole bundle less than a first one of fewer units.
-                least = max(least, float(worth[members].sum()))
-                yield _Bundle(kind, layer, members, least)
-                begin = end
+            members = [order[begin:end] for begin, end in pairwise([0, *ends])]
+            for units_of_one, score in zip(members, _rising([float(worth[m].sum()) for m in members]), strict=True):
+                yield _Bundle(kind, layer, units_of_one, score)
+
+
+def _rising(scores: Sequence[float]) -> list[float]:
+    """Scores of a layer's bundles such that none leaves before those ahead of it.
+
+    Inner ranks of tokens may be worth less than the last ones, and where worths are negative, a whole bundle less than
+    a first one of fewer units. Such bundles leave together or not at all, and count their mean (isotonic regression).
+    """
+    pools: list[tuple[float, int]] = []
+    for score in scores:
+        mean, count = score, 1
+        while pools and pools[-1][0] > mean:
+            before, ahead = pools.pop()
+            mean, count = (mean * count + before * ahead) / (count + ahead), count + ahead
+        pools.append((mean, count))
+    return [mean for mean, count in pools for _ in range(count)]
 
 
 def _comparable(scores: Units) -> Units:
