@@ -50,6 +50,9 @@ class TrainingBenchSettings(TrainingTask):
     """Decisions of one training."""
     split: Split = "val"
     """Images for the returns."""
+    macs_weight: float | None = None
+    """Price of all MACs of the full network, in accuracy: one, so that returns compare; 0.05, or the paper's with
+    --reward paper, if not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
