@@ -212,7 +212,9 @@ def product(
     Returns:
         (capacity, out_features), zero up to the next multiple of 16 beyond an image's `ndim`.
     """
-    capacity, features = len(a), layer.out_features
+    capacity, features, whole = len(a), layer.out_features, padded and layer.in_features % 16 == 0
+    # Reading value by value takes registers: half as deep with more warps, ptxas spills a tenth to a quarter (sm_90).
+    depth, warps = (shapes.depth, shapes.warps) if whole else (min(shapes.depth, 32), max(shapes.warps, 8))
     out = torch.empty(capacity, features, device=a.device, dtype=a.dtype)
     weight, bias = as_rows(layer)
     other = out if residual is None else residual
@@ -221,9 +223,9 @@ def product(
     kernels.product_kernel[grid](
         a, weight, bias, other, out, perm, batch.image, kdim, ndim, kdim if have is None else have,
         batch.total, a.stride(0), weight.stride(0), other.stride(0), out.stride(0), features, tiles_n,
-        ACT=act, RESIDUAL=residual is not None, PAD=padded and layer.in_features % 16 == 0,
-        PRECISION=precision(a.dtype), BM=shapes.rows, BN=shapes.columns, BK=shapes.depth, GROUP=shapes.group,
-        num_warps=shapes.warps, num_stages=shapes.stages,
+        ACT=act, RESIDUAL=residual is not None, PAD=whole,
+        PRECISION=precision(a.dtype), BM=shapes.rows, BN=shapes.columns, BK=depth, GROUP=shapes.group,
+        num_warps=warps, num_stages=shapes.stages,
     )  # fmt: skip
     return out
 
