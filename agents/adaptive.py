@@ -312,12 +312,12 @@ class AdaptiveViT(
     @property
     def menu(self) -> Menu | None:
         """The model for one image at a time, with the choices that `make_menu` found; None before."""
+        if self._menu_plan is None:
+            return None
         weights = self.net.pos_embed
         # A menu has views of the weights, and by the authors' rules copies of the norms'.
         now = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.net.parameters()]
         made_for = (self._menu_plan, self.agent, weights.dtype, now)
-        if self._menu_plan is None:
-            return None
         if not self._menu or self._menu[0] != made_for:
             policy = plain_agent(self.agent, self.interface)
             if not isinstance(policy, NetworkPolicy):

@@ -121,8 +121,8 @@ class PranceVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of the batch or of a wrapper around it, once per lane asked about."""
-        lanes = self._checked(indices)
-        return [getattr(self._holder(attr_name), attr_name) for _ in lanes]
+        lanes, holder = self._checked(indices), self._holder(attr_name)
+        return [getattr(holder, attr_name) for _ in lanes]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """All lanes are one object, so an attribute can only be set for all of them.

@@ -208,10 +208,9 @@ def _features(net: ImageClassifier, state: InferenceState) -> tuple[Tensor, Ints
     if net.pool is None:
         return _mean_patches(c, state, rows), state.token_dim
     full = np.full(len(state), c.embed_dim, dtype=np.int64)
-    alike = patches_alike(rows, state.num_tokens, c.num_prefix_tokens)
+    alike = patches_alike(rows, state.size, state.num_tokens, c.num_prefix_tokens)
     if alike is not None and (state.token_dim == net.last_width).all():
-        size = None if state.size is None else patches_alike(state.size, state.num_tokens, c.num_prefix_tokens)
-        return net.pool(alike, size), full
+        return net.pool(*alike), full
     patches = np.delete(np.arange(len(rows)), first_rows(state.num_tokens, c.num_prefix_tokens))
     size = None if state.size is None else take_rows(state.size, patches)
     lengths = state.num_tokens - c.num_prefix_tokens

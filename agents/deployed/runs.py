@@ -48,11 +48,14 @@ def settings_of_run(folder: str | Path, split: str = "test", **changes: Any) -> 
         FileNotFoundError: If the folder is no run folder.
         ValueError: If its settings are of no environment.
     """
-    noted = _noted(folder)
+    return _settings(_noted(folder), split, changes)
+
+
+def _settings(noted: dict[str, Any], split: str, changes: dict[str, Any]) -> EnvSettings:
     names = {f.name for f in fields(EnvSettings)} - {*_OTHERS}
     arguments = {k: v for k, v in noted.items() if k in names and v is not None}
-    changes["dataset"] = _moved(noted.get("dataset"), changes.get("dataset"))
-    arguments |= {k: v for k, v in changes.items() if v is not None}
+    changed = changes | {"dataset": _moved(noted.get("dataset"), changes.get("dataset"))}
+    arguments |= {k: v for k, v in changed.items() if v is not None}
     price = noted.get("macs_weight")
     conditioning = tuple(price[:2]) if isinstance(price, list) else None
     return EnvSettings.from_id(noted["env"], **arguments, split=split, cost_conditioning=conditioning)
@@ -105,12 +108,13 @@ class Deployed:
             FileNotFoundError: If the folder is no run folder.
             ValueError: If its settings are of no environment, or the images are asked for and not there.
         """
-        noted = _noted(folder).get("dataset")
-        unseen = None if images or dataset is not None or noted is None else DatasetConfig.from_value(noted)
+        noted = _noted(folder)
+        own = noted.get("dataset")
+        unseen = None if images or dataset is not None or own is None else DatasetConfig.from_value(own)
         if unseen is not None and unseen.prefix is None and not os.path.isabs(unseen.name):
             unseen = None  # a name, which means something where it is registered only
         place = dataset if unseen is None else {"name": "digits"}
-        settings = settings_of_run(folder, "val", checkpoint=checkpoint, dataset=place)
+        settings = _settings(noted, "val", {"checkpoint": checkpoint, "dataset": place})
         known = settings.dataset_config if unseen is None else unseen
         return cls(settings, known, Path(folder))
 

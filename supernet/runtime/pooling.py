@@ -33,16 +33,21 @@ def by_width(rows: Tensor, width: Ints, function: Callable[[Tensor, int], Tensor
     return take_rows(torch.cat(out), np.argsort(order))
 
 
-def patches_alike(rows: Tensor, lengths: Ints, prefix: int) -> Tensor | None:
-    """(B, N, ...) patches of images that have equally many, as they lie: nothing is sent to a device; else None.
+def patches_alike(rows: Tensor, size: Tensor | None, lengths: Ints, prefix: int) -> tuple[Tensor, Tensor | None] | None:
+    """(B, N, C) patches and (B, N) sizes of images that have equally many; None of others.
+
+    They stay as they lie: nothing is sent to a device.
 
     Args:
-        rows: (T, ...) packed tokens.
+        rows: (T, C) packed tokens.
+        size: (T,) weight of each token; None: one each.
         lengths: (B,) tokens per image.
         prefix: So many first tokens of an image are no patches.
     """
-    longest = int(lengths[0])
-    return rows.unflatten(0, (len(lengths), longest))[:, prefix:] if (lengths == longest).all() else None
+    shape = len(lengths), int(lengths[0])
+    if (lengths != shape[1]).any():
+        return None
+    return rows.unflatten(0, shape)[:, prefix:], None if size is None else size.unflatten(0, shape)[:, prefix:]
 
 
 def mean_alike(patches: Tensor, size: Tensor | None) -> Tensor:
@@ -65,9 +70,9 @@ def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, prefix: int) 
     Returns:
         (B, C).
     """
-    patches = patches_alike(rows, lengths, prefix)
-    if patches is not None:
-        return mean_alike(patches, None if size is None else patches_alike(size, lengths, prefix))
+    alike = patches_alike(rows, size, lengths, prefix)
+    if alike is not None:
+        return mean_alike(*alike)
     weight = torch.ones(len(rows), device=rows.device) if size is None else size
     weight = weight.clone()
     if prefix:

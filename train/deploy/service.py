@@ -239,10 +239,8 @@ def _computing(
 ) -> Callable[[Sequence[Asked]], Sequence[Row]]:
     def compute(batch: Sequence[Asked]) -> Sequence[Row]:
         images, budgets = torch.stack([asked.image for asked in batch]), [asked.budget for asked in batch]
-        if settings.from_menu and len(batch) == 1 and model.menu is not None:
-            found = model.menu(images, budgets)
-        else:
-            found = model(images, budgets, settings.from_menu)
+        menu = model.menu if settings.from_menu and len(batch) == 1 else None
+        found = model(images, budgets, settings.from_menu) if menu is None else menu(images, budgets)
         for share in found.macs / found.full_macs:
             metrics.macs.observe(float(share))
         rows = [*found.rows(max(asked.top for asked in batch))]
@@ -263,9 +261,8 @@ def _budget(model: AdaptiveViT, settings: ServiceSettings, given: str | None) ->
         ValueError: If the model cannot keep to it, or there must be one and is none.
     """
     budget: Any = settings.budget if given is None else given
-    calibration = model.calibration
-    if settings.from_menu and model.menu is not None:
-        calibration = model.menu.calibration
+    menu = model.menu if settings.from_menu else None
+    calibration = model.calibration if menu is None else menu.calibration
     prices = prices_of(budget, model.interface.conditioning, calibration, 1)
     return None if prices is None else float(prices[0])
 

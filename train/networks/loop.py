@@ -120,7 +120,8 @@ class Training:
         mean = sum(counted) / len(counted)
         if mean > self.best:
             self.best, self.age = mean, 0
-            self.kept.load_state_dict(self.ema.state_dict())
+            if self.kept is not self.ema:
+                self.kept.load_state_dict(self.ema.state_dict())
         else:
             self.age += 1
         return found

@@ -108,9 +108,8 @@ def begin_best(out: Path, stage: Path) -> Path:
     """The folder for the best agent among the staged files of a run, with what makes a run folder of it."""
     folder = stage / BEST
     folder.mkdir()
-    for name in (CONFIG, COMMAND, SYSTEM, CLASSES):
-        if (out / name).exists():
-            shutil.copyfile(out / name, folder / name)
+    for name in (CONFIG, COMMAND, SYSTEM, *([CLASSES] if (out / CLASSES).exists() else [])):
+        shutil.copyfile(out / name, folder / name)
     return folder
 
 
