@@ -18,7 +18,8 @@ from supernet.arrays import constant, sent
 from supernet.extension import Registry
 from supernet.layers import set_width
 from supernet.runtime.pooling import by_width
-from supernet.runtime.tile_head import masked_norm
+from supernet.runtime.tile_head import normed
+from supernet.runtime.tiled import TileBatch
 from supernet.tiled_state import TiledState
 
 LOG_NORM_BOUND = 5.0
@@ -93,14 +94,14 @@ class Seen:
         if isinstance(width, Tensor):
             mean_square = token.square().sum(1, keepdim=True) / width[:, None]
             log_norm = mean_square.clamp_min(1e-12).sqrt().log()
-            return masked_norm(None, token, width), log_norm.clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
+            return normed(TileBatch.of_rows(token, width), None), log_norm.clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
         full = self.net.config.embed_dim
 
-        def normed(rows: Tensor, width: int) -> Tensor:
+        def looked_at(rows: Tensor, width: int) -> Tensor:
             log_norm = rows.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt().log()
             return torch.cat([set_width(F.layer_norm(rows, (width,)), full), log_norm], dim=1)
 
-        seen = by_width(token, width, normed)
+        seen = by_width(token, width, looked_at)
         return seen[:, :full], seen[:, full:].clamp(-LOG_NORM_BOUND, LOG_NORM_BOUND)
 
     @cached_property

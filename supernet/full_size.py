@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+from torch import Tensor
 
 from .arrays import Ints
 from .config import SupernetConfig
@@ -45,6 +46,45 @@ def full_macs_to_go(config: SupernetConfig, group: int, num_tokens: Ints, token_
     if table is None:
         return remaining_macs(config, group, num_tokens, token_dim=token_dim)
     return table[num_tokens]
+
+
+def full_macs_of(config: SupernetConfig, group: int, num_tokens: Tensor, to_the_end: bool = False) -> Tensor | None:
+    """(B,) multiply-accumulates of a group at full size, or of everything from it to the logits, in four operations.
+
+    Attention costs the square of the tokens, everything else as many times them.
+
+    Args:
+        config: The supernet.
+        group: Index of the group.
+        num_tokens: (B,) int64 tokens before it, class token included.
+        to_the_end: Whether what follows is counted.
+
+    Returns:
+        The numbers; None where they do not depend on the number of tokens alone.
+    """
+    factors = _polynomials(config, config.token_mode)
+    if factors is None:
+        return None
+    squared, linear, constant = factors[to_the_end][group]
+    return (num_tokens * squared + linear) * num_tokens + constant
+
+
+@lru_cache(maxsize=16)
+def _polynomials(config: SupernetConfig, mode: TokenMode) -> tuple[list[list[int]], list[list[int]]] | None:
+    """`_tables` as factors of the square of the number of tokens, of the number, and what is added."""
+    if _tables(config, mode)[0][0] is None:
+        return None
+    tokens, groups = config.num_prefix_tokens + np.arange(1, 4), range(len(config.space.groups))
+    # The inverse has halves.
+    doubled_inverse = np.round(np.linalg.inv(np.vander(tokens)) * 2).astype(np.int64)
+
+    def factors(macs: Ints) -> list[int]:
+        doubled = doubled_inverse @ macs
+        assert not (doubled % 2).any(), doubled
+        return (doubled // 2).tolist()
+
+    plans = [plan_group(config, g, GroupChoice.full(config.space, g, 3), tokens) for g in groups]
+    return [factors(group_macs(config, p)) for p in plans], [factors(remaining_macs(config, g, tokens)) for g in groups]
 
 
 Table = Ints | None

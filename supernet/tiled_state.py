@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from .arrays import Ints, sent
 from .config import SupernetConfig
+from .full_size import full_macs_of, full_plan
 from .layers import set_width
 from .macs import group_macs, head_macs, remaining_macs
 from .plan import plan_group
+from .runtime.choice import class_token_alone
 from .runtime.devices import current
 from .runtime.tiled import TileBatch, images_of_rows, offsets
 from .state import InferenceState
@@ -72,6 +74,7 @@ class TiledState(InferenceState):
             cu=cu,
             image=images_of_rows(cu, capacity),
             have=on_device(state.token_dim, device).to(torch.int32),
+            lengths=lengths,
             size=state.size,
             most=config.num_tokens,
         )
@@ -110,7 +113,7 @@ class TiledState(InferenceState):
     def of_tensors(cls, group: int, most: int, tensors: dict[str, Tensor]) -> TiledState:
         """The state before `group` of images with at most `most` tokens, from its `tensors`; others are left out."""
         t = tensors
-        batch = TileBatch(t["x"], t["cu"], t["image"], t["have"], t.get("size"), most)
+        batch = TileBatch(t["x"], t["cu"], t["image"], t["have"], t["lengths"], t.get("size"), most)
         return cls(group, batch, t["patch_token"], t["widths"], t["spent"], t.get("row_means"))
 
     def padded_means(self) -> Tensor:
@@ -141,8 +144,9 @@ def run_tiled_group(
     config: SupernetConfig,
     blocks: nn.ModuleList,
     state: TiledState,
-    choice: GroupChoice,
+    choice: GroupChoice | None,
     next_dim: Ints | Tensor | None = None,
+    head_only: bool = False,
 ) -> TiledState:
     """Runs the next group of blocks by tiles.
 
@@ -150,23 +154,30 @@ def run_tiled_group(
         config: The supernet's.
         blocks: All blocks of the supernet.
         state: Where the images are; unchanged.
-        choice: Sizes for every image, on any device.
+        choice: Sizes for every image, on any device; None is full size, at which nothing is planned or sorted.
         next_dim: (B,) width of the first block of the next group if it is known already.
+        head_only: As for `Supernet.run_group`.
     """
     # Imported where it is used: Triton is not installed everywhere.
     from .runtime.tiles import run_tiles
 
     batch, device = state.batch, state.batch.x.device
-    sizes = GroupChoice(*(size.to(device, non_blocking=True) for size in vars(choice).values()))
-    following = on_device(next_dim, device) if isinstance(next_dim, np.ndarray) else next_dim
-    widths: Any = (batch.lengths, batch.have.long(), following)
-    plan = plan_group(config, state.group, sizes, *widths)
-    carries_means = state.row_means is not None
+    spent = full_macs_of(config, state.group, batch.lengths) if choice is None else None
+    if spent is not None:
+        plan, _ = full_plan(config, state.group, np.array([config.num_tokens]), np.array([config.embed_dim]))
+        last = torch.full_like(state.widths, config.embed_dim)
+    else:
+        choice = GroupChoice.full(config.space, state.group, len(state), device) if choice is None else choice
+        sizes = GroupChoice(*(size.to(device, non_blocking=True) for size in vars(choice).values()))
+        following = on_device(next_dim, device) if isinstance(next_dim, np.ndarray) else next_dim
+        widths: Any = (batch.lengths, batch.have.long(), following)
+        plan = plan_group(config, state.group, sizes, *widths)
+        spent, last = torch.as_tensor(group_macs(config, plan)), torch.as_tensor(plan.widths)[:, -1]
+    alone = head_only and class_token_alone(config, state.group)
+    carries_means = state.row_means is not None and not alone
     with current(device):
-        after, patch_token, row_means = run_tiles(config, blocks, plan, batch, state.patch_token, carries_means)
-    spent = state.spent + torch.as_tensor(group_macs(config, plan))
-    last = torch.as_tensor(plan.widths)[:, -1]
-    return TiledState(state.group + 1, after, patch_token, last, spent, row_means)
+        after, patch_token, row_means = run_tiles(config, blocks, plan, batch, state.patch_token, carries_means, alone)
+    return TiledState(state.group + 1, after, patch_token, last, state.spent + spent, row_means)
 
 
 def macs_on_device(config: SupernetConfig, state: TiledState) -> Tensor:
@@ -175,7 +186,10 @@ def macs_on_device(config: SupernetConfig, state: TiledState) -> Tensor:
     lengths: Any = state.batch.lengths
     if state.group == len(config.space.groups):
         return state.spent + torch.as_tensor(head_macs(config, have, lengths))
-    return state.spent + torch.as_tensor(remaining_macs(config, state.group, lengths, None, have))
+    to_go = full_macs_of(config, state.group, lengths, to_the_end=True)
+    if to_go is None:
+        to_go = torch.as_tensor(remaining_macs(config, state.group, lengths, None, have))
+    return state.spent + to_go
 
 
 def on_device(values: Ints, device: torch.device) -> Tensor:
@@ -185,9 +199,14 @@ def on_device(values: Ints, device: torch.device) -> Tensor:
     return sent(values, device)
 
 
-def alike(state: InferenceState, choice: GroupChoice) -> bool:
-    """Whether all images have the same sizes, as the host knows: these are dense, and run best by segments."""
-    if isinstance(state, TiledState) or not choice.embed_dim.is_cpu:
+def alike(state: InferenceState, choice: GroupChoice | None) -> bool:
+    """Whether all images have the same sizes, as the host knows: these are dense, and run best by segments.
+
+    Args:
+        state: The images.
+        choice: Sizes for every image; None is full size.
+    """
+    if isinstance(state, TiledState) or not (choice is None or choice.embed_dim.is_cpu):
         return False
-    sizes = (state.num_tokens, state.token_dim, *choice.arrays)
+    sizes = (state.num_tokens, state.token_dim, *(() if choice is None else choice.arrays))
     return all(bool((size == size[:1]).all()) for size in sizes)

@@ -19,7 +19,7 @@ from .layers import ElasticBlock
 from .plain import check_blocks, check_plain
 from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
-from .runtime.choice import runs_tiles
+from .runtime.choice import class_token_alone, runs_tiles
 from .runtime.packing import rows_of, take_rows
 from .runtime.tile_head import class_logits, pooled_tokens
 from .state import InferenceState
@@ -197,6 +197,7 @@ class Supernet(ImageClassifier):
         choice: GroupChoice | None = None,
         next_dim: Ints | None = None,
         known: bool = False,
+        head_only: bool = False,
     ) -> InferenceState:
         """Runs one group of blocks.
 
@@ -211,6 +212,8 @@ class Supernet(ImageClassifier):
             next_dim: (B,) width of the first block of the next group if it is known already; only the authors' rules
                 make use of it.
             known: Whether the choice is known to fit, as decoded actions are; it is not checked then.
+            head_only: Whether nobody but `forward_head` will look at the tokens of the last group: on a GPU, its last
+                block computes no more than the class tokens then. What it costs (`macs`) is counted all the same.
 
         Raises:
             ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is
@@ -220,17 +223,18 @@ class Supernet(ImageClassifier):
             check_group(self.space, group, state.group)
         elif not known:
             check_choice(choice, self.space, group, state.group, len(state))
-        if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype):
-            choice = self._full(state) if choice is None else choice
-            if not alike(state, choice):
-                check_blocks(self.blocks, self.space.blocks(group))
-                return run_tiled_group(self.config, self.blocks, TiledState.of(state, self.config), choice, next_dim)
+        if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not alike(state, choice):
+            check_blocks(self.blocks, self.space.blocks(group))
+            tiled = TiledState.of(state, self.config)
+            return run_tiled_group(self.config, self.blocks, tiled, choice, next_dim, head_only)
         if choice is None:
             plan, spent = full_plan(self.config, group, state.num_tokens, state.token_dim, next_dim)
         else:
             plan, spent = plan_group(self.config, group, choice, state.num_tokens, state.token_dim, next_dim), None
+        # On a CPU all tokens are computed, so that published figures stay the same to the bit.
+        alone = head_only and not state.tokens.is_cpu and class_token_alone(self.config, group)
         packed, patch_token, key_mean, plan = run_blocks(
-            self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None
+            self.config, self.blocks, plan, _packed(state), state.patch_token, state.key_mean is not None, alone
         )
         return InferenceState(
             group=group + 1,
@@ -243,11 +247,6 @@ class Supernet(ImageClassifier):
             macs=state.macs + (macs.group_macs(self.config, plan) if spent is None else spent),
             key_mean=key_mean,
         )
-
-    def _full(self, state: InferenceState) -> GroupChoice:
-        """Full size for a state's next group, on its device if it plans there."""
-        device = state.patch_token.device if isinstance(state, TiledState) else None
-        return GroupChoice.full(self.space, state.group, len(state), device)
 
     @eager
     def finish(self, state: InferenceState, subnet: SubnetConfig | None = None) -> Tensor:
@@ -266,17 +265,19 @@ class Supernet(ImageClassifier):
         """
         if subnet is not None:
             subnet = self._checked(subnet).expand(len(state))
-        return self.forward_head(self.run_to_end(state, subnet))
+        return self.forward_head(self.run_to_end(state, subnet, head_only=True))
 
-    def run_to_end(self, state: InferenceState, subnet: SubnetConfig | None = None) -> InferenceState:
-        """`finish` without the head."""
+    def run_to_end(
+        self, state: InferenceState, subnet: SubnetConfig | None = None, head_only: bool = False
+    ) -> InferenceState:
+        """`finish` without the head; `head_only` as for `run_group`."""
         space = self.config.space
         for group in range(state.group, len(space.groups)):
             if subnet is None:
-                state = self.run_group(state, group)
+                state = self.run_group(state, group, head_only=head_only)
             else:
                 next_dim = next_widths(self.config, group, subnet)
-                state = self.run_group(state, group, subnet.group(space, group), next_dim)
+                state = self.run_group(state, group, subnet.group(space, group), next_dim, head_only=head_only)
         return state
 
     def pooled(self, state: InferenceState) -> tuple[Tensor, Ints]:
@@ -306,16 +307,18 @@ class Supernet(ImageClassifier):
 
     # ---- all at once --------------------------------------------------------------------------------------------
 
-    def forward_features(self, images: Tensor, subnet: SubnetConfig | None = None) -> InferenceState:
-        """All blocks; `forward_head` takes the result, the arguments are those of `forward`."""
+    def forward_features(
+        self, images: Tensor, subnet: SubnetConfig | None = None, head_only: bool = False
+    ) -> InferenceState:
+        """All blocks; `forward_head` takes the result. Arguments are those of `forward` and `run_group`."""
         if subnet is None:
-            return self.run_to_end(self.begin(images))
+            return self.run_to_end(self.begin(images), None, head_only)
         images = self.normalised(images, least=1)  # before anybody asks how many they are
         subnet = self._checked(subnet).expand(len(images))
         if self.space.decide_first_group:
-            return self.run_to_end(self.begin(images), subnet)
+            return self.run_to_end(self.begin(images), subnet, head_only)
         first = self.begin(images, subnet.group(self.space, 0), next_dim=next_widths(self.config, 0, subnet))
-        return self.run_to_end(first, subnet)
+        return self.run_to_end(first, subnet, head_only)
 
     @eager
     def forward(self, images: Tensor, subnet: SubnetConfig | None = None) -> Tensor:
@@ -332,7 +335,7 @@ class Supernet(ImageClassifier):
             ValueError: If shapes do not fit or the subnet is not in the search space.
             TypeError: If the images are no tensor, or `subnet` is no SubnetConfig.
         """
-        return self.forward_head(self.forward_features(images, subnet))
+        return self.forward_head(self.forward_features(images, subnet, head_only=True))
 
     def class_attention(self, state: InferenceState, choice: GroupChoice) -> Tensor:
         """(T,) packed attention of the class tokens in the block that would drop patches next, averaged over heads.

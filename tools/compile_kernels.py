@@ -146,7 +146,7 @@ def run_network(mode: str, dtype: torch.dtype, space: tuple[Any, ...], images: i
     n, dim = config.num_tokens, config.embed_dim
     begins = offsets(torch.full((images,), n))
     tokens, have = torch.zeros(images * n, dim, dtype=dtype), torch.full((images,), dim, dtype=torch.int32)
-    batch = TileBatch(tokens, begins, images_of_rows(begins, images * n), have, None, n)
+    batch = TileBatch(tokens, begins, images_of_rows(begins, images * n), have, torch.full((images,), n), None, n)
     patches = torch.arange(config.num_prefix_tokens, n).repeat(images, 1)
     spent = torch.zeros(images, dtype=torch.int64)
     state = TiledState(1, batch, patches, torch.full((images,), dim), spent, torch.zeros(images * n))

@@ -174,6 +174,11 @@ def attention(qkv: Tensor, lengths: Ints, num_heads: int, log_size: Tensor | Non
     return out if back is None else take_rows(out, back)
 
 
+def attention_of_first(qkv: Tensor, batch: int, num_heads: int, log_size: Tensor | None) -> Tensor:
+    """`attention` of the first token of every image, where they all have as many: (batch, num_heads * head_dim)."""
+    return _attention(qkv, (batch, len(qkv) // batch), num_heads, log_size, first=True)
+
+
 def _taken(x: Tensor, rows: slice | Ints) -> Tensor:
     return x[rows] if isinstance(rows, slice) else take_rows(x, rows)
 
@@ -184,6 +189,7 @@ def _attention(
     num_heads: int,
     log_size: Tensor | None,
     unseen: NDArray[np.float32] | None = None,
+    first: bool = False,
 ) -> Tensor:
     """Attention within sequences of one length.
 
@@ -193,16 +199,18 @@ def _attention(
         num_heads: Number of heads.
         log_size: (sequences * length,) added to the logits of every key; None adds nothing.
         unseen: Added to the logits, (sequences, 1, length or 1, length); None adds nothing.
+        first: Whether the first query of each sequence is the only one.
 
     Returns:
-        (sequences * length, num_heads * head_dim).
+        (sequences * length, num_heads * head_dim), or (sequences, num_heads * head_dim).
     """
     mask = None if unseen is None else torch.from_numpy(unseen).to(qkv.device, qkv.dtype)
     if log_size is not None:
         sizes = log_size.view(shape[0], 1, 1, shape[1]).to(qkv.dtype)
         mask = sizes if mask is None else mask + sizes
     q, k, v = qkv.view(*shape, num_heads, 3, -1).permute(3, 0, 2, 1, 4).unbind(0)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(len(qkv), -1)
+    rows, q = (shape[0], q[:, :, :1]) if first else (len(qkv), q)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(rows, -1)
 
 
 def packed_class_scores(

@@ -89,6 +89,11 @@ def runs_tiles(config: SupernetConfig, device: torch.device, dtype: torch.dtype)
     return False
 
 
+def class_token_alone(config: SupernetConfig, group: int) -> bool:
+    """Whether logits need nothing but the class tokens of what a group hands on."""
+    return group == len(config.space.groups) - 1 and config.global_pool == "token" and not config.distilled
+
+
 def hindrance_of_network(config: SupernetConfig, dtype: torch.dtype) -> str | None:
     """Why tiles cannot run this network; None if they can."""
     mode = config.token_mode

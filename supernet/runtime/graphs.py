@@ -180,10 +180,11 @@ class Recorder:
                 return function(inputs)
             self._graphs[key] = graph, self._runs
             with graph.turn():
-                for static, value in zip(graph.inputs.values(), inputs.values(), strict=True):
-                    static.copy_(value)
+                _copy(inputs, graph.inputs)
                 graph.replay()
-                return {k: v.clone() for k, v in graph.outputs.items()}
+                out = {name: torch.empty_like(value) for name, value in graph.outputs.items()}
+                _copy(graph.outputs, out)
+                return out
 
     def _due(self, key: Hashable) -> bool:
         """Whether it is time to record what has no graph; this counts as a use of it."""
@@ -206,6 +207,17 @@ class Recorder:
             return self.record(function, inputs, next(there, None)), ""
         except Exception as e:  # of CUDA, its allocator or the function; not kept, as it holds tensors
             return None, " ".join(str(e).split()) or type(e).__name__
+
+
+def _copy(source: Tensors, target: Tensors) -> None:
+    """Copies tensors of the same names, shapes and types: one launch for all of a type, not one for each."""
+    pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for name, value in source.items():
+        into, values = pairs.setdefault(value.dtype, ([], []))
+        into.append(target[name])
+        values.append(value)
+    for into, values in pairs.values():
+        torch._foreach_copy_(into, values)
 
 
 @lru_cache

@@ -19,7 +19,7 @@ import triton.language as tl
 _compiled = triton.jit(
     # What changes with the number of images: told of their values and alignments, Triton would compile a kernel anew
     # for the last batch of an epoch. Nothing is read through these that would gain by it.
-    do_not_specialize=("num_images", "capacity"),
+    do_not_specialize=("num_images", "capacity", "tiles"),
     do_not_specialize_on_alignment=("perm", "kdim", "ndim", "have", "width", "zoom", "heads", "cu", "total"),
 )
 
@@ -38,7 +38,7 @@ def permutation_kernel(order, begins, cu, perm, num_images, capacity, MOST: tl.c
 @_compiled
 def norm_kernel(
     x, out, gain, shift, row_image, width, have, zoom, total, ldx, ldo, channels, eps,
-    ZOOM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    GAIN: tl.constexpr, ZOOM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Layer norm of each row over the `width` of its image; of its channels only the first `have` are there."""
     t = tl.load(total)
@@ -56,11 +56,13 @@ def norm_kernel(
     mean = tl.sum(v, 1) / w
     d = tl.where(inside, v - mean[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(d * d, 1) / w + eps)
-    g = tl.load(gain + c, mask=c < channels, other=0.0).to(tl.float32)
-    b = tl.load(shift + c, mask=c < channels, other=0.0).to(tl.float32)
     if ZOOM:
         scale = scale * tl.load(zoom + image, mask=used, other=1.0)
-    y = tl.where(inside, d * scale[:, None] * g[None, :] + b[None, :], 0.0)
+    y = d * scale[:, None]
+    if GAIN:
+        g = tl.load(gain + c, mask=c < channels, other=0.0).to(tl.float32)
+        b = tl.load(shift + c, mask=c < channels, other=0.0).to(tl.float32)
+        y = tl.where(inside, y * g[None, :] + b[None, :], 0.0)
     end = (w + 15) // 16 * 16
     to = r[:, None].to(tl.int64) * ldo + c[None, :]
     tl.store(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import SupernetConfig
 from ..zero_shot import classify_rows
+from .devices import current, tile_sizes
 from .tiled import TileBatch
 
 
@@ -36,36 +37,30 @@ def mean_tokens(config: SupernetConfig, batch: TileBatch, rows: Tensor) -> Tenso
 
 def class_logits(config: SupernetConfig, norm: nn.LayerNorm, head: nn.Module | None, batch: TileBatch) -> Tensor:
     """(B, num_classes) logits; without a classifier the normalised features (B, C), zero beyond an image's width."""
+    full = config.prance_embed_dim
+    zoom = None if full is None else (batch.have.double() / full).sqrt().float()
     if config.global_pool == "avg" and not config.fc_norm:
-        width = batch.have[batch.image.long()]
-        features = mean_tokens(config, batch, masked_norm(norm, batch.x, width, config.prance_embed_dim))
+        features = mean_tokens(config, batch, normed(batch, norm, zoom))
     else:
-        features = masked_norm(norm, pooled_tokens(config, batch), batch.have, config.prance_embed_dim)
+        rows = TileBatch.of_rows(pooled_tokens(config, batch), batch.have)
+        features = normed(rows, norm, zoom)
     return features if head is None else classify_rows(head, features, batch.have)
 
 
-def masked_norm(
-    layer: nn.LayerNorm | None, x: Tensor, width: Tensor, full: int | None = None, eps: float = 1e-5
-) -> Tensor:
-    """Layer norm of rows (R, C) over the first `width` (R,) channels of each, zeros beyond.
+def normed(batch: TileBatch, layer: nn.LayerNorm | None, zoom: Tensor | None = None) -> Tensor:
+    """(capacity, C) layer norm of tokens over their image's channels, zeros beyond.
 
     Args:
-        layer: Its gain, shift and epsilon; None: neither gain nor shift, and `eps`.
-        x: (R, C).
-        width: (R,).
-        full: By the authors' rules, the width at which the gain is as it is; None by ours.
-        eps: Where there is no layer.
+        batch: The tokens.
+        layer: Its gain, shift and epsilon; None: neither gain nor shift, and 1e-5.
+        zoom: (B,) float32 factors of the gain; None: ones.
     """
-    own = torch.arange(x.shape[1], device=x.device) < width[:, None]
-    values, count = torch.where(own, x, 0).float(), width[:, None]
-    centred = torch.where(own, values - values.sum(1, keepdim=True) / count, 0)
-    variance = centred.square().sum(1, keepdim=True) / count
-    out = centred * (variance + (eps if layer is None else layer.eps)).rsqrt()
-    if full is not None:
-        out = out * (count.double() / full).sqrt().float()
-    if layer is not None:
-        out = torch.where(own, out * layer.weight.float() + layer.bias.float(), 0)
-    return out.to(x.dtype)
+    # Imported where it is used: Triton is not installed everywhere.
+    from .tiles import norm
+
+    shapes = tile_sizes(batch.x.device.type, batch.x.dtype)
+    with current(batch.x.device):
+        return norm(batch, layer, batch.have, zoom, shapes.normed, torch.zeros_like(batch.x))
 
 
 def _own(x: Tensor, width: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def reduce_tiles(
         counts,  # type: ignore[arg-type]
         config.num_prefix_tokens,
     )
-    cu = offsets(counts[:, -1])
+    lengths = counts[:, -1]
+    cu = offsets(lengths)
     image = images_of_rows(cu, len(batch.x))
     place = torch.arange(len(image), device=cu.device) - cu[image.long()]
 
@@ -75,7 +76,7 @@ def reduce_tiles(
     new_size = packed(total_size(size[rows], into, batch.most)) if mode.sized else None
     moved = into.gather(1, patch_token.clamp(min=0))
     patch_token = torch.where(patch_token < 0, -1, moved)
-    return TileBatch(x, cu, image, batch.have, new_size, batch.most), patch_token, means
+    return TileBatch(x, cu, image, batch.have, lengths, new_size, batch.most), patch_token, means
 
 
 def _shares(into: Tensor, weight: Tensor | None, normalise: bool) -> Tensor | None:

@@ -17,6 +17,7 @@ class TileBatch:
         cu: (B + 1,) int32, first row of every image, and the number of rows in use.
         image: (capacity,) int32, the image of every row in use.
         have: (B,) int32, channels that an image's tokens have.
+        lengths: (B,) int64 tokens per image.
         size: (capacity,) float32 patches that a token stands for; None: one each.
         most: More tokens than that no image has.
     """
@@ -25,13 +26,15 @@ class TileBatch:
     cu: Tensor
     image: Tensor
     have: Tensor
+    lengths: Tensor
     size: Tensor | None
     most: int
 
-    @property
-    def lengths(self) -> Tensor:
-        """(B,) int64 tokens per image."""
-        return (self.cu[1:] - self.cu[:-1]).long()
+    @classmethod
+    def of_rows(cls, x: Tensor, have: Tensor) -> TileBatch:
+        """A batch of one token an image, (B, C), of which (B,) int32 channels are there."""
+        each = torch.arange(len(x) + 1, dtype=torch.int32, device=x.device)
+        return cls(x, each, each[:-1], have, torch.ones_like(have, dtype=torch.int64), None, 1)
 
     @property
     def total(self) -> Tensor:

@@ -8,13 +8,16 @@ never waits, launches as much for one size as for a thousand, and can record all
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor, nn
 
+from ..arrays import Ints
 from ..config import SupernetConfig
 from ..layers import ElasticBlock
 from ..plan import GroupPlan
@@ -29,29 +32,67 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True, eq=False)
 class _Sizes:
-    """A plan as kernels read it: (blocks, B) int32 each, and (blocks, B) float32 factors of norms, None for ones."""
+    """A plan as kernels read it.
 
-    reads: Tensor
-    widths: Tensor
-    heads: Tensor
-    hidden: Tensor
-    gives: Tensor
-    zoom: Tensor | None
+    Attributes:
+        reads: Of every block, (B,) int32, as are all further sizes.
+        widths: Channels of the block.
+        heads: Heads.
+        inner: Channels of all heads.
+        qkv: Channels of all queries, keys and values.
+        hidden: Hidden units.
+        gives: Channels handed on.
+        zoom: (B,) float32 factors of norms of every block; None: ones.
+        orders: (2 * blocks, B) images by size: of every block for its attention, then of every block for its MLP; None:
+            all images are alike.
+    """
+
+    reads: Sequence[Tensor]
+    widths: Sequence[Tensor]
+    heads: Sequence[Tensor]
+    inner: Sequence[Tensor]
+    qkv: Sequence[Tensor]
+    hidden: Sequence[Tensor]
+    gives: Sequence[Tensor]
+    zoom: Sequence[Tensor] | None
+    orders: Tensor | None
 
     @classmethod
-    def of(cls, plan: GroupPlan, full: int | None) -> _Sizes:
+    def of(cls, config: SupernetConfig, plan: GroupPlan, batch: TileBatch) -> _Sizes:
+        """Sizes of a plan: tensors of the device, or arrays for one image if all are as that one."""
+        if isinstance(plan.widths, np.ndarray):
+            return cls._alike(config, plan, batch)
         sizes = torch.stack(
             [torch.as_tensor(getattr(plan, n)) for n in ("reads", "widths", "num_heads", "hidden", "gives")]
         )
         reads, widths, heads, hidden, gives = sizes.transpose(1, 2).to(torch.int32).contiguous().unbind()
-        zoom = None if full is None else (widths.double() / full).sqrt().float()
-        return cls(reads, widths, heads, hidden, gives, zoom)
+        inner, zoom, full = heads * config.head_dim, None, config.prance_embed_dim
+        if full is not None:
+            zoom = (widths.double() / full).sqrt().float()
+        keys = torch.cat([widths.long() * (1 << 20) + reads, hidden.long() * (1 << 20) + widths])
+        return cls(reads, widths, heads, inner, 3 * inner, hidden, gives, zoom, keys.argsort(dim=1, stable=True))
 
-    def orders(self) -> Tensor:
-        """(2 * blocks, B) images by size: of every block for its attention, then of every block for its MLP."""
-        attention = self.widths.long() * (1 << 20) + self.reads
-        mlp = self.hidden.long() * (1 << 20) + self.widths
-        return torch.cat([attention, mlp]).argsort(dim=1, stable=True)
+    @classmethod
+    def _alike(cls, config: SupernetConfig, plan: GroupPlan, batch: TileBatch) -> _Sizes:
+        made: dict[int, Tensor] = {}
+
+        def tensors(sizes: Ints) -> list[Tensor]:
+            for size in set(sizes[0].tolist()) - made.keys():
+                made[size] = torch.full_like(batch.have, size)
+            return [made[size] for size in sizes[0].tolist()]
+
+        all_heads = plan.num_heads * config.head_dim
+        reads, widths, heads, inner, qkv, hidden, gives = (
+            tensors(sizes)
+            for sizes in (plan.reads, plan.widths, plan.num_heads, all_heads, 3 * all_heads, plan.hidden, plan.gives)
+        )
+        return cls(reads, widths, heads, inner, qkv, hidden, gives, None, None)
+
+    def rows(self, batch: TileBatch, which: slice = slice(None)) -> Tensor:
+        """(orders, capacity) int32 rows of the batch, its images in some of the orders."""
+        if self.orders is not None:
+            return permutations(batch, self.orders[which])
+        return torch.arange(len(batch.x), dtype=torch.int32, device=batch.x.device).expand(2 * len(self.widths), -1)
 
 
 def run_tiles(
@@ -61,31 +102,34 @@ def run_tiles(
     batch: TileBatch,
     patch_token: Tensor,
     with_key_mean: bool = False,
+    head_only: bool = False,
 ) -> tuple[TileBatch, Tensor, Tensor | None]:
     """Runs one group.
 
     Args:
         config: The supernet's.
         blocks: All blocks of the supernet.
-        plan: What the group computes for every image; tensors of the device.
+        plan: What the group computes for every image; tensors of the device, or arrays for one image if all are alike
+            and no patch leaves.
         batch: Tokens before the group; unchanged.
         patch_token: (B, num_patches) which token holds each patch, -1 none; unchanged.
         with_key_mean: Whether to compute the mean keys of the last block.
+        head_only: Whether nothing but the class tokens is needed of the last block.
 
     Returns:
         Tokens after the group, `patch_token` after it, and (capacity,) float32 keys of the last block, mean over heads
-        and channels, or None if not asked for.
+        and channels, or None if not asked for. With `head_only` there may be class tokens alone.
     """
     mode, indices, key_mean = config.token_mode, config.space.blocks(plan.group), None
-    sizes, depth = _Sizes.of(plan, config.prance_embed_dim), len(indices)
-    orders = sizes.orders()
+    sizes, depth = _Sizes.of(config, plan, batch), len(indices)
     shapes = tile_sizes(batch.x.device.type, batch.x.dtype)
-    perms = permutations(batch, orders[:1] if plan.counts is not None else orders)
+    perms = sizes.rows(batch, slice(1 if plan.counts is not None else None))
     for i, index in enumerate(indices):
-        block = cast(ElasticBlock, blocks[index])
-        reducing, carries_keys = i == 0 and plan.counts is not None, with_key_mean and i == depth - 1
+        block, last = cast(ElasticBlock, blocks[index]), i == depth - 1
+        reducing, carries_keys = i == 0 and plan.counts is not None, with_key_mean and last
+        alone = head_only and last and not (reducing or carries_keys)
         qkv, batch, scores = _attention_half(
-            config, block, batch, sizes, i, perms[i], reducing and mode.uses_scores, shapes
+            config, block, batch, sizes, i, perms[i], reducing and mode.uses_scores, shapes, alone
         )
         keys = None
         if carries_keys or (reducing and mode.metric == "keys"):
@@ -94,9 +138,9 @@ def run_tiles(
         del qkv  # the MLP's hidden units take its memory
         if reducing:
             batch, patch_token, key_mean = reduce_tiles(config, plan, batch, scores, keys, key_mean, patch_token)
-            perms = permutations(batch, orders)
-        carries = plan.carries and i == depth - 1
-        batch = _mlp_half(config.act, block, batch, sizes, i, perms[depth + i], carries, shapes)
+            perms = sizes.rows(batch)
+        perm = batch.image if alone else perms[depth + i]
+        batch = _mlp_half(config.act, block, batch, sizes, i, perm, plan.carries and last, shapes)
     return batch, patch_token, None if key_mean is None else key_mean.float()
 
 
@@ -109,23 +153,37 @@ def _attention_half(
     perm: Tensor,
     with_scores: bool,
     shapes: TileSizes,
+    alone: bool,
 ) -> tuple[Tensor, TileBatch, Tensor | None]:
-    """Residual attention.
+    """Residual attention; with `alone` of the class tokens, which are all that is handed on.
 
     Returns:
         (capacity, 3 * inner) queries, keys and values, the tokens, and (capacity,) class attention if asked for.
     """
-    reads, widths, heads, head = sizes.reads[i], sizes.widths[i], sizes.heads[i], config.head_dim
-    padded = head % 16 == 0
+    reads, widths, head = sizes.reads[i], sizes.widths[i], config.head_dim
     y = norm(
         batch, cast(nn.LayerNorm, block.norm1), reads, None if sizes.zoom is None else sizes.zoom[i], shapes.normed
     )
-    qkv = product(batch, y, block.qkv, perm, reads, heads * (3 * head), shapes)
+    qkv = product(batch, y, block.qkv, perm, reads, sizes.qkv[i], shapes)
     del y
-    out, scores = attention(batch, qkv, heads, head, config.space.max_heads, with_scores, config.class_token, shapes)
-    there = torch.minimum(batch.have, reads)
-    x = product(batch, out, block.proj, perm, heads * head, widths, shapes, residual=batch.x, have=there, padded=padded)
+    looked = (config.space.max_heads, with_scores, config.class_token)
+    out, scores = attention(batch, qkv, sizes.heads[i], head, *looked, shapes, first_tile=alone)
+    if alone:
+        batch, out = _class_tokens(batch, out)
+        perm = batch.image
+    # By our rules a block reads what it is wide, beyond which nothing is added anyway.
+    there = batch.have if config.prance_embed_dim is None else torch.minimum(batch.have, reads)
+    x = product(
+        batch, out, block.proj, perm, sizes.inner[i], widths, shapes,
+        residual=batch.x, have=there, padded=head % 16 == 0,
+    )  # fmt: skip
     return qkv, replace(batch, x=x, have=widths), scores
+
+
+def _class_tokens(batch: TileBatch, rows: Tensor) -> tuple[TileBatch, Tensor]:
+    """The first token of every image as a batch of its own, and what `rows` (capacity, C) holds of them."""
+    first = batch.cu[:-1]
+    return TileBatch.of_rows(batch.x.index_select(0, first), batch.have), rows.index_select(0, first)
 
 
 def _mlp_half(
@@ -148,7 +206,7 @@ def permutations(batch: TileBatch, orders: Tensor) -> Tensor:
     """(orders, capacity) int32 rows of the batch, the images in several orders (orders, B)."""
     capacity, lengths = len(batch.x), batch.lengths[orders]
     begins = lengths.cumsum(1) - lengths
-    out = torch.zeros(len(orders), capacity, dtype=torch.int32, device=batch.x.device)
+    out = torch.empty(len(orders), capacity, dtype=torch.int32, device=batch.x.device)
     kernels.permutation_kernel[(orders.shape[1], len(orders))](
         orders, begins, batch.cu, out, orders.shape[1], capacity, MOST=triton.next_power_of_2(batch.most)
     )
@@ -160,23 +218,31 @@ def as_rows(layer: nn.Linear | nn.LayerNorm) -> tuple[Tensor, Tensor]:
     return layer.weight.contiguous(), layer.bias.contiguous()
 
 
-def norm(batch: TileBatch, layer: nn.LayerNorm, width: Tensor, zoom: Tensor | None, rows: int) -> Tensor:
-    """Layer norm over the channels that each image has, in a new buffer.
+def norm(
+    batch: TileBatch,
+    layer: nn.LayerNorm | None,
+    width: Tensor,
+    zoom: Tensor | None,
+    rows: int,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Layer norm over the channels that each image has.
 
     Args:
         batch: The tokens.
-        layer: Gain, shift and epsilon.
+        layer: Gain, shift and epsilon; None: no gain, no shift, and 1e-5.
         width: (B,) int32 channels.
         zoom: (B,) float32 factors of the gain; None: ones.
         rows: Tokens of a tile.
+        out: (capacity, C) where to write; None: a new buffer.
     """
     capacity, channels = batch.x.shape
-    gain, shift = as_rows(layer)
-    out = torch.empty_like(batch.x)
+    gain, shift = (batch.x, batch.x) if layer is None else as_rows(layer)
+    out = torch.empty_like(batch.x) if out is None else out
     kernels.norm_kernel[(triton.cdiv(capacity, rows),)](
         batch.x, out, gain, shift, batch.image, width, batch.have, width if zoom is None else zoom,
-        batch.total, batch.x.stride(0), out.stride(0), channels, layer.eps,
-        ZOOM=zoom is not None, BLOCK=triton.next_power_of_2(channels), ROWS=rows, num_warps=4,
+        batch.total, batch.x.stride(0), out.stride(0), channels, 1e-5 if layer is None else layer.eps,
+        GAIN=layer is not None, ZOOM=zoom is not None, BLOCK=triton.next_power_of_2(channels), ROWS=rows, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -239,6 +305,7 @@ def attention(
     with_scores: bool,
     class_token: bool,
     shapes: TileSizes,
+    first_tile: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention within every image: (capacity, max_heads * head_dim), and (capacity,) class attention if asked.
 
@@ -251,13 +318,14 @@ def attention(
         with_scores: Whether to compute the class attention, mean over heads.
         class_token: Whether there is a class token; else the mean query takes its place.
         shapes: Of the tiles.
+        first_tile: Whether the first queries of an image are enough: rows of the others then hold anything.
     """
     capacity = len(qkv)
     out = torch.empty(capacity, max_heads * head_dim, device=qkv.device, dtype=qkv.dtype)
     scores = torch.empty(max_heads, capacity, device=qkv.device) if with_scores else None
     log_size = None if batch.size is None else batch.size.log()
     # Tiles of an image side by side, as they read the same keys; only the first extent may be larger than 65,535.
-    tiles = triton.cdiv(batch.most, shapes.queries)
+    tiles = 1 if first_tile else triton.cdiv(batch.most, shapes.queries)
     grid = (len(heads) * tiles, max_heads)
     kernels.attention_kernel[grid](
         qkv, out, qkv if scores is None else scores, qkv if log_size is None else log_size, batch.cu, heads,

@@ -32,7 +32,7 @@ def forward_by_tiles(net: Supernet, images: Tensor, choices: list[GroupChoice]) 
     """
     state = TiledState.of(net.begin(images), net.config)
     for choice in choices:
-        state = run_tiled_group(net.config, net.blocks, state, choice)
+        state = run_tiled_group(net.config, net.blocks, state, choice, head_only=True)
     return net.forward_head(state)
 
 
