@@ -73,10 +73,12 @@ class Compiled:
 
     Attributes:
         failed: What did not compile, or takes too much shared memory.
+        narrow: Of what compiled, how many instructions load or store a single number of half precision.
     """
 
     def __init__(self, capability: int) -> None:
         self.target, self.seen, self.failed = GPUTarget("cuda", capability, 32), set[str](), list[str]()
+        self.narrow: dict[str, int] = {}
         self.most_shared = SHARED.get(capability, min(SHARED.values()))
 
     def launched(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
@@ -108,7 +110,11 @@ class Compiled:
         shared, (registers, spilled) = binary.metadata.shared, _usage(binary.asm["ptx"])
         if shared > self.most_shared:
             self.failed.append(f"{said}: {shared} bytes of shared memory, of which there are {self.most_shared}")
-        print(f"  {said}: {shared} bytes shared, {registers} registers, {spilled} bytes spilled", flush=True)
+        narrow = self.narrow[said] = len(re.findall(r"\b(?:ld|st)\.global\S*\.b16\b", binary.asm["ptx"]))
+        print(
+            f"  {said}: {shared} bytes shared, {registers} registers, {spilled} bytes spilled, {narrow} narrow accesses",
+            flush=True,
+        )
 
 
 def _type_of(value: Any) -> str:
@@ -138,7 +144,7 @@ def _usage(ptx: str) -> tuple[int, int]:
 
 
 def run_network(mode: str, dtype: torch.dtype, space: tuple[Any, ...], images: int = 3, **architecture: Any) -> None:
-    """Runs the decided groups of a network by tiles, each image with sizes of its own."""
+    """Runs the decided groups of a network by tiles, each image with sizes of its own, and the last at full size."""
     widths, ratios, heads = space
     sizes = SearchSpace((1, 1, 1), widths, ratios, heads, 0.1, mode)
     config = SupernetConfig(sizes, 56, 14, 3, 7, **architecture)
@@ -154,7 +160,9 @@ def run_network(mode: str, dtype: torch.dtype, space: tuple[Any, ...], images: i
     with torch.inference_mode():
         for group in (1, 2):
             state = run_tiled_group(config, net.blocks, state, subnet.group(sizes, group))
-        net.forward_head(state)
+            net.forward_head(state)
+            if group == 1:
+                net.forward_head(run_tiled_group(config, net.blocks, state, None, head_only=True))
 
 
 def patched(compiled: Compiled) -> Callable[[], None]:

@@ -20,19 +20,36 @@ _compiled = triton.jit(
     # What changes with the number of images: told of their values and alignments, Triton would compile a kernel anew
     # for the last batch of an epoch. Nothing is read through these that would gain by it.
     do_not_specialize=("num_images", "capacity", "tiles"),
-    do_not_specialize_on_alignment=("perm", "kdim", "ndim", "have", "width", "zoom", "heads", "cu", "total"),
+    do_not_specialize_on_alignment=(
+        *("first", "second", "lengths", "perm", "perm_image", "row_image"),
+        *("kdim", "ndim", "have", "width", "zoom", "heads", "cu", "total"),
+    ),
 )
 
 
 @_compiled
-def permutation_kernel(order, begins, cu, perm, num_images, capacity, MOST: tl.constexpr):
-    """perm[h, begins[h, i] + j] = cu[order[h, i]] + j: the rows of images in the h-th of several orders."""
+def permutation_kernel(
+    first, second, lengths, cu, perm, perm_image, num_images, capacity, MOST: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Rows by size: of the h-th order the images by `first`, then `second` (orders, B), then as they come.
+
+    `perm` (orders, capacity) gets the rows of image after image, `perm_image` the images. An image counts the tokens of
+    those before it, which takes less time than sorting would.
+    """
     i, h = tl.program_id(0), tl.program_id(1)
-    image = tl.load(order + h * num_images + i)
-    first, end = tl.load(cu + image), tl.load(cu + image + 1)
-    at = tl.load(begins + h * num_images + i)
+    major, minor = first + h * num_images, second + h * num_images
+    own = tl.load(major + i).to(tl.int64) * 1048576 + tl.load(minor + i)
+    at = tl.zeros((), tl.int64) + h * capacity
+    for s in range(0, num_images, CHUNK):
+        j = s + tl.arange(0, CHUNK)
+        there = j < num_images
+        key = tl.load(major + j, mask=there, other=0).to(tl.int64) * 1048576 + tl.load(minor + j, mask=there, other=0)
+        before = there & ((key < own) | ((key == own) & (j < i)))
+        at += tl.sum(tl.load(lengths + j, mask=before, other=0), 0)
+    begin, end = tl.load(cu + i), tl.load(cu + i + 1)
     j = tl.arange(0, MOST)
-    tl.store(perm + h * capacity + at + j, first + j, mask=j < end - first)
+    tl.store(perm + at + j, begin + j, mask=j < end - begin)
+    tl.store(perm_image + at + j, tl.zeros((MOST,), tl.int32) + i, mask=j < end - begin)
 
 
 @_compiled
@@ -52,7 +69,10 @@ def norm_kernel(
     c = tl.arange(0, BLOCK)
     inside = (c[None, :] < w[:, None]) & used[:, None]
     at = r[:, None].to(tl.int64) * ldx + c[None, :]
-    v = tl.load(x + at, mask=used[:, None] & (c[None, :] < there[:, None]), other=0.0).to(tl.float32)
+    # Masks end at multiples of 16: one whose alignment the compiler cannot see makes a load scalar.
+    whole = (there + 15) // 16 * 16
+    v = tl.load(x + at, mask=used[:, None] & (c[None, :] < whole[:, None]) & (c[None, :] < channels), other=0.0)
+    v = tl.where(c[None, :] < there[:, None], v.to(tl.float32), 0.0)
     mean = tl.sum(v, 1) / w
     d = tl.where(inside, v - mean[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(d * d, 1) / w + eps)
@@ -72,15 +92,16 @@ def norm_kernel(
 
 @_compiled
 def product_kernel(
-    a, weight, bias, residual, out, perm, row_image, kdim, ndim, have, total, lda, ldw, ldr, ldo, out_features,
-    tiles_n,
-    ACT: tl.constexpr, RESIDUAL: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    a, weight, bias, residual, out, perm, perm_image, kdim, ndim, have, total, lda, ldw, ldr, ldo, in_features,
+    out_features, tiles_n,
+    ACT: tl.constexpr, RESIDUAL: tl.constexpr, FULL: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """out[r, n] = act(sum_k a[r, k] weight[n, k] + bias[n]) (+ residual[r, n]) for k < kdim, n < ndim of r's image.
 
     Rows reach their tile through `perm`, which lists them by size, so that nearly every tile is of one size. A tile
-    runs k up to the largest size of its rows and leaves if its columns lie beyond the widest.
+    runs k up to the largest size of its rows and leaves if its columns lie beyond the widest. With FULL all rows have
+    all `in_features` and `out_features`, and lie where they are computed: nothing is looked up.
     """
     pid = tl.program_id(0)
     per_group = GROUP * tiles_n
@@ -91,43 +112,57 @@ def product_kernel(
         return
     rm = pid_m * BM + tl.arange(0, BM)
     used = rm < t
-    rows = tl.load(perm + rm, mask=used, other=0)
-    image = tl.load(row_image + rows, mask=used, other=0)
-    n = tl.where(used, tl.load(ndim + image), 0)
-    if pid_n * BN >= tl.max(n, 0):
-        return
-    k_own = tl.where(used, tl.load(kdim + image), 0)
-    k_most = tl.max(k_own, 0)
-    # Up to the smallest size of the tile nothing is masked, and beyond it masks end at multiples of 16 where the
-    # weights do: a mask whose alignment the compiler cannot see makes every load scalar.
-    common = (tl.min(tl.where(used, k_own, k_most), 0) // BK) * BK
-    if PAD:
-        k_own = (k_own + 15) // 16 * 16
-        k_end = (k_most + 15) // 16 * 16
-    else:
-        k_end = k_most
     rk = tl.arange(0, BK)
     rn = pid_n * BN + tl.arange(0, BN)
+    if FULL:
+        rows = tl.where(used, rm, 0)
+        k_most, common = in_features, in_features // BK * BK
+    else:
+        rows = tl.load(perm + rm, mask=used, other=0)
+        image = tl.load(perm_image + rm, mask=used, other=0)
+        n = tl.where(used, tl.load(ndim + image), 0)
+        if pid_n * BN >= tl.max(n, 0):
+            return
+        k_own = tl.where(used, tl.load(kdim + image), 0)
+        k_most = tl.max(k_own, 0)
+        # Up to the smallest size of the tile nothing is masked, and beyond it masks end at multiples of 16 where the
+        # weights do: a mask whose alignment the compiler cannot see makes every load scalar.
+        common = (tl.min(tl.where(used, k_own, k_most), 0) // BK) * BK
+        if PAD:
+            k_own = (k_own + 15) // 16 * 16
+    k_end = k_most
+    if PAD:
+        k_end = (k_most + 15) // 16 * 16
     pa = a + rows[:, None].to(tl.int64) * lda + rk[None, :]
     pb = weight + tl.where(rn < out_features, rn, 0)[None, :] * ldw + rk[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
     for k in range(0, common, BK):
         acc = tl.dot(tl.load(pa + k), tl.load(pb + k), acc, input_precision=PRECISION)
     for k in range(common, k_most, BK):
-        va = tl.load(pa + k, mask=(k + rk)[None, :] < k_own[:, None], other=0.0)
         vb = tl.load(pb + k, mask=(k + rk)[:, None] < k_end, other=0.0)
+        if FULL:
+            va = tl.load(pa + k, mask=(k + rk)[None, :] < k_end, other=0.0)
+        else:
+            va = tl.load(pa + k, mask=(k + rk)[None, :] < k_own[:, None], other=0.0)
         acc = tl.dot(va, vb, acc, input_precision=PRECISION)
     acc += tl.load(bias + rn, mask=rn < out_features, other=0.0)[None, :].to(tl.float32)
     acc = _activated(acc, ACT)
-    inside = rn[None, :] < n[:, None]
-    if RESIDUAL:
-        there = tl.load(have + image, mask=used, other=0)
-        at = rows[:, None].to(tl.int64) * ldr + rn[None, :]
-        acc += tl.load(residual + at, mask=inside & (rn[None, :] < there[:, None]), other=0.0).to(tl.float32)
-    acc = tl.where(inside, acc, 0.0)
-    end = (n + 15) // 16 * 16
+    at = rows[:, None].to(tl.int64) * ldr + rn[None, :]
     to = rows[:, None].to(tl.int64) * ldo + rn[None, :]
-    tl.store(out + to, acc.to(out.dtype.element_ty), mask=(rn[None, :] < end[:, None]) & (rn[None, :] < ldo))
+    if FULL:
+        inside = used[:, None] & (rn[None, :] < out_features)
+        if RESIDUAL:
+            acc += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + to, acc.to(out.dtype.element_ty), mask=inside)
+    else:
+        if RESIDUAL:
+            there = tl.minimum(tl.load(have + image, mask=used, other=0), n)
+            near = (there + 15) // 16 * 16
+            r = tl.load(residual + at, mask=(rn[None, :] < near[:, None]) & (rn[None, :] < ldr), other=0.0)
+            acc += tl.where(rn[None, :] < there[:, None], r.to(tl.float32), 0.0)
+        acc = tl.where(rn[None, :] < n[:, None], acc, 0.0)
+        end = (n + 15) // 16 * 16
+        tl.store(out + to, acc.to(out.dtype.element_ty), mask=(rn[None, :] < end[:, None]) & (rn[None, :] < ldo))
 
 
 @triton.jit

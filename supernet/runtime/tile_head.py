@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..config import SupernetConfig
 from ..zero_shot import classify_rows
-from .devices import current, tile_sizes
+from .devices import current
 from .tiled import TileBatch
 
 
@@ -58,9 +58,8 @@ def normed(batch: TileBatch, layer: nn.LayerNorm | None, zoom: Tensor | None = N
     # Imported where it is used: Triton is not installed everywhere.
     from .tiles import norm
 
-    shapes = tile_sizes(batch.x.device.type, batch.x.dtype)
     with current(batch.x.device):
-        return norm(batch, layer, batch.have, zoom, shapes.normed, torch.zeros_like(batch.x))
+        return norm(batch, layer, batch.have, zoom, torch.zeros_like(batch.x))
 
 
 def _own(x: Tensor, width: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def reduce_tiles(
         counts,  # type: ignore[arg-type]
         config.num_prefix_tokens,
     )
-    lengths = counts[:, -1]
+    lengths = counts[:, -1].contiguous()
     cu = offsets(lengths)
     image = images_of_rows(cu, len(batch.x))
     place = torch.arange(len(image), device=cu.device) - cu[image.long()]

@@ -28,6 +28,8 @@ from .tile_reduction import mean_keys, reduce_tiles
 from .tiled import TileBatch
 
 LOG2_E = 1.4426950408889634
+Rows = tuple[Tensor, Tensor]
+"""Rows of a batch in some order, and the image of each: (capacity,) int32 both."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +45,8 @@ class _Sizes:
         hidden: Hidden units.
         gives: Channels handed on.
         zoom: (B,) float32 factors of norms of every block; None: ones.
-        orders: (2 * blocks, B) images by size: of every block for its attention, then of every block for its MLP; None:
-            all images are alike.
+        by: Two of (2 * blocks, B) int32, by which rows are listed: for the attention of every block, then for its MLP;
+            None: all images are alike, and nothing is listed.
     """
 
     reads: Sequence[Tensor]
@@ -55,22 +57,22 @@ class _Sizes:
     hidden: Sequence[Tensor]
     gives: Sequence[Tensor]
     zoom: Sequence[Tensor] | None
-    orders: Tensor | None
+    by: tuple[Tensor, Tensor] | None
 
     @classmethod
     def of(cls, config: SupernetConfig, plan: GroupPlan, batch: TileBatch) -> _Sizes:
         """Sizes of a plan: tensors of the device, or arrays for one image if all are as that one."""
         if isinstance(plan.widths, np.ndarray):
             return cls._alike(config, plan, batch)
-        sizes = torch.stack(
-            [torch.as_tensor(getattr(plan, n)) for n in ("reads", "widths", "num_heads", "hidden", "gives")]
-        )
-        reads, widths, heads, hidden, gives = sizes.transpose(1, 2).to(torch.int32).contiguous().unbind()
+        names = ("reads", "widths", "hidden", "num_heads", "gives")
+        sizes = torch.stack([torch.as_tensor(getattr(plan, name)) for name in names])
+        sizes = sizes.transpose(1, 2).to(torch.int32, memory_format=torch.contiguous_format)
+        reads, widths, hidden, heads, gives = sizes.unbind()
         inner, zoom, full = heads * config.head_dim, None, config.prance_embed_dim
         if full is not None:
             zoom = (widths.double() / full).sqrt().float()
-        keys = torch.cat([widths.long() * (1 << 20) + reads, hidden.long() * (1 << 20) + widths])
-        return cls(reads, widths, heads, inner, 3 * inner, hidden, gives, zoom, keys.argsort(dim=1, stable=True))
+        by = sizes[1:3].flatten(0, 1), sizes[:2].flatten(0, 1)  # widths and hidden, reads and widths
+        return cls(reads, widths, heads, inner, 3 * inner, hidden, gives, zoom, by)
 
     @classmethod
     def _alike(cls, config: SupernetConfig, plan: GroupPlan, batch: TileBatch) -> _Sizes:
@@ -88,11 +90,12 @@ class _Sizes:
         )
         return cls(reads, widths, heads, inner, qkv, hidden, gives, None, None)
 
-    def rows(self, batch: TileBatch, which: slice = slice(None)) -> Tensor:
-        """(orders, capacity) int32 rows of the batch, its images in some of the orders."""
-        if self.orders is not None:
-            return permutations(batch, self.orders[which])
-        return torch.arange(len(batch.x), dtype=torch.int32, device=batch.x.device).expand(2 * len(self.widths), -1)
+    def rows(self, batch: TileBatch, most: int | None = None) -> list[Rows | None]:
+        """The rows of the batch in every order, or in the first few; None: as they lie."""
+        if self.by is None:
+            return [None] * (2 * len(self.widths))
+        first, second = self.by
+        return [*permutations(batch, first[:most], second[:most])]
 
 
 def run_tiles(
@@ -123,7 +126,7 @@ def run_tiles(
     mode, indices, key_mean = config.token_mode, config.space.blocks(plan.group), None
     sizes, depth = _Sizes.of(config, plan, batch), len(indices)
     shapes = tile_sizes(batch.x.device.type, batch.x.dtype)
-    perms = sizes.rows(batch, slice(1 if plan.counts is not None else None))
+    perms = sizes.rows(batch, 1 if plan.counts is not None else None)
     for i, index in enumerate(indices):
         block, last = cast(ElasticBlock, blocks[index]), i == depth - 1
         reducing, carries_keys = i == 0 and plan.counts is not None, with_key_mean and last
@@ -139,7 +142,9 @@ def run_tiles(
         if reducing:
             batch, patch_token, key_mean = reduce_tiles(config, plan, batch, scores, keys, key_mean, patch_token)
             perms = sizes.rows(batch)
-        perm = batch.image if alone else perms[depth + i]
+        perm = perms[depth + i]
+        if alone and perm is not None:
+            perm = batch.image, batch.image
         batch = _mlp_half(config.act, block, batch, sizes, i, perm, plan.carries and last, shapes)
     return batch, patch_token, None if key_mean is None else key_mean.float()
 
@@ -150,7 +155,7 @@ def _attention_half(
     batch: TileBatch,
     sizes: _Sizes,
     i: int,
-    perm: Tensor,
+    perm: Rows | None,
     with_scores: bool,
     shapes: TileSizes,
     alone: bool,
@@ -161,16 +166,14 @@ def _attention_half(
         (capacity, 3 * inner) queries, keys and values, the tokens, and (capacity,) class attention if asked for.
     """
     reads, widths, head = sizes.reads[i], sizes.widths[i], config.head_dim
-    y = norm(
-        batch, cast(nn.LayerNorm, block.norm1), reads, None if sizes.zoom is None else sizes.zoom[i], shapes.normed
-    )
+    y = norm(batch, cast(nn.LayerNorm, block.norm1), reads, None if sizes.zoom is None else sizes.zoom[i])
     qkv = product(batch, y, block.qkv, perm, reads, sizes.qkv[i], shapes)
     del y
     looked = (config.space.max_heads, with_scores, config.class_token)
     out, scores = attention(batch, qkv, sizes.heads[i], head, *looked, shapes, first_tile=alone)
     if alone:
         batch, out = _class_tokens(batch, out)
-        perm = batch.image
+        perm = None if perm is None else (batch.image, batch.image)
     # By our rules a block reads what it is wide, beyond which nothing is added anyway.
     there = batch.have if config.prance_embed_dim is None else torch.minimum(batch.have, reads)
     x = product(
@@ -187,12 +190,19 @@ def _class_tokens(batch: TileBatch, rows: Tensor) -> tuple[TileBatch, Tensor]:
 
 
 def _mlp_half(
-    act: str, block: ElasticBlock, batch: TileBatch, sizes: _Sizes, i: int, perm: Tensor, lln: bool, shapes: TileSizes
+    act: str,
+    block: ElasticBlock,
+    batch: TileBatch,
+    sizes: _Sizes,
+    i: int,
+    perm: Rows | None,
+    lln: bool,
+    shapes: TileSizes,
 ) -> TileBatch:
     """Residual MLP, and the map over a group boundary."""
     widths, hidden, gives = sizes.widths[i], sizes.hidden[i], sizes.gives[i]
     zoom = None if sizes.zoom is None else sizes.zoom[i]
-    y = norm(batch, cast(nn.LayerNorm, block.norm2), widths, zoom, shapes.normed)
+    y = norm(batch, cast(nn.LayerNorm, block.norm2), widths, zoom)
     h = product(batch, y, block.fc1, perm, widths, hidden, shapes, act=ACTIVATION_CODES[act])
     del y
     residual, there = batch.x, widths
@@ -202,15 +212,21 @@ def _mlp_half(
     return replace(batch, x=x, have=gives)
 
 
-def permutations(batch: TileBatch, orders: Tensor) -> Tensor:
-    """(orders, capacity) int32 rows of the batch, the images in several orders (orders, B)."""
-    capacity, lengths = len(batch.x), batch.lengths[orders]
-    begins = lengths.cumsum(1) - lengths
-    out = torch.empty(len(orders), capacity, dtype=torch.int32, device=batch.x.device)
-    kernels.permutation_kernel[(orders.shape[1], len(orders))](
-        orders, begins, batch.cu, out, orders.shape[1], capacity, MOST=triton.next_power_of_2(batch.most)
-    )
-    return out
+def permutations(batch: TileBatch, first: Tensor, second: Tensor) -> list[Rows]:
+    """Rows of the batch and their images, (capacity,) int32 each, the images by size: one order for each line of sizes.
+
+    Args:
+        batch: The tokens.
+        first: (orders, B) int32.
+        second: (orders, B) int32, which decides between images of the same `first`; below 2 ** 20.
+    """
+    orders, images = first.shape
+    out = torch.empty(2, orders, len(batch.x), dtype=torch.int32, device=batch.x.device)
+    kernels.permutation_kernel[(images, orders)](
+        first, second, batch.lengths, batch.cu, out[0], out[1], images, len(batch.x),
+        MOST=triton.next_power_of_2(batch.most), CHUNK=256,
+    )  # fmt: skip
+    return [*zip(out[0], out[1], strict=True)]
 
 
 def as_rows(layer: nn.Linear | nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -223,7 +239,6 @@ def norm(
     layer: nn.LayerNorm | None,
     width: Tensor,
     zoom: Tensor | None,
-    rows: int,
     out: Tensor | None = None,
 ) -> Tensor:
     """Layer norm over the channels that each image has.
@@ -233,12 +248,11 @@ def norm(
         layer: Gain, shift and epsilon; None: no gain, no shift, and 1e-5.
         width: (B,) int32 channels.
         zoom: (B,) float32 factors of the gain; None: ones.
-        rows: Tokens of a tile.
         out: (capacity, C) where to write; None: a new buffer.
     """
     capacity, channels = batch.x.shape
     gain, shift = (batch.x, batch.x) if layer is None else as_rows(layer)
-    out = torch.empty_like(batch.x) if out is None else out
+    out, rows = torch.empty_like(batch.x) if out is None else out, tile_sizes(batch.x.device.type, batch.x.dtype).normed
     kernels.norm_kernel[(triton.cdiv(capacity, rows),)](
         batch.x, out, gain, shift, batch.image, width, batch.have, width if zoom is None else zoom,
         batch.total, batch.x.stride(0), out.stride(0), channels, 1e-5 if layer is None else layer.eps,
@@ -251,7 +265,7 @@ def product(
     batch: TileBatch,
     a: Tensor,
     layer: nn.Linear,
-    perm: Tensor,
+    perm: Rows | None,
     kdim: Tensor,
     ndim: Tensor,
     shapes: TileSizes,
@@ -266,7 +280,7 @@ def product(
         batch: Which row belongs to which image.
         a: (capacity, C) operand.
         layer: Weights at full size, used in place.
-        perm: (capacity,) rows by size.
+        perm: Rows by size; None: all images have all inputs and outputs of the layer, and rows are taken as they lie.
         kdim: (B,) int32.
         ndim: (B,) int32.
         shapes: Of the tiles.
@@ -284,12 +298,13 @@ def product(
     out = torch.empty(capacity, features, device=a.device, dtype=a.dtype)
     weight, bias = as_rows(layer)
     other = out if residual is None else residual
+    rows, images = (batch.image, batch.image) if perm is None else perm
     tiles_m, tiles_n = triton.cdiv(capacity, shapes.rows), triton.cdiv(features, shapes.columns)
     grid = (triton.cdiv(tiles_m, shapes.group) * shapes.group * tiles_n,)
     kernels.product_kernel[grid](
-        a, weight, bias, other, out, perm, batch.image, kdim, ndim, kdim if have is None else have,
-        batch.total, a.stride(0), weight.stride(0), other.stride(0), out.stride(0), features, tiles_n,
-        ACT=act, RESIDUAL=residual is not None, PAD=whole,
+        a, weight, bias, other, out, rows, images, kdim, ndim, kdim if have is None else have,
+        batch.total, a.stride(0), weight.stride(0), other.stride(0), out.stride(0), layer.in_features, features,
+        tiles_n, ACT=act, RESIDUAL=residual is not None, FULL=perm is None, PAD=whole,
         PRECISION=precision(a.dtype), BM=shapes.rows, BN=shapes.columns, BK=depth, GROUP=shapes.group,
         num_warps=warps, num_stages=shapes.stages,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -22,7 +23,10 @@ def test_kernels_compile_for_a_gpu() -> None:
     assert "0 of them failed" in done.stdout
     for kernel in ("permutation", "norm", "product", "attention", "combine"):
         assert f"{kernel}_kernel" in done.stdout
-    assert "'SCORES': True" in done.stdout
+    assert "'SCORES': True" in done.stdout and "'FULL': True" in done.stdout
+    # Where sizes are multiples of 16, tokens and weights are read and written eight numbers at a time; biases are not.
+    accesses = re.findall(r"(?:product|norm)_kernel .*, (\d+) narrow accesses", done.stdout)
+    assert len(accesses) > 6 and {*accesses} <= {"0", "1"}, done.stdout
 
 
 COUNTED = """
