@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 from .arrays import to_host
 from .episodes import Episodes
 from .rewards.config import RewardConfig, accuracy_term, terms
+from .rewards.prices import CostConditioning
+from .spaces import observe
 
 NUMBERS = (
     *("embed_dim", "mlp_ratio", "keep_rate", "macs", "prediction", "prob"),
@@ -25,8 +27,26 @@ NUMBERS = (
 )
 """Fields of `Episodes` that a decision changes."""
 
+
+class Observing(NamedTuple):
+    """An observation: its name, and the range of the price that is observed, None for none."""
+
+    observation: str
+    conditioning: CostConditioning | None = None
+
+    def price(self, episodes: Episodes) -> Floats | None:
+        """(B,) price of computation as it is observed."""
+        if self.conditioning is None:
+            return None
+        assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
+        return self.conditioning.observe(episodes.macs_weight)
+
+
 GIVEN = ("label", "full_prediction", "full_prob", "weight")
 """What decisions are scored by: class, what the full network says, and the price."""
+
+READ = ("embed_dim", "mlp_ratio", "keep_rate", "value", *GIVEN)
+"""What of all that a decision reads."""
 
 
 class DeviceEpisodes(Episodes):
@@ -39,9 +59,11 @@ class DeviceEpisodes(Episodes):
         decision: Decisions taken so far.
         numbers: The fields `NUMBERS`, and what `GIVEN` names, on the device.
         macs_weight: (B,) price of the full network in each episode; None: the reward's.
+        seen: An observation that came with the step, and (B, O) what it is; None: none did.
     """
 
     numbers: dict[str, Tensor]
+    seen: tuple[Observing, Tensor] | None
 
     def __init__(
         self,
@@ -51,11 +73,11 @@ class DeviceEpisodes(Episodes):
         decision: int,
         numbers: dict[str, Tensor],
         macs_weight: Floats | None,
+        seen: tuple[Observing, Tensor] | None = None,
     ) -> None:
         # Straight into the dictionary: the fields of the base class are frozen, and some are properties here.
-        vars(self).update(
-            index=index, label=label, state=state, decision=decision, numbers=numbers, macs_weight=macs_weight
-        )
+        vars(self).update(index=index, label=label, state=state, decision=decision, numbers=numbers)
+        vars(self).update(macs_weight=macs_weight, seen=seen)
 
     @cached_property
     def host(self) -> Episodes:
@@ -101,7 +123,13 @@ def begun_on_device(
 
 
 def decide_on_device(
-    net: Supernet, full_macs: int, episodes: DeviceEpisodes, unit: Tensor, reward: RewardConfig, recorder: Recorder
+    net: Supernet,
+    full_macs: int,
+    episodes: DeviceEpisodes,
+    unit: Tensor,
+    reward: RewardConfig,
+    recorder: Recorder,
+    observing: Observing | None = None,
 ) -> DeviceEpisodes:
     """One decision in every episode.
 
@@ -113,6 +141,7 @@ def decide_on_device(
             do those after it.
         reward: How to score it; not by a function or a table of latencies.
         recorder: Of the steps as CUDA graphs.
+        observing: An observation to make with the step, of parts of this package, which ask nothing of a device.
     """
     state: Any = episodes.state
     group, most = state.group, state.batch.most
@@ -120,16 +149,26 @@ def decide_on_device(
     def step(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         before = TiledState.of_tensors(group, most, inputs)
         after, numbers = _decided(net, full_macs, before, episodes.decision, inputs, reward)
-        return after.tensors() | numbers
+        if observing is None:
+            return after.tensors() | numbers
+        seen = observe(net, after, observing.observation, full_macs, inputs.get("price"))
+        return after.tensors() | numbers | {"seen": seen}
 
-    inputs = state.tensors() | episodes.numbers | {"unit": unit}
+    inputs = state.tensors() | {name: episodes.numbers[name] for name in READ} | {"unit": unit}
+    price = None if observing is None else observing.price(episodes)
+    if price is not None:
+        inputs["price"] = sent(price, unit.device)
     if records_graphs(unit.device):
-        out = recorder.run((episodes.decision, reward, precision(), standing(net)), step, inputs)
+        by = (net.config, net.config.stands_for, standing(net))
+        out = recorder.run((episodes.decision, reward, precision(), observing, *by), step, inputs)
     else:
         out = step(inputs)
     numbers = {k: episodes.numbers[k] for k in GIVEN} | {k: out[k] for k in NUMBERS}
     after = TiledState.of_tensors(group + 1, most, out)
-    return DeviceEpisodes(episodes.index, episodes.label, after, episodes.decision + 1, numbers, episodes.macs_weight)
+    made = None if observing is None else (observing, out["seen"])
+    return DeviceEpisodes(
+        episodes.index, episodes.label, after, episodes.decision + 1, numbers, episodes.macs_weight, made
+    )
 
 
 def _decided(

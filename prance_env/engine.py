@@ -23,10 +23,10 @@ from supernet.runtime.graphs import Recorder
 from supernet.runtime.memory import said_if_too_large
 
 from .cache import PrefixCache
-from .device_episodes import DeviceEpisodes, begun_on_device, decide_on_device
+from .device_episodes import DeviceEpisodes, Observing, begun_on_device, decide_on_device
 from .episodes import Episodes
 from .images.source import ImageDataset, ImageSource, check_fits
-from .observations import OBSERVATIONS
+from .observations import OBSERVATIONS, is_known
 from .rewards.config import RewardConfig, accuracy_term, terms
 from .rewards.costs import LatencyCost, MacsCost
 from .rewards.outcome import Outcome, call_reward_function
@@ -131,7 +131,13 @@ class InferenceEngine:
         )
 
     @torch.inference_mode()
-    def step(self, episodes: Episodes, actions: Floats | Tensor, reward: RewardConfig) -> Episodes:
+    def step(
+        self,
+        episodes: Episodes,
+        actions: Floats | Tensor,
+        reward: RewardConfig,
+        observing: Observing | None = None,
+    ) -> Episodes:
         """Takes one decision in every episode.
 
         On a GPU, where groups run by tiles and rewards are made of MACs, nothing waits for the device until one of the
@@ -141,13 +147,14 @@ class InferenceEngine:
             episodes: Unchanged.
             actions: (B, A) in [0, 1], an array or a tensor.
             reward: How to score it.
+            observing: What `observe` will be asked afterwards, if that is known: on a GPU it is made with the step.
 
         Returns:
             The episodes one group later.
         """
         with self._memory(len(episodes)), self._own_precision():
             if self._on_device(reward):
-                return self._step_on_device(episodes, actions, reward)
+                return self._step_on_device(episodes, actions, reward, observing)
             values = actions.double().cpu().numpy() if isinstance(actions, Tensor) else actions
             return self._step_on_host(episodes.host, values, reward)
 
@@ -202,7 +209,9 @@ class InferenceEngine:
         plain = reward.function is None and reward.latency_table is None
         return plain and runs_tiles(self.config, weights.device, weights.dtype)
 
-    def _step_on_device(self, episodes: Episodes, actions: Floats | Tensor, reward: RewardConfig) -> Episodes:
+    def _step_on_device(
+        self, episodes: Episodes, actions: Floats | Tensor, reward: RewardConfig, observing: Observing | None
+    ) -> Episodes:
         if not isinstance(episodes, DeviceEpisodes):
             index = episodes.index
             episodes = begun_on_device(
@@ -211,7 +220,9 @@ class InferenceEngine:
         device = self.net.pos_embed.device
         unit = actions if isinstance(actions, Tensor) else sent(actions, device)
         unit = unit.to(device, torch.float64, non_blocking=True)
-        return decide_on_device(self.net, self.full_macs, episodes, unit, reward, self._recorder)
+        if observing is not None and not self._seen_with_steps(observing.observation):
+            observing = None
+        return decide_on_device(self.net, self.full_macs, episodes, unit, reward, self._recorder, observing)
 
     def _rewards(self, episodes: Episodes, reward: RewardConfig, full_latency_ms: float | None) -> dict[str, Any]:
         """`REWARDED` after a decision; `episodes.value` is still that of the one before."""
@@ -271,20 +282,27 @@ class InferenceEngine:
             ValueError: If "key_mean" is asked for, but the engine was not made for it; on a CPU, if a number is not
                 finite.
         """
-        if not self.key_mean and "key_mean" in (part.name for part in OBSERVATIONS[observation]):
+        observing = Observing(observation, cost_conditioning)
+        if isinstance(episodes, DeviceEpisodes) and episodes.seen is not None and episodes.seen[0] == observing:
+            return episodes.seen[1]
+        if not self._can_show(observation):
             raise ValueError(
                 f"observation={observation!r} needs an engine made for it: InferenceEngine(..., key_mean=True)."
             )
-        price = None
-        if cost_conditioning is not None:
-            assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
-            price = cost_conditioning.observe(episodes.macs_weight)
+        price = observing.price(episodes)
         with torch.inference_mode(), self._own_precision():
             seen = observe(self.net, episodes.state, observation, self.full_macs, price)
             # A device is not waited for.
             if seen.device.type == "cpu" and not isinstance(episodes, DeviceEpisodes):
                 _check_finite("observation", seen.sum(1).numpy(), episodes)
             return seen
+
+    def _seen_with_steps(self, observation: str) -> bool:
+        """Whether it asks nothing of a device, which what is not of this package may do and a CUDA graph cannot."""
+        return self._can_show(observation) and all(is_known(part) for part in OBSERVATIONS[observation])
+
+    def _can_show(self, observation: str) -> bool:
+        return self.key_mean or "key_mean" not in (part.name for part in OBSERVATIONS[observation])
 
     def _latency(
         self, episodes: Episodes, choice: GroupChoice, state: InferenceState, reward: RewardConfig

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet.arrays import Bools, Floats, Ints
+from supernet.runtime.graphs import copies
 from supernet.tiled_state import TiledState
 
 from .arrays import to_host
-from .device_episodes import DeviceEpisodes
+from .device_episodes import DeviceEpisodes, Observing
 from .episodes import Episodes
 from .rewards.costs import LatencyCost
 from .settings import EnvSettings
@@ -151,11 +152,13 @@ class Lanes:
         Raises:
             ValueError: If an action holds NaN; not of a tensor on a GPU, see `InferenceEngine.step`.
         """
-        unit = self._unit(actions)
+        unit, observing = self._unit(actions), Observing(self.settings.observation, self.settings.conditioning)
         self.parts = [
             (
                 members,
-                episodes if self._over(episodes) else self.engine.step(episodes, _chosen(unit, members), self.reward),
+                episodes
+                if self._over(episodes)
+                else self.engine.step(episodes, _chosen(unit, members), self.reward, observing),
             )
             for members, episodes in self.parts
         ]
@@ -188,7 +191,7 @@ class Lanes:
         """(N,) rewards of the last decisions; a tensor if that is where they are."""
         _, first = self.parts[0]
         if isinstance(first, DeviceEpisodes) and self._together:
-            return _owned(first.numbers["reward"])
+            return _owned({"": first.numbers["reward"]})[""]
         return self._gather([e.reward for _, e in self.parts])
 
     def terminated(self) -> Bools:
@@ -205,7 +208,7 @@ class Lanes:
         """
         _, first = self.parts[0]
         if isinstance(first, DeviceEpisodes) and self._together:
-            return {key: _owned(value) for key, value in _info(first, self.engine.full_macs).items()}
+            return _owned(_info(first, self.engine.full_macs))
         rows = [_info(e, self.engine.full_macs) for _, e in self.parts]
         if any(isinstance(e.state, TiledState) for _, e in self.parts):
             rows = to_host(rows)
@@ -254,12 +257,11 @@ def _info(episodes: Episodes, full_macs: int) -> dict[str, Any]:
     return info | {key: value for key, value in optional.items() if value is not None}
 
 
-def _owned(value: Any) -> Any:
-    """A copy that one may write into."""
-    if isinstance(value, np.ndarray):
-        return value.copy()
+def _owned(values: dict[str, Any]) -> dict[str, Any]:
+    """Copies that one may write into."""
     with torch.inference_mode(False):
-        return value.clone()
+        tensors = copies({key: value for key, value in values.items() if isinstance(value, Tensor)})
+    return {key: tensors[key] if key in tensors else value.copy() for key, value in values.items()}
 
 
 def _chosen(unit: Floats | Tensor, members: Ints) -> Floats | Tensor:

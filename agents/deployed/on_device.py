@@ -55,7 +55,8 @@ def played_on_device(
     def seen(before: TiledState, given: dict[str, Tensor]) -> Tensor:
         return observe(net, before, interface.observation, full_macs, given.get("price"))
 
-    reads = (standing(net), standing(policy)) if records_graphs(device) else None
+    by = (net.config, net.config.stands_for)
+    reads = (*by, standing(net), standing(policy)) if records_graphs(device) else None
     for group in range(space.first_decided, len(space.groups)):
 
         def step(inputs: dict[str, Tensor], group: int = group) -> dict[str, Tensor]:

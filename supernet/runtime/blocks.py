@@ -20,7 +20,7 @@ from ..config import SupernetConfig
 from ..layers import ElasticBlock, hidden_units, linear, normed_heads, prefix_norm, prefix_weights, set_width
 from ..plain import check_blocks
 from ..plan import GroupPlan
-from .attention import attention, attention_of_first, packed_class_scores
+from .attention import attention, packed_class_scores
 from .devices import device_costs, working_rows
 from .packing import Packed, rows_of, runs, take_rows
 from .reduction import places_after, reduce_tokens
@@ -45,8 +45,8 @@ def run_blocks(
         packed: Tokens before the group, in the order of the plan; unchanged.
         patch_token: (B, num_patches) which token holds each patch, -1 none; unchanged.
         with_key_mean: Whether to compute the mean keys of the last block.
-        head_only: Whether nothing but the class tokens is needed of the last block; what is left out is
-            left out where images have equally many tokens and no gradients are recorded.
+        head_only: Whether nothing but the class tokens is needed of the last block; the others are left out where that
+            is simple.
 
     Returns:
         Tokens in the order of the plan, `patch_token` after the group, (T,) keys of the last block, mean over heads and
@@ -56,7 +56,7 @@ def run_blocks(
         ValueError: If a block or a layer has hooks, or must be called for another reason.
     """
     if _few(config, plan, packed):
-        return run_together(config, blocks, plan, packed, patch_token, with_key_mean)
+        return run_together(config, blocks, plan, packed, patch_token, with_key_mean, head_only)
     mode, key_mean = config.token_mode, None
     indices = config.space.blocks(plan.group)
     check_blocks(blocks, indices)
@@ -66,8 +66,7 @@ def run_blocks(
         carries_keys = last and with_key_mean
         with_keys = carries_keys or (reducing and mode.metric == "keys")
         with_scores = reducing and mode.uses_scores
-        alone = head_only and last and not (reducing or with_keys or torch.is_grad_enabled())
-        packed, scores, keys = attention_half(config, block, packed, plan, i, with_scores, with_keys, alone)
+        packed, scores, keys = attention_half(config, block, packed, plan, i, with_scores, with_keys)
         at = packed.images
         means = keys.mean(1) if carries_keys and keys is not None else None
         if i == 0 and plan.counts is not None:
@@ -95,7 +94,6 @@ def attention_half(
     i: int,
     with_scores: bool,
     with_keys: bool = False,
-    alone: bool = False,
 ) -> tuple[Packed, Tensor | None, Tensor | None]:
     """Residual attention.
 
@@ -107,7 +105,6 @@ def attention_half(
         i: Which block of the group it is.
         with_scores: Whether to compute the class attention.
         with_keys: Whether to compute the mean of the keys over heads.
-        alone: Whether the class tokens are enough, if images have equally many tokens.
 
     Returns:
         Tokens in another order; (T,) class attention and (T, head_dim) keys in that order, None if not asked for.
@@ -118,8 +115,7 @@ def attention_half(
     reads, widths = _in_order(order, reads, widths)
     num_heads = plan.num_heads[new.images, i]
     log_size = None if new.size is None else new.size.log()
-    each = int(new.lengths[0]) if alone and (new.lengths == new.lengths[0]).all() else 1
-    stack = _Stack(packed.x, int(widths[-1]), len(packed.x) // each)
+    stack = _Stack(packed.x, int(widths[-1]))
     scores, keys = [], []
     channels = 3 * int(num_heads[-1]) * config.head_dim
     for images, rows, x in _segments(packed.x, where, new.lengths, (widths, reads), reads, channels):
@@ -131,17 +127,10 @@ def attention_half(
             scores.append(packed_class_scores(qkv, lengths, heads, bias, config.class_token, config.reg_tokens))
         if with_keys:
             keys.append(qkv.view(len(qkv), heads, 3, config.head_dim)[:, :, 1].mean(1))
-        if each > 1:
-            x, lengths = x[::each], np.ones_like(lengths)
-            out = attention_of_first(qkv, len(lengths), heads, bias)
-        else:
-            out = attention(qkv, lengths, heads, bias)
+        out = attention(qkv, lengths, heads, bias)
         out = out if block.attn_norm is None else prefix_norm(block.attn_norm, out)
         stack.add(x[:, :w], block.proj, out, w, _kept_paths(block, lengths, x))
-    if each > 1:
-        new = Packed(stack.result(), np.ones_like(new.lengths), None, new.images)
-    else:
-        new = new.holding(stack.result())
+    new = new.holding(stack.result())
     return new, _cat(scores) if with_scores else None, _cat(keys) if with_keys else None
 
 
@@ -167,7 +156,7 @@ def mlp_half(config: SupernetConfig, block: ElasticBlock, packed: Packed, plan: 
     apart = torch.is_grad_enabled() or block.mlp_norm is not None
     most = hidden if apart else _joined(new, widths, hidden, gives)
     lln = block.lln if plan.carries and i == plan.widths.shape[1] - 1 else None
-    stack = _Stack(packed.x, int(gives.max()), len(packed.x))
+    stack = _Stack(packed.x, int(gives.max()))
     for images, _, x in _segments(packed.x, where, new.lengths, (widths, gives, most), widths, int(most.max())):
         w, inner, given = (int(size[images.start]) for size in (widths, most, gives))
         h = hidden_units(block, config.act, prefix_norm(block.norm2, x, config.zoom(w)), inner)
@@ -271,10 +260,10 @@ def _kept_paths(block: ElasticBlock, lengths: Ints, like: Tensor) -> Tensor | No
 class _Stack:
     """Collects `x + layer(y)` of segment after segment in one (T, widest) buffer, zeros beyond a segment's width."""
 
-    def __init__(self, like: Tensor, widest: int, rows: int) -> None:
+    def __init__(self, like: Tensor, widest: int) -> None:
         # Writing products straight into their place saves two passes over the tokens; autograd wants them apart.
         self.in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(like.device.type)
-        self.out = like.new_empty(rows, widest) if self.in_place else None
+        self.out = like.new_empty(like.shape[0], widest) if self.in_place else None
         self.parts: list[Tensor] = []
         self.row, self.widest = 0, widest
 

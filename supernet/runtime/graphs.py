@@ -65,7 +65,7 @@ def standing(root: nn.Module) -> Hashable:
     tree = _TREES.get(root)
     if tree is None or [*_values(tree.containers)] != tree.modules:
         tree = _TREES[root] = _Tree.of(root)
-    return ref(root), tuple([t.data_ptr() for t in _values(tree.tensors) if t is not None])
+    return ref(root), tuple([(t.data_ptr(), t.stride()) for t in _values(tree.tensors) if t is not None])
 
 
 class _Room:
@@ -90,12 +90,12 @@ class CudaGraph:
     Args:
         function: Takes and gives tensors by name; launches the same for all values of its inputs, and waits for none.
         inputs: With the shapes and types to record it for.
-        beside: A graph that there is, to share memory with: they never run at the same time. None: it has its own.
+        beside: A graph whose room is open, to share memory with: they never run at the same time. None: it has its own.
     """
 
     def __init__(self, function: Function, inputs: Tensors, beside: CudaGraph | None = None) -> None:
         # Memory is shared with a graph, not kept by its number: PyTorch forgets the number with the last graph.
-        self.room: _Room = beside.room if beside is not None and beside.room.open else _Room()
+        self.room: _Room = beside.room if beside is not None else _Room()
         self.graph = torch.cuda.CUDAGraph()
         before, stream = torch.cuda.current_stream(), self.room.stream
         with _RECORDING, self.turn():
@@ -182,9 +182,7 @@ class Recorder:
             with graph.turn():
                 _copy(inputs, graph.inputs)
                 graph.replay()
-                out = {name: torch.empty_like(value) for name, value in graph.outputs.items()}
-                _copy(graph.outputs, out)
-                return out
+                return copies(graph.outputs)
 
     def _due(self, key: Hashable) -> bool:
         """Whether it is time to record what has no graph; this counts as a use of it."""
@@ -201,7 +199,9 @@ class Recorder:
             self._graphs.popitem(last=False)
         device = next(iter(inputs.values())).device
         there = (
-            graph for graph, _ in reversed(self._graphs.values()) if next(iter(graph.inputs.values())).device == device
+            graph
+            for graph, _ in reversed(self._graphs.values())
+            if graph.room.open and next(iter(graph.inputs.values())).device == device
         )
         try:
             return self.record(function, inputs, next(there, None)), ""
@@ -209,8 +209,15 @@ class Recorder:
             return None, " ".join(str(e).split()) or type(e).__name__
 
 
+def copies(tensors: Tensors) -> Tensors:
+    """Copies of tensors: one launch for all of a type, not one for each."""
+    out = {name: torch.empty_like(value) for name, value in tensors.items()}
+    _copy(tensors, out)
+    return out
+
+
 def _copy(source: Tensors, target: Tensors) -> None:
-    """Copies tensors of the same names, shapes and types: one launch for all of a type, not one for each."""
+    """Copies tensors to those of the same names, shapes and types."""
     pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for name, value in source.items():
         into, values = pairs.setdefault(value.dtype, ([], []))

@@ -19,7 +19,7 @@ from ..arrays import Ints
 from ..config import SupernetConfig
 from ..layers import ElasticBlock, activate, set_width
 from ..plan import GroupPlan
-from .attention import attention, packed_class_scores
+from .attention import attention, attention_of_first, packed_class_scores
 from .cuts import BlockSize, Cut, Pair, cut_of
 from .devices import device_costs
 from .packing import Packed
@@ -62,6 +62,7 @@ def run_together(
     packed: Packed,
     patch_token: Tensor,
     with_key_mean: bool = False,
+    head_only: bool = False,
 ) -> tuple[Packed, Tensor, Tensor | None, GroupPlan]:
     """Runs one group; arguments and results are those of `blocks.run_blocks`. No gradients."""
     mode, key_mean = config.token_mode, None
@@ -73,7 +74,8 @@ def run_together(
         reducing, carries_keys = i == 0 and plan.counts is not None, with_key_mean and i == len(sizes) - 1
         with_scores, with_keys = reducing and mode.uses_scores, carries_keys or (reducing and mode.metric == "keys")
         masks = None if own is None else own.of(i, cut, packed)
-        packed, scores, keys = _attention_half(config, cut, packed, with_scores, with_keys, masks)
+        alone = head_only and i == len(sizes) - 1 and own is None and not (reducing or carries_keys)
+        packed, scores, keys = _attention_half(config, cut, packed, with_scores, with_keys, masks, alone)
         if carries_keys and keys is not None:
             key_mean = keys.mean(1)
         if reducing:
@@ -120,7 +122,13 @@ class _Masks:
 
 
 def _attention_half(
-    config: SupernetConfig, cut: Cut, packed: Packed, with_scores: bool, with_keys: bool, own: _Masks | None = None
+    config: SupernetConfig,
+    cut: Cut,
+    packed: Packed,
+    with_scores: bool,
+    with_keys: bool,
+    own: _Masks | None = None,
+    alone: bool = False,
 ) -> tuple[Packed, Tensor | None, Tensor | None]:
     """Residual attention.
 
@@ -131,6 +139,7 @@ def _attention_half(
         with_scores: Whether to compute the class attention.
         with_keys: Whether to compute the mean of the keys over heads.
         own: What of it is a token's own; None: everything.
+        alone: Whether to hand on the class tokens alone, if all images have as many tokens.
 
     Returns:
         Tokens; (T,) class attention and (T, head_dim) keys, None if not asked for.
@@ -149,7 +158,11 @@ def _attention_half(
     scores = keys = None
     if with_scores or with_keys:
         scores, keys = _looked_at(config, qkv, lengths, heads, bias, own, with_scores, with_keys)
-    out = attention(qkv, lengths, heads, bias)
+    if alone and (lengths == lengths[0]).all():
+        out, x = attention_of_first(qkv, len(lengths), heads, bias), x[:: int(lengths[0])]
+        packed = Packed(x, np.ones_like(lengths), None, packed.images)
+    else:
+        out = attention(qkv, lengths, heads, bias)
     if own is not None and own.heads is not None:
         _mask(out.view(len(out), heads, config.head_dim), own.heads[..., None])
     x = _plus_linear(x if x.shape[1] == size.width else set_width(x, size.width), cut.proj, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,22 @@ from device_asks import NotingRecorder, nothing_asked_of_the_device
 from helpers import FixedSettings, make_engine, random_net, unit_actions
 from mode_nets import make_config
 
-from prance_env import InferenceEngine, RewardConfig, device_episodes, register_reward
-from prance_env.device_episodes import NUMBERS, DeviceEpisodes
+from prance_env import InferenceEngine, RewardConfig, device_episodes, register_observation, register_reward
+from prance_env.device_episodes import NUMBERS, DeviceEpisodes, Observing
 from prance_env.lanes import Lanes
+from prance_env.observations import OBSERVATIONS
 from prance_env.rewards.measuring import measure_latency_table
 from prance_env.rewards.outcome import REWARDS as OWN_REWARDS
+from prance_env.rewards.prices import CostConditioning
 from prance_env.spaces import decode_actions
 from supernet import runtime
+from supernet.config import with_space
 from supernet.runtime.memory import bytes_per_image
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 BATCH = 4
+SHOWN = ("cls", "cls_only", "key_mean")
 REWARDS = {
     "result_to_go": RewardConfig(token_weight=0.1),
     "terminal": RewardConfig(mode="terminal", accuracy="top1"),
@@ -146,6 +151,44 @@ def test_recorded_steps_are_not_replayed_for_weights_elsewhere(monkeypatch: pyte
     asked()
     assert recorder.names[0] == recorder.names[1] != recorder.names[2]
     assert len(kept) > 0
+    engine.net.run_by(with_space(engine.net.config, token_mode="prune_fused"))
+    asked()
+    assert recorder.names[3] not in recorder.names[:3]
+
+
+@pytest.mark.parametrize("conditioning", [None, CostConditioning(0.1, 0.5)])
+def test_an_observation_comes_with_the_step_if_it_is_named(
+    conditioning: CostConditioning | None, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, prices = unit_actions(engine.config.space, BATCH)[:, 0], np.linspace(0.1, 0.5, BATCH)
+    with runtime.use("tiles"):
+        begun = replace(engine.start(np.arange(BATCH)), macs_weight=prices)
+        expected = [engine.observe(engine.step(begun, unit, RewardConfig()), name, conditioning) for name in SHOWN]
+        for name, wanted in zip(SHOWN, expected, strict=True):
+            after = engine.step(begun, unit, RewardConfig(), Observing(name, conditioning))
+            with monkeypatch.context() as patch:
+                patch.setattr("prance_env.engine.observe", None)
+                assert torch.equal(engine.observe(after, name, conditioning), wanted)
+            assert torch.equal(engine.observe(after, "constant"), engine.observe(begun, "constant").roll(1, 1))
+
+
+def test_what_a_user_observes_is_asked_after_the_step(engine: InferenceEngine) -> None:
+    asked: list[str] = []
+
+    @register_observation("mine_after_steps")
+    def mine(seen: Any) -> torch.Tensor:
+        asked.append("")
+        return torch.zeros(len(seen.state), 1, device=DEVICE)
+
+    try:
+        with runtime.use("tiles"):
+            begun, unit = engine.start(np.arange(BATCH)), unit_actions(engine.config.space, BATCH)[:, 0]
+            after = engine.step(begun, unit, RewardConfig(), Observing("mine_after_steps"))
+            assert not asked
+            engine.observe(after, "mine_after_steps")
+            assert len(asked) == 1
+    finally:
+        OBSERVATIONS.remove("mine_after_steps")
 
 
 def test_with_terminal_rewards_an_action_of_nan_spoils_the_last_reward(engine: InferenceEngine) -> None:

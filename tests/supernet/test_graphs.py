@@ -9,6 +9,7 @@ import random
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -26,6 +27,7 @@ class Replayed:
 
     made = 0
     turn = staticmethod(nullcontext)
+    room = SimpleNamespace(open=True)
 
     def __init__(self, function: Function, inputs: Tensors, beside: Any) -> None:
         Replayed.made += 1
@@ -49,6 +51,27 @@ def test_results_are_those_of_the_function_and_stay_the_callers() -> None:
     assert Replayed.made == made + 1
 
 
+def test_tensors_of_all_types_and_layouts_go_in_and_out() -> None:
+    def function(inputs: Tensors) -> Tensors:
+        return {name: value.t().clone().t() if value.ndim == 2 else value.clone() for name, value in inputs.items()}
+
+    recorder = Recorder(record=Replayed)
+    for i in range(RECORDED + 2):
+        given = {
+            "half": torch.full((2, 3), i, dtype=torch.bfloat16),
+            "turned": torch.arange(6.0).view(2, 3).t() + i,
+            "same type": torch.full((), float(i)),
+            "none": torch.empty(0, 4),
+            "whole": torch.arange(3) + i,
+            "said": torch.tensor([i % 2 == 0]),
+        }
+        found = recorder.run("copied", function, given)
+        assert [*found] == [*given]
+        for name, value in given.items():
+            assert found[name].dtype == value.dtype, name
+            assert torch.equal(found[name], value), name
+
+
 def test_where_a_network_stands_is_its_weights_and_modules() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.BatchNorm1d(3))
     other = copy.deepcopy(net)
@@ -68,7 +91,10 @@ def test_where_a_network_stands_is_its_weights_and_modules() -> None:
         setattr(owner, name, thing)
         assert standing(net) == standing(net)
         seen.append(standing(net))
-    assert len({*seen}) == 7
+    weight = net.get_parameter("0.weight")
+    weight.data = weight.data.t()  # the same memory, read in another order
+    seen.append(standing(net))
+    assert len({*seen}) == 8
 
 
 def test_a_network_that_stood_somewhere_is_not_kept() -> None:
@@ -153,6 +179,31 @@ def failing(error: Exception) -> Any:
         raise error
 
     return record
+
+
+def test_after_a_failed_recording_new_graphs_share_one_memory() -> None:
+    beside: list[Any] = []
+
+    class Roomy(Replayed):
+        def __init__(self, function: Function, inputs: Tensors, given: Any) -> None:
+            super().__init__(function, inputs, given)
+            beside.append(given)
+            self.room = SimpleNamespace(open=True) if given is None else given.room
+
+    recorder = Recorder(record=Roomy)
+
+    def use(name: str) -> None:
+        for _ in range(RECORDED):
+            recorder.run(name, doubled, {"x": torch.ones(2)})
+
+    use("a")
+    (old, _), *_ = recorder._graphs.values()
+    old.room.open = False  # as a recording beside it has failed
+    for name in "bcd":
+        use(name)
+        use("a")  # the last one used
+    assert [given is None for given in beside] == [True, True, False, False]
+    assert all(graph.room is not old.room for graph, _ in recorder._graphs.values() if graph is not old)
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_is_tried_once() -> None:
