@@ -79,9 +79,7 @@ def to_device(tree: Any, device: torch.device) -> Any:
 
     _mapped(tree, note)
     with torch.inference_mode(False):
-        tensors = iter(
-            [torch.from_numpy(a) for a in arrays] if device.type == "cpu" else _sent_together(arrays, device)
-        )
+        tensors = iter([torch.from_numpy(a) for a in arrays] if device.type == "cpu" else sent_together(arrays, device))
 
         def converted(leaf: Any) -> Any:
             if isinstance(leaf, np.ndarray):
@@ -91,7 +89,8 @@ def to_device(tree: Any, device: torch.device) -> Any:
         return _mapped(tree, converted)
 
 
-def _sent_together(arrays: list[NDArray[Any]], device: torch.device) -> list[Tensor]:
+def sent_together(arrays: list[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """The arrays as tensors on a device, sent there in a single copy; none is a view of another."""
     offsets = _offsets([a.nbytes for a in arrays])
     packed = np.empty(offsets[-1], dtype=np.uint8)
     for array, offset in zip(arrays, offsets, strict=False):

@@ -15,7 +15,7 @@ from supernet.runtime.choice import precision, records_graphs
 from supernet.runtime.graphs import Recorder, standing
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 
-from .arrays import to_host
+from .arrays import sent_together, to_host
 from .episodes import Episodes
 from .rewards.config import RewardConfig, accuracy_term, terms
 from .rewards.prices import CostConditioning
@@ -118,7 +118,7 @@ def begun_on_device(
     weight = np.full(len(episodes), macs_weight) if episodes.macs_weight is None else episodes.macs_weight
     given = dict(zip(GIVEN, (episodes.label, full_prediction, full_prob, weight), strict=True))
     numbers = {name: np.asarray(getattr(episodes, name)) for name in NUMBERS} | given
-    there = {name: sent(values, device) for name, values in numbers.items()}
+    there = dict(zip(numbers, sent_together([*numbers.values()], device), strict=True))
     return DeviceEpisodes(episodes.index, episodes.label, state, episodes.decision, there, episodes.macs_weight)
 
 

@@ -111,10 +111,8 @@ class Compiled:
         if shared > self.most_shared:
             self.failed.append(f"{said}: {shared} bytes of shared memory, of which there are {self.most_shared}")
         narrow = self.narrow[said] = len(re.findall(r"\b(?:ld|st)\.global\S*\.b16\b", binary.asm["ptx"]))
-        print(
-            f"  {said}: {shared} bytes shared, {registers} registers, {spilled} bytes spilled, {narrow} narrow accesses",
-            flush=True,
-        )
+        used = f"{registers} registers, {spilled} bytes spilled, {narrow} narrow accesses"
+        print(f"  {said}: {shared} bytes shared, {used}", flush=True)
 
 
 def _type_of(value: Any) -> str:

@@ -25,14 +25,17 @@ from supernet import from_timm, save_pretrained
 from supernet.files import write_text
 from train.report.tables import Table, write_json
 
-TESTS = ("tests/supernet/test_tiles.py", "tests/prance_env/test_device_engine.py", "tests/prance_env/test_output.py")
+TESTS = (
+    *("tests/supernet/test_tiles.py", "tests/supernet/test_tiles_at_full_size.py"),
+    *("tests/prance_env/test_device_engine.py", "tests/prance_env/test_output.py"),
+)
 # Drawn sizes are compiled anew for every example: minutes, and Triton's interpreter has shown what there is to show.
 LEFT_OUT = "not any_sizes"
 SMALL = "deit_small_patch16_224"
 PER_IMAGE, TIMM, FULL = "per image, graph", "timm", "full, graph"
 TENSORS, ENGINE, LEARNING = "prefix cached, tensors", "engine alone", "tensors + PrancePPO"
 SECONDS = 290.0
-PARTS = {"tests": 3, "small": 3, "env-256": 2, "env-1024": 2, "others": 2}
+PARTS = {"tests": 4, "small": 3, "env-256": 2, "env-1024": 2, "others": 2, "compiled": 1}
 """Parts in order, and how they share the time: each may take its share of what those before it have left."""
 EPISODES_BEFORE = 1342
 """Episodes a second on 256 images of DeiT-S on an H100 before there were tiles (commit 160f525)."""
@@ -97,8 +100,8 @@ class Clock:
         return max(self._end - time.perf_counter(), 0) * PARTS[part] / coming
 
 
-def run(name: str, seconds: float, *command: str) -> bool:
-    """Runs a module in a process of its own, for at most so many seconds: whether it succeeded."""
+def run(name: str, seconds: float, *command: str) -> str:
+    """Runs a module in a process of its own, for at most so many seconds: "done", "FAILED" or "STOPPED"."""
     begun = time.perf_counter()
     try:
         done = subprocess.run([sys.executable, "-m", *command], timeout=seconds)
@@ -106,7 +109,7 @@ def run(name: str, seconds: float, *command: str) -> bool:
     except subprocess.TimeoutExpired:
         words = "STOPPED"
     print(f"{name}: {words} after {time.perf_counter() - begun:.0f} s", flush=True)
-    return words == "done"
+    return words
 
 
 def rows_in(path: Path) -> list[dict[str, Any]]:
@@ -116,7 +119,7 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
 
 def bench(out: Path, seconds: float, repeats: int, models: list[str], sizes: list[int], compiled: bool) -> Rows:
     """Rows of `prance bench`; those before it failed or was stopped, if it was."""
-    path = out / f"bench-{'-'.join(models)}.json"
+    path = out / f"bench-{'-'.join(models)}{'-compiled' if compiled else ''}.json"
     path.unlink(missing_ok=True)
     command = ["bench", "--model", *models, "--batch-size", *(str(size) for size in sizes), "--repeats", str(repeats)]
     command += ["--warmup", "3", "--device", "cuda", "--dtype", "bfloat16", "--memory", "--out", str(path)]
@@ -200,7 +203,7 @@ def main(check: Check) -> None:
     tests = ("pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", LEFT_OUT, *TESTS)
     tested = run("tests", clock.share("tests"), *tests) if check.tests else None
     # Reported after every part, should the machine be taken away before the last.
-    rows = bench(check.out, clock.share("small"), check.repeats, [SMALL], [256, 1024], compiled=True)
+    rows = bench(check.out, clock.share("small"), check.repeats, [SMALL], [256, 1024], compiled=False)
     wanted = targets_of(SMALL, 256, rows, 1.6, 0.8) + targets_of(SMALL, 1024, rows, 1.9, 0.9)
     report(check, tested, wanted)
     with tempfile.TemporaryDirectory() as folder:
@@ -213,11 +216,13 @@ def main(check: Check) -> None:
     rows |= bench(check.out, clock.share("others"), check.repeats, others, [256], compiled=False)
     wanted += targets_of(others[0], 256, rows, 1.3, None) + targets_of(others[1], 256, rows, 1.6, None)
     report(check, tested, wanted)
-    if tested is False or not all(target.met for target in wanted):
+    # Compiling takes a minute, and no target asks for it.
+    bench(check.out, clock.share("compiled"), check.repeats, [SMALL], [256], compiled=True)
+    if tested not in (None, "done") or not all(target.met for target in wanted):
         sys.exit(1)
 
 
-def report(check: Check, tested: bool | None, wanted: list[Target]) -> None:
+def report(check: Check, tested: str | None, wanted: list[Target]) -> None:
     """Prints the table and writes it, and what it is made of."""
     table = Table("", "reached", "wanted", "")
     lines = ["| | reached | wanted | |", "|---|---:|---:|---|"]
@@ -232,7 +237,7 @@ def report(check: Check, tested: bool | None, wanted: list[Target]) -> None:
         table.add_row(*cells)
         lines.append(f"| {' | '.join(cells)} |")
     device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16"
-    words = {None: "not run", True: "passed", False: "FAILED"}[tested]
+    words = "not run" if tested is None else {"done": "passed"}.get(tested, tested)
     Console().print(device, f"tests {words}", table, sep="\n")
     figures = {"device": device, "tests": words, "targets": [asdict(t) | {"met": t.met} for t in wanted]}
     write_json(check.out / "report.json", figures)

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from helpers import ENV_ID
 
 from prance_env import PranceVecEnv, PranceVectorEnv
-from prance_env.arrays import _sent_together, to_device
+from prance_env.arrays import sent_together, to_device
 
 N = 5
 FIRST = np.arange(N) == 0
@@ -134,9 +134,9 @@ def test_every_tensor_can_be_changed_without_the_others(where: str) -> None:
     assert given["b"].tolist() == [0, 1, 2]
 
 
-def test_what_is_sent_together_is_found_at_its_place() -> None:
+def test_what_issent_together_is_found_at_its_place() -> None:
     arrays = [np.arange(6.0).reshape(2, 3), np.array([True, False, True]), np.arange(4), np.zeros((0, 2), np.float32)]
-    for array, tensor in zip(arrays, _sent_together(arrays, torch.device("cpu")), strict=True):
+    for array, tensor in zip(arrays, sent_together(arrays, torch.device("cpu")), strict=True):
         assert torch.equal(tensor, torch.from_numpy(array))
 
 

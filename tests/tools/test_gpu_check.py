@@ -53,14 +53,14 @@ def test_it_runs_commands_that_there_are_and_reports_what_failed(
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(gpu_check, "run", lambda name, seconds, *command: commands.append(command) or False)
+    monkeypatch.setattr(gpu_check, "run", lambda name, seconds, *command: commands.append(command) or "FAILED")
     monkeypatch.setattr(gpu_check, "write_supernet", lambda folder: folder)
     with pytest.raises(SystemExit):
         main(Check(tmp_path))
     tests, *benches = commands
     assert all(Path(word).is_file() for word in tests if word.startswith("tests/"))
     parsed = [parse(list(words)) for module, *words in benches if module == "train"]
-    assert [type(p).__name__ for p in parsed] == ["Bench", "BenchEnv", "BenchEnv", "Bench"]
+    assert [type(p).__name__ for p in parsed] == ["Bench", "BenchEnv", "BenchEnv", "Bench", "Bench"]
     assert {p.device for p in parsed} == {"cuda"}
     assert len([line for line in (tmp_path / "report.md").read_text().splitlines() if "MISSED" in line]) == 15
     assert (tmp_path / "report.json").is_file()
@@ -70,7 +70,7 @@ def test_it_runs_commands_that_there_are_and_reports_what_failed(
 def test_a_part_that_takes_too_long_is_stopped_and_what_it_has_written_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not gpu_check.run("endless", 0.5, "timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)")
+    assert gpu_check.run("endless", 0.5, "timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)") == "STOPPED"
     assert "endless: STOPPED after" in capsys.readouterr().out
     assert gpu_check.rows_in(tmp_path / "none.json") == []
     (tmp_path / "some.json").write_text('{"rows": [{"contender": "timm"}]}')
@@ -82,11 +82,11 @@ def test_all_parts_together_have_one_time_and_a_supernet_that_cannot_be_written_
 ) -> None:
     now, taken = [100.0], list[tuple[str, float]]()
 
-    def run(name: str, seconds: float, *command: str) -> bool:
+    def run(name: str, seconds: float, *command: str) -> str:
         used = seconds if name != "tests" else 10.0
         taken.append((name, seconds))
         now[0] += used
-        return False
+        return "STOPPED"
 
     def broken(name: str) -> None:
         raise OSError("No space left on device")
@@ -99,14 +99,14 @@ def test_all_parts_together_have_one_time_and_a_supernet_that_cannot_be_written_
     monkeypatch.setattr(gpu_check, "write_supernet", lambda folder: folder)
     with pytest.raises(SystemExit):
         main(Check(tmp_path, seconds=130))
-    assert [seconds for _, seconds in taken] == pytest.approx([130 * 3 / 12, 40, *[80 / 3] * 3])
+    assert [seconds for _, seconds in taken] == pytest.approx([130 * 4 / 14, 36, 24, 24, 24, 12])
     assert now[0] == pytest.approx(100 + 130)
     monkeypatch.setattr(gpu_check, "write_supernet", own)
     monkeypatch.setattr(gpu_check.timm, "create_model", broken)
     taken.clear()
     with pytest.raises(SystemExit):
         main(Check(tmp_path, tests=False))
-    assert [name.split("_")[1] for name, _ in taken] == ["small", "tiny"]
+    assert [name.split("_")[1] for name, _ in taken] == ["small", "tiny", "small"]
     assert "supernet: FAILED (OSError: No space left on device)" in capsys.readouterr().out
 
 
