@@ -48,23 +48,24 @@ def full_macs_to_go(config: SupernetConfig, group: int, num_tokens: Ints, token_
     return table[num_tokens]
 
 
-def full_macs_of(config: SupernetConfig, group: int, num_tokens: Tensor, to_the_end: bool = False) -> Tensor | None:
+def costs_are_known(config: SupernetConfig) -> bool:
+    """Whether what groups cost at full size depends on the number of tokens alone."""
+    return _polynomials(config, config.token_mode) is not None
+
+
+def full_macs_of(config: SupernetConfig, group: int, num_tokens: Tensor, to_the_end: bool = False) -> Tensor:
     """(B,) multiply-accumulates of a group at full size, or of everything from it to the logits, in four operations.
 
     Attention costs the square of the tokens, everything else as many times them.
 
     Args:
-        config: The supernet.
+        config: The supernet, whose `costs_are_known`.
         group: Index of the group.
         num_tokens: (B,) int64 tokens before it, class token included.
         to_the_end: Whether what follows is counted.
-
-    Returns:
-        The numbers; None where they do not depend on the number of tokens alone.
     """
     factors = _polynomials(config, config.token_mode)
-    if factors is None:
-        return None
+    assert factors is not None, "costs at full size depend on more than tokens"
     squared, linear, constant = factors[to_the_end][group]
     return (num_tokens * squared + linear) * num_tokens + constant
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .arrays import Ints, sent
 from .config import SupernetConfig
-from .full_size import full_macs_of, full_plan
+from .full_size import costs_are_known, full_macs_of, full_plan
 from .layers import set_width
 from .macs import group_macs, head_macs, remaining_macs
 from .plan import plan_group
@@ -161,23 +161,24 @@ def run_tiled_group(
     # Imported where it is used: Triton is not installed everywhere.
     from .runtime.tiles import run_tiles
 
-    batch, device = state.batch, state.batch.x.device
-    spent = full_macs_of(config, state.group, batch.lengths) if choice is None else None
-    if spent is not None:
+    batch, device, spent, last = state.batch, state.batch.x.device, state.spent, state.widths
+    if choice is None and costs_are_known(config):
         plan, _ = full_plan(config, state.group, np.array([config.num_tokens]), np.array([config.embed_dim]))
-        last = torch.full_like(state.widths, config.embed_dim)
+        if not head_only:
+            spent = spent + torch.as_tensor(full_macs_of(config, state.group, batch.lengths))
+            last = torch.full_like(last, config.embed_dim)
     else:
         choice = GroupChoice.full(config.space, state.group, len(state), device) if choice is None else choice
         sizes = GroupChoice(*(size.to(device, non_blocking=True) for size in vars(choice).values()))
         following = on_device(next_dim, device) if isinstance(next_dim, np.ndarray) else next_dim
         widths: Any = (batch.lengths, batch.have.long(), following)
         plan = plan_group(config, state.group, sizes, *widths)
-        spent, last = torch.as_tensor(group_macs(config, plan)), torch.as_tensor(plan.widths)[:, -1]
+        spent, last = spent + torch.as_tensor(group_macs(config, plan)), torch.as_tensor(plan.widths)[:, -1]
     alone = head_only and class_token_alone(config, state.group)
     carries_means = state.row_means is not None and not alone
     with current(device):
         after, patch_token, row_means = run_tiles(config, blocks, plan, batch, state.patch_token, carries_means, alone)
-    return TiledState(state.group + 1, after, patch_token, last, state.spent + spent, row_means)
+    return TiledState(state.group + 1, after, patch_token, last, spent, row_means)
 
 
 def macs_on_device(config: SupernetConfig, state: TiledState) -> Tensor:
@@ -186,10 +187,9 @@ def macs_on_device(config: SupernetConfig, state: TiledState) -> Tensor:
     lengths: Any = state.batch.lengths
     if state.group == len(config.space.groups):
         return state.spent + torch.as_tensor(head_macs(config, have, lengths))
-    to_go = full_macs_of(config, state.group, lengths, to_the_end=True)
-    if to_go is None:
-        to_go = torch.as_tensor(remaining_macs(config, state.group, lengths, None, have))
-    return state.spent + to_go
+    if costs_are_known(config):
+        return state.spent + full_macs_of(config, state.group, lengths, to_the_end=True)
+    return state.spent + torch.as_tensor(remaining_macs(config, state.group, lengths, None, have))
 
 
 def on_device(values: Ints, device: torch.device) -> Tensor:

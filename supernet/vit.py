@@ -212,8 +212,8 @@ class Supernet(ImageClassifier):
             next_dim: (B,) width of the first block of the next group if it is known already; only the authors' rules
                 make use of it.
             known: Whether the choice is known to fit, as decoded actions are; it is not checked then.
-            head_only: Whether nobody but `forward_head` will look at the tokens of the last group: on a GPU, its last
-                block computes no more than the class tokens then. What it costs (`macs`) is counted all the same.
+            head_only: Whether nobody but the next group and `forward_head` will look at the result. On a GPU, the last
+                block of the network then computes no more than the class tokens, and `macs` are not counted.
 
         Raises:
             ValueError: If the group is not the next one, the choice is for another number of images or blocks, or it is

@@ -17,7 +17,6 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from ..arrays import Ints
 from ..config import SupernetConfig
 from ..layers import ElasticBlock
 from ..plan import GroupPlan
@@ -61,7 +60,7 @@ class _Sizes:
 
     @classmethod
     def of(cls, config: SupernetConfig, plan: GroupPlan, batch: TileBatch) -> _Sizes:
-        """Sizes of a plan: tensors of the device, or arrays for one image if all are as that one."""
+        """Sizes of a plan: tensors of the device, or arrays for one image if all are of full size as that one."""
         if isinstance(plan.widths, np.ndarray):
             return cls._alike(config, plan, batch)
         names = ("reads", "widths", "hidden", "num_heads", "gives")
@@ -76,19 +75,9 @@ class _Sizes:
 
     @classmethod
     def _alike(cls, config: SupernetConfig, plan: GroupPlan, batch: TileBatch) -> _Sizes:
-        made: dict[int, Tensor] = {}
-
-        def tensors(sizes: Ints) -> list[Tensor]:
-            for size in set(sizes[0].tolist()) - made.keys():
-                made[size] = torch.full_like(batch.have, size)
-            return [made[size] for size in sizes[0].tolist()]
-
-        all_heads = plan.num_heads * config.head_dim
-        reads, widths, heads, inner, qkv, hidden, gives = (
-            tensors(sizes)
-            for sizes in (plan.reads, plan.widths, plan.num_heads, all_heads, 3 * all_heads, plan.hidden, plan.gives)
-        )
-        return cls(reads, widths, heads, inner, qkv, hidden, gives, None, None)
+        # Products of full size look nothing up, so that one tensor stands for sizes that nobody reads.
+        full, heads = [batch.have] * plan.widths.shape[1], torch.full_like(batch.have, config.space.max_heads)
+        return cls(full, full, [heads] * len(full), full, full, full, full, None, None)
 
     def rows(self, batch: TileBatch, most: int | None = None) -> list[Rows | None]:
         """The rows of the batch in every order, or in the first few; None: as they lie."""
@@ -112,8 +101,8 @@ def run_tiles(
     Args:
         config: The supernet's.
         blocks: All blocks of the supernet.
-        plan: What the group computes for every image; tensors of the device, or arrays for one image if all are alike
-            and no patch leaves.
+        plan: What the group computes for every image; tensors of the device, or arrays for one image if all are of full
+            size and no patch leaves.
         batch: Tokens before the group; unchanged.
         patch_token: (B, num_patches) which token holds each patch, -1 none; unchanged.
         with_key_mean: Whether to compute the mean keys of the last block.
