@@ -65,9 +65,10 @@ def entries_of(chosen: Floats, space: SearchSpace, count: int, seed: int = 0) ->
     weight, menus = weights_of(space), []
     for decision in range(space.num_decisions):
         points = chosen[:, decision] * weight
-        distinct = np.unique(points.round(6), axis=0)
-        if len(distinct) <= count:
-            menus.append(np.unique(nearest_choice(distinct / weight, space), axis=0))
+        # Rounded only to be compared: a keep rate that is a little higher keeps one more patch.
+        _, first = np.unique(points.round(6), axis=0, return_index=True)
+        if len(first) <= count:
+            menus.append(np.unique(nearest_choice(chosen[first, decision], space), axis=0))
             continue
         runs = [
             kmeans2(points, count, minit="++", seed=seed + i, iter=ITERATIONS, missing="warn") for i in range(RESTARTS)

@@ -86,6 +86,17 @@ def test_entries_are_few_valid_and_near_to_what_was_chosen(digits_net: Supernet)
         entries_of(chosen, space, 0)
 
 
+def test_a_menu_that_holds_every_choice_keeps_the_same_patches(digits_net: Supernet) -> None:
+    space, patches = digits_net.space, digits_net.config.num_patches
+    rates = np.arange(1, patches + 1) / patches
+    rates = rates[rates >= space.min_keep_rate]
+    chosen = np.ones((len(rates), space.num_decisions, space.action_size))
+    chosen[..., -1] = ((rates - space.min_keep_rate) / (1 - space.min_keep_rate))[:, None]
+    entries = np.stack(entries_of(chosen, space, len(rates)), axis=1)
+    found, expected = (digits_net.macs(SubnetConfig.from_actions(space, torch.from_numpy(a))) for a in (entries, chosen))
+    assert found.tolist() == expected.tolist()
+
+
 def test_the_best_of_several_clusterings_is_taken(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
     space = digits_net.space
     chosen = np.random.default_rng(0).random((20, space.num_decisions, space.action_size)) / 50
