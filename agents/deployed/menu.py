@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from prance_env.observations import LOG_NORM_BOUND, OBSERVATIONS, largest_entropy
+from prance_env.observations import LOG_NORM_BOUND, OBSERVATIONS, is_known, largest_entropy
 from prance_env.spaces import decode_actions
 from supernet import GroupChoice, SearchSpace, SubnetConfig, Supernet
 from supernet.arrays import Floats
@@ -201,10 +201,11 @@ class Menu(nn.Module):
     ) -> None:
         super().__init__()
         config, space = net.config, net.space
-        if unknown := [p.name for p in OBSERVATIONS[interface.observation] if p.name not in SHOWN]:
+        shown = OBSERVATIONS[interface.observation]
+        if unknown := [part.name for part in shown if part.name not in SHOWN or not is_known(part)]:
             raise ValueError(
                 f"observation={interface.observation!r} shows {unknown}, which a menu does not compute; it shows "
-                f"{[*SHOWN]}. Use the model without a menu."
+                f"{[*SHOWN]} of this package. Use the model without a menu."
             )
         self.config, self.interface, self.entries = config, interface, entries
         self.names, self.calibration, self.full_macs = names, calibration, int(net.macs().item())
