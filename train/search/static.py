@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
-from supernet import SearchSpace
+from supernet import SearchSpace, SupernetConfig
 from supernet.arrays import Bools, Floats, Ints
 from supernet.macs import group_macs, head_macs, remaining_macs
 
@@ -79,6 +79,20 @@ def pareto_front(cost: NDArray[np.float64], gain: NDArray[np.float64]) -> Ints:
 def correct_of_static(engine: InferenceEngine, index: Ints, actions: Actions, batch_size: int = BATCH) -> Bools:
     """(N,) whether one static subnet, given as (num_decisions, A), classifies the images `index` correctly."""
     return SharedRuns(engine, 0, batch_size).verdict(index, actions)[0]
+
+
+def check_static(config: SupernetConfig) -> None:
+    """Checks that static subnets have MACs.
+
+    Raises:
+        ValueError: If keep rates are thresholds, so that it follows from the image how many patches stay.
+    """
+    if config.token_mode.threshold:
+        raise ValueError(
+            f"token_mode={config.space.token_mode!r} has thresholds for keep rates: how many patches stay follows from "
+            "the image, so that static subnets, which this command searches, have no MACs. Take a token mode that "
+            "counts, such as 'prune'; prance eval judges agents under any."
+        )
 
 
 def macs_of_static(engine: InferenceEngine, actions: Actions) -> NDArray[np.float64]:

@@ -35,6 +35,7 @@ from ..runs.lock import only_writer
 from ..runs.progress import read_progress
 from ..runs.trained import env_of_run
 from ..search.memory import forget
+from ..search.static import check_static
 from .compute import YardstickSettings, run_yardsticks
 from .fronts import FILE, Yardsticks
 from .standing import standing
@@ -109,10 +110,11 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         What is written to `benchmark.json`.
 
     Raises:
-        ValueError: If a run in `out`, or its yardsticks, were made with other settings.
+        ValueError: If a run in `out`, or its yardsticks, were made with other settings, or keep rates are thresholds.
         FileExistsError: If another process writes to `out`.
     """
     console = Console()
+    check_static(settings.yardsticks.settings(settings.yardsticks.split).config())
     runs = {name: [run_folder(out, name, seed) for seed in settings.seeds] for name in settings.entries}
     with only_writer(out):
         for name, training in settings.entries.items():
