@@ -82,7 +82,7 @@ class BaselineAgent(BatchAgent):
         if config != self.config:
             raise ValueError(
                 f"The {type(self).__name__} was made for another supernet than this environment's: "
-                f"{_differences(self.config, config)}. Make it for this one, or pass the checkpoint that it is for."
+                f"{differences(self.config, config)}. Make it for this one, or pass the checkpoint that it is for."
             )
         if (observation, normalize_actions) == (self.observation, self.normalize_actions):
             return self
@@ -160,7 +160,7 @@ class BaselineAgent(BatchAgent):
         return BaselineAgent.from_dict(data, str(path))
 
 
-def _differences(own: SupernetConfig, other: SupernetConfig) -> str:
+def differences(own: SupernetConfig, other: SupernetConfig) -> str:
     """The first settings in which two supernets differ."""
     pairs = [(own.to_dict(), other.to_dict())]
     pairs += [(a.pop("space"), b.pop("space")) for a, b in list(pairs)]

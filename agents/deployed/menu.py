@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from prance_env.observations import LOG_NORM_BOUND, OBSERVATIONS, largest_entropy
+from prance_env.observations import LOG_NORM_BOUND, OBSERVATIONS, is_known, largest_entropy
 from prance_env.spaces import decode_actions
 from supernet import GroupChoice, SearchSpace, SubnetConfig, Supernet
 from supernet.arrays import Floats
@@ -65,9 +65,10 @@ def entries_of(chosen: Floats, space: SearchSpace, count: int, seed: int = 0) ->
     weight, menus = weights_of(space), []
     for decision in range(space.num_decisions):
         points = chosen[:, decision] * weight
-        distinct = np.unique(points.round(6), axis=0)
-        if len(distinct) <= count:
-            menus.append(np.unique(nearest_choice(distinct / weight, space), axis=0))
+        # Rounded only to be compared: a keep rate that is a little higher keeps one more patch.
+        _, first = np.unique(points.round(6), axis=0, return_index=True)
+        if len(first) <= count:
+            menus.append(np.unique(nearest_choice(chosen[first, decision], space), axis=0))
             continue
         runs = [
             kmeans2(points, count, minit="++", seed=seed + i, iter=ITERATIONS, missing="warn") for i in range(RESTARTS)
@@ -200,10 +201,11 @@ class Menu(nn.Module):
     ) -> None:
         super().__init__()
         config, space = net.config, net.space
-        if unknown := [p.name for p in OBSERVATIONS[interface.observation] if p.name not in SHOWN]:
+        shown = OBSERVATIONS[interface.observation]
+        if unknown := [part.name for part in shown if part.name not in SHOWN or not is_known(part)]:
             raise ValueError(
                 f"observation={interface.observation!r} shows {unknown}, which a menu does not compute; it shows "
-                f"{[*SHOWN]}. Use the model without a menu."
+                f"{[*SHOWN]} of this package. Use the model without a menu."
             )
         self.config, self.interface, self.entries = config, interface, entries
         self.names, self.calibration, self.full_macs = names, calibration, int(net.macs().item())

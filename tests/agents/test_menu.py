@@ -20,6 +20,7 @@ from agents.deployed import menu as menus
 from agents.deployed.convert import plain_agent
 from agents.deployed.menu import entries_of
 from agents.fitting import Interface
+from prance_env.observations import OBSERVATIONS, ObservationPart, Seen, register_observation
 from supernet import SubnetConfig, Supernet
 
 IMAGES = 24
@@ -84,6 +85,18 @@ def test_entries_are_few_valid_and_near_to_what_was_chosen(digits_net: Supernet)
     assert off(more[0]) < off(entries[0]) < off(entries[0][:1])
     with pytest.raises(ValueError, match="A menu of 0 entries"):
         entries_of(chosen, space, 0)
+
+
+def test_a_menu_that_holds_every_choice_keeps_the_same_patches(digits_net: Supernet) -> None:
+    space, patches = digits_net.space, digits_net.config.num_patches
+    rates = np.arange(1, patches + 1) / patches
+    rates = rates[rates >= space.min_keep_rate]
+    chosen = np.ones((len(rates), space.num_decisions, space.action_size))
+    chosen[..., -1] = ((rates - space.min_keep_rate) / (1 - space.min_keep_rate))[:, None]
+    entries = np.stack(entries_of(chosen, space, len(rates)), axis=1)
+    subnets = (SubnetConfig.from_actions(space, torch.from_numpy(actions)) for actions in (entries, chosen))
+    found, expected = (digits_net.macs(subnet).tolist() for subnet in subnets)
+    assert found == expected
 
 
 def test_the_best_of_several_clusterings_is_taken(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,3 +252,16 @@ def test_who_cannot_have_a_menu_is_told(digits_net: Supernet, tmp_path: Path) ->
     keys = AdaptiveViT(net, prance_ppo(Interface(net.config, "key_mean")), "key_mean")
     with pytest.raises(ValueError, match=r"shows \['key_mean'\], which a menu does not compute"):
         keys.make_menu(images)
+
+
+def test_a_part_of_ones_own_under_a_known_name_is_not_taken_for_the_known_one(digits_net: Supernet) -> None:
+    def gone(seen: Seen) -> torch.Tensor:
+        return 1 - seen.numbers["patches_left"]
+
+    register_observation("of_mine", (ObservationPart("patches_left", gone), "decision"))
+    try:
+        model = AdaptiveViT(digits_net, prance_ppo(Interface(digits_net.config, "of_mine")), "of_mine")
+        with pytest.raises(ValueError, match=r"shows \['patches_left'\], which a menu does not.*of this package"):
+            model.make_menu(images_of(digits_net))
+    finally:
+        OBSERVATIONS.remove("of_mine")

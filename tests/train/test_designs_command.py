@@ -137,3 +137,12 @@ def test_networks_for_other_images_are_refused(tmp_path: Path) -> None:
         load_networks([tmp_path / "other"], engine)
     with pytest.raises(FileNotFoundError, match=r"static\.json"):
         load_networks([tmp_path], engine)
+
+
+def test_by_the_authors_rules_nobody_designs_a_subnet_for_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(small_net("prune", groups=(1, 1), prance_embed_dim=40), 24)
+    monkeypatch.setattr(compare_designs.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))
+    (run,) = run_designs(DesignSettings(num_subnets=4, images=12, seeds=(0,)), tmp_path)["seeds"]
+    assert {*run["fronts"]} == {"nvit, not trained", "evolution", "evolution from designs"}

@@ -152,8 +152,8 @@ def test_yardsticks_that_were_made_with_other_settings_are_not_judged_by(
 
 
 def judged(correct: list[bool], macs: float) -> Any:
-    """An evaluation on four images that are alike."""
-    spent, alike = np.full(4, macs), np.zeros(4, dtype=int)
+    """An evaluation on images that are alike."""
+    spent, alike = np.full(len(correct), macs), np.zeros(len(correct), dtype=int)
     return SimpleNamespace(
         correct=np.array(correct),
         macs_fraction=spent,
@@ -170,6 +170,23 @@ def test_a_gain_over_the_heuristic_is_more_accuracy_or_fewer_macs(monkeypatch: p
     found = standing_of([judged([True] * 4, 0.3), judged([True, True, True, False], 0.4)], full, known, resamples=5)
     assert found["confidence_gain"] == pytest.approx((0.875 - 0.1 * 0.35) - (0.5 - 0.1 * 0.5))
     assert found["loss"] == pytest.approx(1 - 0.875)
+
+
+def test_a_gain_is_more_than_chance_if_its_mean_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maker, "standing", lambda *args, **named: {})
+
+    def p_of(right: list[bool], macs: float, others: list[bool], spent: float) -> float:
+        full, heuristic = judged([True] * len(right), 1.0), judged(others, spent)
+        known: Any = SimpleNamespace(point=lambda front, price: (0.1, heuristic))
+        return float(standing_of([judged(right, macs)], full, known, resamples=5)["confidence_p"])
+
+    # Right about a few more, and dearer for all others: by ranks that is worse, by the mean next to nothing.
+    few, none = [True] * 12 + [False] * 388, [False] * 400
+    assert p_of(few, 0.5, none, 0.3) > 0.1
+    assert p_of([True] * 30 + [False] * 370, 0.5, none, 0.3) < 0.01
+    assert p_of(none, 0.5, few, 0.3) > 0.99
+    assert p_of(none, 0.5, none, 0.5) == 1
+    assert p_of(none, 0.3, none, 0.5) == 0
 
 
 def test_a_score_has_its_price_and_seeds_their_spread() -> None:

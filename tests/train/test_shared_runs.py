@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import make_engine, unit_actions
+from helpers import make_engine, played, unit_actions
 from small_nets import CASES, cut_subnet, pixels
 
-from prance_env import InferenceEngine
+from prance_env import InferenceEngine, RewardConfig
 from supernet import GroupChoice, Supernet, extract
 from supernet.extract import extract_block
 from supernet.static_vit import StaticBlock
 from train.search.shared_runs import SharedRuns
 from train.search.state_cache import StateCache
+from train.search.static import macs_of_static
 
 WITH_CLASSES = [name for name, make in CASES.items() if make().config.num_classes]
 INDEX = np.array([3, 0, 23, 5, 5, 11, 19])
@@ -49,6 +50,14 @@ def test_subnets_are_judged_as_the_supernet_would(case: str) -> None:
         np.testing.assert_array_equal(right, fresh[0])
         np.testing.assert_array_equal(sure, fresh[1])
     np.testing.assert_allclose(runs.verdict(INDEX[2:4], actions[4])[1], prob[4, 2:4], atol=1e-6)
+
+
+@pytest.mark.parametrize("case", WITH_CLASSES)
+def test_subnets_cost_what_episodes_count(case: str) -> None:
+    engine = make_engine(CASES[case](), 24)
+    actions = unit_actions(engine.config.space, 6)
+    episodes = played(engine, actions, RewardConfig())[-1]
+    np.testing.assert_array_equal(macs_of_static(engine, actions), episodes.macs / engine.full_macs)
 
 
 def test_what_subnets_have_in_common_is_computed_once(digits_net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from adaptive_models import prance_ppo
+from conftest import scenes
 from filelock import FileLock
 from helpers import FixedSettings, make_engine, settings_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
@@ -19,7 +21,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents import AdaptiveViT
 from agents.baselines import BaselineAgent, FullAgent
-from prance_env import InferenceEngine
+from agents.fitting import Interface
+from prance_env import EnvSettings, InferenceEngine
 from prance_env.spaces import observation_layout
 from supernet import SubnetConfig, Supernet
 from train import side_by_side as runner
@@ -224,3 +227,21 @@ def test_trained_agents_bring_their_supernet_and_must_agree_on_it(
         run_eval([a, b], EvalSettings(resamples=5))
     run_eval([a, b], EvalSettings(resamples=5, environment={"checkpoint": "three"}))
     assert asked[3:] == ["three"] * 2
+
+
+def test_a_saved_model_is_played_under_the_token_mode_that_it_was_saved_with(tmp_path: Path) -> None:
+    with scenes(test=IMAGES):
+        settings = EnvSettings.from_id(split="test", token_mode="merge")
+        agent = prance_ppo(Interface.of(settings))
+        saved = str(tmp_path / "saved")
+        AdaptiveViT.from_settings(settings, agent).save_pretrained(saved)
+        found = run_eval([saved, "random"], EvalSettings(resamples=5), tmp_path / "out")
+        expected = evaluate(agent, settings).summary()
+        assert {k: found[saved][k] for k in ("accuracy", "macs_fraction")} == {
+            k: expected[k] for k in ("accuracy", "macs_fraction")
+        }
+        noted = json.loads((tmp_path / "out" / "settings.json").read_text())
+        assert (noted["token_mode"], noted["decide_first_group"]) == ("merge", False)
+        other = EvalSettings(resamples=5, environment={"token_mode": "prune"})
+        with pytest.raises(ValueError, match=r"token_mode='merge' instead of 'prune'.*without --token-mode"):
+            run_eval([saved], other)

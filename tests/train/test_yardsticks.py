@@ -24,8 +24,11 @@ from train.play import played_by_full
 from train.search.noisy_copies import NoisyCopy
 from train.side_by_side import EvalSettings, run_eval
 from train.yardsticks import compute as maker
+from train.yardsticks.compare_designs import DesignSettings, run_designs
 from train.yardsticks.compute import YardstickSettings, run_yardsticks
 from train.yardsticks.fronts import FRONTS, Front, Point, Yardsticks, accuracy_at, agents_in, hull, macs_at
+from train.yardsticks.headroom import HeadroomSettings, run_headroom
+from train.yardsticks.leaderboard import BenchmarkSettings, run_benchmark
 from train.yardsticks.standing import standing
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
@@ -211,6 +214,24 @@ def test_settings_out_of_range_are_refused() -> None:
     for name in ("num_subnets", "oracle_subnets", "copies", "sweeps", "seed"):
         with pytest.raises(ValueError, match=rf"{name}=-1 must be at least"):
             YardstickSettings(**{name: -1})
+
+
+@pytest.mark.parametrize("command", ["yardsticks", "designs", "headroom", "benchmark"])
+def test_token_modes_with_thresholds_are_refused_before_anything_is_computed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maker.EnvSettings, "engine", Mock(side_effect=AssertionError("something is computed")))
+    monkeypatch.setattr("train.yardsticks.leaderboard.train_agent", Mock(side_effect=AssertionError("trained")))
+    taken: dict[str, Any] = {"environment": {"token_mode": "merge_above"}}
+    run: dict[str, Callable[[], object]] = {
+        "yardsticks": lambda: run_yardsticks(YardstickSettings(**taken), tmp_path),
+        "designs": lambda: run_designs(DesignSettings(**taken), tmp_path),
+        "headroom": lambda: run_headroom(HeadroomSettings(**taken), tmp_path),
+        "benchmark": lambda: run_benchmark(BenchmarkSettings.digits(yardsticks=YardstickSettings(**taken)), tmp_path),
+    }
+    with pytest.raises(ValueError, match=r"token_mode='merge_above'.*such as 'prune'"):
+        run[command]()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

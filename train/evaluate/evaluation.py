@@ -97,7 +97,8 @@ def evaluate(
         shuffle_observations: Whether every image is classified by what the agent sees of another image. Everything
             but the connection between image and choice stays as it is: each image is the other of exactly one, and
             its observations are those of its own episode, so that the same choices are made, for other images. The
-            MACs add up to exactly the same, and what accuracy is lost is what looking was worth.
+            MACs add up to exactly the same, and what accuracy is lost is what looking was worth. Where keep rates are
+            thresholds (`TokenMode.threshold`), the same choices leave other patches of other images, and MACs differ.
         seed: Fixes the pairs.
         returns: Whether to score the episodes by the environment's reward as well. One that pays for every decision
             (mode "result_to_go") has the network finished after each, which takes longer.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from agents.authors_selector import WIDTHS_PER_ACTION, PranceSelector, load_prance_selector
-from agents.baselines import BaselineAgent, FullAgent, RandomAgent, StaticAgent
+from agents.baselines import BaselineAgent, FullAgent, RandomAgent, StaticAgent, differences
 from agents.deployed.files import read as read_deployed
 from agents.fitting import Interface, fitted
 from agents.prance_ppo.algorithm import PrancePPO
@@ -109,8 +110,15 @@ def _load_deployed(path: Path, settings: EnvSettings) -> Any:
     Raises:
         ValueError: If the supernet in it is another one than the environment's.
     """
-    parts, net = read_deployed(path), settings.engine().net
-    own, here = (dict(n.state_dict()) for n in (parts.net, net))
+    parts = read_deployed(path)
+    # The names of classes are no part of what is computed.
+    saved, now = (replace(config, class_names=()) for config in (parts.net.config, settings.config()))
+    if saved != now:
+        raise ValueError(
+            f"{path} was saved with another supernet than this environment's: {differences(saved, now)}. Evaluate it "
+            "without --token-mode and --decide-first-group, on its own, with the --checkpoint that it was made from."
+        )
+    own, here = (dict(n.state_dict()) for n in (parts.net, settings.engine().net))
     same = own.keys() == here.keys() and all(torch.equal(here[k].cpu(), v.to(here[k].dtype)) for k, v in own.items())
     if not same:
         raise ValueError(

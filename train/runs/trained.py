@@ -112,10 +112,24 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
 
 def settings_for(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """What agents are judged or shown on, with the keys of `DEFAULTS`: what is chosen and not None, else what the
-    trained agents among `names` noted, see `shared_settings`, else the defaults.
+    trained agents among `names` noted, see `shared_settings`, else what saved models say of their supernet, see
+    `saved_choices`, else the defaults.
     """
     given = {k: v for k, v in chosen.items() if k in DEFAULTS and v is not None}
-    return {**DEFAULTS, **shared_settings(names, [key for key in DEFAULTS if key not in given]), **given}
+    found = {**DEFAULTS, **shared_settings(names, [key for key in DEFAULTS if key not in given]), **given}
+    return found | {k: v for k, v in saved_choices(names).items() if found[k] is None}
+
+
+def saved_choices(names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of an environment that say under which choices the first of the models that
+    `AdaptiveViT.save_pretrained` wrote runs; the weights are the same under others. Empty if there is none among
+    `names`, or a trained agent, for which None means what its checkpoint says.
+    """
+    saved = next(filter(deployed_interface, names), None)
+    supernet = None if saved is None or any(map(trained_settings, names)) else described(saved).get("supernet")
+    space = supernet.get("space") if isinstance(supernet, dict) else None
+    keys = ("token_mode", "decide_first_group")
+    return {key: space[key] for key in keys if key in space} if isinstance(space, dict) else {}
 
 
 def price_range(name: str) -> tuple[float, float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prance_env.engine import InferenceEngine
-from supernet import GroupChoice, InferenceState
+from supernet import GroupChoice, InferenceState, SupernetConfig
 from supernet.arrays import Bools, Floats, Ints
 from supernet.block_sizes import BlockSizes, group_sizes
 from supernet.extract import check_extractable, extract_block
-from supernet.plan import plan_group
+from supernet.plan import GroupPlan, plan_group
 from supernet.static_vit import StaticBlock
 
 from .state_cache import StateCache
@@ -41,6 +41,19 @@ class Half(NamedTuple):
     block: int
     sizes: BlockSizes
     second: bool
+
+
+def decided_plans(config: SupernetConfig, actions: Actions) -> Iterator[GroupPlan]:
+    """What episodes with the choices (S, num_decisions, A) compute in every group that a decision precedes.
+
+    At a decision nobody knows the next one: by the authors' rules as well, a group hands on the full width.
+    """
+    num_tokens, token_dim = (np.full(len(actions), size) for size in (config.num_tokens, config.embed_dim))
+    for group, action in enumerate(actions.swapaxes(0, 1), start=config.space.first_decided):
+        choice = GroupChoice.from_actions(config.space, torch.from_numpy(action))
+        plan = plan_group(config, group, choice, num_tokens, token_dim)
+        yield plan
+        num_tokens, token_dim = plan.num_left, plan.gives[:, -1]
 
 
 class SharedRuns:
@@ -99,16 +112,12 @@ class SharedRuns:
     def _path(self, actions: Actions) -> list[Half]:
         """All halves of blocks of a subnet (num_decisions, A), after what no decision changes."""
         config, node, path = self.engine.config, 0, []
-        num_tokens, token_dim = np.array([config.num_tokens]), np.array([config.embed_dim])
-        for group, action in enumerate(actions, start=config.space.first_decided):
-            choice = GroupChoice.from_actions(config.space, torch.from_numpy(action)[None])
-            plan = plan_group(config, group, choice, num_tokens, token_dim)
-            for number, sizes in zip(config.space.blocks(group), group_sizes(config, plan), strict=True):
+        for plan in decided_plans(config, actions[None]):
+            for number, sizes in zip(config.space.blocks(plan.group), group_sizes(config, plan), strict=True):
                 attention = (sizes.reads, sizes.embed_dim, sizes.num_heads, sizes.tokens, sizes.counts is None)
                 for second, part in enumerate((attention, sizes)):
                     node = self._paths.setdefault((node, part), len(self._paths) + 1)
                     path.append(Half(node, number, sizes, bool(second)))
-            num_tokens, token_dim = plan.num_left, plan.gives[:, -1]
         return path
 
     def _judged(self, index: Ints, path: list[Half]) -> tuple[Bools, Floats]:

@@ -7,15 +7,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prance_env.engine import InferenceEngine
-from supernet import SearchSpace, SubnetConfig
+from supernet import SearchSpace, SupernetConfig
 from supernet.arrays import Bools, Floats, Ints
+from supernet.macs import group_macs, head_macs, remaining_macs
 
 from .memory import Memory
-from .shared_runs import BATCH, CACHE_MB, Actions, SharedRuns
+from .shared_runs import BATCH, CACHE_MB, Actions, SharedRuns, decided_plans
 
 KEEP_LEVELS = 16
 # Range of the price of the full network at which the search looks for parents: from 1 % of accuracy to all of it.
@@ -81,10 +81,27 @@ def correct_of_static(engine: InferenceEngine, index: Ints, actions: Actions, ba
     return SharedRuns(engine, 0, batch_size).verdict(index, actions)[0]
 
 
+def check_static(config: SupernetConfig) -> None:
+    """Checks that static subnets have MACs.
+
+    Raises:
+        ValueError: If keep rates are thresholds, so that it follows from the image how many patches stay.
+    """
+    if config.token_mode.threshold:
+        raise ValueError(
+            f"token_mode={config.space.token_mode!r} has thresholds for keep rates: how many patches stay follows from "
+            "the image, so that static subnets, which this command searches, have no MACs. Take a token mode that "
+            "counts, such as 'prune'; prance eval judges agents under any."
+        )
+
+
 def macs_of_static(engine: InferenceEngine, actions: Actions) -> NDArray[np.float64]:
-    """(S,) MACs of static subnets (S, num_decisions, A), as a fraction of the full network."""
-    subnets = SubnetConfig.from_actions(engine.config.space, torch.from_numpy(actions))
-    return engine.net.macs(subnets).numpy() / engine.full_macs
+    """(S,) MACs that episodes of static subnets (S, num_decisions, A) spend, as a fraction of the full network."""
+    config = engine.config
+    begun = engine.full_macs - remaining_macs(config, config.space.first_decided, np.array([config.num_tokens]))
+    plans = [*decided_plans(config, actions)]
+    decided = sum(group_macs(config, plan) for plan in plans)
+    return (begun + decided + head_macs(config, plans[-1].gives[:, -1], plans[-1].num_left)) / engine.full_macs
 
 
 def evolve_static_front(

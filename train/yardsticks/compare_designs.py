@@ -19,7 +19,7 @@ from ..play import of_all_classes
 from ..report.tables import Table, write_json
 from ..runs.folder import plain
 from ..search.shared_runs import Actions
-from ..search.static import SearchResult, evolve_static_front
+from ..search.static import SearchResult, check_static, evolve_static_front
 from .compute import MACS_BANDS, PRICES
 from .fronts import Front
 from .static_designs import (
@@ -83,9 +83,10 @@ def run_designs(settings: DesignSettings, out: Path) -> dict[str, Any]:
         By method and seed the accuracies at 40, 50 and 60 % of the MACs, the front, and what was taken.
 
     Raises:
-        ValueError: If a network does not fit.
+        ValueError: If a network does not fit, or keep rates are thresholds.
         FileNotFoundError: If there is no such network.
     """
+    check_static(settings.settings(settings.split).config())
     engines = {split: settings.settings(split).engine() for split in ("train", settings.choose_on, settings.split)}
     train, val, test = engines["train"], engines[settings.choose_on], engines[settings.split]
     index = of_all_classes(val.labels, settings.images)

@@ -38,7 +38,7 @@ from ..search.confidence import SWEEPS, Rules, static_rules, tune_confidence
 from ..search.memory import Arrays, Memory, digest_of
 from ..search.noisy_copies import noisy_copy
 from ..search.shared_runs import Actions
-from ..search.static import SearchResult, evolve_static_front
+from ..search.static import SearchResult, check_static, evolve_static_front
 from .fronts import FRONTS, Front, Yardsticks, agents_in
 from .static_designs import (
     PRUNE_IMAGES,
@@ -115,11 +115,13 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
         What was written.
 
     Raises:
-        ValueError: If a setting is out of range, or the supernet, the data set or an agent does not fit.
+        ValueError: If a setting is out of range, keep rates are thresholds, or the supernet, the data set or an agent
+            does not fit.
         FileNotFoundError: If there is no such agent.
         FileExistsError: If another process writes to `out`.
     """
     chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
+    check_static(judged_on.config())
     val, test = chosen_on.engine(), judged_on.engine()
     learned = {name: evaluate_static(name, settings) for name in settings.also_static}
     networks, console = load_networks(settings.networks, test), Console()

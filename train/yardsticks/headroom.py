@@ -25,7 +25,7 @@ from supernet.arrays import Bools, Ints
 from ..options import Split, environment_options
 from ..report.tables import Table, write_json
 from ..runs.lock import only_writer
-from ..search.static import SearchResult, correct_of_static, evolve_static_front, macs_of_static
+from ..search.static import SearchResult, check_static, correct_of_static, evolve_static_front, macs_of_static
 from .visible import area_under_curve, chances, observed_at_full_size, strata_of
 
 STRATA_BOUNDS = (4, 8)  # few: 1..3 digits, some: 4..7, many: 8..11
@@ -155,21 +155,26 @@ def run_headroom(settings: HeadroomSettings, out: Path | None) -> None:
     """Measures every checkpoint, prints a table, and writes `headroom.json` to the folder `out`.
 
     Raises:
-        ValueError: If an argument is unknown, or there are fewer than two images.
+        ValueError: If an argument is unknown, keep rates are thresholds, or there are fewer than two images.
         FileNotFoundError: If a folder holds no supernet.
         FileExistsError: If another process writes to `out`, or it is a file; before anything is measured.
     """
+    measured_on = {checkpoint: _settings(settings, checkpoint) for checkpoint in settings.checkpoint or (None,)}
+    for env in measured_on.values():
+        check_static(env.config())
     with nullcontext() if out is None else only_writer(out):
-        results = {}
-        for checkpoint in settings.checkpoint or (None,):
-            results[checkpoint or "bundled"] = _measured(settings, checkpoint)
+        results = {name or "bundled": _measured(settings, env, name) for name, env in measured_on.items()}
         if out is not None:
             write_json(out / "headroom.json", results)
 
 
-def _measured(settings: HeadroomSettings, checkpoint: str | None) -> dict[str, Any]:
+def _settings(settings: HeadroomSettings, checkpoint: str | None) -> EnvSettings:
     given: EnvArguments = {**settings.environment, "split": settings.split, "checkpoint": checkpoint}
-    engine, console = EnvSettings.from_id(settings.env, **given).engine(), Console()
+    return EnvSettings.from_id(settings.env, **given)
+
+
+def _measured(settings: HeadroomSettings, env: EnvSettings, checkpoint: str | None) -> dict[str, Any]:
+    engine, console = env.engine(), Console()
     if len(engine.dataset) < 2:
         raise ValueError(
             f"{settings.split} has {len(engine.dataset)} image; one is needed to choose on, one to judge on."

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from scipy.stats import wilcoxon
 
 from agents.baselines import FullAgent
 from supernet.files import write_text
@@ -23,6 +22,7 @@ from supernet.staging import finish_commit, staged
 from ..evaluate.budget import at_price
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.intervals import RESAMPLES, difficulty_correlation, ends
+from ..evaluate.pairs import gain_p
 from ..machine import machine
 from ..policies.load_agent import load_agent
 from ..policies.settings import AgentTraining
@@ -35,6 +35,7 @@ from ..runs.lock import only_writer
 from ..runs.progress import read_progress
 from ..runs.trained import env_of_run
 from ..search.memory import forget
+from ..search.static import check_static
 from .compute import YardstickSettings, run_yardsticks
 from .fronts import FILE, Yardsticks
 from .standing import standing
@@ -109,10 +110,11 @@ def run_benchmark(settings: BenchmarkSettings, out: Path) -> dict[str, Any]:
         What is written to `benchmark.json`.
 
     Raises:
-        ValueError: If a run in `out`, or its yardsticks, were made with other settings.
+        ValueError: If a run in `out`, or its yardsticks, were made with other settings, or keep rates are thresholds.
         FileExistsError: If another process writes to `out`.
     """
     console = Console()
+    check_static(settings.yardsticks.settings(settings.yardsticks.split).config())
     runs = {name: [run_folder(out, name, seed) for seed in settings.seeds] for name in settings.entries}
     with only_writer(out):
         for name, training in settings.entries.items():
@@ -205,8 +207,8 @@ def standing_of(
         Per seed `accuracy`, `macs_fraction`, `patches_fraction`, `macs_difficulty_spearman` and, under "standing",
         what `train.yardsticks.standing.standing` says; `loss` against the full network (mean over seeds) with
         `loss_interval`, for which images and seeds are resampled; `confidence_gain`, by how much accuracy - price *
-        MACs exceeds that of the confidence heuristic tuned at the nearest price, and `confidence_p` (Wilcoxon's
-        signed ranks over images, means over seeds).
+        MACs exceeds that of the confidence heuristic tuned at the nearest price, and `confidence_p`, by chance (see
+        `train.evaluate.pairs.gain_p`; over images, of means over seeds).
     """
     correct = np.stack([e.correct for e in seen]).astype(np.float64)
     loss = full.correct - correct
@@ -223,7 +225,7 @@ def standing_of(
         "loss_interval": seeds_and_images_interval(loss, resamples=resamples).tolist(),
         "confidence_price": nearest,
         "confidence_gain": float(gain.mean()),
-        "confidence_p": float(wilcoxon(gain).pvalue) if gain.any() else 1.0,
+        "confidence_p": gain_p(gain),
     }
 
 

@@ -80,7 +80,12 @@ def accuracy_of(front: Front, share: float) -> float:
 
 
 def deepmad_subnets(config: SupernetConfig, shares: Sequence[float] | None = None) -> Actions:
-    """(K, num_decisions, A) designs of DeepMAD for budgets that can be kept; looks at neither images nor weights."""
+    """(K, num_decisions, A) designs of DeepMAD for budgets that can be kept; looks at neither images nor weights.
+
+    None for supernets that follow the authors' rules, by which nobody can choose a subnet for a budget.
+    """
+    if config.prance_embed_dim is not None:
+        return _actions(config, [])
     full, least = full_macs(config), least_macs(config, token_graph(config, 8))
     budgets = [share * full for share in (SHARES if shares is None else shares) if share * full >= least]
     return _actions(config, [design(config, budget) for budget in budgets])
