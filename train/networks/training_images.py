@@ -138,7 +138,8 @@ class TrainingImages:
     def _answers(self, images: Ints, epochs: Ints, device: torch.device) -> Tensor | None:
         if self.store is None:
             return None
-        parts = [self.store.targets(int(e), images[i : i + 1]) for i, e in enumerate(epochs)]
+        # A batch holds images of one epoch, or of two, which stand one after the other.
+        parts = [self.store.targets(epoch, images[epochs == epoch]) for epoch in np.unique(epochs).tolist()]
         return torch.cat(parts).to(device)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -251,6 +251,9 @@ class Shuffle:
         return self._orders[epoch]
 
 
+@lru_cache(maxsize=2)
 def view_seeds(seed: int, epoch: int, total: int) -> Ints:
-    """(total,) the seed of every image's view in an epoch, below 2^31."""
-    return np.random.default_rng([seed, 3, epoch]).integers(2**31, size=total)
+    """(total,) the seed of every image's view in an epoch, below 2^31; read-only, since every batch asks for it."""
+    seeds = np.random.default_rng([seed, 3, epoch]).integers(2**31, size=total)
+    seeds.flags.writeable = False
+    return seeds
