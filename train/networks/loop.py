@@ -74,7 +74,9 @@ class Training:
 
     def load(self, last: Path) -> None:
         """Goes back to a checkpoint."""
-        checkpoint = load_state(last, self.team.device)
+        # To the host: what is to be on the device is copied there, and AdamW's counters are not, or a GPU would have to
+        # be waited for at each of them.
+        checkpoint = load_state(last)
         checkpoint.setdefault("kept", checkpoint["ema"])  # earlier versions kept none
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint[name])
