@@ -241,6 +241,8 @@ def _run(training: Training, interrupted: Interruption, log: _Log, pace: Pace, m
         loss = training.advance()
         log.bar.update()
         whole = training.step % recipe.checkpoint_every == 0 or training.step == recipe.steps
+        if whole:
+            team.average([loss])  # each process knows that of its own share of the images
         if whole and team.is_main:
             log.note(training, loss)
         late = max_hours is not None and time.monotonic() - begun > 3600 * max_hours
