@@ -150,11 +150,12 @@ class JointSettings:
 
     def recipe(self, agent: str, source: str) -> JointRecipe:
         """The recipe of a round."""
-        dataset = env_of_run(Path(self.agent), "train").dataset
-        if dataset is None:
+        seen = env_of_run(Path(self.agent), "train")
+        if seen.dataset is None:
             raise ValueError(f"{self.agent} says nothing of its images; train an agent with --dataset.")
         changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.changes.items()}
-        return JointRecipe(**{"dataset": dataset, **changes, "agent": agent, "source": source})
+        images = {"dataset": seen.dataset, "on_error": seen.on_error}
+        return JointRecipe(**{**images, **changes, "agent": agent, "source": source})
 
 
 def run_joint(
@@ -162,8 +163,8 @@ def run_joint(
 ) -> dict[str, Any]:
     """Fine-tunes supernet and policy to each other.
 
-    Of several processes that train the supernet together, the main one trains the policy, judges, and writes. The others
-    do not wait for what it says in the end, which can take longer than processes wait for each other.
+    Of several processes that train the supernet together, the main one trains the policy, judges, and writes. The
+    others do not wait for what it says in the end, which can take longer than processes wait for each other.
 
     Args:
         settings: What is done.

@@ -285,6 +285,16 @@ def test_other_images_than_the_agents_are_trained_on_if_they_are_named(
     assert env_of_run(agents["one"], "train").dataset == str(folder)
 
 
+def test_broken_images_are_met_as_in_the_training_of_the_agent(agents: dict[str, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(agents["one"], tmp_path / "agent"))
+    with (run / "config.yml").open("a") as f:
+        f.write("on_error: skip\n")
+    source = str(env_of_run(run, "train").checkpoint)
+    assert JointSettings(str(run)).recipe(str(run), source).on_error == "skip"
+    assert JointSettings(str(run), changes={"on_error": "raise"}).recipe(str(run), source).on_error == "raise"
+    assert JointSettings(str(agents["one"])).recipe(str(agents["one"]), source).on_error == "raise"
+
+
 def test_only_a_policy_that_can_go_on_is_trained_further(tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text("algo: ppo\nenv: Prance-Digits-v0\n")
     with pytest.raises(ValueError, match="was not trained by prance_ppo"):
