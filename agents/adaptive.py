@@ -254,7 +254,9 @@ class AdaptiveViT(
         if isinstance(self.agent, NetworkPolicy):
             actions = self.agent(seen).cpu().numpy()
         else:
-            actions, memory = ask(self.agent, seen.cpu().numpy(), memory, size)
+            # As `NetworkPolicy`: an agent, wherever it is, chooses the same whatever is autocast around the network.
+            with torch.autocast(seen.device.type, enabled=False), torch.autocast("cpu", enabled=False):
+                actions, memory = ask(self.agent, seen.cpu().numpy(), memory, size)
         return torch.from_numpy(decode_actions(actions, normalised)), memory
 
     # ---- budgets ------------------------------------------------------------------------------------------------

@@ -46,12 +46,11 @@ def check_archive(path: Path) -> None:
         raise ValueError(f"{path} is damaged (the checksum of {wrong} in it is that of something else); {REMEDY}.")
 
 
-def load_state(path: Path, device: str | torch.device = "cpu") -> Any:
-    """Plain data and tensors that `torch.save` wrote, whole; nothing else is unpickled.
+def load_state(path: Path) -> Any:
+    """Plain data and tensors that `torch.save` wrote, whole and on the CPU; nothing else is unpickled.
 
     Args:
         path: The file.
-        device: Where the tensors go.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -59,7 +58,7 @@ def load_state(path: Path, device: str | torch.device = "cpu") -> Any:
     """
     check_archive(path)
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # the unpickler answers what it does not know with exceptions of any kind
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(f"{path} holds something else than a training state ({reason}); {REMEDY}.") from e

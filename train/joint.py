@@ -35,7 +35,7 @@ from .networks.recipes.images import ImagesRecipe
 from .policies.load_agent import load_agent
 from .policies.settings import AgentTraining
 from .policies.train_agent import NAMES
-from .policies.train_prance_ppo import load_last, save_last
+from .policies.train_prance_ppo import load_last, output_on, save_last
 from .reward_options import noted_reward
 from .runs.folder import CONFIG, noted_fields, open_run, read_config, write_command
 from .runs.interrupt import deferred_interrupt
@@ -150,11 +150,12 @@ class JointSettings:
 
     def recipe(self, agent: str, source: str) -> JointRecipe:
         """The recipe of a round."""
-        dataset = env_of_run(Path(self.agent), "train").dataset
-        if dataset is None:
+        seen = env_of_run(Path(self.agent), "train")
+        if seen.dataset is None:
             raise ValueError(f"{self.agent} says nothing of its images; train an agent with --dataset.")
         changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.changes.items()}
-        return JointRecipe(**{"dataset": dataset, **changes, "agent": agent, "source": source})
+        images = {"dataset": seen.dataset, "on_error": seen.on_error}
+        return JointRecipe(**{**images, **changes, "agent": agent, "source": source})
 
 
 def run_joint(
@@ -162,17 +163,19 @@ def run_joint(
 ) -> dict[str, Any]:
     """Fine-tunes supernet and policy to each other.
 
-    Of several processes that train the supernet together, the main one trains the policy, and writes.
+    Of several processes that train the supernet together, the main one trains the policy, judges, and writes. The
+    others do not wait for what it says in the end, which can take longer than processes wait for each other.
 
     Args:
         settings: What is done.
         out: Run folder; `model.safetensors` and `config.json` in the end, `joint.json`, and a folder for each round.
         resume: Go on with an interrupted run.
-        device: Torch device.
+        device: Torch device, which trains and judges; as of `train_supernet`.
         save_freq: Seconds between two checkpoints, of a supernet or of a policy.
 
     Returns:
-        What is written to `joint.json`: accuracy and MACs of the full network and of the policy, before and after.
+        What is written to `joint.json`: accuracy and MACs of the full network and of the policy, before and after;
+        nothing in the other processes.
 
     Raises:
         FileExistsError: If `out` holds a run and `resume` is False, or another process writes to it.
@@ -185,11 +188,14 @@ def run_joint(
         )
     first = env_of_run(Path(settings.agent), settings.split)
     agent, source = settings.agent, str(first.checkpoint or first.supernet)
-    team = open_team(device)
+    team, report = open_team(device), dict[str, Any]()
+    place = str(team.device)
+    first = replace(first, device=place)
     with ExitStack() as stack:
         if team.is_main:
             stack.enter_context(open_run(out, settings, out / "round_1" / "supernet" / LAST, resume, [out / REPORT]))
-        report: dict[str, Any] = {"split": settings.split, "before": _judged(agent, first)}
+            # What does not fit is said before hours of training, after which both are judged.
+            load_agent(agent, first), first.engine()
         for number in range(1, settings.rounds + 1):
             folder = out / f"round_{number}"
             recipe = settings.recipe(agent, source)
@@ -198,11 +204,12 @@ def run_joint(
             source = str(folder / "supernet")
             if settings.agent_timesteps:
                 if team.is_main:
-                    _further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent", save_freq)
+                    _further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent", save_freq, place)
                 agent = str(_awaited(folder / "agent", team))
-        report |= {"after": _judged(agent, replace(first, checkpoint=source)), "agent": agent}
-        report["rounds"] = settings.rounds
         if team.is_main:
+            report = {"split": settings.split, "before": _judged(settings.agent, first)}
+            report |= {"after": _judged(agent, replace(first, checkpoint=source)), "agent": agent}
+            report["rounds"] = settings.rounds
             with staged(out) as stage:
                 save_pretrained(from_pretrained(source), stage)
                 write_text(stage / REPORT, json.dumps(report, indent=2) + "\n")
@@ -228,7 +235,7 @@ def _awaited(agent: Path, team: Team) -> Path:
     return agent
 
 
-def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path, save_freq: float) -> None:
+def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path, save_freq: float, device: str) -> None:
     """Writes a run folder with the policy after more training on another supernet, unless it is there and done."""
     finish_commit(out)
     last, model = (out / name for name in NAMES)
@@ -236,14 +243,14 @@ def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path, save
         return
     noted = noted_fields(run, AgentTraining) or {}
     noted_reward(noted, str(run))
-    environment = {**noted["environment"], "checkpoint": checkpoint}
+    environment = {**noted["environment"], "checkpoint": checkpoint, "device": device}
     training = AgentTraining(**{**noted, "total_timesteps": timesteps, "environment": environment})
     chosen = EnvSettings.from_id(training.env, **training.env_arguments)
     arguments = {f.name: getattr(chosen, f.name) for f in fields(chosen)}
     begun = PrancePPO.load(run / model.name)
     end = begun.num_timesteps + timesteps
-    env = PranceVectorEnv(begun.config.n_envs, AutoresetMode.SAME_STEP, **arguments)
-    agent, pace = load_last(last if last.exists() else run / model.name, env), Pace(save_freq)
+    env = PranceVectorEnv(begun.config.n_envs, AutoresetMode.SAME_STEP, output_on(device), **arguments)
+    agent, pace = load_last(last if last.exists() else run / model.name, env, device), Pace(save_freq)
     with deferred_interrupt() as interrupted:
 
         def after_update(agent: PrancePPO) -> bool:

@@ -142,7 +142,7 @@ class DecodedSource:
             decoded = dict(zip(missing, self._decode(missing), strict=True))
             for index, result in decoded.items():
                 if isinstance(result, str):
-                    self._replace(index, result)
+                    self.replace(index, result)
                 else:
                     pixels[index] = result
             wanted = self.shown(indices)
@@ -158,7 +158,16 @@ class DecodedSource:
             index = self._stand_in[index]
         return index
 
-    def _replace(self, index: int, problem: str) -> None:
+    def replace(self, index: int, problem: str) -> None:
+        """Has the next image stand in for a broken one from now on, which `shown` says; with one warning.
+
+        Args:
+            index: The broken one.
+            problem: What is wrong with it.
+
+        Raises:
+            OSError: If `on_error` is "raise", or no other image is left.
+        """
         message = f"{self.samples.name(index)} (image {index}) cannot be decoded: {problem}"
         if self.on_error == "raise":
             raise OSError(f"{message}. Repair or remove it, or {SKIP}.")

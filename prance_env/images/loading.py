@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from supernet import SupernetConfig
 from supernet.extension import Registry
@@ -17,7 +17,8 @@ from .source import ImageDataset, ImageSource
 
 # Scenes per split of the bundled data set; always the same ones.
 DIGITS_SCENES = {"train": 16384, "val": 4096, "test": 4096}
-ON_ERROR = ("raise", "skip")
+OnError = Literal["raise", "skip"]
+ON_ERROR = get_args(OnError)
 
 
 def _load_digits(split: str) -> ImageDataset:

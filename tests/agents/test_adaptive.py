@@ -72,6 +72,22 @@ def test_an_agent_gets_back_what_it_handed_out_and_nothing_at_first(settings: En
     assert agent.asked == [None, *range(1, space.num_decisions)]
 
 
+def test_an_agent_answers_in_its_own_precision_whatever_is_autocast(digits_net: Supernet) -> None:
+    linear, asked = torch.nn.Linear(2, digits_net.space.action_size), list[tuple[Any, Any]]()
+
+    class Network(Looking):
+        def predict(self, observation: Any, state: Any = None, deterministic: bool = False) -> tuple[Any, Any]:
+            answer = linear(torch.from_numpy(observation[:, :2])).tanh().float()
+            asked.append((observation, answer))
+            return answer, None
+
+    images = make_engine(digits_net, 4).dataset.fetch(np.arange(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        AdaptiveViT(digits_net, Network(1))(images)
+    for seen, answer in asked:
+        assert torch.equal(answer, linear(torch.from_numpy(seen[:, :2])).tanh())
+
+
 def test_normalised_floats_and_bytes_are_the_same_images(settings: EnvSettings) -> None:
     engine = settings.engine()
     images = engine.dataset.fetch(np.arange(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,3 +44,15 @@ def test_scenes_are_those_of_their_splits(monkeypatch: pytest.MonkeyPatch) -> No
     recipe.step_loss(net, recipe.make_heads(net), TURN)
     recipe.validate(net.eval())
     assert drawn == [(4, "train"), (5, "val")]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_step_in_parts_has_the_loss_of_the_whole(parts: int) -> None:
+    torch.manual_seed(0)
+    recipe = DigitsRecipe(steps=10, batch_size=4, full_only=1.0)
+    net = recipe.make_net().train()
+    heads = recipe.make_heads(net)
+    turns = replace(recipe, accumulate=parts).turns(0, TURN.device)
+    whole = recipe.step_loss(net, heads, TURN)
+    mean = sum(recipe.step_loss(net, heads, turn) for turn in turns) / parts
+    torch.testing.assert_close(mean, whole, rtol=1e-5, atol=0)

@@ -28,7 +28,7 @@ from train.networks.logit_store import LogitStore
 from train.networks.recipe import Turn
 from train.networks.sources import NetworkSource
 from train.networks.teachers import ResizedTeacher, open_teacher
-from train.networks.views import Shuffle, View, ViewLoader, seeded
+from train.networks.views import Shuffle, View, ViewLoader, seeded, view_seeds
 
 VIEW = View(32, 3, **AUGMENTED)
 
@@ -104,6 +104,36 @@ def test_training_reads_what_the_teacher_said_about_the_views_it_sees(net: str, 
     assert batch.answers is not None
     assert torch.equal(batch.answers.topk(2).indices, said.topk(2).indices)
     assert torch.allclose(batch.answers, said, atol=2e-3)
+
+
+def test_what_a_store_says_of_a_batch_is_read_at_once(
+    net: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_distill(settings_for(net, folder), tmp_path / "store")
+    taught = {"teacher": f"store:{tmp_path / 'store'}", "full_teacher": 1.0, "batch_size": 8, **AUGMENTED}
+    images, read, targets = images_recipe(net, folder, **taught)._images, list[int](), LogitStore.targets
+    turn = Turn(4, slice(0, 8), torch.device("cpu"))  # half of it is of the second epoch
+    numbers, epochs, _ = images._drawn(turn)
+    store = LogitStore.open(tmp_path / "store")
+    expected = torch.cat([store.targets(int(e), numbers[i : i + 1]) for i, e in enumerate(epochs)])
+
+    def counted(self: LogitStore, epoch: int, indices: Any) -> torch.Tensor:
+        read.append(len(indices))
+        return targets(self, epoch, indices)
+
+    monkeypatch.setattr(LogitStore, "targets", counted)
+    answers = images.batch(from_pretrained(net), turn).answers
+    assert answers is not None
+    assert torch.equal(answers, expected)
+    assert read == [4, 4]
+
+
+def test_the_seeds_of_an_epochs_views_are_drawn_once() -> None:
+    seeds = view_seeds(0, 5, 100)
+    assert view_seeds(0, 5, 100) is seeds
+    assert not np.array_equal(view_seeds(0, 6, 100), seeds)
+    with pytest.raises(ValueError, match="read-only"):
+        seeds[0] = 1
 
 
 def test_crops_are_resized_as_the_images_of_the_supernet_are(net: str, folder: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_tokens_leave_from_the_last_rank_on_and_never_come_back() -> None:
         ([2.0, 3.0, 1.0, 4.0, 2.0], [2.0, 2.0, 2.0, 3.0, 3.0]),
     ],
 )
-def test_bundles_that_leave_together_count_their_mean(scores: list[float], rising: list[float]) -> None:
+def test_no_bundle_counts_less_than_one_that_leaves_before_it(scores: list[float], rising: list[float]) -> None:
     assert _rising(scores) == rising
 
 

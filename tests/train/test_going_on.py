@@ -32,6 +32,27 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *w
     [
         ("train agent --out {run} --algo ppo", "config.yml", "Go on with: prance train agent --resume --out {run}"),
         ("train agent --out {run}", None, NOTHING),
+        (
+            "train agent --algo ppo --threads 2 --device cuda --save-freq 60 --out {run}",
+            "config.yml",
+            "Go on with: prance train agent --resume --out {run} --threads 2 --save-freq 60",  # the device is noted
+        ),
+        (
+            "train supernet --device cuda --threads=8 --save_freq 600 --max-hours 2 --num-workers 3 --out {run}",
+            "config.yml",
+            "Go on with: prance train supernet --resume --out {run} --device cuda --threads 8 --save-freq 600 "
+            "--max-hours 2",
+        ),
+        (
+            "train static --out={run} --device cpu --device cuda:1 --from digits",
+            "config.yml",
+            "Go on with: prance train static --resume --out {run} --device cuda:1",
+        ),
+        (
+            "train joint --agent {run} --device cuda --out {run}",
+            "config.yml",
+            "Go on with: prance train joint --resume --out {run} --device cuda",
+        ),
         ("tune --algo ppo --trials 3 --out {run}", "config.yml", "Go on with: prance tune --resume --out {run}"),
         (
             "distill --teacher original --student digits --dataset digits --out {run}",
@@ -58,6 +79,16 @@ def test_it_is_said_how_to_go_on(
         run.mkdir()
         (run / getattr(found.load(), "begun", "config.yml")).touch()
     assert said(monkeypatch, capsys, *words.format(run=run).split()) == expected.format(run=run)
+
+
+def test_several_processes_go_on_as_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yml").touch()
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    words = ("train", "supernet", "--device", "cuda", "--out", tmp_path)
+    expected = f"Go on, launched as before, with: -m train train supernet --resume --out {tmp_path} --device cuda"
+    assert said(monkeypatch, capsys, *words) == expected
 
 
 def test_a_module_of_the_user_is_among_the_words(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from train.networks.launch import Team
 from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
+from train.policies.train_prance_ppo import load_last
 from train.runs.folder import read_config
 from train.runs.trained import env_of_run
 
@@ -130,11 +132,33 @@ def test_supernet_and_policy_are_trained_in_rounds_and_judged(agents: dict[str, 
         run_joint(settings, tmp_path)
 
 
+def test_the_device_judges_and_trains_the_policy_as_well(
+    agents: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, trained = list[str](), list[tuple[str, str]]()
+
+    def noted(agent: Any, settings: EnvSettings) -> Any:
+        judged.append(settings.device)
+        return evaluate(agent, settings)
+
+    def loaded(last: Path, env: Any, device: str = "cpu") -> PrancePPO:
+        trained.append((env.settings.device, device))
+        return load_last(last, env, device)
+
+    monkeypatch.setattr("train.joint.evaluate", noted)
+    monkeypatch.setattr("train.joint.load_last", loaded)
+    settings = JointSettings(agent=str(agents["one"]), agent_timesteps=12, changes=SHORT | {"steps": 1})
+    run_joint(settings, tmp_path, device="cpu:0")  # in place of a GPU
+    assert judged == ["cpu:0"] * 4
+    assert trained == [("cpu:0", "cpu:0")]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"batch_size": 60}, ValueError, "holds 36 images, fewer than batch_size=60"),
         ({"teacher": "{five}"}, ValueError, "gives 5 logits, the supernet 3"),
+        ({"split": "test"}, ValueError, "split='test' is not in"),
         ({"dataset": "{fewer}"}, ValueError, r"val has the classes \['class_1'\], which the training split"),
         ({"lr": 1e30}, FloatingPointError, "lower --lr"),
     ],
@@ -147,10 +171,11 @@ def test_what_cannot_be_trained_on_is_said_and_the_rest_goes_on(
     shutil.rmtree(tmp_path / "fewer" / "train" / "class_1")
     places = {"{five}": str(tmp_path / "five"), "{fewer}": str(tmp_path / "fewer")}
     wrong = SHORT | {k: places.get(v, v) if isinstance(v, str) else v for k, v in changes.items()}
-    out = tmp_path / "out"
+    out, split = tmp_path / "out", wrong.pop("split", "val")
     with pytest.raises(error, match=message):
-        run_joint(JointSettings(agent=str(agents["one"]), changes=wrong), out)
+        run_joint(JointSettings(agent=str(agents["one"]), split=split, changes=wrong), out)
     assert not (out / "joint.json").exists()
+    assert split == "val" or not (out / "round_1").exists()
 
 
 def test_the_network_runs_as_the_agent_knows_it(folder: Path, tmp_path: Path) -> None:
@@ -241,6 +266,7 @@ def test_of_several_processes_only_the_main_one_writes_and_says_something(
     agents: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("train.joint.open_team", lambda device: Team(torch.device(device), rank=1, size=2))
+    monkeypatch.setattr("train.joint.evaluate", Mock(side_effect=AssertionError("the main process judges")))
     monkeypatch.setenv("RANK", "1")
     words = ["train", "joint", "--agent", agents["one"], "--out", tmp_path, "--steps", 1, "--batch-size", 6]
     prance(monkeypatch, *words, "--val-images", 6)
@@ -257,6 +283,16 @@ def test_other_images_than_the_agents_are_trained_on_if_they_are_named(
     trained_on = read_config(tmp_path / "run" / "round_1" / "supernet")["dataset"]
     assert trained_on == str(tmp_path / "others")
     assert env_of_run(agents["one"], "train").dataset == str(folder)
+
+
+def test_broken_images_are_met_as_in_the_training_of_the_agent(agents: dict[str, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(agents["one"], tmp_path / "agent"))
+    with (run / "config.yml").open("a") as f:
+        f.write("on_error: skip\n")
+    source = str(env_of_run(run, "train").checkpoint)
+    assert JointSettings(str(run)).recipe(str(run), source).on_error == "skip"
+    assert JointSettings(str(run), changes={"on_error": "raise"}).recipe(str(run), source).on_error == "raise"
+    assert JointSettings(str(agents["one"])).recipe(str(agents["one"]), source).on_error == "raise"
 
 
 def test_only_a_policy_that_can_go_on_is_trained_further(tmp_path: Path) -> None:

@@ -118,8 +118,12 @@ def test_two_processes_train_as_one_and_go_on_after_sigterm(folder: Path, tmp_pa
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         assert float((one[name] - two[name]).abs().mean()) < 1e-4, name
-    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    alone, rows = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
     assert [r["step"] for r in rows] == [2, 4]
+    assert [r["loss"] for r in rows] == pytest.approx([r["loss"] for r in alone], rel=1e-3)
     assert len([*(tmp_path / "two").glob("events.out.tfevents.*")]) == 1
 
     long = ("--steps", "60", "--checkpoint-every", "30")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from training_nets import CONFIG, images_recipe, saved_net
 
 from supernet import Supernet
-from train.networks.launch import open_team
-from train.networks.loop import _average
+from train.networks.launch import Team, open_team
+from train.networks.loop import LAST, Training, _average
 from train.networks.optimiser import BETAS, Stepper, parameter_groups
 from train.networks.recipes.images import ImagesRecipe
 
@@ -73,3 +73,18 @@ def test_averaged_weights_move_slowly_towards_the_current_ones() -> None:
     _average(averaged, net, 0.9)
     for name, value in net.state_dict().items():
         torch.testing.assert_close(averaged.state_dict()[name], 0.9 * before[name] + 0.1 * value)
+
+
+@pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
+def test_steps_are_counted_on_the_host_after_a_run_goes_on_as_well(folder: Path, tmp_path: Path) -> None:
+    recipe = images_recipe(saved_net(tmp_path / "net"), folder)
+    begun = Training(recipe, tmp_path, open_team("cpu"))
+    begun.advance()
+    begun.save()
+    # In place of a GPU, which AdamW would have to wait for, twice a parameter in every step.
+    going_on = Training(recipe, tmp_path, Team(torch.device("meta")))
+    going_on.load(tmp_path / LAST)
+    moments = going_on.stepper.optimizer.state.values()
+    assert going_on.step == 1
+    assert {m["exp_avg"].device.type for m in moments} == {"meta"}
+    assert {m["step"].device.type for m in moments} == {"cpu"}

@@ -19,7 +19,7 @@ from ..report.tables import Table
 from ..runs.folder import CONFIG, check_complete, check_kind, read_config
 from ..runs.pace import SAVE_FREQ
 
-USUAL = {"dataset": "the agent's"}
+USUAL = {"dataset": "the agent's", "on_error": "the agent's"}
 Changes = Annotated[
     dict[str, Any], arg(constructor_factory=lambda: override_options(JointRecipe, OF_THE_AGENT, USUAL), name="")
 ]

@@ -74,7 +74,9 @@ class Training:
 
     def load(self, last: Path) -> None:
         """Goes back to a checkpoint."""
-        checkpoint = load_state(last, self.team.device)
+        # To the host: what is to be on the device is copied there, and AdamW's counters are not, or a GPU would have to
+        # be waited for at each of them.
+        checkpoint = load_state(last)
         checkpoint.setdefault("kept", checkpoint["ema"])  # earlier versions kept none
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint[name])
@@ -239,6 +241,8 @@ def _run(training: Training, interrupted: Interruption, log: _Log, pace: Pace, m
         loss = training.advance()
         log.bar.update()
         whole = training.step % recipe.checkpoint_every == 0 or training.step == recipe.steps
+        if whole:
+            team.average([loss])  # each process knows that of its own share of the images
         if whole and team.is_main:
             log.note(training, loss)
         late = max_hours is not None and time.monotonic() - begun > 3600 * max_hours

@@ -24,7 +24,7 @@ def attention_loss(net: Supernet, state: InferenceState, choice: GroupChoice, wa
 
 
 def patch_loss(head: nn.Linear, state: InferenceState, classes: Tensor, blank_weight: float) -> Tensor:
-    """Cross-entropy of "what does this patch show" at every patch; all patches must be present.
+    """Cross-entropy of "what does this patch show" at every patch, weighted mean; all patches must be present.
 
     Args:
         head: Read-out of a token; its last class is "nothing".
@@ -37,3 +37,18 @@ def patch_loss(head: nn.Linear, state: InferenceState, classes: Tensor, blank_we
     weight = torch.ones(blank + 1, device=classes.device)
     weight[blank] = blank_weight
     return F.cross_entropy(logits.flatten(0, 1), torch.where(classes < 0, blank, classes).flatten(), weight=weight)
+
+
+def patch_share(classes: Tensor, blank_weight: float, rows: slice) -> float:
+    """What `patch_loss` of some images is to be multiplied by, so that its mean over equal parts is that of the whole.
+
+    Args:
+        classes: (B, patches) what the patches of all images show.
+        blank_weight: As of `patch_loss`.
+        rows: Which images.
+
+    Returns:
+        The weight of a patch of theirs against one of all images, both on average.
+    """
+    weight = torch.where(classes < 0, blank_weight, 1.0).double().mean(1)
+    return float(weight[rows].mean() / weight.mean())

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from prance_env.images.loading import load_dataset
+from prance_env.images.loading import OnError, load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SearchSpace, SubnetConfig, Supernet, UnitOrder, importance_order, reorder, save_pretrained
 from supernet.files import read_safetensors, write_atomically, write_tensors, write_text
@@ -53,6 +53,8 @@ class OrderSettings:
     """Validation images on which units are taken out one by one, to see how well the scores foretell it; 0: not."""
     seed: int = 0
     """Fixes which images are drawn."""
+    on_error: OnError = "raise"
+    """What to do about an image that cannot be decoded: raise, or skip it for the next good one."""
 
 
 def run_order(settings: OrderSettings, out: Path) -> Supernet:
@@ -89,7 +91,7 @@ def order_network(net: Supernet, settings: OrderSettings) -> tuple[UnitOrder, di
     Raises:
         ValueError: If the images do not fit the supernet.
     """
-    train = load_dataset(settings.dataset, "train", net.config)
+    train = load_dataset(settings.dataset, "train", net.config, on_error=settings.on_error)
     if net.head is not None:
         check_fits(train, net.config)
     batches = draw_batches(train, settings.images, settings.batch_size, settings.seed)
@@ -104,17 +106,22 @@ def order_network(net: Supernet, settings: OrderSettings) -> tuple[UnitOrder, di
 
 
 def _val_batches(net: Supernet, settings: OrderSettings, count: int) -> list[tuple[Tensor, Tensor]]:
-    return validation_batches(net, settings.dataset, count, ABLATION_BATCH, settings.seed)
+    return validation_batches(net, settings.dataset, count, ABLATION_BATCH, settings.seed, settings.on_error)
 
 
 def validation_batches(
-    net: ImageClassifier, dataset: str | dict[str, Any], count: int, batch_size: int, seed: int
+    net: ImageClassifier,
+    dataset: str | dict[str, Any],
+    count: int,
+    batch_size: int,
+    seed: int,
+    on_error: OnError = "raise",
 ) -> list[tuple[Tensor, Tensor]]:
     """Random validation images, which fit the network's classifier if it has one, and their labels; none if none are
     asked for, and then no data set is opened."""
     if not count:
         return []
-    val = load_dataset(dataset, "val", net.config)
+    val = load_dataset(dataset, "val", net.config, on_error=on_error)
     if net.head is not None:
         check_fits(val, net.config)
     return draw_batches(val, count, batch_size, seed)

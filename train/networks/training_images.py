@@ -103,11 +103,15 @@ class TrainingImages:
         """The images of a turn, on its device, normalised for a network.
 
         Raises:
-            OSError: If an image is broken.
+            OSError: If an image is broken, and the source lets no other one stand in for it.
             ValueError: If pairs are to be mixed and there is an odd number of images.
         """
         images, epochs, seeds = self._drawn(turn)
         pixels = self._loader.batch(images, seeds)
+        if (self.source.shown(images) != images).any():
+            # That some are broken is known only now: once more, with the views of what stands in for them.
+            images, epochs, seeds = self._drawn(turn)
+            pixels = self._loader.batch(images, seeds)
         if self._ahead:
             following, _, following_seeds = self._drawn(replace(turn, step=turn.step + 1))
             self._loader.prefetch(following, following_seeds)
@@ -124,8 +128,9 @@ class TrainingImages:
         return Batch(x, labels, self._answers(images, epochs, turn.device))
 
     def _drawn(self, turn: Turn) -> tuple[Ints, Ints, Ints]:
-        """Images of a turn, their epochs, and the seeds of their views."""
+        """Images of a turn, their epochs, and the seeds of their views; no image that is known to be broken."""
         images, epochs = (part[turn.rows] for part in self._shuffle.drawn(turn.step))
+        images = self.source.shown(images)
         seeds = np.empty_like(images)
         for epoch in np.unique(epochs).tolist():
             own = epochs == epoch
@@ -138,7 +143,8 @@ class TrainingImages:
     def _answers(self, images: Ints, epochs: Ints, device: torch.device) -> Tensor | None:
         if self.store is None:
             return None
-        parts = [self.store.targets(int(e), images[i : i + 1]) for i, e in enumerate(epochs)]
+        # A batch holds images of one epoch, or of two, which stand one after the other.
+        parts = [self.store.targets(epoch, images[epochs == epoch]) for epoch in np.unique(epochs).tolist()]
         return torch.cat(parts).to(device)
 
 

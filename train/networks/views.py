@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,8 @@ class ViewLoader:
 
     def __init__(self, source: ImageSource, view: View, num_workers: int = 0) -> None:
         self.source, self.view = source, view
-        self._pool: DecodingPool[Task, list[Pixels | str]] = DecodingPool(_Draw(source, view), num_workers)
+        self._draw = _Draw(source, view)
+        self._pool: DecodingPool[Task, list[Pixels | str]] = DecodingPool(self._draw, num_workers)
         self._pending: OrderedDict[tuple[tuple[int, int], ...], list[Future[list[Pixels | str]]]] = OrderedDict()
 
     def prefetch(self, indices: Ints, seeds: Ints) -> None:
@@ -193,7 +194,7 @@ class ViewLoader:
             seeds: (B,) one number for each.
 
         Raises:
-            OSError: If an image is broken.
+            OSError: If an image is broken, and the source lets no other one stand in for it.
         """
         if self.view.is_plain:
             return self.source.fetch(indices)
@@ -201,7 +202,7 @@ class ViewLoader:
         futures = self._pending.pop(pairs, None) or self._begin(pairs)
         self._pending.pop(pairs, None)
         drawn = [pixels for future in futures for pixels in self._pool.result(future)]
-        return torch.from_numpy(np.stack([self._checked(p, i) for p, (i, _) in zip(drawn, pairs, strict=True)]))
+        return torch.from_numpy(np.stack([self._good(p, *pair) for p, pair in zip(drawn, pairs, strict=True)]))
 
     def _begin(self, pairs: Sequence[tuple[int, int]]) -> list[Future[list[Pixels | str]]]:
         key = tuple(pairs)
@@ -210,11 +211,14 @@ class ViewLoader:
             self._pending[key] = [self._pool.submit(part) for part in parts]
         return self._pending[key]
 
-    def _checked(self, pixels: Pixels | str, index: int) -> Pixels:
-        if isinstance(pixels, str):
-            samples = getattr(self.source, "samples", None)
-            name = f"image {index}" if samples is None else f"{samples.name(index)} (image {index})"
-            raise OSError(f"{name} cannot be decoded: {pixels}. Repair or remove it.")
+    def _good(self, pixels: Pixels | str, index: int, seed: int) -> Pixels:
+        """The view, or of a broken image that of what stands in for it."""
+        while isinstance(pixels, str):
+            if not isinstance(self.source, DecodedSource):
+                raise OSError(f"image {index} cannot be decoded: {pixels}. Repair or remove it.")
+            self.source.replace(index, pixels)
+            index = int(self.source.shown(np.array([index]))[0])
+            (pixels,) = self._draw([(index, seed)])
         return pixels
 
 
@@ -251,6 +255,9 @@ class Shuffle:
         return self._orders[epoch]
 
 
+@lru_cache(maxsize=2)
 def view_seeds(seed: int, epoch: int, total: int) -> Ints:
-    """(total,) the seed of every image's view in an epoch, below 2^31."""
-    return np.random.default_rng([seed, 3, epoch]).integers(2**31, size=total)
+    """(total,) the seed of every image's view in an epoch, below 2^31; read-only, since every batch asks for it."""
+    seeds = np.random.default_rng([seed, 3, epoch]).integers(2**31, size=total)
+    seeds.flags.writeable = False
+    return seeds

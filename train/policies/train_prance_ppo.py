@@ -36,9 +36,7 @@ class PrancePPOAlgorithm(Algorithm):
     def train(self, run: TrainingRun) -> Agent:
         """Trains on the device of the supernet; `metrics.jsonl` gets a row per update."""
         config = fitted_config(run.preset, run.n_envs, run.env_settings().config().space.num_decisions)
-        # On a GPU nothing leaves the device before a rollout is over.
-        output = "numpy" if torch.device(run.device).type == "cpu" else "torch"
-        env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, output, **run.env_kwargs())
+        env = PranceVectorEnv(config.n_envs, AutoresetMode.SAME_STEP, output_on(run.device), **run.env_kwargs())
         if run.resume:
             agent = load_last(run.last, env, run.device, str(run.out))
             run.forget_after(agent.num_timesteps)
@@ -88,6 +86,11 @@ class PrancePPOAlgorithm(Algorithm):
     def load(self, path: Path) -> Agent:
         """The agent in a folder that `PrancePPO.save` wrote."""
         return PrancePPO.load(path)
+
+
+def output_on(device: str) -> str:
+    """How an environment answers on a device: on a GPU nothing leaves it before a rollout is over."""
+    return "numpy" if torch.device(device).type == "cpu" else "torch"
 
 
 def save_last(agent: PrancePPO, last: Path) -> None:

@@ -196,7 +196,9 @@ def _rising(scores: Sequence[float]) -> list[float]:
     """Scores of a layer's bundles such that none leaves before those ahead of it.
 
     Inner ranks of tokens may be worth less than the last ones, and where worths are negative, a whole bundle less than
-    a first one of fewer units. Such bundles leave together or not at all, and count their mean (isotonic regression).
+    a first one of fewer units. Such bundles count their mean (isotonic regression). That is an order and no more: with
+    equal scores they stand in a row, but only `per_step` bundles leave before everything is scored anew, and what is
+    left of the row counts as it does then.
     """
     pools: list[tuple[float, int]] = []
     for score in scores:

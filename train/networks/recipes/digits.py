@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prance_env.images.digits import MAX_DIGITS, make_scenes
 from supernet import GroupChoice, SubnetConfig, Supernet, create_supernet
 
-from ..losses import attention_loss, patch_loss
+from ..losses import attention_loss, patch_loss, patch_share
 from ..recipe import Recipe, Turn
 from ..sandwich import min_subnet, random_subnet
 
@@ -82,7 +82,8 @@ class DigitsRecipe(Recipe[Supernet]):
             choice = GroupChoice.full(space, group, batch)
             loss = loss + self.attention_weight * attention_loss(net, state, choice, cells >= 0)
             state = net.run_group(state, group, choice)
-        loss = loss + self.patch_weight * fade * patch_loss(heads.patch, state, cells, BLANK_WEIGHT)
+        share = patch_share(scenes.cells, BLANK_WEIGHT, turn.rows)
+        loss = loss + self.patch_weight * fade * share * patch_loss(heads.patch, state, cells, BLANK_WEIGHT)
         logits = net.forward_head(state)
         loss = loss + F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 

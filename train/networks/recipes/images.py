@@ -120,7 +120,8 @@ class ImagesRecipe(LabelledRecipe[Supernet]):
         with seeded(self.seed, 11):  # for weights that are drawn
             net = self._source.open()
         if self.order is not None:
-            units, _ = order_network(net, OrderSettings(self.dataset, score=self.order, seed=self.seed))
+            how = OrderSettings(self.dataset, score=self.order, seed=self.seed, on_error=self.on_error)
+            units, _ = order_network(net, how)
             net = reorder(net, units)
         return net
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from prance_env.images.config import DatasetConfig
-from prance_env.images.loading import load_dataset
+from prance_env.images.loading import OnError, load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from supernet import SupernetConfig
 from supernet.zero_shot import ZeroShotHead
@@ -59,6 +59,8 @@ class LabelledRecipe(Recipe[N]):
     """Validation images, drawn once."""
     num_workers: int = 0
     """Processes that draw training images; results do not depend on it."""
+    on_error: OnError = "raise"
+    """What to do about an image that cannot be decoded: raise, or skip it for the next good one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,8 +132,8 @@ class LabelledRecipe(Recipe[N]):
 
     @property
     def may_change(self) -> tuple[str, ...]:
-        """No result depends on the processes that draw images."""
-        return ("num_workers",)
+        """No result depends on the processes that draw images, nor on what would become of a broken one."""
+        return ("num_workers", "on_error")
 
     def prepared(self) -> Self:
         """The same with `epochs` turned into steps."""
@@ -166,7 +168,7 @@ class LabelledRecipe(Recipe[N]):
         return TrainingImages(source, view, self.batch_size, self.seed, self.num_workers, opened, mix)
 
     def _loaded(self, split: str) -> ImageSource:
-        source = load_dataset(self.dataset, split, self.config, self.num_workers)
+        source = load_dataset(self.dataset, split, self.config, self.num_workers, self.on_error)
         check_fits(source, self.config)
         return source
 
