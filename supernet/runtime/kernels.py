@@ -92,77 +92,100 @@ def norm_kernel(
 
 @_compiled
 def product_kernel(
-    a, weight, bias, residual, out, perm, perm_image, kdim, ndim, have, total, lda, ldw, ldr, ldo, in_features,
-    out_features, tiles_n,
-    ACT: tl.constexpr, RESIDUAL: tl.constexpr, FULL: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    a, weight, bias, residual, out, perm, perm_image, kdim, ndim, have, total, lda, ldw, ldr, ldo, out_features,
+    tiles_n,
+    ACT: tl.constexpr, RESIDUAL: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """out[r, n] = act(sum_k a[r, k] weight[n, k] + bias[n]) (+ residual[r, n]) for k < kdim, n < ndim of r's image.
 
     Rows reach their tile through `perm`, which lists them by size, so that nearly every tile is of one size. A tile
-    runs k up to the largest size of its rows and leaves if its columns lie beyond the widest. With FULL all rows have
-    all `in_features` and `out_features`, and lie where they are computed: nothing is looked up.
+    runs k up to the largest size of its rows and leaves if its columns lie beyond the widest.
     """
-    pid = tl.program_id(0)
-    per_group = GROUP * tiles_n
-    pid_m = (pid // per_group) * GROUP + (pid % per_group) % GROUP
-    pid_n = (pid % per_group) // GROUP
+    pid_m, pid_n = _tile(tiles_n, GROUP)
     t = tl.load(total)
     if pid_m * BM >= t:
         return
     rm = pid_m * BM + tl.arange(0, BM)
     used = rm < t
-    rk = tl.arange(0, BK)
-    rn = pid_n * BN + tl.arange(0, BN)
-    if FULL:
-        rows = tl.where(used, rm, 0)
-        k_most, common = in_features, in_features // BK * BK
-    else:
-        rows = tl.load(perm + rm, mask=used, other=0)
-        image = tl.load(perm_image + rm, mask=used, other=0)
-        n = tl.where(used, tl.load(ndim + image), 0)
-        if pid_n * BN >= tl.max(n, 0):
-            return
-        k_own = tl.where(used, tl.load(kdim + image), 0)
-        k_most = tl.max(k_own, 0)
-        # Up to the smallest size of the tile nothing is masked, and beyond it masks end at multiples of 16 where the
-        # weights do: a mask whose alignment the compiler cannot see makes every load scalar.
-        common = (tl.min(tl.where(used, k_own, k_most), 0) // BK) * BK
-        if PAD:
-            k_own = (k_own + 15) // 16 * 16
+    rows = tl.load(perm + rm, mask=used, other=0)
+    image = tl.load(perm_image + rm, mask=used, other=0)
+    n = tl.where(used, tl.load(ndim + image), 0)
+    if pid_n * BN >= tl.max(n, 0):
+        return
+    k_own = tl.where(used, tl.load(kdim + image), 0)
+    k_most = tl.max(k_own, 0)
+    # Up to the smallest size of the tile nothing is masked, and beyond it masks end at multiples of 16 where the
+    # weights do: a mask whose alignment the compiler cannot see makes every load scalar.
+    common = (tl.min(tl.where(used, k_own, k_most), 0) // BK) * BK
     k_end = k_most
     if PAD:
+        k_own = (k_own + 15) // 16 * 16
         k_end = (k_most + 15) // 16 * 16
+    rk = tl.arange(0, BK)
+    rn = pid_n * BN + tl.arange(0, BN)
     pa = a + rows[:, None].to(tl.int64) * lda + rk[None, :]
     pb = weight + tl.where(rn < out_features, rn, 0)[None, :] * ldw + rk[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
     for k in range(0, common, BK):
         acc = tl.dot(tl.load(pa + k), tl.load(pb + k), acc, input_precision=PRECISION)
     for k in range(common, k_most, BK):
+        va = tl.load(pa + k, mask=(k + rk)[None, :] < k_own[:, None], other=0.0)
         vb = tl.load(pb + k, mask=(k + rk)[:, None] < k_end, other=0.0)
-        if FULL:
-            va = tl.load(pa + k, mask=(k + rk)[None, :] < k_end, other=0.0)
-        else:
-            va = tl.load(pa + k, mask=(k + rk)[None, :] < k_own[:, None], other=0.0)
         acc = tl.dot(va, vb, acc, input_precision=PRECISION)
     acc += tl.load(bias + rn, mask=rn < out_features, other=0.0)[None, :].to(tl.float32)
     acc = _activated(acc, ACT)
-    at = rows[:, None].to(tl.int64) * ldr + rn[None, :]
+    if RESIDUAL:
+        there = tl.minimum(tl.load(have + image, mask=used, other=0), n)
+        near = (there + 15) // 16 * 16
+        at = rows[:, None].to(tl.int64) * ldr + rn[None, :]
+        r = tl.load(residual + at, mask=(rn[None, :] < near[:, None]) & (rn[None, :] < ldr), other=0.0)
+        acc += tl.where(rn[None, :] < there[:, None], r.to(tl.float32), 0.0)
+    acc = tl.where(rn[None, :] < n[:, None], acc, 0.0)
+    end = (n + 15) // 16 * 16
     to = rows[:, None].to(tl.int64) * ldo + rn[None, :]
-    if FULL:
-        inside = used[:, None] & (rn[None, :] < out_features)
-        if RESIDUAL:
-            acc += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + to, acc.to(out.dtype.element_ty), mask=inside)
-    else:
-        if RESIDUAL:
-            there = tl.minimum(tl.load(have + image, mask=used, other=0), n)
-            near = (there + 15) // 16 * 16
-            r = tl.load(residual + at, mask=(rn[None, :] < near[:, None]) & (rn[None, :] < ldr), other=0.0)
-            acc += tl.where(rn[None, :] < there[:, None], r.to(tl.float32), 0.0)
-        acc = tl.where(rn[None, :] < n[:, None], acc, 0.0)
-        end = (n + 15) // 16 * 16
-        tl.store(out + to, acc.to(out.dtype.element_ty), mask=(rn[None, :] < end[:, None]) & (rn[None, :] < ldo))
+    tl.store(out + to, acc.to(out.dtype.element_ty), mask=(rn[None, :] < end[:, None]) & (rn[None, :] < ldo))
+
+
+@_compiled
+def full_product_kernel(
+    a, weight, bias, residual, out, total, lda, ldw, ldr, ldo, in_features, out_features, tiles_n,
+    ACT: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """`product_kernel` where all rows have all inputs and outputs: they are taken as they lie, nothing is looked up."""
+    pid_m, pid_n = _tile(tiles_n, GROUP)
+    t = tl.load(total)
+    if pid_m * BM >= t:
+        return
+    rm = pid_m * BM + tl.arange(0, BM)
+    rk = tl.arange(0, BK)
+    rn = pid_n * BN + tl.arange(0, BN)
+    row = tl.where(rm < t, rm, 0)[:, None].to(tl.int64)
+    pa = a + row * lda + rk[None, :]
+    pb = weight + tl.where(rn < out_features, rn, 0)[None, :] * ldw + rk[:, None]
+    acc = tl.zeros((BM, BN), tl.float32)
+    common = in_features // BK * BK
+    for k in range(0, common, BK):
+        acc = tl.dot(tl.load(pa + k), tl.load(pb + k), acc, input_precision=PRECISION)
+    for k in range(common, in_features, BK):
+        va = tl.load(pa + k, mask=(k + rk)[None, :] < in_features, other=0.0)
+        vb = tl.load(pb + k, mask=(k + rk)[:, None] < in_features, other=0.0)
+        acc = tl.dot(va, vb, acc, input_precision=PRECISION)
+    acc += tl.load(bias + rn, mask=rn < out_features, other=0.0)[None, :].to(tl.float32)
+    acc = _activated(acc, ACT)
+    inside = (rm < t)[:, None] & (rn[None, :] < out_features)
+    if RESIDUAL:
+        acc += tl.load(residual + row * ldr + rn[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * ldo + rn[None, :], acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _tile(tiles_n, GROUP: tl.constexpr):
+    """Which tile of rows and of outputs a program computes: GROUP tiles of rows are run one after the other."""
+    pid = tl.program_id(0)
+    per_group = GROUP * tiles_n
+    return (pid // per_group) * GROUP + (pid % per_group) % GROUP, (pid % per_group) // GROUP
 
 
 @triton.jit

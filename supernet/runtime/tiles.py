@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -287,16 +287,21 @@ def product(
     out = torch.empty(capacity, features, device=a.device, dtype=a.dtype)
     weight, bias = as_rows(layer)
     other = out if residual is None else residual
-    rows, images = (batch.image, batch.image) if perm is None else perm
     tiles_m, tiles_n = triton.cdiv(capacity, shapes.rows), triton.cdiv(features, shapes.columns)
     grid = (triton.cdiv(tiles_m, shapes.group) * shapes.group * tiles_n,)
-    kernels.product_kernel[grid](
-        a, weight, bias, other, out, rows, images, kdim, ndim, kdim if have is None else have,
-        batch.total, a.stride(0), weight.stride(0), other.stride(0), out.stride(0), layer.in_features, features,
-        tiles_n, ACT=act, RESIDUAL=residual is not None, FULL=perm is None, PAD=whole,
-        PRECISION=precision(a.dtype), BM=shapes.rows, BN=shapes.columns, BK=depth, GROUP=shapes.group,
-        num_warps=warps, num_stages=shapes.stages,
-    )  # fmt: skip
+    strides = a.stride(0), weight.stride(0), other.stride(0), out.stride(0)
+    how: Any = {"ACT": act, "RESIDUAL": residual is not None, "PRECISION": precision(a.dtype)}
+    how |= {"BM": shapes.rows, "BN": shapes.columns, "BK": depth, "GROUP": shapes.group}
+    how |= {"num_warps": warps, "num_stages": shapes.stages}
+    if perm is None:
+        kernels.full_product_kernel[grid](
+            a, weight, bias, other, out, batch.total, *strides, layer.in_features, features, tiles_n, **how
+        )
+    else:
+        sizes = kdim, ndim, kdim if have is None else have
+        kernels.product_kernel[grid](
+            a, weight, bias, other, out, *perm, *sizes, batch.total, *strides, features, tiles_n, PAD=whole, **how
+        )
     return out
 
 
