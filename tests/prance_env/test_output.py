@@ -14,6 +14,7 @@ from helpers import ENV_ID
 
 from prance_env import PranceVecEnv, PranceVectorEnv
 from prance_env.arrays import _sent_together, to_device
+from prance_env.wrappers import VectorDictObservation
 
 N = 5
 FIRST = np.arange(N) == 0
@@ -132,6 +133,20 @@ def test_every_tensor_can_be_changed_without_the_others(where: str) -> None:
     tensors["b"].add_(1)
     assert [t._version - v for t, v in zip(tensors.values(), before, strict=True)] == [0, 1, 0]
     assert given["b"].tolist() == [0, 1, 2]
+
+
+def test_every_part_of_an_observation_can_be_changed_without_the_others() -> None:
+    envs = VectorDictObservation(make_envs("torch"))
+    with torch.inference_mode():
+        steps = [envs.reset(seed=0)[0]]
+        for _ in range(3):
+            steps.append(envs.step(envs.action_space.sample())[0])
+    for parts in (*steps, envs.step(envs.action_space.sample())[0]):
+        before = {name: part._version for name, part in parts.items()}
+        first, *others = parts
+        parts[first].add_(1)
+        assert [parts[name]._version for name in others] == [before[name] for name in others]
+        assert not any(part.is_inference() or part._is_view() for part in parts.values())
 
 
 def test_what_is_sent_together_is_found_at_its_place() -> None:
