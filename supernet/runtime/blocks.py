@@ -251,7 +251,7 @@ def _kept_paths(block: ElasticBlock, lengths: Ints, like: Tensor) -> Tensor | No
     if not block.drop_path:
         return None
     # Drawn on the CPU, so that one seed means the same on every device.
-    kept = (torch.rand(len(lengths)) >= block.drop_path).to(like) / (1 - block.drop_path)
+    kept = (torch.rand(len(lengths), device="cpu") >= block.drop_path).to(like) / (1 - block.drop_path)
     return kept.repeat_interleave(torch.from_numpy(lengths).to(like.device))[:, None]
 
 
