@@ -81,14 +81,14 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         self._generators: list[np.random.Generator | None] = [None] * num_envs  # while there are no lanes
         self._seeds = [-1] * num_envs
 
-    @property  # type: ignore[misc]
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
         """What draws the images and prices of every lane, as in `SyncVectorEnv`."""
         generators = self._generators if self._lanes is None else self._lanes.generators
         generators[:] = [seeding.np_random()[0] if g is None else g for g in generators]
         return tuple(cast(list[np.random.Generator], generators))
 
-    @np_random.setter
+    @np_random.setter  # type: ignore[override]
     def np_random(self, value: Sequence[np.random.Generator]) -> None:
         """From now on these draw, one per lane, and `np_random_seed` is -1.
 
