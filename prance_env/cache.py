@@ -8,8 +8,9 @@ import os
 import warnings
 import weakref
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,10 @@ from torch import Tensor
 from supernet import Supernet
 from supernet.arrays import Bools, Floats, Ints
 from supernet.files import write_atomically
+from supernet.stems import OWN_STEMS
+from supernet.tokens.contract import OURS
 
+from .definitions import definition_digest
 from .images.source import ImageSource
 
 MEBIBYTE = 2**20
@@ -283,6 +287,9 @@ def cache_key(net: Supernet, source: ImageSource, key_mean: bool = False) -> str
     """Digest of all that a prefix or a verdict depends on.
 
     The device and the version of PyTorch count as well, because another one rounds differently.
+
+    Raises:
+        ValueError: If a stem, or a token mode that always runs, is a user's, and it cannot be told what it computes.
     """
     weight = net.pos_embed
     digest = hashlib.sha256()
@@ -299,4 +306,25 @@ def cache_key(net: Supernet, source: ImageSource, key_mean: bool = False) -> str
         digest.update(b"key_mean\n")
     digest.update(source.labels.cpu().contiguous().numpy().data)
     digest.update(source.identity().encode())
+    for name, what, value in _of_others(net):
+        try:
+            digest.update(f"{name} {definition_digest(value)}\n".encode())
+        except TypeError as e:
+            raise ValueError(
+                f"cache_dir cannot keep what {name}={what!r} computes: {e}, so that another one of that name would be "
+                "taken for it. Leave cache_dir out, or register a function or a class that holds numbers, texts and "
+                "tensors only."
+            ) from e
     return digest.hexdigest()[:32]
+
+
+def _of_others(net: Supernet) -> Iterator[tuple[str, str, Any]]:
+    """Argument, name and definition of what this package does not define and a prefix or a verdict depends on."""
+    config = net.config
+    mode, stem = config.stands_for
+    if config.stem not in OWN_STEMS:
+        # What makes it may say nothing of what it is.
+        kinds = {f"{k.__module__}.{k.__qualname__}": k for k in map(type, net.patch_embed.modules())}
+        yield "stem", config.stem, [stem, *(kinds[k] for k in sorted(kinds) if not k.startswith("torch."))]
+    if mode.always and not str(getattr(mode.assign or mode.module, "__module__", "")).startswith(OURS):
+        yield "token_mode", config.space.token_mode, vars(mode)

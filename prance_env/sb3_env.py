@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import gymnasium as gym
 import numpy as np
 from annotated_types import Ge, Lt
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
@@ -152,7 +152,13 @@ class PranceVecEnv(VecEnv):
         if name in ("observation_space", "action_space"):
             return self
         env: Any = self.envs
-        while env is not self._inner and name not in vars(env) and not hasattr(type(env), name):
+        # Properties with which Gymnasium's wrappers hand on what is not theirs.
+        shown = vars(VectorWrapper).get(name)
+        handed_on = isinstance(shown, property) and shown.fset is None
+        while env is not self._inner and name not in vars(env):
+            own = getattr(type(env), name, env)
+            if own is not env and not (handed_on and own is shown):
+                break
             env = env.env
         return env
 

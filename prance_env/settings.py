@@ -306,7 +306,7 @@ class EnvSettings:
 
 
 class SharedEngine:
-    """One engine, with its weights and caches, for as long as the files that it was opened from stay as they are.
+    """One engine, with its weights and caches, for as long as its files and what its names stand for stay as they are.
 
     Args:
         settings: What `EnvSettings.engine_settings` gave.
@@ -318,7 +318,7 @@ class SharedEngine:
         _shared.add(self)
 
     def current(self) -> InferenceEngine:
-        """The engine; opened now if it has not been, or files have changed.
+        """The engine; opened now if it has not been, or files or the meaning of names have changed.
 
         Raises:
             ValueError: If a name is unknown or something does not fit.
@@ -339,10 +339,11 @@ class SharedEngine:
             getattr(opened[1].dataset, "end_workers", lambda: None)()
 
     def _state(self) -> Any:
-        """Differs whenever weights or images may differ."""
+        """Differs whenever the network or images may differ: also if names of its parts have got another meaning."""
         s = self._settings
         folder = checkpoint_folder(s.supernet, s.checkpoint)
-        return state_of(folder / CONFIG), state_of(folder / WEIGHTS), dataset_state(s.dataset_config, s.split)
+        network = state_of(folder / CONFIG), state_of(folder / WEIGHTS), s.config().stands_for
+        return network, dataset_state(s.dataset_config, s.split)
 
     def _open(self) -> InferenceEngine:
         s = replace(self._settings)  # which reads the checkpoint's configuration again

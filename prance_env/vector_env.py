@@ -81,12 +81,27 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         self._generators: list[np.random.Generator | None] = [None] * num_envs  # while there are no lanes
         self._seeds = [-1] * num_envs
 
-    @property  # type: ignore[misc]
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
         """What draws the images and prices of every lane, as in `SyncVectorEnv`."""
         generators = self._generators if self._lanes is None else self._lanes.generators
         generators[:] = [seeding.np_random()[0] if g is None else g for g in generators]
         return tuple(cast(list[np.random.Generator], generators))
+
+    @np_random.setter  # type: ignore[override]
+    def np_random(self, value: Sequence[np.random.Generator]) -> None:
+        """From now on these draw, one per lane, and `np_random_seed` is -1.
+
+        Raises:
+            ValueError: If it is not one generator per lane.
+        """
+        own = list(value) if isinstance(value, Sequence) else []
+        if len(own) != self.num_envs or not all(isinstance(generator, np.random.Generator) for generator in own):
+            raise ValueError(
+                f"np_random={value!r} must be {self.num_envs} numpy.random.Generator, one per environment."
+            )
+        self._seeds = [-1] * self.num_envs
+        (self._generators if self._lanes is None else self._lanes.generators)[:] = own
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]

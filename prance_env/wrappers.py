@@ -11,10 +11,12 @@ from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from torch import Tensor
 
 from supernet import SearchSpace
 from supernet.reading import plain
@@ -98,8 +100,11 @@ class VectorDictObservation(VectorWrapper):
         return self.observations(observations), rewards, terminated, truncated, infos
 
     def observations(self, observations: Any) -> dict[str, Any]:
-        """The parts of (..., O) vectors."""
-        return take_apart(observations, self.layout)
+        """The parts of (..., O) vectors; each tensor can be changed without the others, as all that a step returns."""
+        if not isinstance(observations, Tensor):
+            return take_apart(observations, self.layout)
+        with torch.inference_mode(False):
+            return {name: part.clone() for name, part in take_apart(observations, self.layout).items()}
 
 
 class DiscreteActions(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):

@@ -51,9 +51,14 @@ def _differentiated() -> bool:
     return stack is not None and any(level.key() != _functorch.TransformType.Vmap for level in stack)
 
 
+def transformed() -> bool:
+    """Whether a transform of `torch.func` is at work: `vmap` knows no products that are written into a given place."""
+    return _functorch.get_interpreter_stack() is not None
+
+
 def values_are_known(tensor: Tensor) -> bool:
     """Whether the values of a tensor may be looked at: nobody compiles, exports, traces, transforms or records."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(tensor) is not Tensor or tensor.is_meta:
         return False
     recorded = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-    return not recorded and _functorch.get_interpreter_stack() is None
+    return not recorded and not transformed()

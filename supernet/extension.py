@@ -11,15 +11,21 @@ Plug-ins are loaded when a name is first looked up or listed, never by importing
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
+from .forked_lock import ForkedLock
+
 GROUP = "prance_env.plugins"
 T = TypeVar("T")
-_lock = threading.RLock()
-_asked = _done = False
+_lock = ForkedLock()
+# The thread that has begun to load, and what it has come to the end of.
+_asker: int | None = None
+_loaded: set[EntryPoint] = set()
+_done = False
 _failed: list[RuntimeError] = []
 
 
@@ -30,21 +36,34 @@ def load_plugins() -> None:
         RuntimeError: If plug-ins have raised, at this call or an earlier one; the message names each and its package.
             The others are loaded.
     """
-    global _asked, _done
+    global _asker, _done
     # Asking what is installed takes milliseconds, and names are looked up all the time.
     if not _done:
-        with _lock:
+        with _lock.here:
             # A plug-in may itself look names up, in this thread; others wait at the lock.
-            if not _asked:
-                _asked = True
+            if _asker is None:
+                _asker = threading.get_ident()
                 try:
                     for entry in entry_points(group=GROUP):
-                        _load(entry)
+                        if entry not in _loaded:
+                            _load(entry)
+                            _loaded.add(entry)
                 finally:
                     _done = True
     # At every call, since a name that is missing would otherwise be said to be unknown.
     if _done and _failed:
         raise RuntimeError(" ".join(str(error) for error in _failed)) from _failed[0].__cause__
+
+
+def _begin_again() -> None:
+    """In a forked child, which has not the thread of its parent that was loading: the next look-up loads the rest."""
+    global _asker
+    if not _done and _asker != threading.get_ident():
+        _asker = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_again)
 
 
 def _load(entry: EntryPoint) -> None:

@@ -55,11 +55,11 @@ class AttentionPool(nn.Module):
         Returns:
             (B, embed_dim).
         """
-        batch, n, _ = x.shape
-        k, v = self.kv(x).view(batch, n, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        batch, n, d = *x.shape[:2], self.proj.in_features
+        k, v = self.kv(x).view(batch, n, 2, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
         q = self.query.view(1, 1, self.num_heads, -1).transpose(1, 2).expand(batch, -1, -1, -1)
         mask = None if size is None else size.log().to(x.dtype)[:, None, None, :]
-        return self._refined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(batch, -1))
+        return self._refined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(batch, d))
 
     def packed(self, rows: Tensor, width: Ints, lengths: Ints, size: Tensor | None) -> Tensor:
         """Pools a packed batch.

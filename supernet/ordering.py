@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from .config import SupernetConfig
 from .heads import ImageClassifier
 from .plan import hidden_dims
 from .stems import OWN_STEMS, TIMM
+from .subnet import HOST
 from .vit import Supernet
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(\w+)\.")
@@ -131,7 +133,7 @@ def importance_order(config: SupernetConfig, scores: UnitScores, keep_levels: bo
     for name, level in unit_levels(config).items():
         values = getattr(scores, name)
         if values is None:
-            orders[name] = torch.arange(level.shape[-1]).expand(level.shape).contiguous()
+            orders[name] = torch.arange(level.shape[-1], device=HOST).expand(level.shape).contiguous()
             continue
         if tuple(values.shape) != tuple(level.shape) or not bool(torch.isfinite(values).all()):
             raise ValueError(
@@ -157,7 +159,7 @@ def reorder(net: Supernet, order: UnitOrder) -> Supernet:
             or of some stems, and embedding channels are to be moved.
     """
     config = net.config
-    moves = not torch.equal(order.embed_dim, torch.arange(config.embed_dim))
+    moves = not torch.equal(order.embed_dim, torch.arange(config.embed_dim, device=HOST))
     state = {}
     for name, value in net.state_dict().items():
         axes = unit_axes(name, net)
@@ -207,7 +209,25 @@ def _ends_with_projection(stem: nn.Module, config: SupernetConfig) -> bool:
     if learned[-1:] != ["proj"]:
         return False
     others = (value.shape for name, value in stem.state_dict().items() if not name.startswith("proj."))
-    return config.stem.startswith(TIMM) or all(config.embed_dim not in shape for shape in others)
+    alone = config.stem.startswith(TIMM) or all(config.embed_dim not in shape for shape in others)
+    return alone and not proj.weight.is_meta and _channels_move(stem, config)
+
+
+@torch.no_grad()
+def _channels_move(stem: nn.Module, config: SupernetConfig) -> bool:
+    """Whether channels that `proj` gives in another order come out in that order, without looking at each other."""
+    stem = copy.deepcopy(stem).eval().float()
+    proj = cast(nn.Conv2d, stem.proj)
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape = (1, config.in_chans, config.img_size, config.img_size)
+    image = torch.randn(shape, generator=generator, device=HOST).to(proj.weight.device)
+    order = torch.randperm(config.embed_dim, generator=generator, device=HOST).to(proj.weight.device)
+    before = stem(image)[..., order]
+    for parameter in proj.parameters():
+        parameter.copy_(parameter[order])
+        # As if it had been cut out.
+        parameter[0] = 0
+    return torch.allclose(stem(image)[..., 1:], before[..., 1:], rtol=1e-3, atol=1e-4 * float(before.abs().max()))
 
 
 def unit_axes(name: str, net: ImageClassifier) -> tuple[str, ...] | None:
@@ -243,4 +263,4 @@ def _rows(what: str, name: str, order: UnitOrder, config: SupernetConfig) -> Ten
     if what == "hidden":
         return order.hidden[block]
     channels = config.head_dim * (3 if what == "qkv" else 1)
-    return (order.heads[block][:, None] * channels + torch.arange(channels)).flatten()
+    return (order.heads[block][:, None] * channels + torch.arange(channels, device=HOST)).flatten()

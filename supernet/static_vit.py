@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .block_sizes import BlockSizes, check_sizes, sizes_macs, sizes_of_one
 from .config import SupernetConfig
+from .eager import transformed
 from .heads import ImageClassifier
 from .layers import activate, make_norm, set_width
 from .plain import plain_weights
@@ -171,8 +172,9 @@ def _add_linear(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
 
 
 def _only_computes() -> bool:
-    """Whether nothing records what is computed: neither autograd nor an exporter."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    """Whether nothing records or transforms what is computed: neither autograd nor an exporter nor `torch.func`."""
+    records = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not records and not transformed()
 
 
 class StaticEnds(ImageClassifier):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..arrays import Ints
 from ..config import SupernetConfig
+from ..eager import transformed
 from ..layers import ElasticBlock, hidden_units, linear, normed_heads, prefix_norm, prefix_weights, set_width
 from ..plain import check_blocks
 from ..plan import GroupPlan
@@ -253,7 +254,7 @@ def _kept_paths(block: ElasticBlock, lengths: Ints, like: Tensor) -> Tensor | No
     if not block.drop_path:
         return None
     # Drawn on the CPU, so that one seed means the same on every device.
-    kept = (torch.rand(len(lengths)) >= block.drop_path).to(like) / (1 - block.drop_path)
+    kept = (torch.rand(len(lengths), device="cpu") >= block.drop_path).to(like) / (1 - block.drop_path)
     return kept.repeat_interleave(torch.from_numpy(lengths).to(like.device))[:, None]
 
 
@@ -262,7 +263,7 @@ class _Stack:
 
     def __init__(self, like: Tensor, widest: int) -> None:
         # Writing products straight into their place saves two passes over the tokens; autograd wants them apart.
-        self.in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(like.device.type)
+        self.in_place = not (torch.is_grad_enabled() or torch.is_autocast_enabled(like.device.type) or transformed())
         self.out = like.new_empty(like.shape[0], widest) if self.in_place else None
         self.parts: list[Tensor] = []
         self.row, self.widest = 0, widest

@@ -40,11 +40,14 @@ class Cut(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """The cuts of a block, and what shows whether they still hold: its layers, where weights lie, who calls them."""
+    """The cuts of a block, and what shows whether they still hold: its layers, where and how weights lie, who calls."""
 
     layers: list[nn.Module | None]
     kinds: list[type]
     addresses: list[int]
+    # Of square weights, which may be turned where they lie.
+    squares: list[dict[str, Any]]
+    strides: list[tuple[int, ...]]
     hooks: list[dict[Any, Any]]
     attributes: list[dict[str, Any]]
     cuts: dict[BlockSize, Cut]
@@ -70,11 +73,15 @@ def cut_of(block: ElasticBlock, number: int, size: BlockSize) -> Cut:
     layers = [*block._modules.values()]
     kinds = [*map(type, layers)]
     same = kept is not None and kept.layers == layers and kept.kinds == kinds and kept.addresses == addresses
+    same = same and kept is not None and kept.strides == _strides(kept.squares)
     if kept is None or not same or any(kept.hooks) or any(map(_REPLACED, kept.attributes)):
         check_block(block, number)
         modules = [block, *filter(None, block.children())]
         hooks = [module.__dict__[name] for module in modules for name in HOOKS]
-        kept = _KEPT[block] = _Kept(layers, kinds, addresses, hooks, [module.__dict__ for module in modules], {})
+        weights: list[dict[str, Any]] = [layer._parameters for layer in _own_layers(block)]
+        squares = [own for own in weights if len({*own["weight"].shape}) == 1 < own["weight"].ndim]
+        attributes = [module.__dict__ for module in modules]
+        kept = _KEPT[block] = _Kept(layers, kinds, addresses, squares, _strides(squares), hooks, attributes, {})
     cut = kept.cuts.get(size)
     if cut is None:
         if len(kept.cuts) >= MOST_KEPT:
@@ -88,12 +95,20 @@ def _addresses(block: ElasticBlock, number: int) -> list[int]:
 
     Past `nn.Module.__getattr__`, which would take as long as making the views.
     """
-    layers = [layer._parameters for name, layer in block._modules.items() if name != "reduce" and layer is not None]
+    layers = [layer._parameters for layer in _own_layers(block)]
     try:
         return [*map(Tensor.data_ptr, map(_WEIGHT, layers)), *map(Tensor.data_ptr, map(_BIAS, layers))]
     except KeyError:
         check_block(block, number)
         raise
+
+
+def _own_layers(block: ElasticBlock) -> list[nn.Module]:
+    return [layer for name, layer in block._modules.items() if name != "reduce" and layer is not None]
+
+
+def _strides(layers: list[dict[str, Any]]) -> list[tuple[int, ...]]:
+    return [*map(Tensor.stride, map(_WEIGHT, layers))]
 
 
 def _cut(block: ElasticBlock, size: BlockSize) -> Cut:

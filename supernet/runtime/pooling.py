@@ -54,8 +54,9 @@ def mean_alike(patches: Tensor, size: Tensor | None) -> Tensor:
     """(B, C) mean over patches (B, N, C), each counting as often as `size` (B, N) says; None: once."""
     if size is None:
         return patches.mean(1)
-    weight = size[..., None].to(patches.dtype)
-    return (patches * weight).sum(1) / weight.sum(1)
+    # In single precision, which sizes are in: a sum may be beyond half precision where the mean is not.
+    weight = size[..., None]
+    return ((patches * weight).sum(1) / weight.sum(1)).to(patches.dtype)
 
 
 def mean_patches(rows: Tensor, lengths: Ints, size: Tensor | None, prefix: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..arrays import Ints
 from ..config import SupernetConfig
+from ..eager import transformed
 from ..layers import ElasticBlock, activate, set_width
 from ..plan import GroupPlan
 from .attention import attention, attention_of_first, packed_class_scores
@@ -27,12 +28,14 @@ from .reduction import places_after, reduce_tokens
 
 
 def cheaper_together(plan: GroupPlan, device_type: str) -> bool:
-    """Whether one product for all images of a group costs less than one for every size of theirs.
+    """Whether one product for all images of a group may be, and costs less than one for every size of theirs.
 
     Args:
         plan: What the group computes.
         device_type: `torch.device.type`.
     """
+    if transformed():
+        return False
     if len(plan.widths) == 1:
         return True
     costs = device_costs(device_type)

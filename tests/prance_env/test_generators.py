@@ -44,6 +44,23 @@ def test_what_is_drawn_from_a_generator_before_the_first_reset_counts() -> None:
     np.testing.assert_array_equal(envs.reset()[1]["index"], twin.reset()[1]["index"])
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_generators_can_be_put_in(begun: bool) -> None:
+    envs, twin = PranceVectorEnv(N), PranceVectorEnv(N)
+    if begun:
+        envs.reset(seed=3)
+    twin.reset(seed=0)
+    twin.reset()
+    envs.np_random = [np.random.default_rng() for _ in range(N)]
+    for ours, theirs in zip(envs.np_random, twin.np_random, strict=True):
+        ours.bit_generator.state = theirs.bit_generator.state
+    assert envs.np_random_seed == (-1,) * N
+    np.testing.assert_array_equal(envs.reset()[1]["index"], twin.reset()[1]["index"])
+    for wrong in (np.random.default_rng(), [np.random.default_rng()], [0] * N):
+        with pytest.raises(ValueError, match=f"np_random=.* must be {N} numpy.random.Generator, one per environment"):
+            envs.np_random = wrong
+
+
 def test_a_closed_batch_that_is_reset_goes_on_with_its_generators_and_can_be_closed_again() -> None:
     envs, lasting = PranceVectorEnv(N), PranceVectorEnv(N)
     for e in (envs, lasting):

@@ -14,6 +14,7 @@ from helpers import ENV_ID
 
 from prance_env import PranceVecEnv, PranceVectorEnv
 from prance_env.arrays import sent_together, to_device
+from prance_env.wrappers import VectorDictObservation
 
 N = 5
 FIRST = np.arange(N) == 0
@@ -134,7 +135,25 @@ def test_every_tensor_can_be_changed_without_the_others(where: str) -> None:
     assert given["b"].tolist() == [0, 1, 2]
 
 
+<<<<<<< HEAD
 def test_what_issent_together_is_found_at_its_place() -> None:
+=======
+def test_every_part_of_an_observation_can_be_changed_without_the_others() -> None:
+    envs = VectorDictObservation(make_envs("torch"))
+    with torch.inference_mode():
+        steps = [envs.reset(seed=0)[0]]
+        for _ in range(3):
+            steps.append(envs.step(envs.action_space.sample())[0])
+    for parts in (*steps, envs.step(envs.action_space.sample())[0]):
+        before = {name: part._version for name, part in parts.items()}
+        first, *others = parts
+        parts[first].add_(1)
+        assert [parts[name]._version for name in others] == [before[name] for name in others]
+        assert not any(part.is_inference() or part._is_view() for part in parts.values())
+
+
+def test_what_is_sent_together_is_found_at_its_place() -> None:
+>>>>>>> b966799e8c464cfdaabe4c58128f250d66abc6d5
     arrays = [np.arange(6.0).reshape(2, 3), np.array([True, False, True]), np.arange(4), np.zeros((0, 2), np.float32)]
     for array, tensor in zip(arrays, sent_together(arrays, torch.device("cpu")), strict=True):
         assert torch.equal(tensor, torch.from_numpy(array))

@@ -336,6 +336,18 @@ def test_attributes_are_those_of_the_wrappers_around_the_batch_and_spaces_those_
     assert venv.get_attr("settings")[0].observation == "cls"
 
 
+def test_what_gymnasiums_wrappers_only_hand_on_is_set_where_it_is() -> None:
+    venv = make_sb3_env(n_envs=N, wrappers=[VectorDictObservation, VectorDiscreteActions])
+    venv.set_attr("render_mode", "ansi")
+    assert venv.get_attr("render_mode") == ["ansi"] * N
+    venv.reset()
+    (texts,) = venv.env_method("render", indices=0)
+    assert len(texts) == N
+    venv.set_attr("np_random", [np.random.default_rng(lane) for lane in range(N)])
+    venv.set_attr("closed", False)
+    assert venv.get_attr("num_envs") == [N] * N
+
+
 def test_a_reset_mask_is_refused_since_monitors_begin_to_count_anew_in_all_lanes() -> None:
     venv = make_sb3_env(n_envs=N, seed=0)
     venv.reset()

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,24 @@ from command_line import prance
 from helpers import ENV_ID, random_net
 from image_files import CONFIG, files_of, image_folder, picture
 from noise_envs import TINY, noise_dataset
+from torch import Tensor, nn
 
 from agents import AdaptiveViT, FullAgent
 from prance_env import EnvSettings, make_sb3_env, register_dataset
 from prance_env import settings as settings_module
 from prance_env.images.loading import DATASETS
 from prance_env.rewards.measuring import measure_latency_table
-from supernet import Supernet, SupernetConfig, save_pretrained
+from supernet import (
+    Supernet,
+    SupernetConfig,
+    TokenMode,
+    register_stem,
+    register_token_mode,
+    save_pretrained,
+    stems,
+)
+from supernet.config import with_space
+from supernet.tokens import modes
 from train.evaluate import evaluate
 from train.policies.load_agent import load_agent
 
@@ -263,6 +275,42 @@ def test_a_data_set_registered_anew_is_the_one_that_is_shown(tmp_path: Path) -> 
         engine = EnvSettings(checkpoint=str(tmp_path), dataset="again and again").engine()
         assert engine.dataset is dataset
     assert asdict(EnvSettings(checkpoint=str(tmp_path), dataset="again and again"))["dataset"] == "again and again"
+
+
+class Scaled(nn.Module):
+    """A patch embedding times a factor that no weight shows."""
+
+    def __init__(self, config: SupernetConfig, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.proj = nn.Conv2d(config.in_chans, config.embed_dim, config.patch_size, config.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.factor * self.proj(images).flatten(2).transpose(1, 2)
+
+
+def multiplied(factor: float, scores: Any, metric: Any, size: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    """All tokens stay, each of them times a factor."""
+    return torch.arange(size.shape[1]).expand_as(size), torch.full_like(size, factor)
+
+
+@pytest.mark.parametrize("what", ["stem", "token mode"])
+def test_a_name_that_stands_for_something_else_is_opened_anew(
+    what: str, noise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stems.STEMS, "_things", {})
+    monkeypatch.setattr(modes._OURS, "_things", dict(modes._OURS._things))
+    seen = []
+    for factor in (1.0, 2.0):
+        stems.STEMS.remove("mine")
+        modes._OURS.remove("mine")
+        register_stem("mine", partial(Scaled, factor=factor))
+        register_token_mode("mine", TokenMode(partial(multiplied, factor), normalise=False, always=True))
+        changed = replace(TINY, stem="mine") if what == "stem" else with_space(TINY, token_mode="mine")
+        if factor == 1:
+            save_pretrained(random_net(changed), tmp_path)
+        seen.append(EnvSettings(checkpoint=str(tmp_path), dataset=noise).engine().start(np.arange(4)).prob)
+    assert (seen[0] != seen[1]).all()
 
 
 def test_threads_that_want_the_same_engine_open_it_once(monkeypatch: pytest.MonkeyPatch) -> None:

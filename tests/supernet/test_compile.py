@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,4 +97,14 @@ def test_transforms_without_arrays_are_refused_whatever_ran_before_and_take_a_st
     net(followed, subnet[2]).sum().backward()
     static = net.extract(subnet[2])
     assert_close(torch.func.grad(lambda x: static(x).sum())(images), followed.grad)
-    assert_close(torch.func.vmap(lambda x: net(x[None], subnet[2])[0])(images), net(images, subnet[2]))
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("size", ["sized", "full", "static"])
+def test_vmap_goes_through_all_of_them(mode: Callable[[], Any], size: str) -> None:
+    for architecture in ({}, {"glu": True}):  # whose images are computed in one piece, and by segments
+        net = small_net("merge", **architecture)
+        subnet, images = cut_subnet(net), normalised(net, pixels(net, 3))
+        run = {"sized": partial(net, subnet=subnet), "full": net, "static": net.extract(subnet)}[size]
+        with mode():
+            assert_close(torch.func.vmap(lambda x, run=run: run(x[None])[0])(images), run(images))

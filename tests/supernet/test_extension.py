@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import types
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from helpers import PATIENCE
 
 from supernet import extension
 from supernet.extension import Registry
@@ -78,6 +81,12 @@ def test_a_plug_in_that_fails_is_named_with_its_package(tmp_path: Path) -> None:
     )
 
 
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not looked for plug-ins yet."""
+    for name, value in {"_asker": None, "_loaded": set(), "_done": False, "_failed": []}.items():
+        monkeypatch.setattr(extension, name, value)
+
+
 def test_plug_ins_that_fail_are_all_said_at_every_call_and_the_others_are_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -87,12 +96,45 @@ def test_plug_ins_that_fail_are_all_said_at_every_call_and_the_others_are_loaded
     monkeypatch.setitem(sys.modules, module.__name__, module)
     entries = [EntryPoint(n, f"{module.__name__}:{n}", extension.GROUP) for n in ("bad", "good", "worse")]
     monkeypatch.setattr(extension, "entry_points", lambda group: entries)
-    for name, value in {"_asked": False, "_done": False, "_failed": []}.items():
-        monkeypatch.setattr(extension, name, value)
+    nothing_loaded(monkeypatch)
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"'bad' .*ZeroDivisionError.* 'worse' .*KeyError: 'cupy'"):
             registry.names()
     assert "theirs" in registry
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_that_is_forked_while_a_thread_loads_plug_ins_loads_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry[int] = Registry("thing", "add", "thing")
+    parent, loading, go_on = os.getpid(), threading.Event(), threading.Event()
+
+    def slow() -> None:
+        loading.set()
+        if os.getpid() == parent:
+            go_on.wait(PATIENCE)
+        registry.add("slow", 2)
+
+    module = types.ModuleType("slow_plugs_of_others")
+    vars(module).update(first=lambda: registry.add("first", object()), slow=slow)  # not to be added twice
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    entries = [EntryPoint(n, f"{module.__name__}:{n}", extension.GROUP) for n in ("first", "slow")]
+    monkeypatch.setattr(extension, "entry_points", lambda group: entries)
+    nothing_loaded(monkeypatch)
+    thread = threading.Thread(target=registry.names)
+    thread.start()
+    assert loading.wait(PATIENCE)
+    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(registry.names() != ["first", "slow"]))
+    child.start()
+    child.join(10)
+    hangs = child.is_alive()
+    child.kill()
+    go_on.set()
+    thread.join()
+    child.join()
+    assert not hangs
+    assert child.exitcode == 0
+    assert registry.names() == ["first", "slow"]
 
 
 def test_a_registry_refuses_taken_and_empty_names_and_lists_what_there_is() -> None:

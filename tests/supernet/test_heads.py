@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_nets import TWO_BLOCKS, cut_subnet, normalised, pixels, small_net
 from torch import nn
 
 from supernet import StaticViT, Supernet, extract, from_pretrained, load_static, save_pretrained, save_static
+from supernet.runtime.pooling import mean_patches
 
 KINDS: dict[str, dict[str, Any]] = {
     "class token": {},
@@ -131,3 +133,19 @@ def test_a_second_classifier_belongs_to_distilled_networks() -> None:
     net.head_dist = None
     with pytest.raises(ValueError, match=r"net\.head_dist has 0 classes, but the configuration says 7"):
         net(pixels(net, 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_static_network_takes_no_images(kind: str) -> None:
+    net = own_net(kind)
+    static = extract(net, cut_subnet(net))
+    some, none = (static(pixels(net, 2)[:batch]) for batch in (2, 0))
+    assert none.shape == (0, some.shape[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mean_of_merged_patches_needs_no_numbers_beyond_theirs(dtype: torch.dtype) -> None:
+    rows, size = torch.full((2 * 50, 3), 200, dtype=dtype), torch.full((2 * 50,), 8.0)
+    for lengths in (np.array([50, 50]), np.array([60, 40])):
+        assert torch.allclose(mean_patches(rows, lengths, size, 1), rows[:2], rtol=1e-2)

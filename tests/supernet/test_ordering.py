@@ -139,6 +139,28 @@ class _Scaled(_Projects):
         return super().forward(images) * self.scale
 
 
+class _Placed(_Projects):
+    """One that adds what no state_dict shows."""
+
+    def __init__(self, config: SupernetConfig) -> None:
+        super().__init__(config)
+        positions = torch.linspace(0, 1, config.num_patches * config.embed_dim).view(-1, config.embed_dim)
+        self.register_buffer("positions", positions, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) + self.get_buffer("positions")
+
+
+class _Unit(nn.Module):
+    """Every patch at length 1, so that no channel can be cut out without the others' noticing."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(x, dim=-1)
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("make", "known"),
@@ -148,8 +170,11 @@ class _Scaled(_Projects):
         (partial(_Projects, after=lambda channels: nn.Linear(channels, channels)), False),
         (partial(_Projects, groups=2), False),
         (_Scaled, False),
+        (_Placed, False),
+        (partial(_Projects, after=_Unit), False),
+        (partial(_Projects, after=lambda channels: nn.GELU()), True),
     ],
-    ids=["proj", "norm", "linear", "groups", "scale"],
+    ids=["proj", "norm", "linear", "groups", "scale", "positions", "length", "gelu"],
 )
 def test_stems_of_users_are_moved_only_if_their_last_convolution_is_their_end(
     make: Callable[[SupernetConfig], nn.Module], known: bool, monkeypatch: pytest.MonkeyPatch

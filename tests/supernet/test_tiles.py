@@ -163,6 +163,7 @@ def test_only_the_first_extent_of_a_launch_grows_with_the_images(mode: str, monk
     with runtime.use("tiles"):
         for images in (2, 4):
             net(images_for(net, images).to(DEVICE), subnet[list(range(images))])
+            net.finish(TiledState.of(net.begin(images_for(net, images).to(DEVICE)), net.config))
             others[images] = {name: [grid[1:] for grid in kernel.grids] for name, kernel in noted.items()}
             for kernel in noted.values():
                 kernel.grids.clear()

@@ -66,7 +66,7 @@ def test_half_precision_is_computed_in_one_piece_too(dtype: torch.dtype) -> None
     torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("change", ["in place", "a new layer", "new values", "another precision", "loaded"])
+@pytest.mark.parametrize("change", ["in place", "a new layer", "new values", "another precision", "loaded", "turned"])
 def test_changed_weights_are_noticed(change: str) -> None:
     net = copy.deepcopy(random_net(make_config("prune", "class-token", False)))
     images, subnet = images_for(net), subnets_for(net)
@@ -81,6 +81,10 @@ def test_changed_weights_are_noticed(change: str) -> None:
         net.blocks[2].fc1 = new
     elif change == "new values":
         layer.weight.data = new.weight.data
+    elif change == "turned":
+        turned = net.blocks[2].proj.weight
+        assert turned.shape[0] == turned.shape[1]
+        turned.data = turned.data.t()
     elif change == "loaded":
         net.load_state_dict({**net.state_dict(), "blocks.2.fc1.weight": new.weight}, assign=True)
     else:

@@ -21,6 +21,7 @@ from torch import Tensor
 from supernet import SubnetConfig, Supernet, SupernetConfig
 from supernet.ordering import UnitScores, unit_levels
 from supernet.static_vit import StaticBlock, StaticViT
+from supernet.subnet import HOST
 
 from .saliency import Batches, Loss, saliency
 
@@ -62,8 +63,10 @@ def full_network(net: Supernet) -> StaticViT:
 
 def random_scores(config: SupernetConfig, seed: int = 0) -> UnitScores:
     """Independent uniform numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    return UnitScores(**{k: torch.rand(v.shape, generator=generator) for k, v in unit_levels(config).items()})
+    generator = torch.Generator(HOST).manual_seed(seed)
+    return UnitScores(
+        **{k: torch.rand(v.shape, generator=generator, device=HOST) for k, v in unit_levels(config).items()}
+    )
 
 
 @torch.no_grad()
@@ -102,10 +105,10 @@ def projection_loss(seed: int = 0) -> Loss:
 
     The square of its derivative by a gate is, on average over signs, by how much the gate moves the outputs.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(HOST).manual_seed(seed)
 
     def loss(outputs: Tensor, labels: Tensor) -> Tensor:
-        signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+        signs = torch.randint(0, 2, outputs.shape, generator=generator, device=HOST).to(outputs) * 2 - 1
         return (outputs * signs).sum() / len(outputs)
 
     return loss
@@ -191,7 +194,7 @@ def similarities(attention: Tensor, kernel: Kernel, temperature: float = 1.0) ->
         return (-(a * (a / b).log()).sum(-1) / temperature).exp().mean(0)
     middle = (a + b) / 2
     divergence = ((a * (a / middle).log()).sum(-1) + (b * (b / middle).log()).sum(-1)) / 2
-    return 1 - divergence.mean(0) / torch.log(torch.tensor(2.0, dtype=torch.float64))
+    return 1 - divergence.mean(0) / torch.log(torch.tensor(2.0, dtype=torch.float64, device=p.device))
 
 
 def stationary(similarity: Tensor, teleport: float = 0.05) -> Tensor:
@@ -204,10 +207,12 @@ def stationary(similarity: Tensor, teleport: float = 0.05) -> Tensor:
     steps = similarity / similarity.sum(1, keepdim=True)
     steps = (1 - teleport) * steps + teleport / count
     # Unique if from every head every other one can be reached.
-    reached = torch.linalg.matrix_power(((steps > 0) | torch.eye(count, dtype=torch.bool)).double(), count)
+    reached = torch.linalg.matrix_power(
+        ((steps > 0) | torch.eye(count, dtype=torch.bool, device=steps.device)).double(), count
+    )
     if not bool((reached > 0).all()):
         raise ValueError(f"{teleport=}: some heads are never reached from others; pass a teleport above 0.")
-    rank = torch.full((count,), 1 / count, dtype=torch.float64)
+    rank = torch.full((count,), 1 / count, dtype=torch.float64, device=steps.device)
     for _ in range(MOST_STEPS):
         # Half a step: a walk that goes in circles would never settle otherwise, and the distribution is the same.
         new = (rank + rank @ steps) / 2

@@ -18,6 +18,7 @@ from supernet.archives import load_state
 from supernet.files import WEIGHTS
 from supernet.heads import ImageClassifier
 from supernet.staging import staged
+from supernet.subnet import HOST
 
 from ..runs.folder import open_run
 from ..runs.interrupt import Interruption, deferred_interrupt
@@ -43,15 +44,17 @@ class Training:
     def __init__(self, recipe: Recipe[Any], out: Path, team: Team) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.out, self.team = recipe, out, team
-        self.net = recipe.make_net().to(team.device).train()
-        self.heads = recipe.make_heads(self.net).to(team.device)
+        # Random weights are the same on every device, whatever torch makes things on by default.
+        with HOST:
+            self.net = recipe.make_net().to(team.device).train()
+            self.heads = recipe.make_heads(self.net).to(team.device)
+            self.ema = recipe.make_net().to(team.device)
+            # Whoever waits for nothing to get better wants what was best, not what came after.
+            self.kept = recipe.make_net().to(team.device) if recipe.patience else self.ema
         groups = parameter_groups(self.net, self.heads, recipe.weight_decay, recipe.layer_decay)
         params = [*self.net.parameters(), *self.heads.parameters()]
         self.stepper = Stepper(groups, params, recipe.lr, recipe.amp, team)
-        self.ema = recipe.make_net().to(team.device)
         self.ema.load_state_dict(self.net.state_dict())
-        # Whoever waits for nothing to get better wants what was best, not what came after.
-        self.kept = recipe.make_net().to(team.device) if recipe.patience else self.ema
         self.step, self.progress, self.rows = 0, Progress(out), RowLog(out / ROWS)
         # The best mean accuracy so far, and how many validations ago that was.
         self.best, self.age = -1.0, 0

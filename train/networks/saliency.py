@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from supernet.cutting import Units, width_of
 from supernet.ordering import stem_output
 from supernet.static_vit import StaticBlock, StaticViT
+from supernet.subnet import HOST
 from supernet.tokens.modes import ranking, ranks_of
 
 Saliency = Literal["taylor", "hutchinson"]
@@ -55,7 +56,7 @@ def saliency(
     """
     if kind not in SALIENCIES:
         raise ValueError(f"saliency={kind!r} is unknown; choose one of {SALIENCIES}.")
-    generator, total, count = torch.Generator().manual_seed(seed), None, 0
+    generator, total, count = torch.Generator(HOST).manual_seed(seed), None, 0
     for images, labels in batches:
         # Fused attention has no second derivative.
         with sdpa_kernel(SDPBackend.MATH) if kind == "hutchinson" else nullcontext():
@@ -76,7 +77,7 @@ def _by_gates(
     first = _derivatives(static, tokens, loss(logits, labels), create_graph=generator is not None)
     if generator is None:
         return first
-    signs = each(lambda x: (torch.randint(0, 2, x.shape, generator=generator) * 2 - 1).to(x), first)
+    signs = each(lambda x: (torch.randint(0, 2, x.shape, generator=generator, device=HOST) * 2 - 1).to(x), first)
     along = torch.cat([part for parts in each(torch.mul, first, signs).values() for part in parts]).sum()
     second = _derivatives(static, tokens, along)
     # A gate enters each of its own weights once, so that its second derivative by itself has no term of first order.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from supernet import Supernet
 from supernet.layers import ElasticBlock
 from supernet.plan import hidden_dims
+from supernet.subnet import HOST
 
 DECAY = 0.5
 
@@ -56,7 +57,7 @@ class SoftPruning(nn.Module):
         self.keep = {"heads": space.num_heads[0], "hidden": smallest}
         self.first = space.blocks(space.first_decided).start
         self.updates: Tensor
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=HOST))
         with torch.no_grad():
             for name, kind, groups in self._groups(net):
                 self.register_buffer(f"z_{name}", softened(groups, self.keep[kind], DECAY))

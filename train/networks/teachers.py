@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from supernet import list_supernets
 from supernet.heads import ImageClassifier
+from supernet.subnet import HOST
 
 from .importance import full_network
 from .sources import TIMM, timm_model
@@ -55,7 +56,7 @@ def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.
         raise ValueError(f"teacher={name!r} is unknown; pass '{ORIGINAL}', '{TIMM}NAME', or the folder of a supernet.")
     c = student.config
     with torch.inference_mode():
-        classes = model(torch.zeros(1, c.in_chans, c.img_size, c.img_size)).shape[1]
+        classes = model(torch.zeros(1, c.in_chans, c.img_size, c.img_size, device=HOST)).shape[1]
     if classes != c.num_classes:
         raise ValueError(
             f"The teacher {name} gives {classes} logits, the supernet {c.num_classes}; take one of the same classes."
@@ -79,7 +80,7 @@ class ResizedTeacher(nn.Module):
             c = model.config
             cfg = {"input_size": (c.in_chans, c.img_size, c.img_size), "mean": c.mean, "std": c.std}
         self.size = int(cfg.get("input_size", (0, student.config.img_size))[-1])
-        mean, std = (torch.tensor(cfg.get(k, (0.5,) * 3)).view(1, -1, 1, 1) for k in ("mean", "std"))
+        mean, std = (torch.tensor(cfg.get(k, (0.5,) * 3), device=HOST).view(1, -1, 1, 1) for k in ("mean", "std"))
         self.scale: Tensor
         self.shift: Tensor
         # To pixels in 0..1 and to what the model wants, in one line.

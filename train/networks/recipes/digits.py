@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prance_env.images.digits import MAX_DIGITS, make_scenes
 from supernet import GroupChoice, SubnetConfig, Supernet, create_supernet
+from supernet.subnet import HOST
 
 from ..losses import attention_loss, patch_loss, patch_share
 from ..recipe import Recipe, Turn
@@ -101,7 +102,7 @@ class DigitsRecipe(Recipe[Supernet]):
         """Accuracy of the full, the smallest and random subnets (one per image) on validation scenes."""
         scenes = make_scenes(self.val_scenes, "val", seed=77)
         device = net.pos_embed.device
-        random = SubnetConfig.random(net.space, self.val_scenes, torch.Generator().manual_seed(0))
+        random = SubnetConfig.random(net.space, self.val_scenes, torch.Generator(HOST).manual_seed(0))
         start = net.begin(scenes.images.to(device))
         out = {}
         for name, subnet in (

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from supernet import SubnetConfig, Supernet, reorder
 from supernet.layers import ElasticBlock
+from supernet.subnet import HOST
 
 from ..importance import Score, full_network
 from ..ordering import OrderSettings, order_network, prefix_subnets
@@ -183,7 +184,7 @@ class ImagesRecipe(LabelledRecipe[Supernet]):
         """Accuracy of the full, the smallest, the narrowest and random subnets (one per image)."""
         fixed = {"full": SubnetConfig.full(net.space), "min": SubnetConfig.min(net.space)}
         fixed["narrowest"] = prefix_subnets(net.space)["narrowest"]
-        generator, device = torch.Generator().manual_seed(0), net.pos_embed.device
+        generator, device = torch.Generator(HOST).manual_seed(0), net.pos_embed.device
         right, total = dict.fromkeys([*fixed, "random"], 0), 0
         for images, labels in self._val:
             x, y = images.to(device), labels.to(device)
