@@ -135,9 +135,6 @@ def test_every_tensor_can_be_changed_without_the_others(where: str) -> None:
     assert given["b"].tolist() == [0, 1, 2]
 
 
-<<<<<<< HEAD
-def test_what_issent_together_is_found_at_its_place() -> None:
-=======
 def test_every_part_of_an_observation_can_be_changed_without_the_others() -> None:
     envs = VectorDictObservation(make_envs("torch"))
     with torch.inference_mode():
@@ -153,7 +150,6 @@ def test_every_part_of_an_observation_can_be_changed_without_the_others() -> Non
 
 
 def test_what_is_sent_together_is_found_at_its_place() -> None:
->>>>>>> b966799e8c464cfdaabe4c58128f250d66abc6d5
     arrays = [np.arange(6.0).reshape(2, 3), np.array([True, False, True]), np.arange(4), np.zeros((0, 2), np.float32)]
     for array, tensor in zip(arrays, sent_together(arrays, torch.device("cpu")), strict=True):
         assert torch.equal(tensor, torch.from_numpy(array))
