@@ -272,6 +272,42 @@ def test_a_teacher_in_a_folder_sees_the_pictures_as_it_wants_them(net: str, tmp_
             assert torch.allclose(said, expected((seen - expected.mean) / expected.std), atol=1e-4), name
 
 
+def test_a_teacher_that_knows_its_classes_by_name_teaches_them_whatever_its_order(folder: Path, tmp_path: Path) -> None:
+    pixels = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    student = saved_net(tmp_path / "student")  # whose labels are the folders by alphabet
+
+    def named(*names: str) -> str:
+        net = random_net(CONFIG)
+        net.config = replace(net.config, class_names=names)
+        save_pretrained(net, tmp_path / "_".join(names))
+        return str(tmp_path / "_".join(names))
+
+    teacher = named("class_2", "class_0", "class_1")
+    with torch.no_grad():
+        said = from_pretrained(teacher)(pixels)[:, [1, 2, 0]]
+        seen = from_pretrained(student).normalised(pixels)
+        recipe = images_recipe(student, folder, teacher=teacher, full_teacher=1.0)
+        assert torch.allclose(recipe._answer(seen), said.softmax(-1))  # type: ignore[arg-type]
+        distilled = distill.Distillation(replace(settings_for(student, folder), teacher=teacher))
+        assert torch.allclose(distilled.teacher(seen), said)
+        # Names in the labels' order, and none at all, are as they were.
+        for other in (named("class_0", "class_1", "class_2"), student):
+            recipe = images_recipe(student, folder, teacher=other, full_teacher=1.0)
+            assert torch.equal(recipe._answer(seen), from_pretrained(other)(pixels).softmax(-1))  # type: ignore[arg-type]
+        # A student with names of its own, after which its labels are called.
+        recipe = images_recipe(named("class_1", "class_2", "class_0"), folder, teacher=teacher, full_teacher=1.0)
+        assert torch.allclose(recipe._answer(seen), said[:, [1, 2, 0]].softmax(-1))  # type: ignore[arg-type]
+    other, words = named("cat", "dog", "cow"), r"cat_dog_cow knows the classes \['cat', .* for \['class_0', .*class_map"
+    with pytest.raises(ValueError, match=words):
+        images_recipe(student, folder, teacher=other, full_teacher=1.0)._frozen  # noqa: B018
+    with pytest.raises(ValueError, match=words):
+        distill.Distillation(replace(settings_for(student, folder), teacher=other))
+    # Whoever maps classes to labels says that these are its classes.
+    (tmp_path / "map.txt").write_text("class_0\nclass_1\nclass_2\n")
+    mapped: Any = {"name": str(folder), "class_map": str(tmp_path / "map.txt")}
+    assert replace(images_recipe(student, folder, teacher=other, full_teacher=1.0), dataset=mapped)._frozen is not None
+
+
 def test_networks_come_from_folders_names_and_timm(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert NetworkSource(net, num_classes=5).open().config.num_classes == 5
     kept, fresh = from_pretrained(net), NetworkSource(net, num_classes=5).open()

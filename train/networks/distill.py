@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from prance_env.images.config import DatasetConfig
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageSource, check_fits
 from prance_env.supernets import usable_device
@@ -20,6 +21,7 @@ from ..options import DatasetOption
 from ..runs.folder import check_free, check_kind
 from ..runs.interrupt import deferred_interrupt
 from ..runs.lock import only_writer
+from .classes import Meaning
 from .importance import full_network
 from .logit_store import DESCRIPTION, LogitStore, StoreInfo
 from .sources import TIMM, NetworkSource
@@ -91,9 +93,11 @@ class Distillation:
         self.view = view_of(settings, c, store)
         self.source: ImageSource = load_dataset(settings.dataset, "train", c, num_workers)
         check_fits(self.source, c)
-        self.teacher: nn.Module = open_teacher(settings.teacher, self.student, lambda: full_network(self.student)).to(
-            self.device
-        )
+        class_map = DatasetConfig.from_value(settings.dataset).class_map
+        meaning = Meaning.of(self.source, class_map, c.class_names)
+        self.teacher: nn.Module = open_teacher(
+            settings.teacher, self.student, lambda: full_network(self.student), meaning
+        ).to(self.device)
         self.student.to(self.device)
         self.loader = ViewLoader(self.source, self.view, num_workers)
 

@@ -122,7 +122,7 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
     chosen_on, judged_on = settings.settings(settings.choose_on), settings.settings(settings.split)
     val, test = chosen_on.engine(), judged_on.engine()
     learned = {name: evaluate_static(name, settings) for name in settings.also_static}
-    networks, console = load_networks(settings.networks, test), Console()
+    networks, console = load_networks(settings.networks, test, judged_on.dataset_config.class_map), Console()
     with only_writer(out):
         memory = Memory(out, {**plain(settings), "of": digest_of(val, test)})
         if memory.goes_on:
