@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -139,6 +140,31 @@ def test_a_store_for_other_images_or_views_is_refused(net: str, folder: Path, tm
         images_recipe(net, folder, crop_scale=(0.5, 1.0), **teacher)._images  # noqa: B018
     with pytest.raises(ValueError, match="was written for other images;"):
         images_recipe(net, folder / "val", **teacher, **AUGMENTED)._images  # noqa: B018
+
+
+def test_a_store_for_other_labels_is_refused(net: str, folder: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "store", tmp_path / "map.txt"
+    run_distill(settings_for(net, folder), out)
+    names.write_text("class_2\nclass_0\nclass_1\n")
+    mapped: Any = {"name": str(folder), "class_map": str(names)}
+    recipe = replace(
+        images_recipe(net, folder, teacher=f"store:{out}", full_teacher=1.0, **AUGMENTED), dataset=mapped
+    )
+    words = "was written for other labels; pass the dataset"
+    with pytest.raises(ValueError, match=words):
+        recipe._images  # noqa: B018
+    with pytest.raises(ValueError, match=words):
+        distill.check_distill(replace(settings_for(net, folder), dataset=mapped), out, 3)
+    with pytest.raises(ValueError, match=r"begun with other values of \['labels'\]"):
+        run_distill(replace(settings_for(net, folder), dataset=mapped), out, resume=True)
+    names.write_text("class_0\nclass_1\nclass_2\n")  # other words, the same labels
+    recipe._images  # noqa: B018
+    # Earlier versions noted none.
+    noted = json.loads((out / "store.json").read_text())
+    del noted["labels"]
+    (out / "store.json").write_text(json.dumps(noted))
+    run_distill(settings_for(net, folder), out, resume=True)
+    assert distill.check_distill(settings_for(net, folder), out, 3).mismatched == 0
 
 
 def test_a_stopped_store_goes_on_to_the_same_bytes(

@@ -26,7 +26,7 @@ from .importance import full_network
 from .logit_store import DESCRIPTION, LogitStore, StoreInfo
 from .sources import TIMM, NetworkSource
 from .teachers import ORIGINAL, open_teacher
-from .training_images import check_store, stored_view, view_of
+from .training_images import check_store, digest_of_labels, stored_view, view_of
 from .views import ViewLoader, view_seeds
 
 TOLERATED = 0.01
@@ -113,6 +113,7 @@ class Distillation:
             view=stored_view(self.view),
             teacher=self.settings.teacher,
             seed=self.settings.seed,
+            labels=digest_of_labels(self.source),
         )
 
     @torch.inference_mode()
