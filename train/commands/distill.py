@@ -45,8 +45,8 @@ class Distill(DistillSettings):
             found = check_distill(settings, self.out, self.check, self.device, self.num_workers)
             print(
                 f"{found.records} records asked again: probabilities differ by {found.difference:.1e} on average, by "
-                f"more than {TOLERATED} in {found.differing:.2%} of the records; {found.mismatched:.2%} of the classes are "
-                "others."
+                f"more than {TOLERATED} in {found.differing:.2%} of the records; {found.mismatched:.2%} of the classes "
+                "are others."
             )
             return
         store = run_distill(settings, self.out, self.resume, self.device, self.num_workers)

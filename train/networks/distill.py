@@ -30,7 +30,7 @@ from .training_images import check_store, digest_of_labels, stored_view, view_of
 from .views import ViewLoader, view_seeds
 
 TOLERATED = 0.02
-"""Total variation from which on a record says something else than the teacher: what is measured is in docs/distill.md."""
+"""Total variation above which a record says something else than the teacher; docs/distill.md has the measurement."""
 FEW = 0.01
 """Share of such records above which a check fails."""
 
