@@ -203,7 +203,7 @@ def run_joint(
             source = str(folder / "supernet")
             if settings.agent_timesteps:
                 if team.is_main:
-                    changes = {"checkpoint": source, "dataset": recipe.dataset}
+                    changes: EnvArguments = {"checkpoint": source, "dataset": recipe.dataset}
                     _further_trained(Path(agent), changes, settings.agent_timesteps, folder / "agent", save_freq)
                 agent = str(_awaited(folder / "agent", team))
         report |= {"after": _judged(agent, replace(first, checkpoint=source)), "agent": agent}

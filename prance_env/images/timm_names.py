@@ -115,16 +115,14 @@ def load_timm(
         def stream() -> Iterator[StreamItem]:
             for number, (image, label) in enumerate(_undecoded(reader, opened)):
                 name = f"{source}: [{number}]"
-                image = _bytes_of(image) if isinstance(image, dict) else image
-                yield StreamItem(name, image, label_of(label, name))
+                yield StreamItem(name, _bytes_of(image) if isinstance(image, dict) else image, label_of(label, name))
 
         named = net.class_names if net.class_names and config.class_map is None else ""
         identity = f"{config} {config.read_class_map()} {split} {_version(reader.builder)} {transform}{named}"
         decoded = pixel_map(stream, transform, identity, cache_dir, num_workers, on_error, reader.num_samples)
         return replace(decoded, class_names=called)
-    found = enumerate(_labels(opened))
     labels = torch.tensor(
-        [-1 if label is None else label_of(label, f"{source}: [{i}]") for i, label in found],
+        [-1 if label is None else label_of(label, f"{source}: [{i}]") for i, label in enumerate(_labels(opened))],
         dtype=torch.int64,
         device="cpu",
     )

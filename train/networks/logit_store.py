@@ -132,7 +132,7 @@ class LogitStore:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DESCRIPTION).exists():
             store = cls._opened(folder)
-            old = {name: None for name in ("seed", "labels") if getattr(store.info, name) is None}
+            old: dict[str, Any] = {name: None for name in ("seed", "labels") if getattr(store.info, name) is None}
             info = replace(info, checksums=store.info.checksums, **old)
             if store.info != info:
                 now, then = asdict(info), asdict(store.info)
