@@ -79,7 +79,7 @@ class BaselineAgent(BatchAgent):
         Raises:
             ValueError: If the supernet is another one, or the observation lacks what the agent reads.
         """
-        if config != self.config:
+        if config.unnamed != self.config.unnamed:
             raise ValueError(
                 f"The {type(self).__name__} was made for another supernet than this environment's: "
                 f"{differences(self.config, config)}. Make it for this one, or pass the checkpoint that it is for."
@@ -162,7 +162,7 @@ class BaselineAgent(BatchAgent):
 
 def differences(own: SupernetConfig, other: SupernetConfig) -> str:
     """The first settings in which two supernets differ."""
-    pairs = [(own.to_dict(), other.to_dict())]
+    pairs = [(own.unnamed.to_dict(), other.unnamed.to_dict())]
     pairs += [(a.pop("space"), b.pop("space")) for a, b in list(pairs)]
     found = [f"{k}={a[k]!r} instead of {b[k]!r}" for a, b in pairs for k in a if a[k] != b[k]]
     return ", ".join(found[:3])

@@ -333,6 +333,11 @@ class SupernetConfig:
         """Tokens of an image before any is dropped, class token and registers included."""
         return self.num_patches + self.num_prefix_tokens
 
+    @property
+    def unnamed(self) -> SupernetConfig:
+        """The same without names of classes, which make no other network of one."""
+        return replace(self, class_names=())
+
     def zoom(self, embed_dim: int) -> float:
         """Factor on the gain of a layer norm: 1, or with the authors' rules sqrt(embed_dim / full width)."""
         full = self.prance_embed_dim

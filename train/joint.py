@@ -18,11 +18,12 @@ from torch import Tensor
 
 from agents.adaptive import AdaptiveViT
 from agents.baselines import FullAgent
+from agents.deployed.runs import Deployed
 from agents.prance_ppo.algorithm import PrancePPO
 from agents.prance_ppo.files import WEIGHTS
 from agents.protocol import Agent
 from prance_env import PranceVectorEnv
-from prance_env.settings import EnvSettings
+from prance_env.settings import EnvArguments, EnvSettings
 from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
 from supernet.files import write_text
 from supernet.reading import check_fields, make_plain
@@ -81,7 +82,7 @@ class JointRecipe(ImagesRecipe):
 
     @cached_property
     def _environment(self) -> EnvSettings:
-        return env_of_run(Path(self.agent), "train")
+        return env_of_run(Path(self.agent), "train", self.dataset)
 
     @cached_property
     def start(self) -> Supernet:
@@ -127,7 +128,7 @@ class JointSettings:
     """What `prance train joint` does."""
 
     agent: str
-    """Run folder of the policy (prance train agent): its supernet is trained, and judged on its images."""
+    """Run folder of the policy (prance train agent): its supernet is trained, and judged, on its images."""
     rounds: int = 1
     """Rounds; in each the supernet is trained, and then the policy, if --agent-timesteps is above 0."""
     agent_timesteps: int = 0
@@ -148,14 +149,18 @@ class JointSettings:
                 "that the agent knows; leave them out, or train an agent on the other one first."
             )
 
+    def environment(self, split: str) -> EnvSettings:
+        """That of the agent, on its images or on those that `changes` names in their place."""
+        return env_of_run(Path(self.agent), split, self.changes.get("dataset"))
+
     def recipe(self, agent: str, source: str) -> JointRecipe:
         """The recipe of a round."""
-        seen = env_of_run(Path(self.agent), "train")
+        seen = self.environment("train")
         if seen.dataset is None:
             raise ValueError(f"{self.agent} says nothing of its images; train an agent with --dataset.")
         changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.changes.items()}
-        images = {"dataset": seen.dataset, "on_error": seen.on_error}
-        return JointRecipe(**{**images, **changes, "agent": agent, "source": source})
+        own = {"dataset": seen.dataset, "agent": agent, "source": source}
+        return JointRecipe(**{"on_error": seen.on_error, **changes, **own})
 
 
 def run_joint(
@@ -186,7 +191,7 @@ def run_joint(
         raise ValueError(
             f"{settings.agent} was not trained by prance_ppo, which alone goes on; leave --agent-timesteps."
         )
-    first = env_of_run(Path(settings.agent), settings.split)
+    first = settings.environment(settings.split)
     agent, source = settings.agent, str(first.checkpoint or first.supernet)
     team, report = open_team(device), dict[str, Any]()
     place = str(team.device)
@@ -204,7 +209,8 @@ def run_joint(
             source = str(folder / "supernet")
             if settings.agent_timesteps:
                 if team.is_main:
-                    _further_trained(Path(agent), source, settings.agent_timesteps, folder / "agent", save_freq, place)
+                    changes: EnvArguments = {"checkpoint": source, "dataset": recipe.dataset, "device": place}
+                    _further_trained(Path(agent), changes, settings.agent_timesteps, folder / "agent", save_freq)
                 agent = str(_awaited(folder / "agent", team))
         if team.is_main:
             report = {"split": settings.split, "before": _judged(settings.agent, first)}
@@ -235,15 +241,15 @@ def _awaited(agent: Path, team: Team) -> Path:
     return agent
 
 
-def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path, save_freq: float, device: str) -> None:
-    """Writes a run folder with the policy after more training on another supernet, unless it is there and done."""
+def _further_trained(run: Path, changes: EnvArguments, timesteps: int, out: Path, save_freq: float) -> None:
+    """Writes a run folder with the policy after more training in another environment, unless it is there and done."""
     finish_commit(out)
     last, model = (out / name for name in NAMES)
     if (model / WEIGHTS).is_file():
         return
     noted = noted_fields(run, AgentTraining) or {}
     noted_reward(noted, str(run))
-    environment = {**noted["environment"], "checkpoint": checkpoint, "device": device}
+    environment = {**noted["environment"], **changes}
     training = AgentTraining(**{**noted, "total_timesteps": timesteps, "environment": environment})
     chosen = EnvSettings.from_id(training.env, **training.env_arguments)
     arguments = {f.name: getattr(chosen, f.name) for f in fields(chosen)}
@@ -262,6 +268,7 @@ def _further_trained(run: Path, checkpoint: str, timesteps: int, out: Path, save
         agent.learn(end - agent.num_timesteps, after_update, progress_bar=True, reset_num_timesteps=False)
         if agent.num_timesteps >= end:
             write_command(out, training)
+            Deployed(chosen, chosen.dataset_config).note_class_names(out)
             with staged(out) as stage:
                 save_last(agent, stage / last.name)
                 agent.save(stage / model.name)

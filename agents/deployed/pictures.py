@@ -135,24 +135,28 @@ def class_names(dataset: DatasetConfig, num_classes: int, split: str = "train") 
         num_classes: How many the network has; another number of names is worth a warning.
         split: Whose folders count where there is no training split.
     """
-    place = dataset.of_folder()
-    if place.class_map not in (None, NUMERIC) and Path(str(place.class_map)).is_file():
-        # As labels are given: a line ends nowhere else.
-        names = [*(place.read_class_map() or {})]
-    elif place.class_map is None and place.name not in list_datasets() and Path(place.name).is_dir():
-        from prance_env.images.folders import labelled_classes
-
-        names = labelled_classes(Path(place.name), split)
-    else:
-        return None
+    names = known_names(dataset, split)
     if not names or len(names) == num_classes:
-        return tuple(names) or None
+        return names or None
     warnings.warn(
-        f"{place.class_map or place.name} has {len(names)} classes, the network {num_classes}: they are called by "
-        "their numbers. Pass their names, such as AdaptiveViT.from_run(run, names=[...]).",
+        f"{dataset.class_map or dataset.of_folder().name} has {len(names)} classes, the network {num_classes}: they "
+        "are called by their numbers. Pass their names, such as AdaptiveViT.from_run(run, names=[...]).",
         stacklevel=2,
     )
     return None
+
+
+def known_names(dataset: DatasetConfig, split: str = "train") -> tuple[str, ...]:
+    """The names of a data set's classes, by label, as far as it tells them without being opened; see `class_names`."""
+    place = dataset.of_folder()
+    if place.class_map not in (None, NUMERIC) and Path(str(place.class_map)).is_file():
+        # As labels are given: a line ends nowhere else.
+        return tuple(place.read_class_map() or {})
+    if place.class_map is None and place.name not in list_datasets() and Path(place.name).is_dir():
+        from prance_env.images.folders import labelled_classes
+
+        return tuple(labelled_classes(Path(place.name), split))
+    return ()
 
 
 def checked_names(names: Sequence[str] | Mapping[int, str] | None, num_classes: int) -> tuple[str, ...]:

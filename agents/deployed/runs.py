@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from prance_env.images.config import CLASSES, DatasetConfig
+from prance_env.images.config import CLASSES, NUMERIC, DatasetConfig
+from prance_env.images.loading import list_datasets
 from prance_env.settings import EnvSettings
 from supernet.files import WEIGHTS, write_text
 from supernet.reading import read_text, read_yaml
@@ -19,7 +20,7 @@ from ..protocol import Agent
 from ..sb3.policy_file import POLICY, load_policy
 from ..sb3.saved import load_model
 from .files import RUN
-from .pictures import class_names
+from .pictures import class_names, known_names
 
 # What is of the machine or of the training alone.
 _OTHERS = (
@@ -48,24 +49,58 @@ def settings_of_run(folder: str | Path, split: str = "test", **changes: Any) -> 
         FileNotFoundError: If the folder is no run folder.
         ValueError: If its settings are of no environment.
     """
-    return _settings(_noted(folder), split, changes)
+    return _settings(Path(folder), _noted(folder), split, changes)
 
 
-def _settings(noted: dict[str, Any], split: str, changes: dict[str, Any]) -> EnvSettings:
+def _settings(run: Path, noted: dict[str, Any], split: str, changes: dict[str, Any]) -> EnvSettings:
     names = {f.name for f in fields(EnvSettings)} - {*_OTHERS}
     arguments = {k: v for k, v in noted.items() if k in names and v is not None}
-    changed = changes | {"dataset": _moved(noted.get("dataset"), changes.get("dataset"))}
+    changed = changes | {"dataset": moved_dataset(run, noted.get("dataset"), changes.get("dataset"))}
     arguments |= {k: v for k, v in changed.items() if v is not None}
     price = noted.get("macs_weight")
     conditioning = tuple(price[:2]) if isinstance(price, list) else None
     return EnvSettings.from_id(noted["env"], **arguments, split=split, cost_conditioning=conditioning)
 
 
-def _moved(noted: Any, place: Any) -> Any:
-    """A noted data set whose images lie elsewhere now; None: where they lay."""
-    if place is None or not isinstance(noted, dict) or not isinstance(place, str | Path):
+def moved_dataset(run: Path, noted: Any, place: Any) -> Any:
+    """A data set that a run has noted, whose images may lie elsewhere now.
+
+    Args:
+        run: Folder of `prance train agent`.
+        noted: What it says of its data set; None: nothing.
+        place: Where the images lie now, as a text: how they are brought to size stays as it was, and so does what their
+            labels are. Else all of a `DatasetConfig`, which replaces the noted one; None: they lie where they lay.
+    """
+    if place is None or noted is None or not isinstance(place, str | Path):
         return noted if place is None else place
-    return asdict(replace(DatasetConfig.from_value(noted).of_folder(), name=str(place), root=None))
+    then, known = DatasetConfig.from_value(noted).of_folder(), list_datasets()
+    now = replace(then, name=str(place), root=None)
+    # How another kind of source is read has no meaning here, but labels are not to change unasked.
+    kept = {"name", "class_map", *now.takes(known)}
+    now = DatasetConfig(**{k: v for k, v in asdict(now).items() if k in kept})
+    if now.absolute(known) == then.absolute(known):
+        return noted
+    if now.class_map is None and now.prefix is None and now.name not in known and _labels_differ(run, now.name):
+        now = replace(now, class_map=str((run / CLASSES).absolute()))
+    return place if now == DatasetConfig.from_value(place) else asdict(now)
+
+
+def _labels_differ(run: Path, folder: str) -> bool:
+    """Whether classes by alphabet in any split of a folder are others than the training has noted."""
+    from prance_env.images.folders import SPLIT_FOLDERS, labelled_classes
+
+    names, root = noted_names(run), Path(folder).expanduser()
+    if not names or len(set(names)) < len(names) or not root.is_dir():
+        return False
+    return any(found not in ([], names) for found in (labelled_classes(root, split) for split in SPLIT_FOLDERS))
+
+
+def noted_names(run: Path) -> list[str]:
+    """Names of the classes that a training has noted, by label; none if it has not."""
+    path = run / CLASSES
+    if not path.is_file():
+        return []
+    return read_text(path, "save it as UTF-8, one class a line").removesuffix("\n").split("\n")
 
 
 def _noted(folder: str | Path) -> dict[str, Any]:
@@ -114,7 +149,7 @@ class Deployed:
         if unseen is not None and unseen.prefix is None and not os.path.isabs(unseen.name):
             unseen = None  # a name, which means something where it is registered only
         place = dataset if unseen is None else {"name": "digits"}
-        settings = _settings(noted, "val", {"checkpoint": checkpoint, "dataset": place})
+        settings = _settings(Path(folder), noted, "val", {"checkpoint": checkpoint, "dataset": place})
         known = settings.dataset_config if unseen is None else unseen
         return cls(settings, known, Path(folder))
 
@@ -124,18 +159,25 @@ class Deployed:
         classes = config.num_classes
         if config.class_names:
             return config.class_names
-        if self.run is not None and (self.run / CLASSES).is_file():
-            noted = read_text(self.run / CLASSES, "save it as UTF-8, one class a line").removesuffix("\n").split("\n")
-            if len(noted) == classes:
-                return tuple(noted)
+        if self.run is not None and len(noted := noted_names(self.run)) == classes:
+            return tuple(noted)
         return class_names(self.dataset, classes, self.settings.split)
 
     def note_class_names(self, run: Path) -> None:
-        """Writes the names that the data set has now into a run folder that has none, if each is a line of text."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # whoever deploys the agent is told how to name its classes
-            names = None if (run / CLASSES).exists() else self.class_names()
-        if names is not None and all(name.isprintable() for name in names):
+        """Writes what the labels mean into a run folder that has no names yet, if each is a line of text.
+
+        These are the supernet's names only where it says the labels: else these follow the data set.
+        """
+        config, split, names = self.settings.config(), self.settings.split, None
+        if (run / CLASSES).exists():
+            return
+        if self.dataset.class_map in (None, NUMERIC) and {*known_names(self.dataset, split)} <= {*config.class_names}:
+            names = config.class_names
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # whoever deploys the agent is told how to name its classes
+                names = class_names(self.dataset, config.num_classes, split)
+        if names and all(name.isprintable() for name in names):
             write_text(run / CLASSES, "\n".join(names) + "\n")
 
 

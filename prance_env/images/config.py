@@ -167,6 +167,12 @@ class DatasetConfig:
             return replace(self, name=self.root, root=None, download=False)
         return self
 
+    def takes(self, registered: list[str]) -> tuple[str, ...]:
+        """Which fields beside the name have a meaning for it; of registered data sets none has."""
+        if self.prefix:
+            return TIMM_READERS[self.prefix][2]
+        return () if self.name in registered else FOLDER_FIELDS
+
     def check(self, registered: list[str]) -> None:
         """Checks all that can be checked without opening the data set.
 
@@ -177,23 +183,21 @@ class DatasetConfig:
             ValueError: If there is no such data set, or a field has no meaning for it.
             ModuleNotFoundError: If the reader's package is missing; the message says what to install.
         """
-        allowed: tuple[str, ...] = ()
+        allowed = self.takes(registered)
         self._check_places()
         if self.prefix:
-            package, install, allowed = TIMM_READERS[self.prefix]
+            package, install, _ = TIMM_READERS[self.prefix]
             if find_spec(package) is None:
                 raise ModuleNotFoundError(
                     f"dataset={self.name!r} needs the package {package!r}; run: pip install {install}", name=package
                 )
-        elif self.name not in registered:
-            allowed = FOLDER_FIELDS
-            if not Path(self.name).expanduser().is_dir():
-                raise ValueError(
-                    f"dataset={self.name!r} is unknown: no folder has this path. Available are "
-                    f"{', '.join(map(repr, registered))} (add yours with prance_env.register_dataset, in every process "
-                    f"that uses it), a folder in ImageNet's layout, and timm's names "
-                    f"{', '.join(p + '/...' for p in TIMM_READERS)}."
-                )
+        elif self.name not in registered and not Path(self.name).expanduser().is_dir():
+            raise ValueError(
+                f"dataset={self.name!r} is unknown: no folder has this path. Available are "
+                f"{', '.join(map(repr, registered))} (add yours with prance_env.register_dataset, in every process "
+                f"that uses it), a folder in ImageNet's layout, and timm's names "
+                f"{', '.join(p + '/...' for p in TIMM_READERS)}."
+            )
         given = [f.name for f in fields(self) if f.name != "name" and getattr(self, f.name) != f.default]
         if excess := [name for name in given if name not in allowed]:
             raise ValueError(f"dataset={self.name!r} has no use for {excess}; what it takes is {list(allowed)}.")

@@ -42,7 +42,8 @@ def labels_of(names: Sequence[str], config: DatasetConfig, source: str, own: Seq
     if (by_file := config.read_class_map()) is not None:
         if missing := [name for name in names if name not in by_file]:
             raise ValueError(
-                f"class_map={config.class_map!r} lacks the classes {missing[:SHOWN]} of {source}; add them."
+                f"class_map={config.class_map!r} lacks the classes {missing[:SHOWN]} of {source}; add them, or pass "
+                "dataset={'name': ..., 'class_map': FILE} with another file."
             )
         return {name: by_file[name] for name in names}
     by_name = {name: k for k, name in enumerate(own)}

@@ -147,7 +147,7 @@ def pixel_map(
     labels = torch.from_numpy(np.fromfile(folder / "labels", dtype=np.int64))
     none = torch.zeros_like(labels)
     sums = np.fromfile(folder / "checksums", dtype=np.uint32)
-    return MappedDataset(torch.from_numpy(pixels), labels, none, "stratum", key, sums, folder)
+    return MappedDataset(torch.from_numpy(pixels), labels, none, "stratum", key, checksums=sums, folder=folder)
 
 
 @dataclass(frozen=True)

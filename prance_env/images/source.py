@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -71,6 +72,7 @@ class ImageDataset:
         difficulty: (N,) int64, a stratum to break results down by.
         difficulty_name: What `difficulty` counts.
         name: What tells these images from others, if that is known; None: a digest of them.
+        class_names: What the classes are called, by label, where that is known.
     """
 
     images: Tensor
@@ -78,6 +80,7 @@ class ImageDataset:
     difficulty: Tensor
     difficulty_name: str
     name: str | None = None
+    class_names: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def from_tensors(

@@ -107,6 +107,7 @@ def load_timm(
         _check_columns(reader, config)
     names = _class_names(reader, config, split)
     label_of = reader_labels(names, config, source, net.class_names)
+    called = {label_of(k, source): name for k, name in enumerate(names)}
     if names:
         warn_of_few(len(names), net, config, source)
     if config.prefix in ("hfids", "tfds"):
@@ -114,22 +115,21 @@ def load_timm(
         def stream() -> Iterator[StreamItem]:
             for number, (image, label) in enumerate(_undecoded(reader, opened)):
                 name = f"{source}: [{number}]"
-                image = _bytes_of(image) if isinstance(image, dict) else image
-                yield StreamItem(name, image, label_of(label, name))
+                yield StreamItem(name, _bytes_of(image) if isinstance(image, dict) else image, label_of(label, name))
 
         named = net.class_names if net.class_names and config.class_map is None else ""
         identity = f"{config} {config.read_class_map()} {split} {_version(reader.builder)} {transform}{named}"
-        return pixel_map(stream, transform, identity, cache_dir, num_workers, on_error, reader.num_samples)
-    found = enumerate(_labels(opened))
+        decoded = pixel_map(stream, transform, identity, cache_dir, num_workers, on_error, reader.num_samples)
+        return replace(decoded, class_names=called)
     labels = torch.tensor(
-        [-1 if label is None else label_of(label, f"{source}: [{i}]") for i, label in found],
+        [-1 if label is None else label_of(label, f"{source}: [{i}]") for i, label in enumerate(_labels(opened))],
         dtype=torch.int64,
         device="cpu",
     )
     known = getattr(getattr(reader, "dataset", None), "_fingerprint", None)
     if known is None:
         known = digest_of(config.paths()) + hashlib.sha256(labels.numpy().tobytes()).hexdigest()
-    return DecodedSource(Items(opened, config, split, known), labels, transform, num_workers, on_error)
+    return DecodedSource(Items(opened, config, split, known), labels, transform, num_workers, on_error, called)
 
 
 def _undecoded(reader: Any, opened: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,16 @@ def test_a_damaged_file_is_refused_by_name(engine: InferenceEngine, tmp_path: Pa
         BaselineAgent.load(path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         BaselineAgent.load(tmp_path / "nowhere.json")
+
+
+def test_what_classes_are_called_makes_no_other_supernet_of_one(engine: InferenceEngine) -> None:
+    config = engine.config
+    named = replace(config, class_names=tuple(f"class {k}" for k in range(config.num_classes)))
+    for own, other in ((config, named), (named, config)):
+        agent = FullAgent(own)
+        assert agent.for_environment(other, "cls", True) is agent
+        with pytest.raises(ValueError, match=r"another supernet .*: std=\(.*\) instead of \(0.125"):
+            agent.for_environment(replace(other, std=(0.125,) * other.in_chans), "cls", True)
 
 
 def test_a_static_agent_takes_exactly_one_subnet_of_the_space(engine: InferenceEngine) -> None:

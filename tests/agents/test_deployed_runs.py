@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ from image_files import image_folder
 
 from agents import AdaptiveViT
 from agents.deployed.pictures import Preprocessing
+from agents.deployed.runs import Deployed, moved_dataset, noted_names, settings_of_run
 from prance_env import EnvSettings
+from prance_env.images.config import DatasetConfig
+from supernet import from_pretrained, save_pretrained
 from train.commands import bench_menu, export, predict, serve, view
 from train.deploy.opening import open_adaptive
 from train.evaluate import evaluate
+from train.policies.load_agent import load_agent
 from train.policies.settings import AgentTraining
 from train.policies.train_agent import train_agent
+from train.runs.trained import env_of_run, environment_of, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +53,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, folder: Path
 def test_a_run_is_the_runners_evaluation_image_for_image(
     algo: str, runs: Callable[[str], Path], tmp_path: Path, folder: Path
 ) -> None:
-    from train.policies.load_agent import load_agent
-    from train.runs.trained import env_of_run
-
     run = runs(algo)
     model = AdaptiveViT.from_run(run)
     settings = env_of_run(run, "val")
@@ -177,6 +179,21 @@ def test_no_images_are_needed_where_none_are_looked_at(away: tuple[Path, Path]) 
         AdaptiveViT.from_run(run, images=0)
 
 
+def test_a_run_that_has_lost_its_images_is_served_without_them(
+    away: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, pages = pytest.importorskip("train.deploy.service"), list[Any]()
+    monkeypatch.setattr(service, "make_service", lambda model, settings, page: pages.append(page))
+    monkeypatch.setattr(serve, "serve", lambda app, place: place.close())
+    run, now = away
+    words = ("serve", "--model", run, "--budget", "0.1", "--calibration-images", "0", "--port", "0")
+    with pytest.warns(UserWarning, match=r"The page at / shows no images: dataset='.*before' is unknown"):
+        prance(monkeypatch, *words)
+    prance(monkeypatch, *words, "--dataset", now)
+    assert [page is None for page in pages] == [True, False]
+    assert "no folder has this path" in refusal(monkeypatch, *words, "--calibration-images", "4")
+
+
 def test_classes_are_called_as_they_were_at_the_training(runs: Callable[[str], Path], tmp_path: Path) -> None:
     run, pictures = tmp_path / "run", image_folder(tmp_path / "pictures", per_class=1)
     shutil.copytree(runs("ppo"), run)
@@ -187,6 +204,77 @@ def test_classes_are_called_as_they_were_at_the_training(runs: Callable[[str], P
     (run / "class_names.txt").unlink()
     with pytest.warns(UserWarning, match="has 2 classes, the network 3: they are called by their numbers"):
         assert AdaptiveViT.from_run(run, dataset=str(pictures), images=0).names == ("0", "1", "2")
+
+
+def test_labels_stay_what_they_were_where_classes_are_missing_now(
+    runs: Callable[[str], Path], folder: Path, tmp_path: Path
+) -> None:
+    run, now = runs("ppo"), image_folder(tmp_path / "now", per_class=1)
+    copied = settings_of_run(run, "val", dataset=str(now))
+    assert copied.dataset == str(now)  # nothing has to be said
+    for split in ("train", "val"):
+        shutil.rmtree(now / split / "class_0")
+    assert settings_of_run(run, "val", dataset=str(now)).engine().labels.tolist() == [1, 2]
+    (now / "train" / "class_2").rename(now / "train" / "class_3")
+    with pytest.raises(ValueError, match=r"class_names\.txt' lacks the classes \['class_3'\].* or pass dataset="):
+        settings_of_run(run, "train", dataset=str(now)).engine()
+    assert settings_of_run(run, "train", dataset=str(folder)).dataset == str(folder)
+    read = {"name": "hfds/user/pictures", "revision": "abc", "target_key": "kind", "crop_pct": 0.5}
+    moved = DatasetConfig(str(folder), crop_pct=0.5)
+    assert DatasetConfig.from_value(moved_dataset(run, read, str(folder))) == moved
+    assert moved_dataset(run, read, "digits") == "digits"
+    (tmp_path / "run").mkdir()  # of a training that noted no names
+    shutil.copy(run / "config.yml", tmp_path / "run")
+    assert settings_of_run(tmp_path / "run", "val", dataset=str(now)).dataset == str(now)
+
+
+def test_names_that_are_noted_are_those_of_the_labels(checkpoint: str, folder: Path, tmp_path: Path) -> None:
+    net, names = from_pretrained(checkpoint), ("class_0", "class_1", "class_2")
+    (tmp_path / "map.txt").write_text("class_1\nclass_2\nclass_0\n")
+    mapped = {"name": str(folder), "class_map": str(tmp_path / "map.txt")}
+    for k, (own, dataset, noted) in enumerate(
+        [
+            (("cat", "dog", "cow"), str(folder), [*names]),  # label k is the k-th folder
+            (("class_2", "class_0", "class_1"), str(folder), ["class_2", "class_0", "class_1"]),
+            (("class_2", "class_0", "class_1"), mapped, ["class_1", "class_2", "class_0"]),
+            (("cat", "dog", "cow"), "mine", ["cat", "dog", "cow"]),  # nobody says what its labels are
+            ((), str(folder), [*names]),
+        ]
+    ):
+        net.config = replace(net.config, class_names=own)
+        save_pretrained(net, tmp_path / f"net{k}")
+        config = DatasetConfig.from_value(dataset)
+        settings = EnvSettings.from_id("Prance-Tiny-v0", checkpoint=str(tmp_path / f"net{k}"), dataset=str(folder))
+        (tmp_path / f"run{k}").mkdir()
+        Deployed(settings, config).note_class_names(tmp_path / f"run{k}")
+        assert noted_names(tmp_path / f"run{k}") == noted
+        assert Deployed(settings, config, tmp_path / f"run{k}").class_names() == (own or names)
+
+
+def test_eval_takes_images_that_were_moved_as_deployed_models_do(away: tuple[Path, Path]) -> None:
+    run, now = away
+    noted = settings_for([str(run), "full"], {"dataset": str(now), "env": None})
+    env = environment_of(str(run), noted, "val")
+    assert env.dataset_config == settings_of_run(run, "val", dataset=str(now)).dataset_config
+    found = evaluate(load_agent(str(run), env), env)
+    files = sorted((now / "val").rglob("*.*"))
+    expected = AdaptiveViT.from_run(run, dataset=str(now), images=0).predict(files)
+    assert found.prediction.tolist() == expected.labels.tolist()
+    assert found.label.tolist() == [1] * 4 + [2] * 4 + [0] * 4
+    # A dict says all of it anew.
+    assert settings_for([str(run)], {"dataset": {"name": str(now)}})["dataset"] == {"name": str(now)}
+    assert settings_for(["full"], {"dataset": str(now)})["dataset"] == str(now)
+
+
+def test_agents_whose_images_were_prepared_differently_are_told_so(away: tuple[Path, Path], tmp_path: Path) -> None:
+    run, now = away
+    shutil.copytree(run, tmp_path / "same")
+    both = settings_for([str(run), str(tmp_path / "same")], {"dataset": str(now)})
+    assert both["dataset"]["crop_pct"] == 0.5
+    text = (run / "config.yml").read_text()
+    (tmp_path / "same" / "config.yml").write_text(text.replace("crop_pct: 0.5", "crop_pct: 0.75"))
+    with pytest.raises(ValueError, match=r"different preparation or with different labels.*--dataset '\{\"name\""):
+        settings_for([str(run), str(tmp_path / "same")], {"dataset": str(now)})
 
 
 def test_every_command_that_deploys_takes_other_images_and_another_supernet(

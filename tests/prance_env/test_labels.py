@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -12,14 +13,18 @@ import pytest
 import torch
 from helpers import ENV_ID
 from image_files import CONFIG, hugging_face_folder, picture, shards
+from PIL import Image
 
 from agents.deployed.pictures import class_names
 from prance_env import EnvSettings
+from prance_env.images import timm_names
 from prance_env.images.config import DatasetConfig
 from prance_env.images.decoded import DecodedSource
 from prance_env.images.labels import labels_of, reader_labels, whole
 from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageDataset, check_fits
+from prance_env.images.timm_names import load_timm
+from prance_env.images.transform import ImageTransform
 
 TWELVE = replace(CONFIG, num_classes=12)
 
@@ -150,6 +155,37 @@ def test_classes_of_hugging_face_are_warned_about_as_folders_are(kind: str, tmp_
         assert found(class_map=str(tmp_path / "map.txt")) == [0] * 3 + [2] * 3 + [1] * 3
     with pytest.warns(UserWarning, match=r"validation has 12 classes, the supernet 100; label k is the k-th"):
         load_dataset(chosen, "validation", replace(CONFIG, num_classes=100), cache_dir=tmp_path / "cache")
+
+
+class Reader(list[tuple[Image.Image, int]]):
+    """What timm opens under the name of Hugging Face ("hfds"), or as a stream of TensorFlow's ("tfds")."""
+
+    image_key, label_key, num_samples = "image", "label", 3
+
+    def __init__(self) -> None:
+        super().__init__((picture(k), k) for k in range(3))
+        self.features = {"label": SimpleNamespace(names=["ant", "bee", "cat"])}
+        self.dataset = SimpleNamespace(features=self.features, _fingerprint="x")
+        self.builder = SimpleNamespace(info=SimpleNamespace(features=self.features), config=None)
+        self.reader = self
+
+
+@pytest.mark.parametrize("kind", ["hfds", "tfds"])
+def test_sources_by_name_say_what_their_labels_mean(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_names, "_open", lambda config, split: (Reader(), split))
+    monkeypatch.setattr(timm_names, "_check_columns", lambda *_: None)
+    transform = ImageTransform.of(CONFIG)
+    for own, meant in {
+        (): {0: "ant", 1: "bee", 2: "cat"},
+        ("cat", "ant", "bee"): {1: "ant", 2: "bee", 0: "cat"},
+        ("cow", "ant", "bee"): {0: "ant", 1: "bee", 2: "cat"},  # with a warning that it does not know the cat
+    }.items():
+        net = replace(CONFIG, num_classes=3, class_names=own)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            source: Any = load_timm(DatasetConfig(f"{kind}/x"), "val", transform, 0, "raise", tmp_path, net)
+        assert source.class_names == meant, own
+        assert [meant[label] for label in source.labels.tolist()] == ["ant", "bee", "cat"]
 
 
 @pytest.mark.slow

@@ -11,11 +11,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from helpers import make_engine, settings_for
+from helpers import make_engine, random_net, settings_for
 from image_files import engine_with_a_stand_in
 from small_nets import small_net
+from training_nets import CONFIG
 
 from prance_env import InferenceEngine
+from prance_env.images.loading import load_dataset
 from prance_env.images.source import ImageDataset
 from supernet import StaticViT, save_static
 from train.networks.importance import full_network
@@ -146,3 +148,19 @@ def test_by_the_authors_rules_nobody_designs_a_subnet_for_a_budget(
     monkeypatch.setattr(compare_designs.EnvSettings, "from_id", lambda *a, **k: settings_for(engine))
     (run,) = run_designs(DesignSettings(num_subnets=4, images=12, seeds=(0,)), tmp_path)["seeds"]
     assert {*run["fronts"]} == {"nvit, not trained", "evolution", "evolution from designs"}
+
+
+def test_networks_that_know_their_classes_by_name_are_judged_by_these(folder: Path, tmp_path: Path) -> None:
+    engine = InferenceEngine(random_net(CONFIG), load_dataset(str(folder), "val", CONFIG))
+    named = full_network(random_net(CONFIG))
+    named.config = replace(CONFIG, class_names=("class_2", "class_0", "class_1"))
+    save_static(named, tmp_path / "named")
+    with torch.no_grad():
+        said = np.array([2, 0, 1])[named(engine.dataset.fetch(np.arange(36))).argmax(1).numpy()]
+    found = networks_front(engine, load_networks([tmp_path / "named"], engine))
+    assert found.correct[0].tolist() == (said == engine.labels).tolist()
+    named.config = replace(CONFIG, class_names=("cat", "dog", "cow"))
+    save_static(named, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other knows the classes \['cat'.* for \['class_0'"):
+        load_networks([tmp_path / "other"], engine)
+    assert load_networks([tmp_path / "other"], engine, class_map="classes.txt")

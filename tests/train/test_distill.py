@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,29 @@ def test_a_store_for_other_images_or_views_is_refused(net: str, folder: Path, tm
         images_recipe(net, folder / "val", **teacher, **AUGMENTED)._images  # noqa: B018
 
 
+def test_a_store_for_other_labels_is_refused(net: str, folder: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "store", tmp_path / "map.txt"
+    run_distill(settings_for(net, folder), out)
+    names.write_text("class_2\nclass_0\nclass_1\n")
+    mapped: Any = {"name": str(folder), "class_map": str(names)}
+    recipe = replace(images_recipe(net, folder, teacher=f"store:{out}", full_teacher=1.0, **AUGMENTED), dataset=mapped)
+    words = "was written for other labels; pass the dataset"
+    with pytest.raises(ValueError, match=words):
+        recipe._images  # noqa: B018
+    with pytest.raises(ValueError, match=words):
+        distill.check_distill(replace(settings_for(net, folder), dataset=mapped), out, 3)
+    with pytest.raises(ValueError, match=r"begun with other values of \['labels'\]"):
+        run_distill(replace(settings_for(net, folder), dataset=mapped), out, resume=True)
+    names.write_text("class_0\nclass_1\nclass_2\n")  # other words, the same labels
+    recipe._images  # noqa: B018
+    # Earlier versions noted none.
+    noted = json.loads((out / "store.json").read_text())
+    del noted["labels"]
+    (out / "store.json").write_text(json.dumps(noted))
+    run_distill(settings_for(net, folder), out, resume=True)
+    assert distill.check_distill(settings_for(net, folder), out, 3).mismatched == 0
+
+
 def test_a_stopped_store_goes_on_to_the_same_bytes(
     net: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +278,7 @@ def test_the_command_writes_a_store_and_checks_it(
     prance(monkeypatch, *words, "--teacher", net, "--check", 10)
     text = capsys.readouterr().out
     assert "10 records asked again" in text
-    assert "0.00% of the classes" in text
+    assert "by more than 0.02 in 0.00% of the records; 0.00% of the classes are others" in text
     other = saved_net(tmp_path / "other")
     weights = from_pretrained(other)
     with torch.no_grad():
@@ -262,6 +287,25 @@ def test_the_command_writes_a_store_and_checks_it(
     assert "the teacher's probabilities differ" in refusal(monkeypatch, *words, "--teacher", other, "--check", 10)
     assert "--check 0 must be at least 1" in refusal(monkeypatch, *words, "--teacher", net, "--check", 0)
     assert "batch_size=0 must be at least 1" in refusal(monkeypatch, *words, "--teacher", net, "--batch-size", 0)
+
+
+@pytest.mark.parametrize("classes", [3, 250])
+def test_a_teacher_with_the_same_answers_for_other_classes_is_noticed(
+    classes: int, folder: Path, tmp_path: Path
+) -> None:
+    net = random_net(replace(CONFIG, num_classes=classes))
+    save_pretrained(net, tmp_path / "net")
+    settings = settings_for(str(tmp_path / "net"), folder, epochs=1, top_k=classes - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # there are fewer folders than classes
+        run_distill(settings, tmp_path / "store")
+        assert distill.check_distill(settings, tmp_path / "store", 36).difference < 1e-3
+        with torch.no_grad():
+            for part in (net.head.weight, net.head.bias):  # type: ignore[union-attr]
+                part.copy_(part.roll(1, 0))  # type: ignore[arg-type, operator]
+        save_pretrained(net, tmp_path / "rolled")
+        with pytest.raises(ValueError, match=r"by more than 0\.02 in \d+\.\d% of 36 records \(allowed: 1%\)"):
+            distill.check_distill(replace(settings, teacher=str(tmp_path / "rolled")), tmp_path / "store", 36)
 
 
 def test_a_teacher_of_timm_sees_the_pictures_as_it_wants_them(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +344,42 @@ def test_a_teacher_in_a_folder_sees_the_pictures_as_it_wants_them(net: str, tmp_
         with torch.no_grad():
             said = open_teacher(str(tmp_path / name), student, lambda: student)(student.normalised(pixels))
             assert torch.allclose(said, expected((seen - expected.mean) / expected.std), atol=1e-4), name
+
+
+def test_a_teacher_that_knows_its_classes_by_name_teaches_them_whatever_its_order(folder: Path, tmp_path: Path) -> None:
+    pixels = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    student = saved_net(tmp_path / "student")  # whose labels are the folders by alphabet
+
+    def named(*names: str) -> str:
+        net = random_net(CONFIG)
+        net.config = replace(net.config, class_names=names)
+        save_pretrained(net, tmp_path / "_".join(names))
+        return str(tmp_path / "_".join(names))
+
+    teacher = named("class_2", "class_0", "class_1")
+    with torch.no_grad():
+        said = from_pretrained(teacher)(pixels)[:, [1, 2, 0]]
+        seen = from_pretrained(student).normalised(pixels)
+        recipe = images_recipe(student, folder, teacher=teacher, full_teacher=1.0)
+        assert torch.allclose(recipe._answer(seen), said.softmax(-1))  # type: ignore[arg-type]
+        distilled = distill.Distillation(replace(settings_for(student, folder), teacher=teacher))
+        assert torch.allclose(distilled.teacher(seen), said)
+        # Names in the labels' order, and none at all, are as they were.
+        for other in (named("class_0", "class_1", "class_2"), student):
+            recipe = images_recipe(student, folder, teacher=other, full_teacher=1.0)
+            assert torch.equal(recipe._answer(seen), from_pretrained(other)(pixels).softmax(-1))  # type: ignore[arg-type]
+        # A student with names of its own, after which its labels are called.
+        recipe = images_recipe(named("class_1", "class_2", "class_0"), folder, teacher=teacher, full_teacher=1.0)
+        assert torch.allclose(recipe._answer(seen), said[:, [1, 2, 0]].softmax(-1))  # type: ignore[arg-type]
+    other, words = named("cat", "dog", "cow"), r"cat_dog_cow knows the classes \['cat', .* for \['class_0', .*class_map"
+    with pytest.raises(ValueError, match=words):
+        images_recipe(student, folder, teacher=other, full_teacher=1.0)._frozen  # noqa: B018
+    with pytest.raises(ValueError, match=words):
+        distill.Distillation(replace(settings_for(student, folder), teacher=other))
+    # Whoever maps classes to labels says that these are its classes.
+    (tmp_path / "map.txt").write_text("class_0\nclass_1\nclass_2\n")
+    mapped: Any = {"name": str(folder), "class_map": str(tmp_path / "map.txt")}
+    assert replace(images_recipe(student, folder, teacher=other, full_teacher=1.0), dataset=mapped)._frozen is not None
 
 
 def test_networks_come_from_folders_names_and_timm(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

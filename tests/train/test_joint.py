@@ -17,9 +17,11 @@ import pytest
 import torch
 from command_line import prance, refusal
 from helpers import random_net
+from image_files import image_folder
 from training_nets import CONFIG, assert_equal_weights, saved_net
 
 from agents.prance_ppo.algorithm import PrancePPO
+from prance_env.images.config import DatasetConfig
 from prance_env.settings import EnvSettings
 from supernet import SubnetConfig, Supernet, from_pretrained, save_pretrained
 from train.evaluate import evaluate
@@ -159,7 +161,7 @@ def test_the_device_judges_and_trains_the_policy_as_well(
         ({"batch_size": 60}, ValueError, "holds 36 images, fewer than batch_size=60"),
         ({"teacher": "{five}"}, ValueError, "gives 5 logits, the supernet 3"),
         ({"split": "test"}, ValueError, "split='test' is not in"),
-        ({"dataset": "{fewer}"}, ValueError, r"val has the classes \['class_1'\], which the training split"),
+        ({"dataset": "{other}"}, ValueError, r"class_names\.txt' lacks the classes \['class_3'\]"),
         ({"lr": 1e30}, FloatingPointError, "lower --lr"),
     ],
 )
@@ -167,9 +169,9 @@ def test_what_cannot_be_trained_on_is_said_and_the_rest_goes_on(
     changes: dict[str, Any], error: type[Exception], message: str, agents: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
     save_pretrained(Supernet(replace(CONFIG, num_classes=5)), tmp_path / "five")
-    shutil.copytree(folder, tmp_path / "fewer")
-    shutil.rmtree(tmp_path / "fewer" / "train" / "class_1")
-    places = {"{five}": str(tmp_path / "five"), "{fewer}": str(tmp_path / "fewer")}
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "train" / "class_1").rename(tmp_path / "other" / "train" / "class_3")
+    places = {"{five}": str(tmp_path / "five"), "{other}": str(tmp_path / "other")}
     wrong = SHORT | {k: places.get(v, v) if isinstance(v, str) else v for k, v in changes.items()}
     out, split = tmp_path / "out", wrong.pop("split", "val")
     with pytest.raises(error, match=message):
@@ -293,6 +295,31 @@ def test_broken_images_are_met_as_in_the_training_of_the_agent(agents: dict[str,
     assert JointSettings(str(run)).recipe(str(run), source).on_error == "skip"
     assert JointSettings(str(run), changes={"on_error": "raise"}).recipe(str(run), source).on_error == "raise"
     assert JointSettings(str(agents["one"])).recipe(str(agents["one"]), source).on_error == "raise"
+
+
+def test_images_that_were_moved_are_the_agents_at_their_new_place(tmp_path: Path) -> None:
+    (tmp_path / "map.txt").write_text("class_2\nclass_0\nclass_1\n")
+    dataset = {"name": str(image_folder(tmp_path / "before")), "class_map": str(tmp_path / "map.txt"), "crop_pct": 0.5}
+    training = AgentTraining(
+        env="Prance-Tiny-v0",
+        algo="prance_ppo",
+        n_envs=6,
+        total_timesteps=6,
+        environment={"checkpoint": saved_net(tmp_path / "net"), "dataset": dataset},
+    )
+    train_agent(training, tmp_path / "agent", progress_bar=False)
+    (tmp_path / "before").rename(tmp_path / "now")
+    changes = {**SHORT, "steps": 1, "dataset": str(tmp_path / "now")}
+    settings = JointSettings(agent=str(tmp_path / "agent"), rounds=2, agent_timesteps=6, changes=changes)
+    report = run_joint(settings, tmp_path / "joint")
+    moved = env_of_run(tmp_path / "agent", "val", str(tmp_path / "now"))
+    assert moved.dataset_config == DatasetConfig(**{**dataset, "name": str(tmp_path / "now")})
+    assert report["before"]["policy"] == evaluate(load_agent(str(tmp_path / "agent"), moved), moved).summary()
+    for part in ("supernet", "agent"):
+        noted = read_config(tmp_path / "joint" / "round_2" / part)["dataset"]
+        assert DatasetConfig.from_value(noted) == moved.dataset_config
+    names = (tmp_path / "joint" / "round_1" / "agent" / "class_names.txt").read_text()
+    assert names == (tmp_path / "agent" / "class_names.txt").read_text() == "class_2\nclass_0\nclass_1\n"
 
 
 def test_only_a_policy_that_can_go_on_is_trained_further(tmp_path: Path) -> None:

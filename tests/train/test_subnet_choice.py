@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def test_a_static_agents_file_is_its_subnet(tmp_path: Path) -> None:
     assert_equal(choose_subnet(net.config, str(tmp_path / "static.json")), subnet)
     with pytest.raises(ValueError, match="was made for another supernet; pass its folder with --supernet"):
         choose_subnet(small_net("merge").config, str(tmp_path / "static.json"))
+    named = replace(net.config, class_names=tuple("abcdefg"[: net.config.num_classes]))
+    assert_equal(choose_subnet(named, str(tmp_path / "static.json")), subnet)  # the same network
     FullAgent(net.config).save(tmp_path / "full.json")
     with pytest.raises(ValueError, match=r"full\.json holds a FullAgent; only a StaticAgent is one subnet"):
         choose_subnet(net.config, str(tmp_path / "full.json"))

@@ -142,6 +142,20 @@ def test_a_policy_file_that_is_none_is_refused(tmp_path: Path) -> None:
         load_policy(tmp_path / POLICY)
 
 
+def test_images_that_nobody_looks_at_are_not_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load((run / "config.yml").read_text())
+    (run / "config.yml").write_text(yaml.safe_dump({**config, "dataset": "hfds/user/pictures"}))
+    of_somebody_else(run)
+    opened = opening.open_adaptive(str(run), images=0)
+    words = r"would be fetched .*somebody else's: if you want that, say so yourself: --dataset 'hfds/user/pictures'"
+    with pytest.raises(ValueError, match=words):
+        opened.images(1)
+    for asked in ({"images": 1}, {"images": 0, "entries": 2}):
+        with pytest.raises(ValueError, match=words):
+            opening.open_adaptive(str(run), **asked)
+    assert opening.open_adaptive(str(run), dataset="digits", images=0).images(1)[1].shape == (1,)
+
+
 @pytest.mark.parametrize(
     "dataset",
     ["hfds/user/pictures", {"name": "torch/cifar10", "root": "x", "download": True}, "wds/https://x.invalid/shards"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..networks.distill import DistillSettings, check_distill, run_distill
+from ..networks.distill import TOLERATED, DistillSettings, check_distill, run_distill
 from ..networks.logit_store import DESCRIPTION
 from ..options import Device, Threads, narrowed, set_threads
 from ..own_modules import Imports
@@ -44,8 +44,9 @@ class Distill(DistillSettings):
         if self.check is not None:
             found = check_distill(settings, self.out, self.check, self.device, self.num_workers)
             print(
-                f"{found.records} records asked again: probabilities differ by {found.difference:.1e} on average, "
-                f"{found.mismatched:.2%} of the classes."
+                f"{found.records} records asked again: probabilities differ by {found.difference:.1e} on average, by "
+                f"more than {TOLERATED} in {found.differing:.2%} of the records; {found.mismatched:.2%} of the classes "
+                "are others."
             )
             return
         store = run_distill(settings, self.out, self.resume, self.device, self.num_workers)

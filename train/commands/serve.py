@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ..deploy.listening import bound, serve
-from ..deploy.opening import open_adaptive
+from ..deploy.opening import Opened, open_adaptive
 from ..options import DatasetOption, Threads, Trust, set_threads
 from ..own_modules import Imports
 
@@ -93,7 +94,7 @@ class Serve:
         settings = ServiceSettings(
             self.budget, int(self.max_mb * 2**20), int(self.max_megapixels * 1e6), self.menu, limits
         )
-        page = (lambda: run_page(opened)) if self.page and opened.settings is not None else None
+        page = (lambda: run_page(opened)) if self.page and _has_images(opened) else None
         app = make_service(opened.model, settings, page)
         serve(app, place)
 
@@ -113,3 +114,12 @@ class Serve:
         ):
             if not (math.isfinite(number) and number > 0):
                 raise ValueError(f"--{name} {number:g} must be a finite number above 0.")
+
+
+def _has_images(opened: Opened) -> bool:
+    """Whether a page can show validation images; one of a run that has lost them is not worth a refusal."""
+    try:
+        return opened.settings is not None
+    except (ImportError, OSError, ValueError) as e:
+        warnings.warn(f"The page at / shows no images: {e}", stacklevel=2)
+        return False

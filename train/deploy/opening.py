@@ -23,7 +23,7 @@ from supernet.staging import finish_commit
 
 from ..runs.folder import CONFIG as RUN
 from ..runs.trained import trained_settings
-from ..runs.trust import check_own_or_local, is_own
+from ..runs.trust import SAY_SO, check_own_or_local, is_own
 
 IMAGES = 1024
 
@@ -104,12 +104,10 @@ def open_adaptive(
             )
         opened = Opened(AdaptiveViT.from_pretrained(name).to(device), None)
     else:
-        if dataset is None:
-            check_own_or_local(trained_settings(name).get("dataset"), path / RUN)
         pickled = pickles(path / "model.zip")
         own = trust or (bool(pickled) and all(map(is_own, pickled)))
         model = AdaptiveViT.from_run(name, checkpoint, dataset, images=0, trust=own).to(device)
-        opened = Opened(model, partial(settings_of_run, name, "val", checkpoint=checkpoint, dataset=dataset))
+        opened = Opened(model, partial(_images_of, name, checkpoint, dataset))
         if images:
             model.calibrate(*opened.images(images), timed=timed)
     if entries is not None and opened.model.menu is None:
@@ -119,6 +117,18 @@ def open_adaptive(
     if opened.run is None and timed is not None:
         _compare_times(name, opened.model, entries is not None, timed)
     return opened
+
+
+def _images_of(run: str, checkpoint: str | None, dataset: Any) -> EnvSettings:
+    """The environment of a run on validation images, which are going to be looked at.
+
+    Raises:
+        ValueError: If they are not there, or it is somebody else's run, whose images would have to be fetched.
+    """
+    if dataset is None:
+        noted = trained_settings(run).get("dataset")
+        check_own_or_local(noted, Path(run) / RUN, f"the run is somebody else's: {SAY_SO.format(noted)}")
+    return settings_of_run(run, "val", checkpoint=checkpoint, dataset=dataset)
 
 
 def _compare_times(name: str, model: AdaptiveViT, from_menu: bool, at_a_time: int) -> None:

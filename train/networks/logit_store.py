@@ -59,6 +59,7 @@ class StoreInfo:
         view: Fields of `train.networks.views.View`.
         teacher: What the teacher was, in words.
         seed: From which the seeds of the views are drawn; None: not noted, by earlier versions.
+        labels: Digest of the images' labels, in whose order the classes are; None: not noted, by earlier versions.
         format: Version of the files.
         checksums: Whether records end with one; those of earlier versions do not.
     """
@@ -73,6 +74,7 @@ class StoreInfo:
     seed: int | None = None
     format: Literal[1] = FORMAT
     checksums: bool = False
+    labels: str | None = None
 
     __pydantic_config__ = STRICT
 
@@ -130,9 +132,8 @@ class LogitStore:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DESCRIPTION).exists():
             store = cls._opened(folder)
-            info = replace(info, checksums=store.info.checksums)
-            if store.info.seed is None:
-                info = replace(info, seed=None)
+            old: dict[str, Any] = {name: None for name in ("seed", "labels") if getattr(store.info, name) is None}
+            info = replace(info, checksums=store.info.checksums, **old)
             if store.info != info:
                 now, then = asdict(info), asdict(store.info)
                 changed = [k for k in now if now[k] != then[k]]

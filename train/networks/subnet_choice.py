@@ -106,6 +106,6 @@ def _of_agent(config: SupernetConfig, path: Path) -> SubnetConfig:
     agent = BaselineAgent.load(path)
     if not isinstance(agent, StaticAgent):
         raise ValueError(f"{path} holds a {type(agent).__name__}; only a StaticAgent is one subnet for all images.")
-    if agent.config != config:
+    if agent.config.unnamed != config.unnamed:
         raise ValueError(f"{path} was made for another supernet; pass its folder with --supernet.")
     return agent.subnet

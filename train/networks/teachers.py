@@ -14,6 +14,7 @@ from supernet import list_supernets
 from supernet.heads import ImageClassifier
 from supernet.subnet import HOST
 
+from .classes import Meaning
 from .importance import full_network
 from .sources import TIMM, timm_model
 from .subnet_choice import is_untrained, open_supernet
@@ -22,7 +23,9 @@ ORIGINAL = "original"
 Teacher = Callable[[Tensor], Tensor]
 
 
-def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.Module]) -> nn.Module:
+def open_teacher(
+    name: str, student: ImageClassifier, original: Callable[[], nn.Module], meaning: Meaning | None = None
+) -> nn.Module:
     """A frozen teacher that takes the student's images and gives logits of the student's classes.
 
     Args:
@@ -30,12 +33,15 @@ def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.
             or a registered name.
         student: The network that learns.
         original: Gives the network before training as a module.
+        meaning: What the student's labels stand for; a supernet that knows its classes by name gives them in this
+            order, whatever its own is. None: as they are.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If the teacher is unknown, has no weights of its own, or other channels or classes.
     """
     model: nn.Module
+    names: tuple[str, ...] = ()
     if name == ORIGINAL:
         model = original()
     elif name.startswith(TIMM):
@@ -49,7 +55,7 @@ def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.
                 f"The teacher {name} takes images of {net.config.in_chans} channels, the supernet of "
                 f"{student.config.in_chans}; take another teacher."
             )
-        model = full_network(net)
+        model, names = full_network(net), net.config.class_names
         if any(getattr(net.config, k) != getattr(student.config, k) for k in ("in_chans", "img_size", "mean", "std")):
             model = ResizedTeacher(model, student)
     else:
@@ -61,6 +67,8 @@ def open_teacher(name: str, student: ImageClassifier, original: Callable[[], nn.
         raise ValueError(
             f"The teacher {name} gives {classes} logits, the supernet {c.num_classes}; take one of the same classes."
         )
+    if meaning is not None:
+        model = meaning.matched(model, names, f"The teacher {name}")
     return model.eval().requires_grad_(False)
 
 

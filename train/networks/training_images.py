@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -155,6 +156,8 @@ def check_store(store: LogitStore, source: ImageSource, view: View) -> None:
         ValueError: If not; the message names what differs.
     """
     own: dict[str, Any] = {"num_images": len(source), "images": source.identity()}
+    if store.info.labels is not None:
+        own["labels"] = digest_of_labels(source)
     wrong = [k for k, value in own.items() if getattr(store.info, k) != value]
     wrong += [k for k, value in stored_view(view).items() if store.info.view.get(k) != value]
     if wrong:
@@ -162,6 +165,11 @@ def check_store(store: LogitStore, source: ImageSource, view: View) -> None:
             f"{store.folder} was written for other {', '.join(wrong)}; pass the dataset and the settings of views that "
             f"prance distill had (views: {dict(store.info.view)})."
         )
+
+
+def digest_of_labels(source: ImageSource) -> str:
+    """Differs whenever any label does: what the classes of a store are, as far as it can tell."""
+    return hashlib.sha256(source.labels.cpu().to(torch.int64).contiguous().numpy().data).hexdigest()
 
 
 def stored_view(view: View) -> Mapping[str, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agents.deployed.files import described
+from agents.deployed.runs import moved_dataset
+from prance_env.images.config import NUMERIC, DatasetConfig
 from prance_env.settings import EnvArguments, EnvSettings
 
 from .folder import CONFIG, read_config
-from .trust import check_local, check_own_or_local
+from .trust import SAY_SO, check_local, check_own_or_local
 
 PARTS = ("model", "last", "policy")
 """Names, without suffixes, of agents in a run folder."""
@@ -62,15 +65,22 @@ def deployed_interface(name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def env_of_run(run: Path, split: str) -> EnvSettings:
+def env_of_run(run: Path, split: str, dataset: str | dict[str, Any] | None = None) -> EnvSettings:
     """The environment that an agent in a run folder was trained in, on another split and on the CPU.
+
+    Args:
+        run: Of `prance train agent`.
+        split: Images.
+        dataset: Where they lie now, or all of a data set; see `agents.deployed.runs.moved_dataset`.
 
     Raises:
         ValueError: If it is somebody else's run, whose images would have to be fetched.
     """
     noted = trained_settings(str(run))
-    check_own_or_local(noted.get("dataset"), run / CONFIG)
-    return environment_of(str(run), {**DEFAULTS, **noted}, split)
+    if dataset is None:
+        check_own_or_local(noted.get("dataset"), run / CONFIG)
+    moved = {"dataset": moved_dataset(run, noted.get("dataset"), dataset)}
+    return environment_of(str(run), {**DEFAULTS, **noted, **moved}, split)
 
 
 def environment_of(
@@ -99,7 +109,7 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
             continue
         if key == "dataset":
             for name, value in found.items():
-                check_local(value, Path(name) / CONFIG, f"if you want that, say so yourself: --dataset {value!r}")
+                check_local(value, Path(name) / CONFIG, SAY_SO.format(value))
         values = {name: trained.get(key, DEFAULTS[key]) for name, trained in configs.items()}
         shared[key] = next(iter(found.values()))
         if any(value != shared[key] for value in values.values()):
@@ -113,9 +123,15 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
 def settings_for(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """What agents are judged or shown on, with the keys of `DEFAULTS`: what is chosen and not None, else what the
     trained agents among `names` noted, see `shared_settings`, else what saved models say of their supernet, see
-    `saved_choices`, else the defaults.
+    `saved_choices`, else the defaults. A data set that is a text says where images lie: how they are prepared, and what
+    their labels are, is as the trained agents noted.
+
+    Raises:
+        ValueError: If these noted different things.
     """
     given = {k: v for k, v in chosen.items() if k in DEFAULTS and v is not None}
+    if "dataset" in given:
+        given["dataset"] = _moved(names, given["dataset"])
     found = {**DEFAULTS, **shared_settings(names, [key for key in DEFAULTS if key not in given]), **given}
     return found | {k: v for k, v in saved_choices(names).items() if found[k] is None}
 
@@ -130,6 +146,21 @@ def saved_choices(names: Sequence[str]) -> dict[str, Any]:
     space = supernet.get("space") if isinstance(supernet, dict) else None
     keys = ("token_mode", "decide_first_group")
     return {key: space[key] for key in keys if key in space} if isinstance(space, dict) else {}
+
+
+def _moved(names: Sequence[str], place: Any) -> Any:
+    """The data set of the trained agents among `names`, whose images lie at `place`."""
+    runs = {name: run for name in names if (run := run_of(name)) is not None}
+    found = {name: moved_dataset(run, read_config(run).get("dataset"), place) for name, run in runs.items()}
+    configs = {name: DatasetConfig.from_value(value) for name, value in found.items()}
+    # Runs that have noted the same classes have files of their own of them.
+    said = [(replace(c, class_map=None), c.class_map == NUMERIC, c.read_class_map()) for c in configs.values()]
+    if any(other != said[0] for other in said):
+        raise ValueError(
+            f"The agents were trained on images of different preparation or with different labels, {found}; say how "
+            "these are to be prepared: --dataset '{\"name\": ...}' (docs/images.md)."
+        )
+    return next(iter(found.values()), place)
 
 
 def price_range(name: str) -> tuple[float, float] | None:

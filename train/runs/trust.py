@@ -10,6 +10,7 @@ from typing import Any
 
 from prance_env.images.config import DatasetConfig
 
+SAY_SO = "if you want that, say so yourself: --dataset {!r}"
 SYSTEM = "system.json"
 """What a run folder says about where it was made."""
 WRITER = "written_by"
@@ -68,11 +69,9 @@ def check_local(dataset: Any, source: Path, remedy: str) -> None:
         raise ValueError(f"{source} names dataset={dataset!r}, which would be fetched from the network; {remedy}.")
 
 
-def check_own_or_local(dataset: Any, source: Path) -> None:
-    """`check_local` of a file of somebody else.
-
-    Raises:
-        ValueError: As there.
-    """
+def check_own_or_local(
+    dataset: Any, source: Path, remedy: str = "the run is somebody else's: begin one of your own"
+) -> None:
+    """`check_local` of a file of somebody else; arguments and errors as there."""
     if not is_own(source):
-        check_local(dataset, source, "the run is somebody else's: begin one of your own")
+        check_local(dataset, source, remedy)

@@ -91,7 +91,8 @@ def run_designs(settings: DesignSettings, out: Path) -> dict[str, Any]:
     train, val, test = engines["train"], engines[settings.choose_on], engines[settings.split]
     index = of_all_classes(val.labels, settings.images)
     scored_on = min(PRUNE_IMAGES, len(train.dataset))
-    networks = load_networks(settings.networks, test)
+    class_map = settings.settings(settings.split).dataset_config.class_map
+    networks = load_networks(settings.networks, test, class_map)
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {**plain(settings), "machine": machine(test.net.pos_embed.device.type), "seeds": []}
     with tqdm(total=2 * settings.num_subnets * len(settings.seeds), desc="evolution", unit="subnet") as bar:

@@ -124,7 +124,7 @@ def run_yardsticks(settings: YardstickSettings, out: Path) -> Yardsticks:
     check_static(judged_on.config())
     val, test = chosen_on.engine(), judged_on.engine()
     learned = {name: evaluate_static(name, settings) for name in settings.also_static}
-    networks, console = load_networks(settings.networks, test), Console()
+    networks, console = load_networks(settings.networks, test, judged_on.dataset_config.class_map), Console()
     with only_writer(out):
         memory = Memory(out, {**plain(settings), "of": digest_of(val, test)})
         if memory.goes_on:

@@ -16,6 +16,7 @@ from supernet import StaticViT, SubnetConfig, SupernetConfig, design, load_stati
 from supernet.arrays import Bools, Floats
 from supernet.token_graph import full_macs, least_macs, token_graph
 
+from ..networks.classes import Meaning
 from ..networks.importance import full_network
 from ..networks.ordering import draw_batches
 from ..report.tables import Table
@@ -145,19 +146,29 @@ def networks_front(engine: InferenceEngine, networks: Mapping[str, StaticViT]) -
     return _front(correct, macs, [*networks])
 
 
-def load_networks(folders: Sequence[str | Path], engine: InferenceEngine) -> dict[str, StaticViT]:
+def load_networks(
+    folders: Sequence[str | Path], engine: InferenceEngine, class_map: str | None = None
+) -> dict[str, StaticViT]:
     """Static networks out of folders, by their names.
+
+    Args:
+        folders: Where they are.
+        engine: On whose images they are to be judged; those that know their classes by name give them in the order of
+            its labels.
+        class_map: That of the images' `DatasetConfig`.
 
     Raises:
         FileNotFoundError: If a folder holds none.
         ValueError: If one is damaged, or takes other images or gives other classes than the supernet.
     """
     found = {str(folder): load_static(folder) for folder in folders}
+    meaning = Meaning.of(engine.dataset, class_map, engine.config.class_names)
     for name, network in found.items():
         for key in ("img_size", "in_chans", "num_classes"):
             own, wanted = getattr(network.config, key), getattr(engine.config, key)
             if own != wanted:
                 raise ValueError(f"{name} has {key}={own}, the supernet {wanted}; pass a network for the same images.")
+        meaning.matched(network, network.config.class_names, f"The network {name}")
     return found
 
 

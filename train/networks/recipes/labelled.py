@@ -20,6 +20,7 @@ from supernet import SupernetConfig
 from supernet.zero_shot import ZeroShotHead
 
 from ...options import DatasetOption
+from ..classes import Meaning
 from ..ordering import draw_batches
 from ..recipe import N, Recipe
 from ..teachers import open_teacher
@@ -117,9 +118,7 @@ class LabelledRecipe(Recipe[N]):
         The texts of CLIP's classes stay where its text tower put them.
         """
         net = copy.deepcopy(self.start).requires_grad_(True)
-        own = net.config.class_names
-        taught: dict[int, str] = getattr(self._images.source, "class_names", {}) if own else {}
-        if DatasetConfig.from_value(self.dataset).class_map is None and any(own[k] != taught[k] for k in taught):
+        if net.config.class_names and not self._meaning.is_own:
             net.config = replace(net.config, class_names=())
         if isinstance(net.head, ZeroShotHead):
             net.head.text.requires_grad_(False)
@@ -173,6 +172,12 @@ class LabelledRecipe(Recipe[N]):
         return source
 
     @property
+    def _meaning(self) -> Meaning:
+        """Of the labels."""
+        class_map = DatasetConfig.from_value(self.dataset).class_map
+        return Meaning.of(self._images.source, class_map, self.config.class_names)
+
+    @property
     def _store_folder(self) -> str | None:
         stored = self.teacher is not None and self.teacher.startswith(STORE)
         return self.teacher.removeprefix(STORE) if stored and self.teacher else None
@@ -200,7 +205,7 @@ class LabelledRecipe(Recipe[N]):
     def _frozen(self) -> nn.Module | None:
         if self.teacher is None or self._store_folder is not None:
             return None
-        return open_teacher(self.teacher, self.start, self.original)
+        return open_teacher(self.teacher, self.start, self.original, self._meaning)
 
     def _answer(self, x: Tensor) -> Tensor | None:
         if self._frozen is None:

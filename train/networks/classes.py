@@ -1,0 +1,90 @@
+"""Whether labels and the logits of a network speak of the same classes, and in which order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prance_env.images.source import ImageSource
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What labels stand for, as far as anybody knows.
+
+    Attributes:
+        own: What the network that learns, or that is judged, calls its classes; empty: nothing.
+        called: What the images' classes are called, by label.
+        mapped: Whether a class map says which label a class has, so that `own` may be other words for the same.
+    """
+
+    own: tuple[str, ...]
+    called: Mapping[int, str]
+    mapped: bool
+
+    @classmethod
+    def of(cls, source: ImageSource, class_map: str | None, own: Sequence[str]) -> Meaning:
+        """That of a source's labels, which `class_map` of its `DatasetConfig` has given."""
+        return cls(tuple(own), getattr(source, "class_names", {}), class_map is not None)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network's own names, if it has any, are what the labels stand for."""
+        return self.mapped or all(self.own[k : k + 1] == (name,) for k, name in self.called.items())
+
+    def order(self, names: Sequence[str], who: str) -> list[int] | None:
+        """Which class of another network is that of each label.
+
+        Args:
+            names: Of its classes, as many as there are labels; empty: it does not say.
+            who: What it is, for messages.
+
+        Returns:
+            For each label the number of its class; None if they are in the same order, or if nobody can tell.
+
+        Raises:
+            ValueError: If its classes are others.
+        """
+        theirs = tuple(names)
+        known = [dict(enumerate(self.own))] if self.own and self.is_own else []
+        known = [k for k in (*known, {k: v for k, v in self.called.items() if k < len(theirs)}) if k]
+        if not theirs or not known or theirs == self.own:
+            return None
+        for meant in known:
+            if Counter(meant.values()) <= Counter(theirs):
+                return _order(theirs, meant)
+        if self.mapped:
+            return None
+        raise ValueError(
+            f"{who} knows the classes {[*theirs[:SHOWN]]}, but the labels stand for {[*known[0].values()][:SHOWN]}. "
+            "Take one of the same classes. If these are other words for them, pass dataset={'name': ..., 'class_map': "
+            "FILE} with the names of the images' classes in its order."
+        )
+
+    def matched(self, model: nn.Module, names: Sequence[str], who: str) -> nn.Module:
+        """The model, whose logits are from now on in the order of the labels; arguments and errors as of `order`."""
+        if (order := self.order(names, who)) is not None:
+            index = torch.tensor(order, device="cpu")
+
+            def in_order(model: nn.Module, args: Any, logits: Tensor) -> Tensor:
+                return logits.index_select(1, index.to(logits.device))
+
+            model.register_forward_hook(in_order)
+        return model
+
+
+def _order(theirs: tuple[str, ...], meant: Mapping[int, str]) -> list[int] | None:
+    """For each label the class of its name; the classes that are left are those of labels without one."""
+    left, found = [*range(len(theirs))], dict[int, int]()
+    for label, name in meant.items():
+        found[label] = next(k for k in left if theirs[k] == name)
+        left.remove(found[label])
+    order = [found[label] if label in found else left.pop(0) for label in range(len(theirs))]
+    return None if all(theirs[k] == name for k, name in meant.items()) else order
