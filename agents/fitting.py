@@ -15,7 +15,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorObservationWrapper, VectorWrapper
+from gymnasium.vector import SyncVectorEnv, VectorActionWrapper, VectorEnv, VectorObservationWrapper, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
@@ -168,8 +168,10 @@ def _chain(agent: Agent) -> Iterator[Any]:
         yield env
         if isinstance(env, VecEnvWrapper):
             env = env.venv
-        elif isinstance(env, DummyVecEnv | PranceVecEnv):
-            env = env.envs[0] if isinstance(env, DummyVecEnv) else env.envs
+        elif isinstance(env, DummyVecEnv | SyncVectorEnv):
+            env = env.envs[0]
+        elif isinstance(env, PranceVecEnv):
+            env = env.envs
         else:
             env = env.env if isinstance(env, gym.Wrapper | VectorWrapper) else None
 
@@ -232,9 +234,13 @@ def _bare_spaces(agent: Agent, chain: list[Any], interface: Interface) -> tuple[
     """The spaces inside all known wrappers, None where an agent says nothing.
 
     Raises:
-        ValueError: If the agent brings an environment with other settings, which spaces need not show.
+        ValueError: If the agent brings an environment with other settings, or notes another range of prices, which
+            spaces need not show.
     """
     if not chain:
+        noted, here = getattr(agent, "price_range", None), _range(interface.conditioning)
+        if isinstance(noted, tuple) and noted != here:
+            raise ValueError(f"The agent was trained with cost_conditioning={noted} instead of {here}; {REMEDY}.")
         return getattr(agent, "observation_space", None), getattr(agent, "action_space", None)
     own = getattr(chain[-1], "settings", None)
     if isinstance(own, EnvSettings):

@@ -15,10 +15,23 @@ import pytest
 import torch
 from command_line import prance, refusal
 from gymnasium.wrappers import NormalizeObservation, RescaleAction, TransformObservation
+from gymnasium.wrappers.vector import TransformAction
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
-from wrapped_agents import CASES, IMAGES, Settings, case, native, one_by_one, played_at_home, ppo
+from wrapped_agents import (
+    CASES,
+    IMAGES,
+    Settings,
+    case,
+    native,
+    one_by_one,
+    played_at_home,
+    ppo,
+    prance_ppo,
+    saved_and_loaded,
+    sync_rescaled,
+)
 
 from agents import AdaptiveViT, FullAgent, RandomAgent, StaticAgent
 from agents.confidence import ConfidenceAgent, ConfidenceRule
@@ -200,6 +213,22 @@ REFUSED: dict[str, tuple[Callable[[Settings], Any], Settings, str]] = {
         {"cost_conditioning": (0.2, 1, 0.5)},
         r"cost_conditioning=\(0\.1, 1\.?0?\) instead of \(0\.2, 1\.?0?\)",
     ),
+    "PrancePPO of another range": (
+        prance_ppo(range_=(0.1, 1)),
+        {"cost_conditioning": (0.2, 1, 0.5)},
+        r"brings an environment with cost_conditioning=\(0\.1, 1\.0\) instead of \(0\.2, 1\.0\)",
+    ),
+    "its folder's range": (
+        lambda t: saved_and_loaded(prance_ppo(range_=(0.1, 1))(t)),
+        {"cost_conditioning": (0.2, 1, 0.5)},
+        r"was trained with cost_conditioning=\(0\.1, 1\.0\) instead of \(0\.2, 1\.0\)",
+    ),
+    "PrancePPO behind a wrapper": (
+        prance_ppo(lambda e: TransformAction(e, np.negative)),
+        {},
+        r"behind TransformAction",
+    ),
+    "PrancePPO of single environments": (sync_rescaled, {}, r"behind RescaleAction"),
     "frames": (lambda t: ppo(VecFrameStack(native()(t), 2)), {}, r"trained behind VecFrameStack.*predict"),
     "gymnasium's normaliser": (lambda t: ppo(one_by_one(NormalizeObservation)(t)), {}, r"behind NormalizeObservation"),
     "a wrapper that keeps the space": (
