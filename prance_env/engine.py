@@ -26,7 +26,7 @@ from .cache import PrefixCache
 from .device_episodes import DeviceEpisodes, begun_on_device, decide_on_device
 from .episodes import Episodes
 from .images.source import ImageDataset, ImageSource, check_fits
-from .observations import OBSERVATIONS
+from .observations import OBSERVATIONS, check_own_parts
 from .rewards.config import RewardConfig, accuracy_term, terms
 from .rewards.costs import LatencyCost, MacsCost
 from .rewards.outcome import Outcome, call_reward_function
@@ -283,7 +283,10 @@ class InferenceEngine:
             seen = observe(self.net, episodes.state, observation, self.full_macs, price)
             # A device is not waited for.
             if seen.device.type == "cpu" and not isinstance(episodes, DeviceEpisodes):
-                _check_finite("observation", seen.sum(1).numpy(), episodes)
+                total = seen.sum(1).numpy()
+                if not np.isfinite(total).all() and episodes.state.tokens.isfinite().all():
+                    check_own_parts(observation, seen, self.config, episodes.index)
+                _check_finite("observation", total, episodes)
             return seen
 
     def _latency(
