@@ -35,7 +35,6 @@ from wrapped_agents import (
 
 from agents import AdaptiveViT, FullAgent, RandomAgent, StaticAgent
 from agents.confidence import ConfidenceAgent, ConfidenceRule
-from agents.sb3.saved import pickles
 from prance_env import EnvSettings
 from supernet import SubnetConfig
 from train.evaluate import evaluate
@@ -111,19 +110,6 @@ def test_a_saved_agent_is_judged_as_it_plays_at_home(name: str, tiny: Settings, 
     expected = played_at_home(model, env)
     assert judged(settings, loaded) == expected
     assert adaptive(settings, loaded) == expected
-
-
-def test_the_statistics_of_a_normaliser_are_found_where_rl_zoo_puts_them(tiny: Settings, tmp_path: Path) -> None:
-    model, env = CASES["normalised"](tiny)
-    assert isinstance(env, VecNormalize)
-    zipped, statistics = tmp_path / "Prance-Digits-v0.zip", tmp_path / "Prance-Digits-v0" / "vecnormalize.pkl"
-    statistics.parent.mkdir()
-    model.save(zipped)
-    env.save(str(statistics))
-    assert pickles(zipped) == [zipped, statistics]  # which are unpickled if both are one's own
-    assert judged(EnvSettings(**tiny), load_agent(str(zipped), EnvSettings(**tiny), trust=True)) == played_at_home(
-        model, env
-    )
 
 
 def test_files_of_sb3_are_known_by_their_algorithm_and_others_are_refused(tiny: Settings, tmp_path: Path) -> None:
