@@ -15,7 +15,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorObservationWrapper, VectorWrapper
+from gymnasium.vector import SyncVectorEnv, VectorActionWrapper, VectorEnv, VectorObservationWrapper, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
@@ -44,6 +44,7 @@ from supernet import SupernetConfig
 from .authors_selector import PranceSelector
 from .baselines import BaselineAgent
 from .protocol import Agent, check_agent, predicted
+from .sb3.saved import Normalized
 
 Translate = Callable[[Any], Any]
 INTEGERS = (DiscreteActions, MultiDiscreteActions, VectorDiscreteActions, VectorMultiDiscreteActions)
@@ -168,8 +169,10 @@ def _chain(agent: Agent) -> Iterator[Any]:
         yield env
         if isinstance(env, VecEnvWrapper):
             env = env.venv
-        elif isinstance(env, DummyVecEnv | PranceVecEnv):
-            env = env.envs[0] if isinstance(env, DummyVecEnv) else env.envs
+        elif isinstance(env, DummyVecEnv | SyncVectorEnv):
+            env = env.envs[0]
+        elif isinstance(env, PranceVecEnv):
+            env = env.envs
         else:
             env = env.env if isinstance(env, gym.Wrapper | VectorWrapper) else None
 
@@ -232,9 +235,13 @@ def _bare_spaces(agent: Agent, chain: list[Any], interface: Interface) -> tuple[
     """The spaces inside all known wrappers, None where an agent says nothing.
 
     Raises:
-        ValueError: If the agent brings an environment with other settings, which spaces need not show.
+        ValueError: If the agent brings an environment with other settings, or notes another range of prices, which
+            spaces need not show.
     """
     if not chain:
+        noted, here = getattr(agent, "price_range", None), _range(interface.conditioning)
+        if isinstance(noted, tuple) and noted != here:
+            raise ValueError(f"The agent was trained with cost_conditioning={noted} instead of {here}; {REMEDY}.")
         return getattr(agent, "observation_space", None), getattr(agent, "action_space", None)
     own = getattr(chain[-1], "settings", None)
     if isinstance(own, EnvSettings):
@@ -290,6 +297,9 @@ def _remedy(seen: Any, taken: Any, interface: Interface) -> str:
 
 def _check_last_seen(agent: Agent, interface: Interface) -> None:
     """SB3's files hold what an agent saw last, but not the normaliser that it saw it through."""
+    if isinstance(agent, Normalized):
+        _check_normalizer(agent, interface)
+        return
     last, box = getattr(agent, "_last_obs", None), interface.observation_space
     if not isinstance(last, np.ndarray) or last.shape[1:] != box.shape:
         return
@@ -298,4 +308,21 @@ def _check_last_seen(agent: Agent, interface: Interface) -> None:
             "What the agent saw last is no observation of this environment: it was trained behind a normaliser, such "
             "as VecNormalize. Put what VecNormalize.save wrote beside its file, as vecnormalize.pkl; or, in Python, "
             "let it bring its environment: agent.set_env(VecNormalize.load(FILE, make_sb3_env(...)))."
+        )
+
+
+def _check_normalizer(agent: Normalized, interface: Interface) -> None:
+    """What lies beside a file may be another agent's. A coming decision is one 1 among zeros, and nothing else is that
+    once it is normalised."""
+    place, last, keys = interface.layout.get("decision"), agent.model._last_obs, agent.normalizer.norm_obs_keys
+    if isinstance(last, dict):
+        coming = last.get("decision") if "decision" in (keys or last) else None
+    else:
+        coming = None if place is None or last is None else last[:, place]
+    if coming is None or not agent.normalizer.norm_obs or not coming.size:
+        return
+    if ((coming == 0) | (coming == 1)).all() and (coming.sum(1) == 1).all():
+        raise ValueError(
+            "What the agent saw last was not normalised, so that the vecnormalize.pkl beside its file is another's; "
+            "keep each of them in a folder of its own."
         )

@@ -26,7 +26,7 @@ from .cache import PrefixCache
 from .device_episodes import DeviceEpisodes, Observing, begun_on_device, decide_on_device
 from .episodes import Episodes
 from .images.source import ImageDataset, ImageSource, check_fits
-from .observations import OBSERVATIONS, is_known
+from .observations import OBSERVATIONS, check_own_parts, is_known
 from .rewards.config import RewardConfig, accuracy_term, terms
 from .rewards.costs import LatencyCost, MacsCost
 from .rewards.outcome import Outcome, call_reward_function
@@ -294,7 +294,10 @@ class InferenceEngine:
             seen = observe(self.net, episodes.state, observation, self.full_macs, price)
             # A device is not waited for.
             if seen.device.type == "cpu" and not isinstance(episodes, DeviceEpisodes):
-                _check_finite("observation", seen.sum(1).numpy(), episodes)
+                total = seen.sum(1).numpy()
+                if not np.isfinite(total).all() and episodes.state.tokens.isfinite().all():
+                    check_own_parts(observation, seen, self.config, episodes.index)
+                _check_finite("observation", total, episodes)
             return seen
 
     def _seen_with_steps(self, observation: str) -> bool:

@@ -85,9 +85,11 @@ class PranceEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     ## Snapshots
     `state = env.unwrapped.state_dict()` holds generators, images, prices and tokens as plain data and CPU tensors, for
     `torch.save` and `torch.load(weights_only=True)`. `observation, info = env.unwrapped.load_state_dict(state)` goes on
-    from there, in this or another process, bit for bit on the same machine and device. The native batch and
-    `PranceVecEnv` have both as well (the latter's `load_state_dict` returns nothing). A state of other weights, images,
-    another reward or number of lanes is refused.
+    from there, in this or another process, bit for bit on the same machine and device. The wrappers of `gym.make`
+    refuse to step before one `env.reset()`: in a new environment call it before `load_state_dict`, whatever it draws,
+    or go on with `env.unwrapped`. The native batch and `PranceVecEnv` have both methods as well (the latter's
+    `load_state_dict` returns nothing, and the sums of the monitor that `make_sb3_env` puts around it go along). A state
+    of other weights, images, another reward or number of lanes is refused.
 
     ## Info
     Always the same keys: `index, label, decision, embed_dim, mlp_ratio, keep_rate, num_tokens, macs,

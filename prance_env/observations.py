@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supernet import InferenceState, Supernet, SupernetConfig
-from supernet.arrays import constant, sent
+from supernet.arrays import Ints, constant, sent
 from supernet.extension import Registry
 from supernet.layers import set_width
 from supernet.runtime.pooling import by_width
@@ -220,6 +220,29 @@ def values_of(part: ObservationPart, seen: Seen) -> Tensor:
                 "Mend its function, or say with size= how many numbers an image has."
             )
     return values
+
+
+def check_own_parts(observation: str, values: Tensor, config: SupernetConfig, index: Ints) -> None:
+    """Finds whose fault it is that an observation is not finite.
+
+    Args:
+        observation: Its name.
+        values: (B, O) numbers.
+        config: The supernet.
+        index: (B,) images.
+
+    Raises:
+        ValueError: If parts of users hold numbers that are not finite, and those of this package do not.
+    """
+    sizes = [part.size(config) for part in OBSERVATIONS[observation]]
+    rows = values[:, : sum(sizes)].isfinite().logical_not().split(sizes, dim=1)
+    wrong = [(part, bad.any(1)) for part, bad in zip(OBSERVATIONS[observation], rows, strict=True) if bad.any()]
+    if wrong and not any(is_known(part) for part, _ in wrong):
+        part, images = wrong[0]
+        raise ValueError(
+            f"The observation {part.name!r} is not finite for image {index[int(images.int().argmax())]}, whose "
+            "tokens are finite. Mend its function; 0 / 0 and the logarithm of 0 are usual causes."
+        )
 
 
 def register_observation(

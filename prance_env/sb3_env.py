@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, cast
 
 import gymnasium as gym
 import numpy as np
+import torch
 from annotated_types import Ge, Lt
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
@@ -38,6 +40,9 @@ class PranceVecEnv(VecEnv):
         envs: With autoreset mode SAME_STEP, which is what SB3 means by a vector environment, and numpy output; may be
             wrapped by `prance_env.wrappers`.
 
+    Attributes:
+        monitor: What sums up episodes around it, as `make_sb3_env` puts it there; its sums are part of a state.
+
     Raises:
         TypeError: If there is no `PranceVectorEnv` inside.
         ValueError: If the autoreset mode or the output is another one.
@@ -53,6 +58,7 @@ class PranceVecEnv(VecEnv):
             raise ValueError(f"PranceVecEnv needs output='numpy', not {inner.output!r}: SB3 knows no tensors here.")
         self.envs, self._inner = envs, inner
         self.spec = inner.spec
+        self.monitor: VecMonitor | None = None
         self._pending_actions: NDArray[Any] | None = None
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self.metadata = {**self.metadata, "render_fps": inner.metadata["render_fps"]}
@@ -104,12 +110,19 @@ class PranceVecEnv(VecEnv):
         return observations, rewards.astype(np.float32), terminated, infos
 
     def state_dict(self) -> dict[str, Any]:
-        """See `PranceVectorEnv.state_dict`; what `seed` and `set_options` announced is not part of it."""
-        return self._inner.state_dict()
+        """See `PranceVectorEnv.state_dict`; the sums of the monitor are part of it, and what `seed` and `set_options`
+        announced is not."""
+        sums = {} if self.monitor is None else {"monitor": _sums(self.monitor)}
+        return {**self._inner.state_dict(), **sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `PranceVectorEnv.load_state_dict`."""
+        """See `PranceVectorEnv.load_state_dict`; a state without sums, from another face, begins them anew."""
+        sums = state.get("monitor") if isinstance(state, dict) else None
+        returns, lengths, episodes = _read_sums(sums, self.num_envs)
         self._inner.load_state_dict(state)
+        if self.monitor is not None:
+            self.monitor.episode_returns, self.monitor.episode_lengths = returns, lengths
+            self.monitor.episode_count = self.monitor.episode_count if episodes is None else episodes
 
     def close(self) -> None:
         """Drops the reference to the engine; may be called twice."""
@@ -208,10 +221,42 @@ def make_sb3_env(
     wrapped: VectorEnv[Any, Any, Any] = envs
     for wrapper in wrappers:
         wrapped = wrapper(wrapped)
-    venv = VecMonitor(PranceVecEnv(wrapped))
+    face = PranceVecEnv(wrapped)
+    venv = face.monitor = VecMonitor(face)
     if seed is not None:
         venv.seed(seed)
     return venv
+
+
+def _sums(monitor: VecMonitor) -> dict[str, Any]:
+    """Of the running episodes, and how many have ended, as plain data and tensors."""
+    return {
+        "returns": torch.from_numpy(monitor.episode_returns.copy()),
+        "lengths": torch.from_numpy(monitor.episode_lengths.copy()),
+        "episodes": monitor.episode_count,
+    }
+
+
+def _read_sums(sums: Any, num_envs: int) -> tuple[NDArray[np.float32], NDArray[np.int32], int | None]:
+    """Arrays of one's own (num_envs,) of what `_sums` gave; zeros and None for None.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if sums is None:
+        return np.zeros(num_envs, dtype=np.float32), np.zeros(num_envs, dtype=np.int32), None
+    try:
+        returns, lengths = (np.array(sums[k].numpy()) for k in ("returns", "lengths"))
+        episodes = operator.index(sums["episodes"])
+        kinds = [(x.dtype, x.shape) for x in (returns, lengths)]
+        if kinds != [(np.float32, (num_envs,)), (np.int32, (num_envs,))]:
+            raise ValueError(f"returns and lengths are {kinds}")
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"The state is damaged: its monitor holds no sums of {num_envs} episodes ({type(e).__name__}: {e}); pass "
+            "what state_dict() returned."
+        ) from e
+    return returns, lengths, episodes
 
 
 def _merge_options(options: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import RescaleAction
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from prance_env import make_sb3_env
+from agents import PrancePPO
+from prance_env import PranceVectorEnv, make_sb3_env
 from prance_env.wrappers import (
     DictObservation,
     DiscreteActions,
@@ -60,6 +66,33 @@ def ppo(env: VecEnv, policy: str = "MlpPolicy") -> BaseAlgorithm:
 
 def dqn(env: VecEnv) -> BaseAlgorithm:
     return learned(DQN("MlpPolicy", env, learning_starts=0, seed=0, device="cpu"))
+
+
+def prance_ppo(
+    wrapper: Callable[[Any], Any] = lambda env: env, range_: tuple[float, float] | None = None
+) -> Callable[[Settings], PrancePPO]:
+    """This package's own, in a batch behind a wrapper."""
+
+    def make(tiny: Settings) -> PrancePPO:
+        envs = PranceVectorEnv(IMAGES, AutoresetMode.SAME_STEP, **tiny, cost_conditioning=range_)
+        return PrancePPO(wrapper(envs))
+
+    return make
+
+
+def sync_rescaled(tiny: Settings) -> PrancePPO:
+    """PrancePPO over single environments, each behind a wrapper."""
+    make = lambda: RescaleAction(gym.make("Prance-Digits-v0", **tiny), -1, 1)  # noqa: E731
+    return PrancePPO(SyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+
+
+def saved_and_loaded(agent: PrancePPO) -> PrancePPO:
+    """As it comes out of its folder, by way of a second one."""
+    with TemporaryDirectory() as folder:
+        for name in ("once", "twice"):
+            agent.save(Path(folder) / name)
+            agent = PrancePPO.load(Path(folder) / name)
+    return agent
 
 
 def case(

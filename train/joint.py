@@ -252,7 +252,7 @@ def _further_trained(run: Path, changes: EnvArguments, timesteps: int, out: Path
     environment = {**noted["environment"], **changes}
     training = AgentTraining(**{**noted, "total_timesteps": timesteps, "environment": environment})
     chosen = EnvSettings.from_id(training.env, **training.env_arguments)
-    arguments = {f.name: getattr(chosen, f.name) for f in fields(chosen)}
+    arguments, device = {f.name: getattr(chosen, f.name) for f in fields(chosen)}, str(chosen.device)
     begun = PrancePPO.load(run / model.name)
     end = begun.num_timesteps + timesteps
     env = PranceVectorEnv(begun.config.n_envs, AutoresetMode.SAME_STEP, output_on(device), **arguments)

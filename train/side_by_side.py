@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 
 from agents.baselines import FullAgent, RandomAgent, StaticAgent
+from agents.fitting import BehindWrappers
 from agents.protocol import Agent
+from agents.sb3.saved import Normalized
 from prance_env.settings import EnvArguments, EnvSettings
 from prance_env.spaces import action_names
 from supernet import SubnetConfig
@@ -224,6 +226,9 @@ def _play(
             env = replace(env, observation=seen, normalize_actions=settings.normalize_actions)
         with console.status(f"{name} on {settings.split} ..."):
             agent = load_agent(name, env, settings.seed, settings.trust)
+            model = agent.agent if isinstance(agent, BehindWrappers) else agent
+            if isinstance(model, Normalized):
+                console.print(f"{name} looks through {model.file}", highlight=False, markup=False)
             if yardsticks is not None and not results:  # images and supernet are those of all agents
                 yardsticks.check(env.engine())
             chosen = {name: env}

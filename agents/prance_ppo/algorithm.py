@@ -79,6 +79,7 @@ class PrancePPO(BatchAgent):
         self.observation_space, self.action_space = _check_spaces(*spaces)
         (self.observation_size,) = self.observation_space.shape
         self.env: VectorEnv[Any, Any, Any] | None = None
+        self.price_range: tuple[float, float] | None = None
         if env is not None:
             self.set_env(env)
         c = self.config
@@ -130,7 +131,11 @@ class PrancePPO(BatchAgent):
             raise ValueError(f"The environment has autoreset_mode={mode}; make it with AutoresetMode.SAME_STEP.")
         if env.num_envs * self.config.n_steps < 2:
             raise ValueError(f"A rollout of {env.num_envs} environment and n_steps=1 is too short; raise n_steps.")
-        self.env, self._observation = env, None
+        self.env, self._observation, self.price_range = env, None, files.price_range(env)
+
+    def get_env(self) -> VectorEnv[Any, Any, Any] | None:
+        """The environment to train on, if there is one."""
+        return self.env
 
     def learn(
         self,
@@ -217,6 +222,7 @@ class PrancePPO(BatchAgent):
         except (AssertionError, AttributeError, TypeError, ValueError) as e:
             raise files.damaged(folder, e) from e
         files.restore(agent, folder, saved.digest)
+        agent.price_range = saved.price_range
         if env is not None:
             agent.set_env(make_env(env, saved.config.n_envs) if isinstance(env, str) else env)
         return agent

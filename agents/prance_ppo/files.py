@@ -1,8 +1,8 @@
 """Saving and loading `PrancePPO`: a folder with `config.json` and `model.safetensors`, nothing pickled.
 
-`config.json` holds what does not change in training: settings, seed, spaces. `model.safetensors` holds what does:
-weights, moments of the optimiser, the generator, counters. Both change at once: a killed process leaves the old or the
-new agent.
+`config.json` holds what does not change in training: settings, seed, spaces, the range of the prices.
+`model.safetensors` holds what does: weights, moments of the optimiser, the generator, counters.
+Both change at once: a killed process leaves the old or the new agent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
+from prance_env.rewards.prices import CostConditioning
+from prance_env.settings import EnvSettings
 from supernet.files import WEIGHTS, check_shapes, check_tensors, read_safetensors, shapes_in, write_tensors
 from supernet.reading import STRICT, read_json
 from supernet.staging import finish_commit, staged
@@ -42,6 +45,7 @@ class Trained(Protocol):
     n_updates: int
     observation_space: Any
     action_space: Any
+    price_range: tuple[float, float] | None
 
 
 class Bounds(TypedDict):
@@ -59,6 +63,7 @@ class Written(TypedDict):
     seed: int
     observation_space: Bounds
     action_space: Bounds
+    cost_conditioning: NotRequired[list[float]]
 
 
 Bounds.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
@@ -66,12 +71,21 @@ Written.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
 class Saved(NamedTuple):
-    """What `config.json` says: settings, seed, observation and action space, and the file's digest."""
+    """What `config.json` says: settings, seed, observation and action space, the range of the prices if it names one,
+    and the file's digest."""
 
     config: PrancePPOConfig
     seed: int
     spaces: tuple[gym.spaces.Box, gym.spaces.Box]
+    price_range: tuple[float, float] | None
     digest: str
+
+
+def price_range(env: VectorEnv[Any, Any, Any]) -> tuple[float, float] | None:
+    """Of the environment's cost conditioning; None if it has none, or is no native batch of this package."""
+    settings = getattr(env.unwrapped, "settings", None)
+    conditioning = settings.conditioning if isinstance(settings, EnvSettings) else None
+    return None if conditioning is None else (conditioning.low, conditioning.high)
 
 
 def save(agent: Trained, folder: Path) -> None:
@@ -86,6 +100,7 @@ def save(agent: Trained, folder: Path) -> None:
                 "seed": agent.seed,
                 "observation_space": {k: getattr(agent.observation_space, k).tolist() for k in BOX_KEYS},
                 "action_space": {k: getattr(agent.action_space, k).tolist() for k in BOX_KEYS},
+                **({} if agent.price_range is None else {"cost_conditioning": agent.price_range}),
             },
             indent=2,
         )
@@ -113,10 +128,12 @@ def read(folder: Path) -> Saved:
             gym.spaces.Box(np.float32(data[name]["low"]), np.float32(data[name]["high"]), dtype=np.float32)
             for name in ("observation_space", "action_space")
         )
+        conditioning = CostConditioning.from_plain(data.get("cost_conditioning"))
     except (AssertionError, AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as e:
         raise damaged(folder, e) from e
     _check_sizes(folder, config, observation, action)
-    return Saved(config, data["seed"], (observation, action), _digest(text))
+    prices = None if conditioning is None else (conditioning.low, conditioning.high)
+    return Saved(config, data["seed"], (observation, action), prices, _digest(text))
 
 
 def _check_sizes(folder: Path, config: PrancePPOConfig, observation: gym.spaces.Box, action: gym.spaces.Box) -> None:

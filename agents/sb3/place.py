@@ -8,7 +8,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor
 
 from prance_env.sb3_env import PranceVecEnv
@@ -25,7 +24,6 @@ def place_of(model: BaseAlgorithm) -> dict[str, Any]:
     Returns:
         Plain data and tensors, for `torch.save` and `torch.load(weights_only=True)`.
     """
-    monitor, envs = _envs(model)
     kind, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002 - SB3 draws from it
     return {
         "python": random.getstate(),
@@ -35,12 +33,9 @@ def place_of(model: BaseAlgorithm) -> dict[str, Any]:
         # What off-policy algorithms draw their first actions from, before they learn.
         "actions": model.action_space.np_random.bit_generator.state,
         "noise": {name: getattr(d, name).detach() for d in _distributions(model) for name in NOISE},
-        "environment": envs.state_dict(),
+        "environment": _envs(model).state_dict(),
         "observations": torch.from_numpy(np.array(model._last_obs)),
         "episode_starts": torch.from_numpy(np.array(model._last_episode_starts)),
-        "returns": torch.from_numpy(monitor.episode_returns.copy()),
-        "lengths": torch.from_numpy(monitor.episode_lengths.copy()),
-        "episodes": monitor.episode_count,
     }
 
 
@@ -50,14 +45,14 @@ def go_to(model: BaseAlgorithm, place: dict[str, Any]) -> None:
     Raises:
         ValueError: If the place is in another environment.
     """
-    monitor, envs = _envs(model)
-    envs.load_state_dict(place["environment"])
-    # Copies: VecMonitor adds to what it holds, and the place stays as it is.
-    names = ("observations", "episode_starts", "returns", "lengths")
-    observations, starts, returns, lengths = (place[name].numpy().copy() for name in names)
-    model._last_obs, model._last_episode_starts = observations, starts
-    monitor.episode_returns, monitor.episode_lengths = returns, lengths
-    monitor.episode_count = place["episodes"]
+    environment = place["environment"]
+    if "returns" in place:  # beside the environment's state before version 0.2
+        environment = {**environment, "monitor": {name: place[name] for name in ("returns", "lengths", "episodes")}}
+    _envs(model).load_state_dict(environment)
+    # Copies, so that the place stays as it is.
+    model._last_obs, model._last_episode_starts = (
+        place[name].numpy().copy() for name in ("observations", "episode_starts")
+    )
     for distribution in _distributions(model):
         for name, value in place["noise"].items():
             setattr(distribution, name, value.clone())
@@ -71,11 +66,11 @@ def go_to(model: BaseAlgorithm, place: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(place["cuda"], model.device)
 
 
-def _envs(model: BaseAlgorithm) -> tuple[VecMonitor, PranceVecEnv]:
-    monitor = model.get_env()
-    assert isinstance(monitor, VecMonitor)
-    assert isinstance(monitor.unwrapped, PranceVecEnv)
-    return monitor, monitor.unwrapped
+def _envs(model: BaseAlgorithm) -> PranceVecEnv:
+    venv = model.get_env()
+    assert venv is not None
+    assert isinstance(venv.unwrapped, PranceVecEnv)
+    return venv.unwrapped
 
 
 def _distributions(model: BaseAlgorithm) -> list[Any]:

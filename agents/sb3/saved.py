@@ -36,10 +36,12 @@ class Normalized:
     Attributes:
         model: The model.
         normalizer: With the statistics of its training, which stay as they are.
+        file: Where these were read.
     """
 
     model: BaseAlgorithm
     normalizer: VecNormalize
+    file: Path
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -92,7 +94,7 @@ def load_model(path: Path) -> BaseAlgorithm | Normalized:
         raise ValueError(f"{beside} is not what VecNormalize.save wrote ({type(e).__name__}: {e}).") from e
     if not isinstance(normalizer, VecNormalize):
         raise ValueError(f"{beside} holds a {type(normalizer).__name__}; expected what VecNormalize.save wrote.")
-    return Normalized(model, normalizer)
+    return Normalized(model, normalizer, beside)
 
 
 def _algorithm(path: Path) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,8 +102,16 @@ class ImageDataset:
             name: See the attribute.
 
         Raises:
+            TypeError: If one is no tensor.
             ValueError: If a shape or type is another one.
         """
+        given: dict[str, Any] = {"images": images, "labels": labels}
+        given |= {} if difficulty is None else {"difficulty": difficulty}
+        for what, value in given.items():
+            if isinstance(value, np.ndarray):
+                raise TypeError(f"{what} is a numpy.ndarray; pass torch.from_numpy({what}).")
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{what} is a {type(value).__name__}; pass a torch.Tensor.")
         if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
             raise ValueError(
                 f"images are {images.dtype} of the shape {tuple(images.shape)}; expected uint8 (N, C, H, W), N >= 1. "

@@ -1,4 +1,4 @@
-"""What the places that a user's token mode gives must be; a wrong one would mix the tokens of different images."""
+"""What a user's token mode must give; wrong places would mix the tokens of different images."""
 
 from __future__ import annotations
 
@@ -6,12 +6,46 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..arrays import Ints
 from ..eager import values_are_known
 
 OURS = __name__.partition(".")[0] + "."
+
+
+def check_kinds(where: Any, answer: Any, soft: bool, threshold: bool) -> None:
+    """Checks of what kind the answer of a mode is; its numbers are not looked at.
+
+    Args:
+        where: The mode's function or module, for the message.
+        answer: What it gave.
+        soft: See `TokenMode`.
+        threshold: See `TokenMode`.
+
+    Raises:
+        ValueError: If it is no tuple of as many as it should be, or the first of them is no tensor of places or shares.
+    """
+    if not isinstance(answer, tuple | list) or len(answer) != 2 + threshold:
+        what = f"{len(answer)} things" if isinstance(answer, tuple | list) else f"one {type(answer).__name__}"
+        raise ValueError(
+            f"{where!r} gave {what}; with threshold={threshold} a token mode gives "
+            f"{'places, weights and counts' if threshold else 'places and weights, such as (places, None)'}."
+        )
+    into = answer[0]
+    if not isinstance(into, Tensor):
+        raise ValueError(f"{where!r} gave places of the type {type(into).__name__}; expected a tensor.")
+    if (into.ndim == 3) != soft:
+        raise ValueError(
+            f"{where!r} gave the shape {tuple(into.shape)}; with soft={soft} a token mode gives "
+            f"{'shares (B, N, K)' if soft else 'places (B, N)'}. Register it with soft={not soft}."
+        )
+    if not (into.is_floating_point() if soft else into.dtype == torch.int64):
+        raise ValueError(
+            f"{where!r} gave {into.dtype}; with soft={soft} a token mode gives "
+            f"{'shares that are floats' if soft else 'places that are torch.int64, as .long() makes them'}."
+        )
 
 
 def check_places(where: Any, into: Tensor, weight: Tensor | None, lengths: Any, counts: Any, prefix: int) -> None:

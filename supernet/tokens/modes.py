@@ -54,7 +54,7 @@ from torch import Tensor, nn
 
 from ..arrays import Floats, Ints, namespace, whole
 from ..extension import Registry
-from .contract import check_places
+from .contract import check_kinds, check_places
 
 Assignment = tuple[Tensor, Tensor | None]
 """Where tokens go, hard (B, N) int64 or soft (B, N, K); and (B, N) weights of the sum over what comes together."""
@@ -177,17 +177,8 @@ class TokenMode:
         where = self.assign if self.module is None else module
         assert where is not None, "a block of a mode with parameters has its module"
         answer = where(scores, metric, size, lengths, asked, prefix)
-        if len(answer) != 2 + self.threshold:
-            raise ValueError(
-                f"{where!r} gave {len(answer)} things; with threshold={self.threshold} a token mode gives "
-                f"{'places, weights and counts' if self.threshold else 'places and weights'}."
-            )
+        check_kinds(where, answer, self.soft, self.threshold)
         into, weight, counts = answer if self.threshold else (*answer, asked)
-        if (into.ndim == 3) != self.soft:
-            raise ValueError(
-                f"{where!r} gave the shape {tuple(into.shape)}; with soft={self.soft} a token mode gives "
-                f"{'shares (B, N, K)' if self.soft else 'places (B, N)'}. Register it with soft={not self.soft}."
-            )
         if not self.soft:
             check_places(where, into, weight, lengths, counts, prefix)
         return into, weight, counts

@@ -15,14 +15,26 @@ import pytest
 import torch
 from command_line import prance, refusal
 from gymnasium.wrappers import NormalizeObservation, RescaleAction, TransformObservation
+from gymnasium.wrappers.vector import TransformAction
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
-from wrapped_agents import CASES, IMAGES, Settings, case, native, one_by_one, played_at_home, ppo
+from wrapped_agents import (
+    CASES,
+    IMAGES,
+    Settings,
+    case,
+    native,
+    one_by_one,
+    played_at_home,
+    ppo,
+    prance_ppo,
+    saved_and_loaded,
+    sync_rescaled,
+)
 
 from agents import AdaptiveViT, FullAgent, RandomAgent, StaticAgent
 from agents.confidence import ConfidenceAgent, ConfidenceRule
-from agents.sb3.saved import pickles
 from prance_env import EnvSettings
 from supernet import SubnetConfig
 from train.evaluate import evaluate
@@ -98,19 +110,6 @@ def test_a_saved_agent_is_judged_as_it_plays_at_home(name: str, tiny: Settings, 
     expected = played_at_home(model, env)
     assert judged(settings, loaded) == expected
     assert adaptive(settings, loaded) == expected
-
-
-def test_the_statistics_of_a_normaliser_are_found_where_rl_zoo_puts_them(tiny: Settings, tmp_path: Path) -> None:
-    model, env = CASES["normalised"](tiny)
-    assert isinstance(env, VecNormalize)
-    zipped, statistics = tmp_path / "Prance-Digits-v0.zip", tmp_path / "Prance-Digits-v0" / "vecnormalize.pkl"
-    statistics.parent.mkdir()
-    model.save(zipped)
-    env.save(str(statistics))
-    assert pickles(zipped) == [zipped, statistics]  # which are unpickled if both are one's own
-    assert judged(EnvSettings(**tiny), load_agent(str(zipped), EnvSettings(**tiny), trust=True)) == played_at_home(
-        model, env
-    )
 
 
 def test_files_of_sb3_are_known_by_their_algorithm_and_others_are_refused(tiny: Settings, tmp_path: Path) -> None:
@@ -200,6 +199,22 @@ REFUSED: dict[str, tuple[Callable[[Settings], Any], Settings, str]] = {
         {"cost_conditioning": (0.2, 1, 0.5)},
         r"cost_conditioning=\(0\.1, 1\.?0?\) instead of \(0\.2, 1\.?0?\)",
     ),
+    "PrancePPO of another range": (
+        prance_ppo(range_=(0.1, 1)),
+        {"cost_conditioning": (0.2, 1, 0.5)},
+        r"brings an environment with cost_conditioning=\(0\.1, 1\.0\) instead of \(0\.2, 1\.0\)",
+    ),
+    "its folder's range": (
+        lambda t: saved_and_loaded(prance_ppo(range_=(0.1, 1))(t)),
+        {"cost_conditioning": (0.2, 1, 0.5)},
+        r"was trained with cost_conditioning=\(0\.1, 1\.0\) instead of \(0\.2, 1\.0\)",
+    ),
+    "PrancePPO behind a wrapper": (
+        prance_ppo(lambda e: TransformAction(e, np.negative)),
+        {},
+        r"behind TransformAction",
+    ),
+    "PrancePPO of single environments": (sync_rescaled, {}, r"behind RescaleAction"),
     "frames": (lambda t: ppo(VecFrameStack(native()(t), 2)), {}, r"trained behind VecFrameStack.*predict"),
     "gymnasium's normaliser": (lambda t: ppo(one_by_one(NormalizeObservation)(t)), {}, r"behind NormalizeObservation"),
     "a wrapper that keeps the space": (

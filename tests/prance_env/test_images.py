@@ -241,6 +241,15 @@ def test_tensors_of_another_kind_are_refused() -> None:
             ImageDataset.from_tensors(images, bad)
         with pytest.raises(ValueError, match=r"difficulty are.*one per image"):
             ImageDataset.from_tensors(images, labels, bad)
+    for name, arrays in (
+        ("images", (images.numpy(), labels)),
+        ("labels", (images, labels.numpy())),
+        ("difficulty", (images, labels, labels.numpy())),
+    ):
+        with pytest.raises(TypeError, match=rf"{name} is a numpy\.ndarray; pass torch\.from_numpy\({name}\)"):
+            ImageDataset.from_tensors(*arrays)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"labels is a list; pass a torch\.Tensor"):
+        ImageDataset.from_tensors(images, [0, 1, 2, 3])  # type: ignore[arg-type]
 
 
 def test_the_identity_of_tensors_is_their_content() -> None:

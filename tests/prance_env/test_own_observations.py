@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +18,7 @@ from torch import Tensor
 from agents import AdaptiveViT, FullAgent
 from prance_env import EnvSettings, PranceEnv, PranceVectorEnv, register_observation
 from prance_env.observations import OBSERVATIONS, ObservationPart, Seen
+from supernet import Supernet, save_pretrained
 
 NAME = "of_a_user"
 
@@ -118,6 +121,27 @@ def test_a_function_that_gives_another_number_of_entries_is_refused(price: Any, 
     register_observation(NAME, lambda seen: torch.zeros(len(seen.state), columns))
     with pytest.raises(ValueError, match=rf"'of_a_user' gave a tensor of shape \(1, {columns}\); expected .*\(1, 1\)"):
         make_env(cost_conditioning=price).reset(seed=0)
+
+
+def test_a_number_that_is_not_finite_is_said_to_be_of_the_function_that_gave_it() -> None:
+    def third(seen: Seen) -> Tensor:
+        return torch.tensor([[1.0], [1.0], [0.0]]).log().mul(0)[: len(seen.state)]
+
+    register_observation(NAME, third, beside=("class_token", "decision"))
+    envs = make_envs("SAME_STEP")
+    with pytest.raises(ValueError, match=r"'of_a_user' is not finite for image 7, .* Mend its func"):
+        envs.reset(seed=0, options={"index": [3, 5, 7]})
+
+
+def test_what_a_function_makes_of_a_supernet_that_overflows_is_not_its_fault(
+    digits_net: Supernet, tmp_path: Path
+) -> None:
+    register_observation(NAME, lambda seen: seen.class_token[0][:, :1] * 0, beside=())
+    broken = copy.deepcopy(digits_net)
+    broken.pos_embed.data.fill_(3e38)
+    save_pretrained(broken, tmp_path)
+    with pytest.raises(ValueError, match="numbers of the supernet overflow"):
+        make_env(checkpoint=str(tmp_path)).reset(seed=0)
 
 
 def test_parts_of_users_are_looked_at_as_well() -> None:

@@ -355,3 +355,45 @@ def test_a_reset_mask_is_refused_since_monitors_begin_to_count_anew_in_all_lanes
     with pytest.raises(ValueError, match=r"reset_mask.*PranceVectorEnv\.reset"):
         venv.reset()
     venv.reset()
+
+
+@pytest.mark.parametrize("wrapper", [lambda venv: venv, VecNormalize])
+def test_the_sums_of_the_monitor_come_and_go_with_a_state(wrapper: Any, tmp_path: Path) -> None:
+    venv, other = (wrapper(make_sb3_env(n_envs=N, seed=seed)) for seed in (0, 1))
+    first, *rest = random_actions(venv, horizon(venv))
+
+    def ended(venv: Any, actions: list[Any]) -> list[tuple[float, int]]:
+        for taken in actions:
+            *_, infos = venv.step(taken)
+        return [(info["episode"]["r"], info["episode"]["l"]) for info in infos]
+
+    venv.reset()
+    venv.step(first)
+    torch.save(venv.state_dict(), tmp_path / "state.pt")
+    expected = ended(venv, rest)
+    other.reset()
+    ended(other, [first, *rest])
+    for v in (venv, other, venv):
+        v.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert ended(v, rest) == expected
+        assert v.unwrapped.monitor.episode_count == N
+
+
+def test_a_state_without_sums_begins_them_anew_and_damaged_ones_are_refused() -> None:
+    venv, envs = make_sb3_env(n_envs=N, seed=0), native()
+    actions = random_actions(venv, horizon(venv))
+    venv.reset()
+    for taken in actions[:2]:
+        venv.step(taken)
+    state = venv.state_dict()
+    for bad in (3, {**state["monitor"], "returns": torch.zeros(N + 1)}, {"returns": None}):
+        with pytest.raises(ValueError, match=r"state is damaged.*monitor"):
+            venv.load_state_dict({**state, "monitor": bad})
+    envs.load_state_dict(state)  # another face does not count
+    venv.load_state_dict(envs.state_dict())
+    rewards = venv.step(actions[2])[1]
+    assert venv.episode_lengths.tolist() == [0] * N
+    envs.reset(seed=0)
+    venv.load_state_dict(envs.state_dict())
+    rewards = venv.step(actions[0])[1]
+    np.testing.assert_array_equal(venv.episode_returns, rewards)

@@ -155,6 +155,17 @@ def test_the_single_environment_goes_on_bit_for_bit_also_with_an_own_generator(t
         assert rest(fresh) == expected
 
 
+def test_an_environment_of_gymnasium_goes_on_from_a_state_after_one_reset() -> None:
+    env, fresh = (gym.make(ENV_ID, render_mode="rgb_array", **KWARGS) for _ in range(2))
+    env.reset(seed=0)
+    state = env.unwrapped.state_dict()  # type: ignore[attr-defined]
+    action = np.ones(env.action_space.shape or (), dtype=np.float32)
+    fresh.reset()  # which the wrappers of gym.make count, and the page asks for
+    fresh.unwrapped.load_state_dict(state)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(fresh.render(), env.render())  # type: ignore[arg-type]
+    assert comparable(fresh.step(action)) == comparable(env.step(action))
+
+
 def test_the_sb3_face_goes_on_bit_for_bit() -> None:
     first, second = (PranceVecEnv(make_envs()) for _ in range(2))
     first.seed(2)

@@ -120,6 +120,25 @@ def test_places_where_shares_were_announced_are_refused() -> None:
         net(images_for(net), subnets_for(net))
 
 
+@pytest.mark.parametrize(
+    ("gives", "words"),
+    [
+        (lambda into, weight: None, r"gave one NoneType; .* places and weights, such as \(places, None\)"),
+        (lambda into, weight: into, r"gave one Tensor; .* places and weights"),
+        (lambda into, weight: (into.numpy(), weight), r"gave places of the type ndarray; expected a tensor"),
+        (lambda into, weight: (into.float(), weight), r"gave torch\.float32; .* torch\.int64, as \.long\(\)"),
+    ],
+)
+def test_an_answer_of_another_kind_is_refused_by_name(gives: Any, words: str, own_modes: None) -> None:
+    def places(*given: Any) -> Any:
+        return gives(*pool(*given))
+
+    register_token_mode("wrong", uses_scores=False)(places)
+    net = Supernet(make_config("wrong", "class-token", True)).eval()
+    with pytest.raises(ValueError, match=rf"places.* {words}"):
+        net(images_for(net), subnets_for(net))
+
+
 def _few(into: Tensor, counts: Ints, prefix: int) -> Tensor:
     return torch.where(into == torch.as_tensor(counts)[:, -1:] - 1, -1, into)
 
