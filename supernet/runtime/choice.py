@@ -142,10 +142,11 @@ def _hindrance_of_triton(device: torch.device) -> str | None:
     """Why Triton can launch nothing here, such as no C compiler; None if it can."""
     from .kernels import permutation_kernel
 
-    begins, perm = torch.zeros(2, dtype=torch.int64, device=device), torch.empty(1, dtype=torch.int64, device=device)
+    sizes, rows = (torch.zeros(2, dtype=torch.int32, device=device) for _ in range(2))
+    lengths = torch.zeros(1, dtype=torch.int64, device=device)
     try:
         with current(device):
-            permutation_kernel[(1, 1)](begins, begins, begins, perm, 1, 1, MOST=16)
+            permutation_kernel[(1, 1)](sizes, sizes, lengths, sizes, rows, rows, 1, 1, MOST=16, CHUNK=256)
     except Exception as e:  # of the compiler, the driver or the operating system, each with classes of its own
         return f"Triton cannot run here ({' '.join(str(e).split()) or type(e).__name__})"
     return None

@@ -25,6 +25,7 @@ from supernet.runtime.tile_head import normed
 from supernet.runtime.tiled import TileBatch, images_of_rows, offsets
 from supernet.subnet import GroupChoice
 from supernet.tiled_state import TiledState, macs_on_device
+from supernet.tokens import modes
 from supernet.tokens.modes import Assignment, column
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,13 +87,16 @@ def test_a_mode_that_always_runs_does_so_at_full_size() -> None:
         return torch.where(places < column(counts[:, -1], size.device), places, -1), None
 
     register_token_mode("turning", TokenMode(turning, uses_scores=False, always=True, on_device=True))
-    net = random_net(make_config("turning", "class-token", False)).to(DEVICE)
-    state = decided_once(net, 3)
-    with runtime.use("tiles"):
-        found = net.run_to_end(state)
-    with runtime.use("segments"):
-        assert torch.equal(found.patch_token, net.run_to_end(state.host).patch_token)
-    assert not torch.equal(found.patch_token, state.patch_token)
+    try:
+        net = random_net(make_config("turning", "class-token", False)).to(DEVICE)
+        state = decided_once(net, 3)
+        with runtime.use("tiles"):
+            found = net.run_to_end(state)
+        with runtime.use("segments"):
+            assert torch.equal(found.patch_token, net.run_to_end(state.host).patch_token)
+        assert not torch.equal(found.patch_token, state.patch_token)
+    finally:
+        modes._OURS.remove("turning")
 
 
 @pytest.mark.parametrize("case", CASES)
