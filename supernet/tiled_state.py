@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -168,11 +169,13 @@ def run_tiled_group(
             spent = spent + torch.as_tensor(full_macs_of(config, state.group, batch.lengths))
             last = torch.full_like(last, config.embed_dim)
     else:
-        choice = GroupChoice.full(config.space, state.group, len(state), device) if choice is None else choice
-        sizes = GroupChoice(*(size.to(device, non_blocking=True) for size in vars(choice).values()))
+        decided = GroupChoice.full(config.space, state.group, len(state), device) if choice is None else choice
+        sizes = GroupChoice(*(size.to(device, non_blocking=True) for size in vars(decided).values()))
         following = on_device(next_dim, device) if isinstance(next_dim, np.ndarray) else next_dim
         widths: Any = (batch.lengths, batch.have.long(), following)
         plan = plan_group(config, state.group, sizes, *widths)
+        if choice is None and not config.token_mode.always:
+            plan = replace(plan, counts=None)  # keep rates of 1, as the host knows
         spent, last = spent + torch.as_tensor(group_macs(config, plan)), torch.as_tensor(plan.widths)[:, -1]
     alone = head_only and class_token_alone(config, state.group)
     carries_means = state.row_means is not None and not alone
