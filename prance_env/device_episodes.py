@@ -12,7 +12,7 @@ from torch import Tensor
 from supernet import GroupChoice, Supernet, SupernetConfig
 from supernet.arrays import Floats, Ints, sent
 from supernet.runtime.choice import precision, records_graphs
-from supernet.runtime.graphs import Recorder, standing
+from supernet.runtime.graphs import Recorder, standing_net
 from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 
 from .arrays import sent_together, to_host
@@ -27,6 +27,12 @@ NUMBERS = (
 )
 """Fields of `Episodes` that a decision changes."""
 
+GIVEN = ("label", "full_prediction", "full_prob", "weight")
+"""What decisions are scored by: class, what the full network says, and the price."""
+
+READ = ("embed_dim", "mlp_ratio", "keep_rate", "value", *GIVEN)
+"""What of all that a decision reads."""
+
 
 class Observing(NamedTuple):
     """An observation: its name, and the range of the price that is observed, None for none."""
@@ -40,13 +46,6 @@ class Observing(NamedTuple):
             return None
         assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
         return self.conditioning.observe(episodes.macs_weight)
-
-
-GIVEN = ("label", "full_prediction", "full_prob", "weight")
-"""What decisions are scored by: class, what the full network says, and the price."""
-
-READ = ("embed_dim", "mlp_ratio", "keep_rate", "value", *GIVEN)
-"""What of all that a decision reads."""
 
 
 class DeviceEpisodes(Episodes):
@@ -159,8 +158,7 @@ def decide_on_device(
     if price is not None:
         inputs["price"] = sent(price, unit.device)
     if records_graphs(unit.device):
-        by = (net.config, net.config.stands_for, standing(net))
-        out = recorder.run((episodes.decision, reward, precision(), observing, *by), step, inputs)
+        out = recorder.run((episodes.decision, reward, precision(), observing, standing_net(net)), step, inputs)
     else:
         out = step(inputs)
     numbers = {k: episodes.numbers[k] for k in GIVEN} | {k: out[k] for k in NUMBERS}

@@ -191,7 +191,8 @@ class Lanes:
         """(N,) rewards of the last decisions; a tensor if that is where they are."""
         _, first = self.parts[0]
         if isinstance(first, DeviceEpisodes) and self._together:
-            return _owned({"": first.numbers["reward"]})[""]
+            with torch.inference_mode(False):
+                return first.numbers["reward"].clone()
         return self._gather([e.reward for _, e in self.parts])
 
     def terminated(self) -> Bools:

@@ -166,7 +166,7 @@ def run_tiled_group(
     if choice is None and costs_are_known(config):
         plan, _ = full_plan(config, state.group, np.array([config.num_tokens]), np.array([config.embed_dim]))
         if not head_only:
-            spent = spent + torch.as_tensor(full_macs_of(config, state.group, batch.lengths))
+            spent = spent + full_macs_of(config, state.group, batch.lengths)
             last = torch.full_like(last, config.embed_dim)
     else:
         decided = GroupChoice.full(config.space, state.group, len(state), device) if choice is None else choice

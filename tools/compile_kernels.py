@@ -73,12 +73,10 @@ class Compiled:
 
     Attributes:
         failed: What did not compile, or takes too much shared memory.
-        narrow: Of what compiled, how many instructions load or store a single number of half precision.
     """
 
     def __init__(self, capability: int) -> None:
         self.target, self.seen, self.failed = GPUTarget("cuda", capability, 32), set[str](), list[str]()
-        self.narrow: dict[str, int] = {}
         self.most_shared = SHARED.get(capability, min(SHARED.values()))
 
     def launched(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
@@ -110,7 +108,8 @@ class Compiled:
         shared, (registers, spilled) = binary.metadata.shared, _usage(binary.asm["ptx"])
         if shared > self.most_shared:
             self.failed.append(f"{said}: {shared} bytes of shared memory, of which there are {self.most_shared}")
-        narrow = self.narrow[said] = len(re.findall(r"\b(?:ld|st)\.global\S*\.b16\b", binary.asm["ptx"]))
+        # Instructions that load or store a single number of half precision.
+        narrow = len(re.findall(r"\b(?:ld|st)\.global\S*\.b16\b", binary.asm["ptx"]))
         used = f"{registers} registers, {spilled} bytes spilled, {narrow} narrow accesses"
         print(f"  {said}: {shared} bytes shared, {used}", flush=True)
 

@@ -51,8 +51,7 @@ class Launches(TorchDispatchMode):
         first = next((a for a in args if isinstance(a, Tensor)), None)
         same = isinstance(out, Tensor) and first is not None and _memory(out) == _memory(first)
         view = func.is_view or (same and not name.endswith("_"))
-        several = isinstance(out, tuple | list) and func.is_view
-        if not (view or several or name in LAUNCH_NOTHING):
+        if not (view or name in LAUNCH_NOTHING):
             self.counts[name] += 1
         return out
 

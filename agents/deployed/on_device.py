@@ -12,7 +12,7 @@ from prance_env.spaces import check_actions, decode_actions, observe
 from supernet import GroupChoice, InferenceState, Supernet
 from supernet.arrays import Floats, sent
 from supernet.runtime.choice import precision, records_graphs
-from supernet.runtime.graphs import Recorder, standing
+from supernet.runtime.graphs import Recorder, standing, standing_net
 from supernet.tiled_state import TiledState, run_tiled_group
 
 from ..fitting import Interface
@@ -55,8 +55,7 @@ def played_on_device(
     def seen(before: TiledState, given: dict[str, Tensor]) -> Tensor:
         return observe(net, before, interface.observation, full_macs, given.get("price"))
 
-    by = (net.config, net.config.stands_for)
-    reads = (*by, standing(net), standing(policy)) if records_graphs(device) else None
+    reads = (standing_net(net), standing(policy)) if records_graphs(device) else None
     for group in range(space.first_decided, len(space.groups)):
 
         def step(inputs: dict[str, Tensor], group: int = group) -> dict[str, Tensor]:

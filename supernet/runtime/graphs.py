@@ -68,6 +68,11 @@ def standing(root: nn.Module) -> Hashable:
     return ref(root), tuple([(t.data_ptr(), t.stride()) for t in _values(tree.tensors) if t is not None])
 
 
+def standing_net(net: Any) -> Hashable:
+    """`standing` of a supernet, and what it computes by: its configuration, and what the names in it stand for now."""
+    return net.config, net.config.stands_for, standing(net)
+
+
 class _Room:
     """What graphs share of which one runs at a time, on the current GPU.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def _load_deployed(path: Path, settings: EnvSettings) -> Any:
     """
     parts = read_deployed(path)
     # The names of classes are no part of what is computed.
-    saved, now = (replace(config, class_names=()) for config in (parts.net.config, settings.config()))
+    saved, now = parts.net.config.unnamed, settings.config().unnamed
     if saved != now:
         raise ValueError(
             f"{path} was saved with another supernet than this environment's: {differences(saved, now)}. Evaluate it "
