@@ -181,10 +181,10 @@ def _decided(
     space, unit, label = net.space, before["unit"], before["label"]
     choice = GroupChoice.decoded(space, unit.nan_to_num(0.0))
     after = run_tiled_group(net.config, net.blocks, state, choice)
-    numbers = {name: before[name].clone() for name in ("embed_dim", "mlp_ratio", "keep_rate")}
-    blocks = slice(space.blocks(state.group).start, space.blocks(state.group).stop)
-    numbers["embed_dim"][:, blocks], numbers["mlp_ratio"][:, blocks] = choice.embed_dim, choice.mlp_ratio
-    numbers["keep_rate"][:, decision] = choice.keep_rate
+    blocks, numbers = space.blocks(state.group), {}
+    for name, values in (("embed_dim", choice.embed_dim), ("mlp_ratio", choice.mlp_ratio)):
+        numbers[name] = _replaced(before[name], blocks.start, values)
+    numbers["keep_rate"] = _replaced(before["keep_rate"], decision, choice.keep_rate[:, None])
     macs = numbers["macs"] = macs_on_device(net.config, after)
     if reward.mode == "terminal" and decision < space.num_decisions - 1:
         nothing = torch.zeros_like(before["value"])
@@ -206,3 +206,8 @@ def _decided(
     numbers |= {"prediction": prediction, "prob": prob, "value": value}
     numbers["reward"] = value - before["value"] if reward.mode == "potential" else value
     return after, numbers
+
+
+def _replaced(values: Tensor, start: int, by: Tensor) -> Tensor:
+    """(B, N, ...) with the columns (B, M, ...) from `start` on."""
+    return torch.cat([values[:, :start], by, values[:, start + by.shape[1] :]], dim=1)

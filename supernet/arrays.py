@@ -59,6 +59,12 @@ def _on_device(values: tuple[float, ...], integers: bool, device: torch.device) 
     return torch.tensor(values, dtype=torch.int64 if integers else torch.float64, device=device)
 
 
+@cache  # without a bound, as above: there are few numbers of channels and of places
+def counting(count: int, device: torch.device) -> Tensor:
+    """(count,) int64: 0, 1, 2, ... on a device, made once."""
+    return torch.arange(count, device=device)
+
+
 def sent(values: NDArray[Any], device: torch.device) -> Tensor:
     """An array as a tensor on a device, which is not waited for; on a CPU it is the same memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))

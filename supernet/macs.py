@@ -65,23 +65,34 @@ def group_macs(config: SupernetConfig, plan: GroupPlan) -> Ints:
         ValueError: If thresholds decide how many tokens remain, and the group has not run.
     """
     check_counted(config, plan)
-    inner, left, arrays = plan.num_heads * config.head_dim, plan.num_left, namespace(plan.num_tokens)
+    left, attended, arrays = plan.num_left, plan.attended, namespace(plan.num_tokens)
+    inner = plan.num_heads * config.head_dim
     queries = inner if plan.queries is None else plan.queries
     values = inner if plan.values is None else plan.values
-    attended = plan.attended
-    attention = attended * (queries * (2 * plan.reads + attended) + values * (plan.reads + plan.widths + attended))
-    macs: Ints = (attention + left[:, None] * (plan.hidden * ((1 + config.glu) * plan.widths + plan.gives))).sum(1)
+    if values is queries:  # the same in fewer operations, each of which a GPU launches
+        attention = attended * queries * (3 * plan.reads + plan.widths + 2 * attended)
+    else:
+        attention = queries * (2 * plan.reads + attended) + values * (plan.reads + plan.widths + attended)
+        attention = attended * attention
+    inputs = 2 * plan.widths if config.glu else plan.widths
+    macs: Ints = (attention + left[:, None] * plan.hidden * (inputs + plan.gives)).sum(1)
     if plan.carries:
         macs = macs + left * plan.widths[:, -1] * plan.gives[:, -1]
     if plan.counts is not None:
-        mode, prefix = config.token_mode, config.num_prefix_tokens
-        dims = plan.widths[:, 0] if mode.metric == "tokens" else queries[:, 0] // plan.num_heads[:, 0]
-        reduction = mode.macs(plan.num_tokens, plan.counts, dims, prefix)
-        if mode.uses_scores:
-            reduction = reduction + plan.num_tokens * queries[:, 0]
-        if mode.soft:
-            reduction = reduction + (plan.num_tokens - prefix) * (left - prefix) * plan.widths[:, 0]
-        macs = macs + arrays.where(plan.reduces, reduction, 0)
+        macs = macs + arrays.where(plan.reduces, _reduction_macs(config, plan, queries[:, 0]), 0)
+    return macs
+
+
+def _reduction_macs(config: SupernetConfig, plan: GroupPlan, queries: Ints) -> Ints:
+    """(B,) MACs of the token mode; `queries` are the channels (B,) of those of the group's first block."""
+    assert plan.counts is not None
+    mode, prefix = config.token_mode, config.num_prefix_tokens
+    dims = plan.widths[:, 0] if mode.metric == "tokens" else queries // plan.num_heads[:, 0]
+    macs = mode.macs(plan.num_tokens, plan.counts, dims, prefix)
+    if mode.uses_scores:
+        macs = macs + plan.num_tokens * queries
+    if mode.soft:
+        macs = macs + (plan.num_tokens - prefix) * (plan.num_left - prefix) * plan.widths[:, 0]
     return macs
 
 

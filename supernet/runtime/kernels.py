@@ -19,10 +19,10 @@ import triton.language as tl
 _compiled = triton.jit(
     # What changes with the number of images: told of their values and alignments, Triton would compile a kernel anew
     # for the last batch of an epoch. Nothing is read through these that would gain by it.
-    do_not_specialize=("num_images", "capacity", "tiles"),
+    do_not_specialize=("num_images", "capacity", "tiles", "most"),
     do_not_specialize_on_alignment=(
-        *("first", "second", "lengths", "perm", "perm_image", "row_image"),
-        *("kdim", "ndim", "have", "width", "zoom", "heads", "cu", "total"),
+        *("first", "second", "lengths", "perm", "perm_image", "row_image", "into"),
+        *("kdim", "ndim", "have", "width", "zoom", "heads", "cu", "cu_after", "total"),
     ),
 )
 
@@ -54,21 +54,26 @@ def permutation_kernel(
 
 @_compiled
 def norm_kernel(
-    x, out, gain, shift, row_image, width, have, zoom, total, ldx, ldo, channels, eps,
-    GAIN: tl.constexpr, ZOOM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    x, out, gain, shift, row_image, width, have, zoom, total, num_images, ldx, ldo, channels, eps,
+    FIRST: tl.constexpr, GAIN: tl.constexpr, ZOOM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Layer norm of each row over the `width` of its image; of its channels only the first `have` are there."""
-    t = tl.load(total)
+    """Layer norm of each row over the `width` of its image; of its channels only the first `have` are there.
+
+    With FIRST of every image's first row only, which `row_image` then names; they lie one after the other in `out`, all
+    of which is written, zeros beyond an image's width.
+    """
+    t = num_images if FIRST else tl.load(total)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     if tl.program_id(0) * ROWS >= t:
         return
     used = r < t
-    image = tl.load(row_image + r, mask=used, other=0)
+    looked_up = tl.load(row_image + r, mask=used, other=0)
+    image, row = (r, looked_up) if FIRST else (looked_up, r)
     w = tl.load(width + image, mask=used, other=1)
     there = tl.minimum(tl.load(have + image, mask=used, other=0), w)
     c = tl.arange(0, BLOCK)
     inside = (c[None, :] < w[:, None]) & used[:, None]
-    at = r[:, None].to(tl.int64) * ldx + c[None, :]
+    at = row[:, None].to(tl.int64) * ldx + c[None, :]
     # Masks end at multiples of 16: one whose alignment the compiler cannot see makes a load scalar.
     whole = (there + 15) // 16 * 16
     v = tl.load(x + at, mask=used[:, None] & (c[None, :] < whole[:, None]) & (c[None, :] < channels), other=0.0)
@@ -83,7 +88,7 @@ def norm_kernel(
         g = tl.load(gain + c, mask=c < channels, other=0.0).to(tl.float32)
         b = tl.load(shift + c, mask=c < channels, other=0.0).to(tl.float32)
         y = tl.where(inside, y * g[None, :] + b[None, :], 0.0)
-    end = (w + 15) // 16 * 16
+    end = w * 0 + ldo if FIRST else (w + 15) // 16 * 16
     to = r[:, None].to(tl.int64) * ldo + c[None, :]
     tl.store(
         out + to, y.to(out.dtype.element_ty), mask=used[:, None] & (c[None, :] < end[:, None]) & (c[None, :] < ldo)
@@ -208,8 +213,8 @@ def attention_kernel(
 ):  # fmt: skip
     """Softmax attention of one head over one image, for a block of its queries, with the heads and tokens it has.
 
-    `scores` (heads, capacity) is what the class token (without CLASS: the mean query) attends to, zero for heads that
-    an image has not. `scale` holds log2(e), `log_size` is a natural logarithm.
+    `scores` (heads, capacity) sums to the mean over heads of what the class token (without CLASS: the mean query)
+    attends to; it is zero for heads that an image has not. `scale` holds log2(e), `log_size` is a natural logarithm.
     """
     b, pid, h = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
     first = tl.load(cu + b)
@@ -218,7 +223,8 @@ def attention_kernel(
         return
     c = tl.arange(0, BLOCK)
     inner = c < HEAD
-    if h >= tl.load(heads + b):
+    own_heads = tl.load(heads + b)
+    if h >= own_heads:
         if SCORES and pid == 0:
             for k in range(0, n, BN):
                 rn = k + tl.arange(0, BN)
@@ -249,15 +255,16 @@ def attention_kernel(
     tl.store(out + to, (acc / l[:, None]).to(out.dtype.element_ty), mask=(rm[:, None] < n) & inner[None, :])
     if SCORES and pid == 0:
         own = scores + h * capacity + first
-        _class_scores(base, own, log_size + first, n, scale, ldq, inner, c, SIZED, CLASS, BN, HEAD, BLOCK)
+        _class_scores(base, own, log_size + first, n, own_heads, scale, ldq, inner, c, SIZED, CLASS, BN, HEAD, BLOCK)
 
 
 @triton.jit
 def _class_scores(
-    base, scores, log_size, n, scale, ldq, inner, c,
+    base, scores, log_size, n, heads, scale, ldq, inner, c,
     SIZED: tl.constexpr, CLASS: tl.constexpr, BN: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What the class token (without CLASS: the mean query) of one image attends to in one head."""
+    """What the class token (without CLASS: the mean query) of one image attends to in one of so many heads, a part of
+    their mean."""
     query = tl.load(base + c, mask=inner, other=0.0).to(tl.float32)
     if not CLASS:
         query = tl.zeros((BLOCK,), tl.float32)
@@ -276,7 +283,7 @@ def _class_scores(
     for k in range(0, n, BN):
         rn = k + tl.arange(0, BN)
         s = _query_logits(base + HEAD, query, log_size, rn, n, scale, ldq, inner, c, SIZED)
-        tl.store(scores + rn, tl.exp2(s - top) / total, mask=rn < n)
+        tl.store(scores + rn, tl.exp2(s - top) / (total * heads), mask=rn < n)
 
 
 @triton.jit
@@ -302,3 +309,22 @@ def combine_kernel(x, out, source, begins, share, total, ldx, ldo, channels, BLO
         row = tl.load(source + i).to(tl.int64)
         acc += tl.load(share + row) * tl.load(x + row * ldx + c, mask=c < channels, other=0.0).to(tl.float32)
     tl.store(out + r.to(tl.int64) * ldo + c, acc.to(out.dtype.element_ty), mask=c < channels)
+
+
+@_compiled
+def move_kernel(
+    x, out, into, row_image, cu, cu_after, total, most, ldx, ldo, channels, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    """Takes every row to its new place: of `into` (images, most), place in the image's shorter sequence; -1 is none."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    t = tl.load(total)
+    if tl.program_id(0) * ROWS >= t:
+        return
+    used = r < t
+    image = tl.load(row_image + r, mask=used, other=0)
+    place = tl.load(into + image.to(tl.int64) * most + r - tl.load(cu + image), mask=used, other=-1)
+    stays = used & (place >= 0)
+    c = tl.arange(0, BLOCK)
+    inside = stays[:, None] & (c[None, :] < channels)
+    to = (tl.load(cu_after + image) + place)[:, None] * ldo + c[None, :]
+    tl.store(out + to, tl.load(x + r[:, None].to(tl.int64) * ldx + c[None, :], mask=inside, other=0.0), mask=inside)

@@ -6,10 +6,13 @@ import torch
 import triton
 from torch import Tensor
 
+from ..arrays import counting
 from ..config import SupernetConfig
 from ..plan import GroupPlan
 from ..tokens.modes import combine, total_size
 from . import kernels
+from .devices import tile_sizes
+from .reduction import places_after
 from .tiled import TileBatch, images_of_rows, offsets
 
 
@@ -17,7 +20,7 @@ def mean_keys(qkv: Tensor, heads: Tensor, batch: TileBatch, head_dim: int) -> Te
     """(capacity, head_dim) keys of (capacity, 3 * max_heads * head_dim), mean over the heads that an image has."""
     keys = qkv.view(len(qkv), -1, 3, head_dim)[:, :, 1]
     own = heads[batch.image.long()][:, None]
-    there = torch.arange(keys.shape[1], device=qkv.device) < own
+    there = counting(keys.shape[1], qkv.device) < own
     return torch.where(there[..., None], keys, 0).sum(1) / own.to(keys.dtype)
 
 
@@ -47,16 +50,16 @@ def reduce_tiles(
     assert plan.counts is not None
     mode, counts = config.token_mode, torch.as_tensor(plan.counts)
     there, rows = batch.padded()
-    size = torch.ones(len(batch.x), device=batch.x.device) if batch.size is None else batch.size
+    size = torch.ones(rows.shape, device=rows.device) if batch.size is None else batch.size[rows]
     metric = keys[rows] if mode.metric == "keys" and keys is not None else None
     if mode.metric == "tokens":
-        own = torch.arange(batch.x.shape[1], device=rows.device) < batch.have[:, None]
+        own = counting(batch.x.shape[1], rows.device) < batch.have[:, None]
         metric = torch.where(own[:, None], batch.x[rows], 0)
     into, weight, _ = mode.assignment(
         None,
         None if scores is None else scores[rows],
         metric,
-        size[rows],
+        size,
         batch.lengths,  # type: ignore[arg-type]
         counts,  # type: ignore[arg-type]
         config.num_prefix_tokens,
@@ -64,18 +67,22 @@ def reduce_tiles(
     lengths = counts[:, -1].contiguous()
     cu = offsets(lengths)
     image = images_of_rows(cu, len(batch.x))
-    place = torch.arange(len(image), device=cu.device) - cu[image.long()]
 
     def packed(values: Tensor) -> Tensor:
         """(capacity,) of (B, most) values of the shorter sequences."""
-        return values[image.long(), place.clamp(max=batch.most - 1)]
+        own = image.long()
+        place = torch.arange(len(image), device=cu.device) - cu[own]
+        return values[own, place.clamp(max=batch.most - 1)]
 
-    x = _combined(batch, there & (into >= 0), rows, into + cu[:-1, None], _shares(into, weight, mode.normalise))
+    share = _shares(into, weight, mode.normalise)
+    if share is None:
+        x = moved(batch, into, cu)
+    else:
+        x = _combined(batch, there & (into >= 0), rows, into + cu[:-1, None], share)
     if means is not None:
         means = packed(combine(means[rows][..., None], into, batch.most, weight, mode.normalise)[..., 0])
-    new_size = packed(total_size(size[rows], into, batch.most)) if mode.sized else None
-    moved = into.gather(1, patch_token.clamp(min=0))
-    patch_token = torch.where(patch_token < 0, -1, moved)
+    new_size = packed(total_size(size, into, batch.most)) if mode.sized else None
+    patch_token = places_after(patch_token, into)
     return TileBatch(x, cu, image, batch.have, lengths, new_size, batch.most), patch_token, means
 
 
@@ -86,7 +93,24 @@ def _shares(into: Tensor, weight: Tensor | None, normalise: bool) -> Tensor | No
     return weight / total_size(weight, into, into.shape[1]).gather(1, into.clamp(min=0))
 
 
-def _combined(batch: TileBatch, stays: Tensor, rows: Tensor, target: Tensor, share: Tensor | None) -> Tensor:
+def moved(batch: TileBatch, into: Tensor, cu: Tensor) -> Tensor:
+    """(capacity, C) the rows that stay, no two of which have one target.
+
+    Args:
+        batch: The tokens.
+        into: (B, most) place of every token in the shorter sequence, -1 if it leaves.
+        cu: (B + 1,) int32 first row of every shorter sequence.
+    """
+    x, (capacity, channels) = batch.x, batch.x.shape
+    out, into, rows = torch.empty_like(x), into.contiguous(), tile_sizes(x.device.type, x.dtype).normed
+    kernels.move_kernel[(triton.cdiv(capacity, rows),)](
+        x, out, into, batch.image, batch.cu, cu, batch.total, into.shape[1], x.stride(0), out.stride(0), channels,
+        BLOCK=triton.next_power_of_2(channels), ROWS=rows,
+    )  # fmt: skip
+    return out
+
+
+def _combined(batch: TileBatch, stays: Tensor, rows: Tensor, target: Tensor, share: Tensor) -> Tensor:
     """(capacity, C) sums of the rows that go into one target.
 
     Args:
@@ -94,14 +118,11 @@ def _combined(batch: TileBatch, stays: Tensor, rows: Tensor, target: Tensor, sha
         stays: (B, most) which tokens go anywhere.
         rows: (B, most) their rows.
         target: (B, most) their row in the new buffer.
-        share: (B, most) their factors; None: no two have one target.
+        share: (B, most) their factors.
     """
     x, (capacity, channels) = batch.x, batch.x.shape
     spare = torch.full((), capacity, device=x.device)
     source, target = torch.where(stays, rows, spare).flatten(), torch.where(stays, target, spare).flatten()
-    if share is None:
-        chosen = torch.zeros(capacity + 1, dtype=torch.int64, device=x.device).scatter(0, target, source)
-        return x.index_select(0, chosen[:capacity].clamp(max=capacity - 1))
     # By target, and of one target by row: sums then have the same bits every time.
     order = target.argsort(stable=True)
     begins = torch.searchsorted(target[order], torch.arange(capacity + 1, device=x.device))

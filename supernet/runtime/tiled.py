@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
+
+from ..arrays import counting
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +36,8 @@ class TileBatch:
     @classmethod
     def of_rows(cls, x: Tensor, have: Tensor) -> TileBatch:
         """A batch of one token an image, (B, C), of which (B,) int32 channels are there."""
-        each = torch.arange(len(x) + 1, dtype=torch.int32, device=x.device)
-        return cls(x, each, each[:-1], have, torch.ones_like(have, dtype=torch.int64), None, 1)
+        each, ones = _one_token_each(len(x), x.device)
+        return cls(x, each, each[:-1], have, ones, None, 1)
 
     @property
     def total(self) -> Tensor:
@@ -46,16 +49,25 @@ class TileBatch:
 
         Padding repeats an image's last row.
         """
-        lengths, position = self.lengths[:, None], torch.arange(self.most, device=self.cu.device)
+        lengths, position = self.lengths[:, None], counting(self.most, self.cu.device)
         return position < lengths, self.cu[:-1, None] + torch.minimum(position, lengths - 1)
+
+
+@cache  # without a bound, since CUDA graphs hold the addresses: as many as there are batch sizes
+def _one_token_each(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(images + 1,) int32 first rows of images with one token each, and (images,) int64 how many tokens that is."""
+    each = torch.arange(images + 1, dtype=torch.int32, device=device)
+    return each, torch.ones(images, dtype=torch.int64, device=device)
 
 
 def offsets(lengths: Tensor) -> Tensor:
     """(B + 1,) int32 first row of every image of these lengths (B,), and the number of rows."""
-    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    cu = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
+    torch.cumsum(lengths, 0, dtype=torch.int32, out=cu[1:])
+    return cu
 
 
 def images_of_rows(cu: Tensor, capacity: int) -> Tensor:
     """(capacity,) int32 image of every row, the last image's beyond the rows in use."""
     row = torch.arange(capacity, device=cu.device, dtype=torch.int32)
-    return torch.searchsorted(cu[1:], row, right=True, out_int32=True).clamp(max=len(cu) - 2)
+    return torch.searchsorted(cu[1:-1], row, right=True, out_int32=True)

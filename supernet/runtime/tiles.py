@@ -228,24 +228,25 @@ def norm(
     layer: nn.LayerNorm | None,
     width: Tensor,
     zoom: Tensor | None,
-    out: Tensor | None = None,
+    first: bool = False,
 ) -> Tensor:
-    """Layer norm over the channels that each image has.
+    """Layer norm over the channels that each image has: (capacity, C), or (B, C) of every image's first token.
 
     Args:
         batch: The tokens.
         layer: Gain, shift and epsilon; None: no gain, no shift, and 1e-5.
         width: (B,) int32 channels.
         zoom: (B,) float32 factors of the gain; None: ones.
-        out: (capacity, C) where to write; None: a new buffer.
+        first: Whether only the first tokens are normalised; there are zeros beyond an image's channels then.
     """
-    capacity, channels = batch.x.shape
-    gain, shift = (batch.x, batch.x) if layer is None else as_rows(layer)
-    out, rows = torch.empty_like(batch.x) if out is None else out, tile_sizes(batch.x.device.type, batch.x.dtype).normed
-    kernels.norm_kernel[(triton.cdiv(capacity, rows),)](
-        batch.x, out, gain, shift, batch.image, width, batch.have, width if zoom is None else zoom,
-        batch.total, batch.x.stride(0), out.stride(0), channels, 1e-5 if layer is None else layer.eps,
-        GAIN=layer is not None, ZOOM=zoom is not None, BLOCK=triton.next_power_of_2(channels), ROWS=rows, num_warps=4,
+    rows = len(batch.have) if first else len(batch.x)
+    out, at_a_time = batch.x.new_empty(rows, batch.x.shape[1]), tile_sizes(batch.x.device.type, batch.x.dtype).normed
+    gain, shift = (out, out) if layer is None else as_rows(layer)
+    kernels.norm_kernel[(triton.cdiv(rows, at_a_time),)](
+        batch.x, out, gain, shift, batch.cu if first else batch.image, width, batch.have,
+        width if zoom is None else zoom, batch.total, rows, batch.x.stride(0), out.stride(0), out.shape[1],
+        1e-5 if layer is None else layer.eps, FIRST=first, GAIN=layer is not None, ZOOM=zoom is not None,
+        BLOCK=triton.next_power_of_2(out.shape[1]), ROWS=at_a_time, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -345,4 +346,4 @@ def attention(
     )  # fmt: skip
     if scores is None:
         return out, None
-    return out, scores.sum(0) / heads[batch.image.long()]
+    return out, scores.sum(0)

@@ -272,7 +272,7 @@ def ranking(scores: Tensor, lengths: Ints, prefix: int) -> Tensor:
 def ranks_of(order: Tensor) -> Tensor:
     """Inverse of a permutation of every row: (B, N)."""
     position = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.zeros_like(order).scatter(1, order, position)
+    return torch.empty_like(order).scatter_(1, order, position)
 
 
 def in_order(stays: Tensor) -> Tensor:

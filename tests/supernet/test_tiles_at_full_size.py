@@ -22,6 +22,7 @@ from supernet.runtime.blocks import run_blocks
 from supernet.runtime.choice import hindrance_of_network
 from supernet.runtime.packing import Packed
 from supernet.runtime.tile_head import normed
+from supernet.runtime.tile_reduction import moved
 from supernet.runtime.tiled import TileBatch, images_of_rows, offsets
 from supernet.subnet import GroupChoice
 from supernet.tiled_state import TiledState, macs_on_device
@@ -150,17 +151,21 @@ def test_so_do_dense_batches_that_are_not_on_a_cpu(case: str) -> None:
     assert_close(alone.x, whole.x[:: config.num_tokens], 1e-5)
 
 
+def batch_of(x: Tensor, lengths: Tensor, have: Tensor, most: int) -> TileBatch:
+    """Images of these lengths, whose tokens are the first rows of `x`."""
+    cu = offsets(lengths)
+    batch = TileBatch(x, cu, images_of_rows(cu, len(x)), have, lengths, None, most)
+    return TileBatch(*(v.to(DEVICE) if isinstance(v, Tensor) else v for v in vars(batch).values()))
+
+
 @pytest.mark.parametrize("images", [1, 5, 300])
 def test_rows_are_listed_by_size_and_equal_ones_as_they_come(images: int) -> None:
     drawn = np.random.default_rng(images)
     lengths = torch.from_numpy(drawn.integers(1, 6, images))
     first, second = (drawn.integers(1, 4, (2, images)).astype(np.int32) for _ in range(2))
-    cu, capacity = offsets(lengths), int(lengths.sum()) + 3
-    x = torch.zeros(capacity, 1)
-    batch = TileBatch(x, cu, images_of_rows(cu, capacity), torch.ones_like(cu[1:]), lengths, None, 5)
-    batch = TileBatch(*(v.to(DEVICE) if isinstance(v, Tensor) else v for v in vars(batch).values()))
+    batch = batch_of(torch.zeros(int(lengths.sum()) + 3, 1), lengths, torch.ones(images, dtype=torch.int32), 5)
     found = tiles.permutations(batch, *(torch.from_numpy(size).to(DEVICE) for size in (first, second)))
-    starts = cu.numpy()
+    starts = batch.cu.cpu().numpy()
     for h, (rows, of) in enumerate(found):
         order = np.lexsort((np.arange(images), second[h], first[h]))
         used = int(lengths.sum())
@@ -169,16 +174,33 @@ def test_rows_are_listed_by_size_and_equal_ones_as_they_come(images: int) -> Non
 
 
 @pytest.mark.parametrize("gain", [True, False])
-def test_a_norm_of_rows_is_zero_beyond_their_width(gain: bool) -> None:
-    widths = torch.tensor([1, 7, 16, 24, 30], dtype=torch.int32)
-    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("longest", [1, 4])
+def test_a_norm_of_first_tokens_is_zero_beyond_their_width(longest: int, gain: bool) -> None:
+    widths, drawn = torch.tensor([1, 7, 16, 24, 30], dtype=torch.int32), torch.Generator().manual_seed(longest)
+    lengths = torch.randint(1, longest + 1, (5,), generator=drawn)
+    x = torch.randn(int(lengths.sum()) + 2, 40, generator=drawn)
     layer = torch.nn.LayerNorm(40, eps=1e-3)
     torch.nn.init.normal_(layer.weight)
     torch.nn.init.normal_(layer.bias)
-    rows = TileBatch.of_rows(x.to(DEVICE), widths.to(DEVICE))
-    found = normed(rows, layer.to(DEVICE) if gain else None).cpu()
+    batch = batch_of(x, lengths, widths, longest)
+    found = normed(batch, layer.to(DEVICE) if gain else None).cpu()
+    assert found.shape == (5, 40)
     layer.cpu()
-    for row, w in enumerate(widths.tolist()):
+    for image, (row, w) in enumerate(zip(batch.cu.tolist(), widths.tolist(), strict=False)):
         parts = (layer.weight[:w], layer.bias[:w], layer.eps) if gain else ()
-        assert_close(found[row, :w], F.layer_norm(x[row, :w], (w,), *parts), 1e-5)
-        assert not found[row, w:].any()
+        assert_close(found[image, :w], F.layer_norm(x[row, :w], (w,), *parts), 1e-5)
+        assert not found[image, w:].any()
+
+
+@pytest.mark.parametrize("images", [1, 7])
+def test_rows_that_stay_are_moved_and_no_others(images: int) -> None:
+    drawn = torch.Generator().manual_seed(images)
+    lengths = torch.randint(1, 9, (images,), generator=drawn)
+    x = torch.randn(int(lengths.sum()) + 3, 5, generator=drawn)
+    batch = batch_of(x, lengths, torch.full((images,), 5, dtype=torch.int32), 8)
+    stays = (torch.rand(images, 8, generator=drawn) < 0.6) & (torch.arange(8) < lengths[:, None])
+    stays[:, 0] = True
+    into = torch.where(stays, stays.cumsum(1) - 1, -1).to(DEVICE)
+    after = offsets(stays.sum(1)).to(DEVICE)
+    places = torch.cat([stays[image, :n] for image, n in enumerate(lengths.tolist())])
+    assert torch.equal(moved(batch, into, after)[: int(stays.sum())].cpu(), x[: len(places)][places])
