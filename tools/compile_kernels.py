@@ -26,7 +26,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from supernet import SearchSpace, SubnetConfig, Supernet, SupernetConfig
-from supernet.runtime import choice, devices, tiles
+from supernet.runtime import choice, devices
 from supernet.runtime.tiled import TileBatch, images_of_rows, offsets
 from supernet.tiled_state import TiledState, run_tiled_group
 
@@ -164,10 +164,11 @@ def run_network(mode: str, dtype: torch.dtype, space: tuple[Any, ...], images: i
 
 def patched(compiled: Compiled) -> Callable[[], None]:
     """Has launches compile, CPU tensors planned for as a GPU's, and buffers empty of garbage; what undoes that."""
-    before = JITFunction.run, choice.hindrance_of_device, tiles.tile_sizes, torch.empty, torch.empty_like
+    tile_sizes = devices.tile_sizes
+    before = JITFunction.run, choice.hindrance_of_device, devices.tile_sizes, torch.empty, torch.empty_like
 
     def undo() -> None:
-        JITFunction.run, choice.hindrance_of_device, tiles.tile_sizes, torch.empty, torch.empty_like = before  # type: ignore[method-assign]
+        JITFunction.run, choice.hindrance_of_device, devices.tile_sizes, torch.empty, torch.empty_like = before  # type: ignore[method-assign]
 
     driver.set_active(
         SimpleNamespace(
@@ -179,7 +180,7 @@ def patched(compiled: Compiled) -> Callable[[], None]:
     )
     JITFunction.run = lambda kernel, *args, **more: compiled.launched(kernel, *args, **more)  # type: ignore[method-assign]
     choice.hindrance_of_device = lambda device: None  # type: ignore[assignment]
-    tiles.tile_sizes = lambda device_type, dtype: devices.tile_sizes("cuda", dtype)
+    devices.tile_sizes = lambda device_type, dtype: tile_sizes("cuda", dtype)
     torch.empty, torch.empty_like = torch.zeros, torch.zeros_like  # type: ignore[assignment]
     return undo
 

@@ -10,8 +10,7 @@ from ..arrays import counting
 from ..config import SupernetConfig
 from ..plan import GroupPlan
 from ..tokens.modes import combine, total_size
-from . import kernels
-from .devices import tile_sizes
+from . import devices, kernels
 from .reduction import places_after
 from .tiled import TileBatch, images_of_rows, offsets
 
@@ -102,7 +101,7 @@ def moved(batch: TileBatch, into: Tensor, cu: Tensor) -> Tensor:
         cu: (B + 1,) int32 first row of every shorter sequence.
     """
     x, (capacity, channels) = batch.x, batch.x.shape
-    out, into, rows = torch.empty_like(x), into.contiguous(), tile_sizes(x.device.type, x.dtype).normed
+    out, into, rows = torch.empty_like(x), into.contiguous(), devices.tile_sizes(x.device.type, x.dtype).normed
     kernels.move_kernel[(triton.cdiv(capacity, rows),)](
         x, out, into, batch.image, batch.cu, cu, batch.total, into.shape[1], x.stride(0), out.stride(0), channels,
         BLOCK=triton.next_power_of_2(channels), ROWS=rows,

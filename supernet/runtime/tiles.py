@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ..config import SupernetConfig
 from ..layers import ElasticBlock
 from ..plan import GroupPlan
-from . import kernels
+from . import devices, kernels
 from .choice import ACTIVATION_CODES, precision
-from .devices import TileSizes, tile_sizes
+from .devices import TileSizes
 from .tile_reduction import mean_keys, reduce_tiles
 from .tiled import TileBatch
 
@@ -114,7 +114,7 @@ def run_tiles(
     """
     mode, indices, key_mean = config.token_mode, config.space.blocks(plan.group), None
     sizes, depth = _Sizes.of(config, plan, batch), len(indices)
-    shapes = tile_sizes(batch.x.device.type, batch.x.dtype)
+    shapes = devices.tile_sizes(batch.x.device.type, batch.x.dtype)
     perms = sizes.rows(batch, 1 if plan.counts is not None else None)
     for i, index in enumerate(indices):
         block, last = cast(ElasticBlock, blocks[index]), i == depth - 1
@@ -240,7 +240,8 @@ def norm(
         first: Whether only the first tokens are normalised; there are zeros beyond an image's channels then.
     """
     rows = len(batch.have) if first else len(batch.x)
-    out, at_a_time = batch.x.new_empty(rows, batch.x.shape[1]), tile_sizes(batch.x.device.type, batch.x.dtype).normed
+    at_a_time = devices.tile_sizes(batch.x.device.type, batch.x.dtype).normed
+    out = batch.x.new_empty(rows, batch.x.shape[1])
     gain, shift = (out, out) if layer is None else as_rows(layer)
     kernels.norm_kernel[(triton.cdiv(rows, at_a_time),)](
         batch.x, out, gain, shift, batch.cu if first else batch.image, width, batch.have,

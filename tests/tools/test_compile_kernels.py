@@ -21,7 +21,7 @@ def test_kernels_compile_for_a_gpu() -> None:
     done = subprocess.run(command, env=free, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "0 of them failed" in done.stdout
-    for kernel in ("permutation", "norm", "product", "full_product", "attention", "combine"):
+    for kernel in ("permutation", "norm", "product", "full_product", "attention", "combine", "move"):
         assert f"{kernel}_kernel" in done.stdout
     assert "'SCORES': True" in done.stdout
     # Where sizes are multiples of 16, tokens and weights are read and written eight numbers at a time; biases are not.
