@@ -215,6 +215,8 @@ def test_labels_stay_what_they_were_where_classes_are_missing_now(
     for split in ("train", "val"):
         shutil.rmtree(now / split / "class_0")
     assert settings_of_run(run, "val", dataset=str(now)).engine().labels.tolist() == [1, 2]
+    for agent in (run, run / "model.zip", run / "policy.safetensors"):  # by whichever of its names
+        assert env_of_run(agent, "val", str(now)).engine().labels.tolist() == [1, 2]
     (now / "train" / "class_2").rename(now / "train" / "class_3")
     with pytest.raises(ValueError, match=r"class_names\.txt' lacks the classes \['class_3'\].* or pass dataset="):
         settings_of_run(run, "train", dataset=str(now)).engine()

@@ -69,13 +69,14 @@ def env_of_run(run: Path, split: str, dataset: str | dict[str, Any] | None = Non
     """The environment that an agent in a run folder was trained in, on another split and on the CPU.
 
     Args:
-        run: Of `prance train agent`.
+        run: Of `prance train agent`, or an agent in one.
         split: Images.
         dataset: Where they lie now, or all of a data set; see `agents.deployed.runs.moved_dataset`.
 
     Raises:
         ValueError: If it is somebody else's run, whose images would have to be fetched.
     """
+    run = run_of(str(run)) or run
     noted = trained_settings(str(run))
     if dataset is None:
         check_own_or_local(noted.get("dataset"), run / CONFIG)
