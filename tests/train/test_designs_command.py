@@ -164,3 +164,8 @@ def test_networks_that_know_their_classes_by_name_are_judged_by_these(folder: Pa
     with pytest.raises(ValueError, match=r"other knows the classes \['cat'.* for \['class_0'"):
         load_networks([tmp_path / "other"], engine)
     assert load_networks([tmp_path / "other"], engine, class_map="classes.txt")
+    # One that calls its classes as the supernet does is judged as the supernet is.
+    animals = random_net(named.config)
+    with pytest.warns(UserWarning, match="which the supernet does not know"):
+        engine = InferenceEngine(animals, load_dataset(str(folder), "val", animals.config))
+    assert load_networks([tmp_path / "other"], engine)

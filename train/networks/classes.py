@@ -55,7 +55,7 @@ class Meaning:
         theirs = tuple(names)
         known = [dict(enumerate(self.own))] if self.own and self.is_own else []
         known = [k for k in (*known, {k: v for k, v in self.called.items() if k < len(theirs)}) if k]
-        if not theirs or not known or theirs == self.own:
+        if not theirs or not known:
             return None
         for meant in known:
             if Counter(meant.values()) <= Counter(theirs):

@@ -168,7 +168,8 @@ def load_networks(
             own, wanted = getattr(network.config, key), getattr(engine.config, key)
             if own != wanted:
                 raise ValueError(f"{name} has {key}={own}, the supernet {wanted}; pass a network for the same images.")
-        meaning.matched(network, network.config.class_names, f"The network {name}")
+        if network.config.class_names != engine.config.class_names:  # else it is judged as the supernet is
+            meaning.matched(network, network.config.class_names, f"The network {name}")
     return found
 
 

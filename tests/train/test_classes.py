@@ -1,0 +1,27 @@
+"""Whether labels and logits speak of the same classes: by their names, and by what a class map says of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from train.networks.classes import Meaning
+
+NAMES, TURNED = ("class_0", "class_1", "class_2"), ("class_1", "class_2", "class_0")
+ANIMALS = ("cat", "dog", "cow")
+
+
+def meaning(own: Sequence[str], called: Sequence[str] = NAMES, class_map: str | None = None) -> Meaning:
+    source: Any = SimpleNamespace(class_names=dict(enumerate(called)))
+    return Meaning.of(source, class_map, own)
+
+
+def test_a_teacher_is_not_of_the_images_because_the_student_is_not_either() -> None:
+    for own in (ANIMALS, ()):
+        with pytest.raises(ValueError, match=r"It knows the classes \['cat', .* stand for \['class_0'"):
+            meaning(own).order(ANIMALS, "It")
+    assert meaning(ANIMALS, ANIMALS[:2]).order(ANIMALS, "It") is None
+    assert meaning(ANIMALS, ()).order(ANIMALS, "It") is None  # nobody says what the labels are
