@@ -22,7 +22,7 @@ class Meaning:
     Attributes:
         own: What the network that learns, or that is judged, calls its classes; empty: nothing.
         called: What the images' classes are called, by label.
-        mapped: Whether a class map says which label a class has, so that `own` may be other words for the same.
+        mapped: Whether a class map says which label a class has, so that networks may have other words for the same.
     """
 
     own: tuple[str, ...]
@@ -37,7 +37,12 @@ class Meaning:
     @property
     def is_own(self) -> bool:
         """Whether the network's own names, if it has any, are what the labels stand for."""
-        return self.mapped or all(self.own[k : k + 1] == (name,) for k, name in self.called.items())
+        return self._fits(self.own, self.called)
+
+    def _fits(self, names: tuple[str, ...], meant: Mapping[int, str]) -> bool:
+        """Whether a network's class k is what label k means: by name or, if a class map says so, by another word."""
+        # A word that is another of its classes is no other word for this one.
+        return all(names[k : k + 1] == (name,) or (self.mapped and name not in names) for k, name in meant.items())
 
     def order(self, names: Sequence[str], who: str) -> list[int] | None:
         """Which class of another network is that of each label.
@@ -60,7 +65,7 @@ class Meaning:
         for meant in known:
             if Counter(meant.values()) <= Counter(theirs):
                 return _order(theirs, meant)
-        if self.mapped:
+        if all(self._fits(theirs, meant) for meant in known):
             return None
         raise ValueError(
             f"{who} knows the classes {[*theirs[:SHOWN]]}, but the labels stand for {[*known[0].values()][:SHOWN]}. "
