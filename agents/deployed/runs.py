@@ -103,6 +103,12 @@ def noted_names(run: Path) -> list[str]:
     return read_text(path, "save it as UTF-8, one class a line").removesuffix("\n").split("\n")
 
 
+def is_noted(class_map: str | None) -> bool:
+    """Whether a class map is what a run has noted, which is what its images call their classes, and nobody's own."""
+    path = Path(class_map or "").expanduser()
+    return path.name == CLASSES and (path.parent / RUN).is_file()
+
+
 def _noted(folder: str | Path) -> dict[str, Any]:
     """What a run folder says of its environment, and more."""
     path = Path(folder) / RUN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,3 +40,15 @@ def test_a_class_map_gives_other_words_but_does_not_move_those_that_are_known() 
     assert meaning(ANIMALS, class_map=MAP).order(("horse", "hen", "hare"), "It") is None  # whoever maps says so
     with pytest.raises(ValueError, match=r"It knows the classes \['dog', .* stand for \['cat'"):
         meaning(ANIMALS, class_map=MAP).order(("dog", "cat", "horse"), "It")
+
+
+def test_what_a_run_has_noted_are_nobodys_other_words(tmp_path: Path) -> None:
+    file = tmp_path / "class_names.txt"
+    file.write_text("\n".join(NAMES))
+    assert meaning(ANIMALS, class_map=str(file)).is_own  # a file of the user's, whatever it is called
+    (tmp_path / "config.yml").touch()
+    moved = meaning(ANIMALS, class_map=str(file))
+    assert not moved.is_own
+    with pytest.raises(ValueError, match="It knows the classes"):
+        moved.order(ANIMALS, "It")
+    assert meaning(NAMES, class_map=str(file)).is_own

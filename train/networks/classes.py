@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.deployed.runs import is_noted
 from prance_env.images.source import ImageSource
 
 SHOWN = 8
@@ -22,7 +23,7 @@ class Meaning:
     Attributes:
         own: What the network that learns, or that is judged, calls its classes; empty: nothing.
         called: What the images' classes are called, by label.
-        mapped: Whether a class map says which label a class has, so that networks may have other words for the same.
+        mapped: Whether somebody's class map says which label a class has, so that networks may have other words for it.
     """
 
     own: tuple[str, ...]
@@ -32,7 +33,8 @@ class Meaning:
     @classmethod
     def of(cls, source: ImageSource, class_map: str | None, own: Sequence[str]) -> Meaning:
         """That of a source's labels, which `class_map` of its `DatasetConfig` has given."""
-        return cls(tuple(own), getattr(source, "class_names", {}), class_map is not None)
+        mapped = class_map is not None and not is_noted(class_map)
+        return cls(tuple(own), getattr(source, "class_names", {}), mapped)
 
     @property
     def is_own(self) -> bool:
