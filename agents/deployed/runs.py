@@ -71,6 +71,7 @@ def moved_dataset(run: Path, noted: Any, place: Any) -> Any:
         place: Where the images lie now, as a text: how they are brought to size stays as it was, and so does what their
             labels are. Else all of a `DatasetConfig`, which replaces the noted one; None: they lie where they lay.
     """
+    noted = _with_own_names(run, noted)
     if place is None or noted is None or not isinstance(place, str | Path):
         return noted if place is None else place
     then, known = DatasetConfig.from_value(noted).of_folder(), list_datasets()
@@ -83,6 +84,16 @@ def moved_dataset(run: Path, noted: Any, place: Any) -> Any:
     if now.class_map is None and now.prefix is None and now.name not in known and _labels_differ(run, now.name):
         now = replace(now, class_map=str((run / CLASSES).absolute()))
     return place if now == DatasetConfig.from_value(place) else asdict(now)
+
+
+def _with_own_names(run: Path, noted: Any) -> Any:
+    """A noted data set whose labels are by names that another run had noted by those that this one has, the same."""
+    class_map = noted.get("class_map") if isinstance(noted, dict) else None
+    if not isinstance(class_map, str) or Path(class_map).name != CLASSES or not (run / CLASSES).is_file():
+        return noted
+    # The other run may be gone by now, or another one may be there.
+    others = is_noted(class_map) or not Path(class_map).expanduser().exists()
+    return {**noted, "class_map": str((run / CLASSES).absolute())} if others else noted
 
 
 def _labels_differ(run: Path, folder: str) -> bool:

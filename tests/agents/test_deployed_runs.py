@@ -230,6 +230,31 @@ def test_labels_stay_what_they_were_where_classes_are_missing_now(
     assert settings_of_run(tmp_path / "run", "val", dataset=str(now)).dataset == str(now)
 
 
+def test_labels_by_the_names_of_another_run_do_not_depend_on_it(
+    runs: Callable[[str], Path], folder: Path, tmp_path: Path
+) -> None:
+    first, run = tmp_path / "first", tmp_path / "run"  # which went on with the first one, on moved images
+    for copy in (first, run):
+        shutil.copytree(runs("ppo"), copy)
+    text, noted = (run / "config.yml").read_text(), f"{{name: {folder}, class_map: {first / 'class_names.txt'}}}"
+    (run / "config.yml").write_text(re.sub(r"dataset: .*", f"dataset: {noted}", text))
+    assert "class_map" in (run / "config.yml").read_text()
+    shutil.copytree(run, tmp_path / "again")
+    for names in ("class_2\nclass_1\nclass_0\n", None):  # the first one is trained anew, or is gone
+        if names is None:
+            shutil.rmtree(first)
+        else:
+            (first / "class_names.txt").write_text(names)
+        both = settings_for([str(run), str(tmp_path / "again")], {})
+        for settings in (
+            settings_of_run(run, "val"),
+            env_of_run(run, "val"),
+            environment_of(str(run), both, "val"),
+            settings_of_run(run, "val", dataset=str(folder)),
+        ):
+            assert [*dict.fromkeys(settings.engine().labels.tolist())] == [0, 1, 2]
+
+
 def test_names_that_are_noted_are_those_of_the_labels(checkpoint: str, folder: Path, tmp_path: Path) -> None:
     net, names = from_pretrained(checkpoint), ("class_0", "class_1", "class_2")
     (tmp_path / "map.txt").write_text("class_1\nclass_2\nclass_0\n")

@@ -112,12 +112,14 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
             for name, value in found.items():
                 check_local(value, Path(name) / CONFIG, SAY_SO.format(value))
         values = {name: trained.get(key, DEFAULTS[key]) for name, trained in configs.items()}
-        shared[key] = next(iter(found.values()))
+        first, shared[key] = next(iter(found.items()))
         if any(value != shared[key] for value in values.values()):
             flag = key.replace("_", "-")
             raise ValueError(
                 f"The agents were trained with different values of {key}, {values}; name one with --{flag}."
             )
+        if key == "dataset":
+            shared[key] = moved_dataset(run_of(first) or Path(first), shared[key], None)
     return shared
 
 
