@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,20 @@ def _labels_differ(run: Path, folder: str) -> bool:
     names, root = noted_names(run), Path(folder).expanduser()
     if not names or len(set(names)) < len(names) or not root.is_dir():
         return False
-    return any(found not in ([], names) for found in (labelled_classes(root, split) for split in SPLIT_FOLDERS))
+    found = [classes for split in SPLIT_FOLDERS if (classes := labelled_classes(root, split))]
+    if {*names}.isdisjoint(chain(*found)) and names == _names_of_supernet(run):
+        return False  # earlier versions noted these whatever the labels were
+    return any(classes != names for classes in found)
+
+
+def _names_of_supernet(run: Path) -> list[str]:
+    """What the supernet of a training calls its classes; nothing if it is not there any more."""
+    noted = _noted(run)
+    try:
+        settings = EnvSettings.from_id(noted["env"], checkpoint=noted.get("checkpoint"), dataset="digits")
+        return [*settings.config().class_names]
+    except OSError:
+        return []
 
 
 def noted_names(run: Path) -> list[str]:

@@ -230,6 +230,27 @@ def test_labels_stay_what_they_were_where_classes_are_missing_now(
     assert settings_of_run(tmp_path / "run", "val", dataset=str(now)).dataset == str(now)
 
 
+def test_the_names_of_a_supernet_that_earlier_versions_noted_are_not_those_of_labels(
+    checkpoint: str, folder: Path, tmp_path: Path
+) -> None:
+    net, run, now = from_pretrained(checkpoint), tmp_path / "run", image_folder(tmp_path / "now", per_class=1)
+    net.config = replace(net.config, class_names=("cat", "dog", "cow"))
+    save_pretrained(net, tmp_path / "net")
+    run.mkdir()
+    noted = f"env: Prance-Tiny-v0\ncheckpoint: {tmp_path / 'net'}\ndataset: {folder}\n"
+    (run / "config.yml").write_text(noted)
+    (run / "class_names.txt").write_text("cat\ndog\ncow\n")
+    with pytest.warns(UserWarning, match="which the supernet does not know"):
+        for settings in (settings_of_run(run, "val", dataset=str(now)), env_of_run(run, "val", str(now))):
+            assert settings.engine().labels.tolist() == [0, 1, 2]
+    for names in ("cat\nclass_1\nclass_2\n", "hen\nhare\nhorse\n"):  # not the supernet's
+        (run / "class_names.txt").write_text(names)
+        with pytest.raises(ValueError, match="lacks the classes"):
+            settings_of_run(run, "val", dataset=str(now)).engine()
+    shutil.rmtree(tmp_path / "net")  # nobody can tell any more
+    assert settings_of_run(run, "val", dataset=str(now), checkpoint=checkpoint).dataset_config.class_map is not None
+
+
 def test_labels_by_the_names_of_another_run_do_not_depend_on_it(
     runs: Callable[[str], Path], folder: Path, tmp_path: Path
 ) -> None:
