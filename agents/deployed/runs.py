@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prance_env.images.config import CLASSES, NUMERIC, DatasetConfig
+from prance_env.images.config import CLASSES, DatasetConfig
+from prance_env.images.labels import labels_of
 from prance_env.images.loading import list_datasets
 from prance_env.settings import EnvSettings
 from supernet.files import WEIGHTS, write_text
@@ -199,17 +201,26 @@ class Deployed:
 
         These are the supernet's names only where it says the labels: else these follow the data set.
         """
-        config, split, names = self.settings.config(), self.settings.split, None
         if (run / CLASSES).exists():
             return
-        if self.dataset.class_map in (None, NUMERIC) and {*known_names(self.dataset, split)} <= {*config.class_names}:
-            names = config.class_names
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # whoever deploys the agent is told how to name its classes
-                names = class_names(self.dataset, config.num_classes, split)
+        config, called, names = self.settings.config(), self._called(), list[str]()
+        if all(config.class_names[k : k + 1] == (name,) for k, name in called.items()):
+            names = [*config.class_names]
+        elif sorted(called) == [*range(config.num_classes)]:
+            names = [called[k] for k in sorted(called)]
         if names and all(name.isprintable() for name in names):
             write_text(run / CLASSES, "\n".join(names) + "\n")
+
+    def _called(self) -> Mapping[int, str]:
+        """What the classes of the images are called, by label, as far as they say."""
+        names, own = known_names(self.dataset, self.settings.split), self.settings.config().class_names
+        if not names and own and self.dataset.class_map is None:
+            # Only those who have opened them know; the training is going to.
+            return getattr(self.settings.engine().dataset, "class_names", {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whoever opens the images is told
+            labels = labels_of(names, self.dataset, self.dataset.name, own) if names else {}
+        return {label: name for name, label in labels.items()}
 
 
 def agent_of_run(folder: str | Path, trust: bool = False) -> Agent:

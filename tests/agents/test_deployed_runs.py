@@ -21,6 +21,8 @@ from agents.deployed.pictures import Preprocessing
 from agents.deployed.runs import Deployed, moved_dataset, noted_names, settings_of_run
 from prance_env import EnvSettings
 from prance_env.images.config import DatasetConfig
+from prance_env.images.loading import register_dataset
+from prance_env.images.source import ImageDataset
 from supernet import from_pretrained, save_pretrained
 from train.commands import bench_menu, export, predict, serve, view
 from train.deploy.opening import open_adaptive
@@ -240,9 +242,9 @@ def test_the_names_of_a_supernet_that_earlier_versions_noted_are_not_those_of_la
     noted = f"env: Prance-Tiny-v0\ncheckpoint: {tmp_path / 'net'}\ndataset: {folder}\n"
     (run / "config.yml").write_text(noted)
     (run / "class_names.txt").write_text("cat\ndog\ncow\n")
+    assert env_of_run(run, "val", str(now)).dataset == str(now)
     with pytest.warns(UserWarning, match="which the supernet does not know"):
-        for settings in (settings_of_run(run, "val", dataset=str(now)), env_of_run(run, "val", str(now))):
-            assert settings.engine().labels.tolist() == [0, 1, 2]
+        assert settings_of_run(run, "val", dataset=str(now)).engine().labels.tolist() == [0, 1, 2]
     for names in ("cat\nclass_1\nclass_2\n", "hen\nhare\nhorse\n"):  # not the supernet's
         (run / "class_names.txt").write_text(names)
         with pytest.raises(ValueError, match="lacks the classes"):
@@ -279,24 +281,32 @@ def test_labels_by_the_names_of_another_run_do_not_depend_on_it(
 def test_names_that_are_noted_are_those_of_the_labels(checkpoint: str, folder: Path, tmp_path: Path) -> None:
     net, names = from_pretrained(checkpoint), ("class_0", "class_1", "class_2")
     (tmp_path / "map.txt").write_text("class_1\nclass_2\nclass_0\n")
-    mapped = {"name": str(folder), "class_map": str(tmp_path / "map.txt")}
+    mapped: Any = {"name": str(folder), "class_map": str(tmp_path / "map.txt")}
+    c, labels = net.config, torch.arange(3)
+    silent = ImageDataset.from_tensors(torch.zeros(3, c.in_chans, c.img_size, c.img_size, dtype=torch.uint8), labels)
+    for name, called in {"silent": {}, "naming": dict(enumerate(names)), "naming two": {0: "cat", 1: "dog"}}.items():
+        said = replace(silent, class_names=called)
+        register_dataset(name, lambda split, said=said: said)  # type: ignore[misc]
     for k, (own, dataset, noted) in enumerate(
         [
             (("cat", "dog", "cow"), str(folder), [*names]),  # label k is the k-th folder
             (("class_2", "class_0", "class_1"), str(folder), ["class_2", "class_0", "class_1"]),
             (("class_2", "class_0", "class_1"), mapped, ["class_1", "class_2", "class_0"]),
-            (("cat", "dog", "cow"), "mine", ["cat", "dog", "cow"]),  # nobody says what its labels are
+            (("cat", "dog", "cow"), "silent", ["cat", "dog", "cow"]),  # nobody says what its labels are
+            (("cat", "dog", "cow"), "naming", [*names]),
+            (("class_2", "class_0", "class_1"), "naming", [*names]),
+            (("cat", "dog", "cow"), "naming two", ["cat", "dog", "cow"]),
+            (("cow", "dog", "cat"), "naming two", []),
             ((), str(folder), [*names]),
         ]
     ):
         net.config = replace(net.config, class_names=own)
         save_pretrained(net, tmp_path / f"net{k}")
-        config = DatasetConfig.from_value(dataset)
-        settings = EnvSettings.from_id("Prance-Tiny-v0", checkpoint=str(tmp_path / f"net{k}"), dataset=str(folder))
+        settings = EnvSettings.from_id("Prance-Tiny-v0", checkpoint=str(tmp_path / f"net{k}"), dataset=dataset)
         (tmp_path / f"run{k}").mkdir()
-        Deployed(settings, config).note_class_names(tmp_path / f"run{k}")
+        Deployed(settings, settings.dataset_config).note_class_names(tmp_path / f"run{k}")
         assert noted_names(tmp_path / f"run{k}") == noted
-        assert Deployed(settings, config, tmp_path / f"run{k}").class_names() == (own or names)
+        assert Deployed(settings, settings.dataset_config, tmp_path / f"run{k}").class_names() == (own or names)
 
 
 def test_eval_takes_images_that_were_moved_as_deployed_models_do(away: tuple[Path, Path]) -> None:
