@@ -193,6 +193,27 @@ def test_a_store_for_other_labels_is_refused(net: str, folder: Path, tmp_path: P
     assert distill.check_distill(settings_for(net, folder), out, 3).mismatched == 0
 
 
+def test_a_store_that_was_begun_in_another_order_of_classes_is_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    named, student = random_net(CONFIG), saved_net(tmp_path / "student")
+    for name, names in {"turned": ("class_2", "class_0", "class_1"), "same": ("class_0", "class_1", "class_2")}.items():
+        named.config = replace(CONFIG, class_names=names)
+        save_pretrained(named, tmp_path / name)
+        settings = replace(settings_for(student, folder), teacher=str(tmp_path / name))
+        out = tmp_path / f"store of {name}"
+        run_distill(settings, out)
+        noted = json.loads((out / "store.json").read_text())
+        del noted["labels"]  # as of earlier versions, which asked in the teacher's order
+        (out / "store.json").write_text(json.dumps(noted))
+        (out / "progress.json").write_text('{"records": 20}')
+        if name == "same":
+            assert run_distill(settings, out, resume=True).done == 72
+        else:
+            with pytest.raises(ValueError, match=r"in the teacher's order of classes.* write the store anew"):
+                run_distill(settings, out, resume=True)
+            (out / "progress.json").write_text('{"records": 0}')
+            assert run_distill(settings, out, resume=True).done == 72
+
+
 def test_a_stopped_store_goes_on_to_the_same_bytes(
     net: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from agents.deployed.runs import is_noted
 from prance_env.images.source import ImageSource
 
 SHOWN = 8
+ORDER = "class_of_label"
+"""Name of the buffer in which a model whose logits were put in the order of the labels has this order."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,18 @@ class Meaning:
     def matched(self, model: nn.Module, names: Sequence[str], who: str) -> nn.Module:
         """The model, whose logits are from now on in the order of the labels; arguments and errors as of `order`."""
         if (order := self.order(names, who)) is not None:
-            index = torch.tensor(order, device="cpu")
-
-            def in_order(model: nn.Module, args: Any, logits: Tensor) -> Tensor:
-                return logits.index_select(1, index.to(logits.device))
-
-            model.register_forward_hook(in_order)
+            model.register_buffer(ORDER, torch.tensor(order, device="cpu"), persistent=False)
+            model.register_forward_hook(_in_order)
         return model
+
+
+def is_reordered(model: nn.Module) -> bool:
+    """Whether `Meaning.matched` has changed the order of a model's logits."""
+    return hasattr(model, ORDER)
+
+
+def _in_order(model: nn.Module, args: Any, logits: Tensor) -> Tensor:
+    return logits.index_select(1, model.get_buffer(ORDER).to(logits.device))
 
 
 def _order(theirs: tuple[str, ...], meant: Mapping[int, str]) -> list[int] | None:

@@ -21,9 +21,9 @@ from ..options import DatasetOption
 from ..runs.folder import check_free, check_kind
 from ..runs.interrupt import deferred_interrupt
 from ..runs.lock import only_writer
-from .classes import Meaning
+from .classes import Meaning, is_reordered
 from .importance import full_network
-from .logit_store import DESCRIPTION, LogitStore, StoreInfo
+from .logit_store import DESCRIPTION, REMEDY, LogitStore, StoreInfo
 from .sources import TIMM, NetworkSource
 from .teachers import ORIGINAL, open_teacher
 from .training_images import check_store, digest_of_labels, stored_view, view_of
@@ -160,6 +160,11 @@ def run_distill(
     with only_writer(out), deferred_interrupt() as interrupted:
         store = LogitStore.create(out, work.info())
         total, images = store.info.num_images * store.info.epochs, store.info.num_images
+        if 0 < store.done < total and store.info.labels is None and is_reordered(work.teacher):
+            raise ValueError(
+                f"{out} was begun by an earlier version, in the teacher's order of classes instead of the labels'; "
+                f"{REMEDY}, with another --out."
+            )
         bar = tqdm(initial=store.done, total=total, desc="distill", unit="image", mininterval=1)
         while (first := store.done) < total and not interrupted():
             epoch, start = divmod(first, images)
