@@ -150,8 +150,9 @@ class JointSettings:
             )
 
     def environment(self, split: str) -> EnvSettings:
-        """That of the agent, on its images or on those that `changes` names in their place."""
-        return env_of_run(Path(self.agent), split, self.changes.get("dataset"))
+        """That of the agent, but for what `changes` says of the images, and of broken ones."""
+        seen = env_of_run(Path(self.agent), split, self.changes.get("dataset"))
+        return replace(seen, on_error=self.changes.get("on_error", seen.on_error))
 
     def recipe(self, agent: str, source: str) -> JointRecipe:
         """The recipe of a round."""
@@ -159,8 +160,8 @@ class JointSettings:
         if seen.dataset is None:
             raise ValueError(f"{self.agent} says nothing of its images; train an agent with --dataset.")
         changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.changes.items()}
-        own = {"dataset": seen.dataset, "agent": agent, "source": source}
-        return JointRecipe(**{"on_error": seen.on_error, **changes, **own})
+        own = {"dataset": seen.dataset, "on_error": seen.on_error, "agent": agent, "source": source}
+        return JointRecipe(**{**changes, **own})
 
 
 def run_joint(
@@ -210,6 +211,8 @@ def run_joint(
             if settings.agent_timesteps:
                 if team.is_main:
                     changes: EnvArguments = {"checkpoint": source, "dataset": recipe.dataset, "device": place}
+                    if "on_error" in settings.changes:
+                        changes["on_error"] = recipe.on_error
                     _further_trained(Path(agent), changes, settings.agent_timesteps, folder / "agent", save_freq)
                 agent = str(_awaited(folder / "agent", team))
         if team.is_main:
