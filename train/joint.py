@@ -197,9 +197,11 @@ def run_joint(
     team, report = open_team(device), dict[str, Any]()
     place = str(team.device)
     first = replace(first, device=place)
+    may_change = settings.recipe(agent, source).may_change
     with ExitStack() as stack:
         if team.is_main:
-            stack.enter_context(open_run(out, settings, out / "round_1" / "supernet" / LAST, resume, [out / REPORT]))
+            last = out / "round_1" / "supernet" / LAST
+            stack.enter_context(open_run(out, settings, last, resume, [out / REPORT], may_change=may_change))
             # What does not fit is said before hours of training, after which both are judged.
             load_agent(agent, first), first.engine()
         for number in range(1, settings.rounds + 1):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import prance
+from command_line import prance, refusal
 from image_files import files_of, picture
 from training_nets import AUGMENTED, assert_equal_weights, images_recipe, saved_net
 
@@ -135,3 +135,18 @@ def test_a_joint_run_trains_both_and_judges_them_without_broken_images(
     prance(monkeypatch, *words)
     assert (tmp_path / "run" / "joint.json").is_file()
     assert read_config(tmp_path / "run" / "round_1" / "agent")["on_error"] == "skip"
+
+
+@pytest.mark.filterwarnings("ignore:.*the next good image is shown")
+def test_a_joint_run_that_met_a_broken_image_goes_on_without_it(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "joint", "--agent", agent, "--steps", 6, "--batch-size", 6, "--val-images", 6, "--save-freq", 0]
+    words += ["--crop-scale", 0.5, 1, "--agent-timesteps", 12, "--out", tmp_path / "run"]
+    assert "cannot be decoded" in refusal(monkeypatch, *words)
+    resume = ["train", "joint", "--resume", "--out", tmp_path / "run", "--on-error", "skip", "--num-workers", 0]
+    assert "only --num-workers, --on-error may change" in refusal(monkeypatch, *resume, "--lr", 1)
+    prance(monkeypatch, *resume)
+    assert (tmp_path / "run" / "joint.json").is_file()
+    assert read_config(tmp_path / "run")["changes"]["on_error"] == "skip"
+    prance(monkeypatch, *resume[:5])

@@ -103,7 +103,7 @@ def open_run(
         held: What else tells that there is something in `out` that must not be lost.
         what: "run", or another word for messages.
         go_on: What --resume does, for messages.
-        may_change: Settings that a run may go on with other values of.
+        may_change: Settings that a run may go on with other values of, also where they are part of another setting.
 
     Yields:
         Whether there is a checkpoint to go on from.
@@ -185,10 +185,16 @@ def check_noted(
     Raises:
         ValueError: As there.
     """
-    changed = {k: v for k, v in _changed(noted, settings).items() if k not in may_change}
-    if changed:
+    found = {k: v for k, v in _changed(noted, settings).items() if k not in may_change}
+    pairs = {k: (_without(then, may_change), _without(now, may_change)) for k, (then, now) in found.items()}
+    if changed := {k: (then, now) for k, (then, now) in pairs.items() if then != now}:
         values = "; ".join(f"{name}={now!r} instead of {then!r}" for name, (then, now) in changed.items())
         raise ValueError(f"{what} with other values of {[*changed]}: {values}. {remedy}.")
+
+
+def _without(value: Any, names: Collection[str]) -> Any:
+    """Settings that are one setting of a run, but for some of them; what is none as it is."""
+    return {k: v for k, v in value.items() if k not in names} if isinstance(value, Mapping) else value
 
 
 def _forget_refused(out: Path) -> None:
