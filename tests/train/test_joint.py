@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from command_line import prance, refusal
 from helpers import random_net
 from image_files import image_folder
@@ -320,6 +321,10 @@ def test_images_that_were_moved_are_the_agents_at_their_new_place(tmp_path: Path
         assert DatasetConfig.from_value(noted) == moved.dataset_config
     names = (tmp_path / "joint" / "round_1" / "agent" / "class_names.txt").read_text()
     assert names == (tmp_path / "agent" / "class_names.txt").read_text() == "class_2\nclass_0\nclass_1\n"
+    begun = tmp_path / "joint" / "round_1" / "supernet" / "config.yml"  # by a version that noted no more than the place
+    begun.write_text(yaml.safe_dump({**read_config(begun.parent), "dataset": str(tmp_path / "now")}))
+    with pytest.raises(ValueError, match=r"other values of \['dataset'\]: .* None of them was typed: .* another --out"):
+        run_joint(settings, tmp_path / "joint", resume=True)
 
 
 def test_only_a_policy_that_can_go_on_is_trained_further(tmp_path: Path) -> None:
