@@ -265,7 +265,7 @@ def _further_trained(run: Path, changes: EnvArguments, timesteps: int, out: Path
     last, model = (out / name for name in NAMES)
     if (model / WEIGHTS).is_file():
         return
-    noted = noted_fields(run, AgentTraining) or {}
+    noted = noted_fields(run, AgentTraining, images=False) or {}
     noted_reward(noted, str(run))
     environment = {**noted["environment"], **changes}
     training = AgentTraining(**{**noted, "total_timesteps": timesteps, "environment": environment})

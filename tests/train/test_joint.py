@@ -288,6 +288,20 @@ def test_other_images_than_the_agents_are_trained_on_if_they_are_named(
     assert env_of_run(agents["one"], "train").dataset == str(folder)
 
 
+def test_images_that_somebody_elses_agent_names_are_not_asked_for_where_others_are_named(
+    agents: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(agents["one"], tmp_path / "agent"))
+    (run / "config.yml").write_text(yaml.safe_dump({**read_config(run), "dataset": "hfds/somebody/pictures"}))
+    (run / "system.json").write_text(json.dumps({"written_by": {"host": "elsewhere"}}))
+    settings = JointSettings(str(run), agent_timesteps=12, changes={**SHORT, "steps": 1, "dataset": str(folder)})
+    run_joint(settings, tmp_path / "joint")
+    assert read_config(tmp_path / "joint" / "round_1" / "agent")["dataset"] == str(folder)
+    with pytest.raises(ValueError, match="would be fetched from the network"):
+        run_joint(replace(settings, changes=SHORT), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_broken_images_are_met_as_in_the_training_of_the_agent(agents: dict[str, Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(agents["one"], tmp_path / "agent"))
     with (run / "config.yml").open("a") as f:

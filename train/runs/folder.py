@@ -315,19 +315,25 @@ def _defaults(settings: Any) -> dict[str, Any]:
     return found
 
 
-def noted_fields(folder: Path, kind: type[Any]) -> dict[str, Any] | None:
+def noted_fields(folder: Path, kind: type[Any], images: bool = True) -> dict[str, Any] | None:
     """The settings in `config.yml` as the fields of the dataclass `kind`, the inverse of `plain`; None if missing.
+
+    Args:
+        folder: Run folder.
+        kind: The dataclass.
+        images: Whether the run's images are asked for; no if others take their place.
 
     Raises:
         FileExistsError: If the run is one of another command.
-        ValueError: If the run is somebody else's, and its images would have to be fetched.
+        ValueError: If the run is somebody else's, and images that are asked for would have to be fetched.
     """
     if not (folder / CONFIG).is_file():
         return None
     noted, names = read_config(folder), {f.name for f in fields(kind)}
     check_kind(folder, names)
     check_complete(folder, noted, kind)
-    check_own_or_local(noted.get("dataset"), folder / CONFIG)
+    if images:
+        check_own_or_local(noted.get("dataset"), folder / CONFIG)
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in noted.items() if k in names}
     return own | {"environment": {k: v for k, v in noted.items() if k not in names and v is not None}}
 
