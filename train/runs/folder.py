@@ -119,7 +119,7 @@ def open_run(
     if not (out / CONFIG).is_file():  # no lock stays in a folder of something else
         check_free(out, [last, *held], what)
         if resume:
-            raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
+            raise nothing_to_resume(out, what)
     with only_writer(out):
         check_kind(out, names)  # once more: now nobody else writes
         if not resume:
@@ -140,6 +140,11 @@ def open_run(
             if not going_on:
                 _forget_refused(out)
             raise
+
+
+def nothing_to_resume(out: Path, what: str = "run") -> FileNotFoundError:
+    """What to raise about a folder in which nothing was begun, or of a run that failed before its first checkpoint."""
+    return FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
 
 
 def check_kind(folder: Path, names: Collection[str] = ()) -> None:
