@@ -43,6 +43,7 @@ from supernet import SupernetConfig
 
 from .authors_selector import PranceSelector
 from .baselines import BaselineAgent
+from .prance_ppo.files import price_range
 from .protocol import Agent, check_agent, predicted
 from .sb3.saved import Normalized
 
@@ -239,7 +240,7 @@ def _bare_spaces(agent: Agent, chain: list[Any], interface: Interface) -> tuple[
             spaces need not show.
     """
     if not chain:
-        noted, here = getattr(agent, "price_range", None), _range(interface.conditioning)
+        noted, here = getattr(agent, "price_range", None), price_range(interface.conditioning)
         if isinstance(noted, tuple) and noted != here:
             raise ValueError(f"The agent was trained with cost_conditioning={noted} instead of {here}; {REMEDY}.")
         return getattr(agent, "observation_space", None), getattr(agent, "action_space", None)
@@ -249,15 +250,11 @@ def _bare_spaces(agent: Agent, chain: list[Any], interface: Interface) -> tuple[
         pairs = {
             "observation": (theirs.observation, ours.observation),
             "normalize_actions": (theirs.normalize_actions, ours.normalize_actions),
-            "cost_conditioning": (_range(theirs.conditioning), _range(ours.conditioning)),
+            "cost_conditioning": (price_range(theirs.conditioning), price_range(ours.conditioning)),
         }
         if differing := [f"{k}={a!r} instead of {b!r}" for k, (a, b) in pairs.items() if a != b]:
             raise ValueError(f"The agent brings an environment with {', '.join(differing)}; {REMEDY}.")
     return _spaces(chain[-1])
-
-
-def _range(conditioning: CostConditioning | None) -> tuple[float, float] | None:
-    return None if conditioning is None else (conditioning.low, conditioning.high)
 
 
 def _check_spaces(agent: Agent, seen: Any, taken: Any, interface: Interface) -> None:

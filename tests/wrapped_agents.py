@@ -86,6 +86,12 @@ def sync_rescaled(tiny: Settings) -> PrancePPO:
     return PrancePPO(SyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
 
 
+def sync_priced(tiny: Settings) -> PrancePPO:
+    """PrancePPO over single environments, which show prices of a range."""
+    make = lambda: gym.make("Prance-Digits-v0", **tiny, cost_conditioning=(0.1, 1))  # noqa: E731
+    return PrancePPO(SyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+
+
 def saved_and_loaded(agent: PrancePPO) -> PrancePPO:
     """As it comes out of its folder, by way of a second one."""
     with TemporaryDirectory() as folder:

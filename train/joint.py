@@ -38,7 +38,7 @@ from .policies.settings import AgentTraining
 from .policies.train_agent import NAMES
 from .policies.train_prance_ppo import load_last, output_on, save_last
 from .reward_options import noted_reward
-from .runs.folder import CONFIG, noted_fields, open_run, read_config, write_command
+from .runs.folder import CONFIG, check_settings, noted_fields, open_run, read_config, write_command
 from .runs.interrupt import deferred_interrupt
 from .runs.pace import SAVE_FREQ, Pace
 from .runs.trained import env_of_run
@@ -49,6 +49,11 @@ OF_THE_AGENT = (
     *("embed_dims", "mlp_ratios", "num_heads", "groups", "token_mode", "lln", "order"),
 )
 """Settings of `JointRecipe` that are the agent's, which sees and decides what it learned to see and to decide."""
+NOT_TYPED = (
+    "None of them was typed: the agent's folder has changed since, or an earlier version of this package began the "
+    "run; begin another, with another --out"
+)
+"""What to do about a round that was begun with other settings, though the run was not."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,9 @@ class JointSettings:
             )
 
     def environment(self, split: str) -> EnvSettings:
-        """That of the agent, on its images or on those that `changes` names in their place."""
-        return env_of_run(Path(self.agent), split, self.changes.get("dataset"))
+        """That of the agent, but for what `changes` says of the images, and of broken ones."""
+        seen = env_of_run(Path(self.agent), split, self.changes.get("dataset"))
+        return replace(seen, on_error=self.changes.get("on_error", seen.on_error))
 
     def recipe(self, agent: str, source: str) -> JointRecipe:
         """The recipe of a round."""
@@ -159,8 +165,8 @@ class JointSettings:
         if seen.dataset is None:
             raise ValueError(f"{self.agent} says nothing of its images; train an agent with --dataset.")
         changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.changes.items()}
-        own = {"dataset": seen.dataset, "agent": agent, "source": source}
-        return JointRecipe(**{"on_error": seen.on_error, **changes, **own})
+        own = {"dataset": seen.dataset, "on_error": seen.on_error, "agent": agent, "source": source}
+        return JointRecipe(**{**changes, **own})
 
 
 def run_joint(
@@ -196,22 +202,15 @@ def run_joint(
     team, report = open_team(device), dict[str, Any]()
     place = str(team.device)
     first = replace(first, device=place)
+    may_change = settings.recipe(agent, source).may_change
     with ExitStack() as stack:
         if team.is_main:
-            stack.enter_context(open_run(out, settings, out / "round_1" / "supernet" / LAST, resume, [out / REPORT]))
+            last = out / "round_1" / "supernet" / LAST
+            stack.enter_context(open_run(out, settings, last, resume, [out / REPORT], may_change=may_change))
             # What does not fit is said before hours of training, after which both are judged.
             load_agent(agent, first), first.engine()
         for number in range(1, settings.rounds + 1):
-            folder = out / f"round_{number}"
-            recipe = settings.recipe(agent, source)
-            begun = (folder / "supernet" / CONFIG).exists()
-            train_supernet(recipe, folder / "supernet", device, begun, save_freq)
-            source = str(folder / "supernet")
-            if settings.agent_timesteps:
-                if team.is_main:
-                    changes: EnvArguments = {"checkpoint": source, "dataset": recipe.dataset, "device": place}
-                    _further_trained(Path(agent), changes, settings.agent_timesteps, folder / "agent", save_freq)
-                agent = str(_awaited(folder / "agent", team))
+            agent, source = _round(settings, agent, source, out / f"round_{number}", team, device, save_freq)
         if team.is_main:
             report = {"split": settings.split, "before": _judged(settings.agent, first)}
             report |= {"after": _judged(agent, replace(first, checkpoint=source)), "agent": agent}
@@ -220,6 +219,25 @@ def run_joint(
                 save_pretrained(from_pretrained(source), stage)
                 write_text(stage / REPORT, json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _round(
+    settings: JointSettings, agent: str, source: str, folder: Path, team: Team, device: str, save_freq: float
+) -> tuple[str, str]:
+    """Trains the supernet, and then the policy, from where they were stopped; returns the agent's folder and its."""
+    recipe, out = settings.recipe(agent, source).prepared(), folder / "supernet"
+    begun = (out / CONFIG).exists()
+    if begun and team.is_main:
+        check_settings(out, recipe, NOT_TYPED, "round", recipe.may_change)
+    train_supernet(recipe, out, device, begun, save_freq)
+    if not settings.agent_timesteps:
+        return agent, str(out)
+    if team.is_main:
+        changes: EnvArguments = {"checkpoint": str(out), "dataset": recipe.dataset, "device": str(team.device)}
+        if "on_error" in settings.changes:
+            changes["on_error"] = recipe.on_error
+        _further_trained(Path(agent), changes, settings.agent_timesteps, folder / "agent", save_freq)
+    return str(_awaited(folder / "agent", team)), str(out)
 
 
 def _judged(agent: str, settings: EnvSettings) -> dict[str, dict[str, float]]:
@@ -247,7 +265,7 @@ def _further_trained(run: Path, changes: EnvArguments, timesteps: int, out: Path
     last, model = (out / name for name in NAMES)
     if (model / WEIGHTS).is_file():
         return
-    noted = noted_fields(run, AgentTraining) or {}
+    noted = noted_fields(run, AgentTraining, images=False) or {}
     noted_reward(noted, str(run))
     environment = {**noted["environment"], **changes}
     training = AgentTraining(**{**noted, "total_timesteps": timesteps, "environment": environment})

@@ -131,7 +131,7 @@ class PrancePPO(BatchAgent):
             raise ValueError(f"The environment has autoreset_mode={mode}; make it with AutoresetMode.SAME_STEP.")
         if env.num_envs * self.config.n_steps < 2:
             raise ValueError(f"A rollout of {env.num_envs} environment and n_steps=1 is too short; raise n_steps.")
-        self.env, self._observation, self.price_range = env, None, files.price_range(env)
+        self.env, self._observation, self.price_range = env, None, files.price_range_in(env, self.price_range)
 
     def get_env(self) -> VectorEnv[Any, Any, Any] | None:
         """The environment to train on, if there is one."""

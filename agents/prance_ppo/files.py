@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
@@ -81,11 +81,19 @@ class Saved(NamedTuple):
     digest: str
 
 
-def price_range(env: VectorEnv[Any, Any, Any]) -> tuple[float, float] | None:
-    """Of the environment's cost conditioning; None if it has none, or is no native batch of this package."""
-    settings = getattr(env.unwrapped, "settings", None)
-    conditioning = settings.conditioning if isinstance(settings, EnvSettings) else None
+def price_range(conditioning: CostConditioning | None) -> tuple[float, float] | None:
+    """Lowest and highest price; None if there is but one."""
     return None if conditioning is None else (conditioning.low, conditioning.high)
+
+
+def price_range_in(env: VectorEnv[Any, Any, Any], noted: tuple[float, float] | None) -> tuple[float, float] | None:
+    """`price_range` of the environments in a batch, a native one or Gymnasium's; `noted` if they are others' and say
+    nothing of prices."""
+    inner: Any = env.unwrapped
+    if isinstance(inner, SyncVectorEnv):
+        inner = inner.envs[0].unwrapped
+    settings = getattr(inner, "settings", None)
+    return price_range(settings.conditioning) if isinstance(settings, EnvSettings) else noted
 
 
 def save(agent: Trained, folder: Path) -> None:
@@ -132,8 +140,7 @@ def read(folder: Path) -> Saved:
     except (AssertionError, AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as e:
         raise damaged(folder, e) from e
     _check_sizes(folder, config, observation, action)
-    prices = None if conditioning is None else (conditioning.low, conditioning.high)
-    return Saved(config, data["seed"], (observation, action), prices, _digest(text))
+    return Saved(config, data["seed"], (observation, action), price_range(conditioning), _digest(text))
 
 
 def _check_sizes(folder: Path, config: PrancePPOConfig, observation: gym.spaces.Box, action: gym.spaces.Box) -> None:

@@ -30,6 +30,7 @@ from wrapped_agents import (
     ppo,
     prance_ppo,
     saved_and_loaded,
+    sync_priced,
     sync_rescaled,
 )
 
@@ -206,6 +207,11 @@ REFUSED: dict[str, tuple[Callable[[Settings], Any], Settings, str]] = {
     ),
     "its folder's range": (
         lambda t: saved_and_loaded(prance_ppo(range_=(0.1, 1))(t)),
+        {"cost_conditioning": (0.2, 1, 0.5)},
+        r"was trained with cost_conditioning=\(0\.1, 1\.0\) instead of \(0\.2, 1\.0\)",
+    ),
+    "its folder's range, of single environments": (
+        lambda t: saved_and_loaded(sync_priced(t)),
         {"cost_conditioning": (0.2, 1, 0.5)},
         r"was trained with cost_conditioning=\(0\.1, 1\.0\) instead of \(0\.2, 1\.0\)",
     ),

@@ -43,6 +43,14 @@ def test_a_saved_agent_is_safetensors_and_json_and_comes_back_the_same(saved: Pa
     assert agent.num_timesteps == trained.num_timesteps
 
 
+def test_the_range_of_prices_stays_where_an_environment_says_nothing_of_it(saved: Path, tmp_path: Path) -> None:
+    agent = PrancePPO.load(saved)
+    agent.price_range = (0.1, 1.0)
+    agent.set_env(Guess(16))
+    agent.save(tmp_path / "again")
+    assert PrancePPO.load(tmp_path / "again", Guess(16)).price_range == (0.1, 1.0)
+
+
 def _without(key: str) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")

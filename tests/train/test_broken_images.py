@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import prance
-from image_files import files_of
+from command_line import prance, refusal
+from image_files import files_of, picture
 from training_nets import AUGMENTED, assert_equal_weights, images_recipe, saved_net
 
 from supernet import from_pretrained
@@ -18,6 +18,9 @@ from train.networks.distill import DistillSettings, run_distill
 from train.networks.loop import train_supernet
 from train.networks.recipe import Turn
 from train.networks.training_images import Batch
+from train.policies.settings import AgentTraining
+from train.policies.train_agent import train_agent
+from train.runs.folder import read_config
 
 BROKEN, NEXT = 11, 12  # the last of one class, and the first of another
 ALL = slice(0, 36)
@@ -34,6 +37,21 @@ def broken(folder: Path, tmp_path: Path) -> Path:
     copy = Path(shutil.copytree(folder, tmp_path / "images"))
     files_of(copy / "train")[BROKEN].write_text("no image")
     return copy
+
+
+@pytest.fixture
+def agent(source: str, broken: Path, tmp_path: Path) -> Path:
+    """A barely trained agent on the folder as it was before one image in each split broke."""
+    broken_files = [files_of(broken / split)[BROKEN] for split in ("train", "val")]
+    picture(0).save(broken_files[0])
+    environment: Any = {"checkpoint": source, "dataset": str(broken)}
+    settings = AgentTraining(
+        env="Prance-Tiny-v0", algo="prance_ppo", n_envs=6, total_timesteps=12, environment=environment
+    )
+    train_agent(settings, tmp_path / "agent", progress_bar=False)
+    for file in broken_files:
+        file.write_text("no image")
+    return tmp_path / "agent"
 
 
 def shown(source: str, folder: Path, step: int = 0, **changes: Any) -> tuple[Batch, np.ndarray]:
@@ -106,3 +124,29 @@ def test_a_run_that_met_a_broken_image_goes_on_without_it(
 def test_an_order_leaves_broken_images_out_as_well(source: str, broken: Path) -> None:
     with pytest.warns(UserWarning, match="the next good image is shown in its place"):
         images_recipe(source, broken, on_error="skip", order="taylor").start.config  # noqa: B018
+
+
+@pytest.mark.filterwarnings("ignore:.*the next good image is shown")
+def test_a_joint_run_trains_both_and_judges_them_without_broken_images(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "joint", "--agent", agent, "--steps", 2, "--batch-size", 6, "--val-images", 12]
+    words += ["--agent-timesteps", 12, "--on-error", "skip", "--out", tmp_path / "run"]
+    prance(monkeypatch, *words)
+    assert (tmp_path / "run" / "joint.json").is_file()
+    assert read_config(tmp_path / "run" / "round_1" / "agent")["on_error"] == "skip"
+
+
+@pytest.mark.filterwarnings("ignore:.*the next good image is shown")
+def test_a_joint_run_that_met_a_broken_image_goes_on_without_it(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "joint", "--agent", agent, "--steps", 6, "--batch-size", 6, "--val-images", 6, "--save-freq", 0]
+    words += ["--crop-scale", 0.5, 1, "--agent-timesteps", 12, "--out", tmp_path / "run"]
+    assert "cannot be decoded" in refusal(monkeypatch, *words)
+    resume = ["train", "joint", "--resume", "--out", tmp_path / "run", "--on-error", "skip", "--num-workers", 0]
+    assert "only --num-workers, --on-error may change" in refusal(monkeypatch, *resume, "--lr", 1)
+    prance(monkeypatch, *resume)
+    assert (tmp_path / "run" / "joint.json").is_file()
+    assert read_config(tmp_path / "run")["changes"]["on_error"] == "skip"
+    prance(monkeypatch, *resume[:5])

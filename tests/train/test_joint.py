@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from command_line import prance, refusal
 from helpers import random_net
 from image_files import image_folder
@@ -287,6 +288,20 @@ def test_other_images_than_the_agents_are_trained_on_if_they_are_named(
     assert env_of_run(agents["one"], "train").dataset == str(folder)
 
 
+def test_images_that_somebody_elses_agent_names_are_not_asked_for_where_others_are_named(
+    agents: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(agents["one"], tmp_path / "agent"))
+    (run / "config.yml").write_text(yaml.safe_dump({**read_config(run), "dataset": "hfds/somebody/pictures"}))
+    (run / "system.json").write_text(json.dumps({"written_by": {"host": "elsewhere"}}))
+    settings = JointSettings(str(run), agent_timesteps=12, changes={**SHORT, "steps": 1, "dataset": str(folder)})
+    run_joint(settings, tmp_path / "joint")
+    assert read_config(tmp_path / "joint" / "round_1" / "agent")["dataset"] == str(folder)
+    with pytest.raises(ValueError, match="would be fetched from the network"):
+        run_joint(replace(settings, changes=SHORT), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_broken_images_are_met_as_in_the_training_of_the_agent(agents: dict[str, Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(agents["one"], tmp_path / "agent"))
     with (run / "config.yml").open("a") as f:
@@ -320,6 +335,10 @@ def test_images_that_were_moved_are_the_agents_at_their_new_place(tmp_path: Path
         assert DatasetConfig.from_value(noted) == moved.dataset_config
     names = (tmp_path / "joint" / "round_1" / "agent" / "class_names.txt").read_text()
     assert names == (tmp_path / "agent" / "class_names.txt").read_text() == "class_2\nclass_0\nclass_1\n"
+    begun = tmp_path / "joint" / "round_1" / "supernet" / "config.yml"  # by a version that noted no more than the place
+    begun.write_text(yaml.safe_dump({**read_config(begun.parent), "dataset": str(tmp_path / "now")}))
+    with pytest.raises(ValueError, match=r"other values of \['dataset'\]: .* None of them was typed: .* another --out"):
+        run_joint(settings, tmp_path / "joint", resume=True)
 
 
 def test_only_a_policy_that_can_go_on_is_trained_further(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from agents.sb3.checkpoint import save_model
 from agents.sb3.hyperparams import read_preset
 from agents.sb3.policy_file import POLICY, load_policy, save_policy
 from prance_env.settings import EnvSettings
+from train.commands.main import parse
 from train.commands.train_joint import TrainJoint
 from train.commands.train_static import TrainStatic
 from train.commands.train_supernet import TrainSupernet
@@ -54,6 +56,11 @@ def of_somebody_else(run: Path) -> None:
     system = json.loads((run / "system.json").read_text())
     system["written_by"]["host"] = "elsewhere"
     (run / "system.json").write_text(json.dumps(system))
+
+
+def advised(words: str) -> list[str]:
+    """The options that a refusal tells somebody to paste."""
+    return shlex.split(words.partition("say so yourself with ")[2].partition(" if you want that")[0])
 
 
 def plant(path: Path, marker: Path) -> None:
@@ -147,7 +154,7 @@ def test_images_that_nobody_looks_at_are_not_refused(run: Path, monkeypatch: pyt
     (run / "config.yml").write_text(yaml.safe_dump({**config, "dataset": "hfds/user/pictures"}))
     of_somebody_else(run)
     opened = opening.open_adaptive(str(run), images=0)
-    words = r"would be fetched .*somebody else's: if you want that, say so yourself: --dataset 'hfds/user/pictures'"
+    words = r"would be fetched .*somebody else's: say so yourself with --dataset hfds/user/pictures if you want that"
     with pytest.raises(ValueError, match=words):
         opened.images(1)
     for asked in ({"images": 1}, {"images": 0, "entries": 2}):
@@ -168,6 +175,7 @@ def test_folders_name_no_data_sets_that_would_be_fetched(
     words = refusal(monkeypatch, "eval", "--agent", run, "--split", "val")
     assert "config.yml names dataset=" in words
     assert "fetched from the network" in words
+    assert parse(["eval", "--agent", str(run), *advised(words)]).environment == {"dataset": dataset}
     assert "config.yml" not in refusal(monkeypatch, "eval", "--agent", run, "--split", "val", "--dataset", "no/such")
     of_somebody_else(run)
     assert "somebody else's" in refusal(monkeypatch, "train", "agent", "--out", run, "--resume")
@@ -175,7 +183,9 @@ def test_folders_name_no_data_sets_that_would_be_fetched(
     prance(monkeypatch, "eval", "--agent", "full", "--split", "val", "--out", tmp_path / "eval")
     noted = json.loads((tmp_path / "eval" / "settings.json").read_text())
     (tmp_path / "eval" / "settings.json").write_text(json.dumps({**noted, "dataset": dataset}))
-    assert "settings.json names dataset=" in refusal(monkeypatch, "validate", tmp_path / "eval" / "full.csv")
+    words = refusal(monkeypatch, "validate", tmp_path / "eval" / "full.csv")
+    assert "settings.json names dataset=" in words
+    assert parse(["validate", "rows.csv", *advised(words)]).environment == {"dataset": dataset}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import inspect
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, Union
@@ -181,13 +181,24 @@ def _refusing(options: type[T]) -> type[T]:
     return type(options.__name__, (options,), {"__init__": __init__, "__doc__": options.__doc__})
 
 
-def _resumed(kind: type[T], words: list[str]) -> T | None:
-    """What an interrupted run was begun with, if that is what is to go on: what is not typed is as it was."""
-    resumed: Callable[[Path], T | None] | None = getattr(kind, "resumed", None)
+def _resumed(kind: type[Any], words: list[str]) -> Any | None:
+    """What an interrupted run was begun with, if that is what is to go on: what is not typed is as it was.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+        FileNotFoundError: If there is no run, whose settings would have said what other options mean.
+    """
+    resumed: Callable[[Path], Any | None] | None = getattr(kind, "resumed", None)
     if "--resume" not in words or resumed is None:
         return None
     out = out_of(words)
-    return None if out is None else resumed(out)
+    found = None if out is None else resumed(out)
+    if out is None or found is not None or {"-h", "--help"} & {*words}:
+        return found
+    from ..runs.folder import check_kind, nothing_to_resume  # as every command that has something to resume does
+
+    check_kind(out, [f.name for f in fields(kind)])
+    raise nothing_to_resume(out)
 
 
 def _with_sizes(kind: type[Any], words: list[str]) -> list[str]:

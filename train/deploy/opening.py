@@ -23,7 +23,7 @@ from supernet.staging import finish_commit
 
 from ..runs.folder import CONFIG as RUN
 from ..runs.trained import trained_settings
-from ..runs.trust import SAY_SO, check_own_or_local, is_own
+from ..runs.trust import check_own_or_local, is_own, say_so
 
 IMAGES = 1024
 
@@ -127,7 +127,7 @@ def _images_of(run: str, checkpoint: str | None, dataset: Any) -> EnvSettings:
     """
     if dataset is None:
         noted = trained_settings(run).get("dataset")
-        check_own_or_local(noted, Path(run) / RUN, f"the run is somebody else's: {SAY_SO.format(noted)}")
+        check_own_or_local(noted, Path(run) / RUN, f"the run is somebody else's: {say_so(noted)}")
     return settings_of_run(run, "val", checkpoint=checkpoint, dataset=dataset)
 
 

@@ -16,7 +16,7 @@ from ..options import Split, noted_options
 from ..play import play_actions
 from ..runs.folder import Noted, plain
 from ..runs.trained import DEFAULTS, REQUIRED, noted_settings
-from ..runs.trust import check_local
+from ..runs.trust import check_local, say_so
 from .rows import Columns, action_column, read_rows
 
 SETTINGS = "settings.json"
@@ -147,7 +147,7 @@ def run_validate(path: Path, given: ReplaySettings | None = None) -> None:
     noted = _noted(path.parent / SETTINGS)
     if "dataset" not in asked:
         named = noted.get("dataset")
-        check_local(named, path.parent / SETTINGS, f"if you want that, say so yourself: --dataset {named!r}")
+        check_local(named, path.parent / SETTINGS, say_so(named))
     chosen = noted_settings({**DEFAULTS, **noted, **asked})
     settings = EnvSettings.from_id(chosen.pop("env"), **chosen)
     differences = validate_rows(rows, settings)

@@ -18,7 +18,7 @@ from supernet import Supernet
 from supernet.arrays import Ints
 
 from ..options import DatasetOption
-from ..runs.folder import check_free, check_kind
+from ..runs.folder import check_free, check_kind, nothing_to_resume
 from ..runs.interrupt import deferred_interrupt
 from ..runs.lock import only_writer
 from .classes import Meaning, is_reordered
@@ -155,7 +155,7 @@ def run_distill(
         check_kind(out)
     elif not (out / DESCRIPTION).exists():
         check_kind(out)
-        raise FileNotFoundError(f"{out} holds no {DESCRIPTION}, so there is nothing to resume; drop --resume.")
+        raise nothing_to_resume(out, DESCRIPTION)
     work = Distillation(settings, device, num_workers, out if resume else None)
     with only_writer(out), deferred_interrupt() as interrupted:
         store = LogitStore.create(out, work.info())

@@ -103,7 +103,7 @@ def open_run(
         held: What else tells that there is something in `out` that must not be lost.
         what: "run", or another word for messages.
         go_on: What --resume does, for messages.
-        may_change: Settings that a run may go on with other values of.
+        may_change: Settings that a run may go on with other values of, also where they are part of another setting.
 
     Yields:
         Whether there is a checkpoint to go on from.
@@ -119,7 +119,7 @@ def open_run(
     if not (out / CONFIG).is_file():  # no lock stays in a folder of something else
         check_free(out, [last, *held], what)
         if resume:
-            raise FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
+            raise nothing_to_resume(out, what)
     with only_writer(out):
         check_kind(out, names)  # once more: now nobody else writes
         if not resume:
@@ -140,6 +140,11 @@ def open_run(
             if not going_on:
                 _forget_refused(out)
             raise
+
+
+def nothing_to_resume(out: Path, what: str = "run") -> FileNotFoundError:
+    """What to raise about a folder in which nothing was begun, or of a run that failed before its first checkpoint."""
+    return FileNotFoundError(f"{out} holds no {what}, so there is nothing to resume; drop --resume.")
 
 
 def check_kind(folder: Path, names: Collection[str] = ()) -> None:
@@ -185,10 +190,16 @@ def check_noted(
     Raises:
         ValueError: As there.
     """
-    changed = {k: v for k, v in _changed(noted, settings).items() if k not in may_change}
-    if changed:
+    found = {k: v for k, v in _changed(noted, settings).items() if k not in may_change}
+    pairs = {k: (_without(then, may_change), _without(now, may_change)) for k, (then, now) in found.items()}
+    if changed := {k: (then, now) for k, (then, now) in pairs.items() if then != now}:
         values = "; ".join(f"{name}={now!r} instead of {then!r}" for name, (then, now) in changed.items())
         raise ValueError(f"{what} with other values of {[*changed]}: {values}. {remedy}.")
+
+
+def _without(value: Any, names: Collection[str]) -> Any:
+    """Settings that are one setting of a run, but for some of them; what is none as it is."""
+    return {k: v for k, v in value.items() if k not in names} if isinstance(value, Mapping) else value
 
 
 def _forget_refused(out: Path) -> None:
@@ -309,19 +320,25 @@ def _defaults(settings: Any) -> dict[str, Any]:
     return found
 
 
-def noted_fields(folder: Path, kind: type[Any]) -> dict[str, Any] | None:
+def noted_fields(folder: Path, kind: type[Any], images: bool = True) -> dict[str, Any] | None:
     """The settings in `config.yml` as the fields of the dataclass `kind`, the inverse of `plain`; None if missing.
+
+    Args:
+        folder: Run folder.
+        kind: The dataclass.
+        images: Whether the run's images are asked for; no if others take their place.
 
     Raises:
         FileExistsError: If the run is one of another command.
-        ValueError: If the run is somebody else's, and its images would have to be fetched.
+        ValueError: If the run is somebody else's, and images that are asked for would have to be fetched.
     """
     if not (folder / CONFIG).is_file():
         return None
     noted, names = read_config(folder), {f.name for f in fields(kind)}
     check_kind(folder, names)
     check_complete(folder, noted, kind)
-    check_own_or_local(noted.get("dataset"), folder / CONFIG)
+    if images:
+        check_own_or_local(noted.get("dataset"), folder / CONFIG)
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in noted.items() if k in names}
     return own | {"environment": {k: v for k, v in noted.items() if k not in names and v is not None}}
 

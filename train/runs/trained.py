@@ -13,7 +13,7 @@ from prance_env.images.config import NUMERIC, DatasetConfig
 from prance_env.settings import EnvArguments, EnvSettings
 
 from .folder import CONFIG, read_config
-from .trust import SAY_SO, check_local, check_own_or_local
+from .trust import check_local, check_own_or_local, say_so
 
 PARTS = ("model", "last", "policy")
 """Names, without suffixes, of agents in a run folder."""
@@ -110,7 +110,7 @@ def shared_settings(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
             continue
         if key == "dataset":
             for name, value in found.items():
-                check_local(value, Path(name) / CONFIG, SAY_SO.format(value))
+                check_local(value, Path(name) / CONFIG, say_so(value))
         values = {name: trained.get(key, DEFAULTS[key]) for name, trained in configs.items()}
         first, shared[key] = next(iter(found.items()))
         if any(value != shared[key] for value in values.values()):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from pathlib import Path
 from typing import Any
 
 from prance_env.images.config import DatasetConfig
 
-SAY_SO = "if you want that, say so yourself: --dataset {!r}"
 SYSTEM = "system.json"
 """What a run folder says about where it was made."""
 WRITER = "written_by"
@@ -52,6 +52,12 @@ def is_own(file: Path) -> bool:
     except (AttributeError, OSError, ValueError, RecursionError):
         return False
     return noted == writer() and (not hasattr(os, "getuid") or owners == {os.getuid()})
+
+
+def say_so(dataset: Any) -> str:
+    """What to do about a data set that is refused because a file names it, as words for a shell."""
+    text = dataset if isinstance(dataset, str) else json.dumps(dataset, default=str)
+    return f"say so yourself with --dataset {shlex.quote(text)} if you want that"
 
 
 def check_local(dataset: Any, source: Path, remedy: str) -> None:
