@@ -15,16 +15,21 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from helpers import make_engine
+from helpers import make_engine, random_net
+from mode_nets import make_config
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prance_env import ImageDataset, InferenceEngine
+from prance_env.cache import cache_key
 from prance_env.definitions import definition_digest
-from supernet import Supernet, TokenMode, freeze, stems
+from supernet import Supernet, TokenMode, freeze, list_token_modes, stems, token_mode
 from supernet.config import with_space
+from supernet.convert.authors import AUTHORS_MODES
+from supernet.full_size import reduces_at_full_size
 from supernet.stems import Stem
 from supernet.tokens import modes
+from supernet.tokens.modes import kept_tokens
 
 TOTAL = 4
 
@@ -56,7 +61,16 @@ def scaling_mode(factor: float) -> TokenMode:
     return TokenMode(assign, normalise=False, always=True)
 
 
-@pytest.mark.parametrize("what", ["stem", "token mode"])
+def capping_mode(most: float) -> TokenMode:
+    """Our own `prune`, but that it never keeps more patches."""
+
+    def counts(num_tokens: Any, keep_rates: Any, prefix: int) -> Any:
+        return np.minimum(kept_tokens(num_tokens, keep_rates[:, 0], prefix), prefix + int(most))[:, None]
+
+    return replace(token_mode("prune"), counts=counts)
+
+
+@pytest.mark.parametrize("what", ["stem", "token mode", "counts of a token mode"])
 def test_a_cache_is_of_what_a_users_name_stands_for(
     what: str, digits_net: Supernet, noise: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +79,8 @@ def test_a_cache_is_of_what_a_users_name_stands_for(
     def prob(factor: float, **kept: Any) -> NDArray[np.float64]:
         nonlocal state
         monkeypatch.setattr(stems.STEMS, "_things", {"mine": scaled_stem(factor)})
-        monkeypatch.setitem(modes._OURS._things, "mine", scaling_mode(factor))
+        mode = scaling_mode if what == "token mode" else capping_mode
+        monkeypatch.setitem(modes._OURS._things, "mine", mode(factor))
         config = digits_net.config
         config = replace(config, stem="mine") if what == "stem" else with_space(config, token_mode="mine")
         net = freeze(Supernet(config))
@@ -76,6 +91,26 @@ def test_a_cache_is_of_what_a_users_name_stands_for(
     for factor in (1.0, 2.0, 1.0):
         np.testing.assert_array_equal(prob(factor, cache_dir=tmp_path), prob(factor))
     assert len([p for p in tmp_path.iterdir() if p.suffix != ".lock"]) == 2
+
+
+def test_token_modes_share_a_cache_if_nothing_leaves_at_full_size(
+    digits_net: Supernet, noise: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(modes._OURS._things, "mine", capping_mode(2))
+    net = random_net(digits_net.config)
+
+    def key(mode: str) -> str:
+        net.run_by(with_space(net.config, token_mode=mode))
+        return cache_key(net, noise)
+
+    assert key("prune") == key("tome") != key("mine")
+
+
+@pytest.mark.parametrize("authors", [False, True])
+def test_of_this_packages_token_modes_only_the_authors_reduce_at_full_size(authors: bool) -> None:
+    for name in list_token_modes(authors):
+        config = make_config(name, "authors" if authors else "class-token", True)
+        assert reduces_at_full_size(config) == (config.token_mode in AUTHORS_MODES.values()) == authors
 
 
 def test_a_stem_that_holds_what_cannot_be_read_has_no_cache_on_disk(
