@@ -311,11 +311,11 @@ def cache_key(net: Supernet, source: ImageSource, key_mean: bool = False) -> str
     for name, what, value in _of_others(net):
         try:
             digest.update(f"{name} {definition_digest(value)}\n".encode())
-        except TypeError as e:
+        except Exception as e:  # of whatever it holds, with classes of its own
             raise ValueError(
-                f"cache_dir cannot keep what {name}={what!r} computes: {e}, so that another one of that name would be "
-                "taken for it. Leave cache_dir out, or register a function or a class that holds numbers, texts and "
-                "tensors only."
+                f"cache_dir cannot keep what {name}={what!r} computes ({type(e).__name__}: {e}): another one of that "
+                "name would be taken for it. Leave cache_dir out, or register a function or a class that holds no more "
+                "than can be pickled."
             ) from e
     return digest.hexdigest()[:32]
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import cmath
+import logging
+import math
 import os
+import random
+import re
 import subprocess
 import sys
 import threading
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -113,22 +119,27 @@ def test_of_this_packages_token_modes_only_the_authors_reduce_at_full_size(autho
         assert reduces_at_full_size(config) == (config.token_mode in AUTHORS_MODES.values()) == authors
 
 
+@pytest.mark.parametrize(
+    ("held", "reason"),
+    [(threading.Lock(), r"_thread\.lock"), (torch.empty(1, device="meta"), "meta")],
+)
 def test_a_stem_that_holds_what_cannot_be_read_has_no_cache_on_disk(
-    digits_net: Supernet, noise: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: Any, reason: str, digits_net: Supernet, noise: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = partial(lambda config, lock: scaled_stem(1.0)(config), lock=threading.Lock())
+    make = partial(lambda config, held: scaled_stem(1.0)(config), held=held)
     monkeypatch.setattr(stems.STEMS, "_things", {"mine": make})
     net = freeze(Supernet(replace(digits_net.config, stem="mine")))
     InferenceEngine(net, noise)
-    with pytest.raises(ValueError, match=r"cache_dir cannot keep what stem='mine' computes: .*_thread.lock"):
+    with pytest.raises(ValueError, match=rf"cache_dir cannot keep what stem='mine' computes .*{reason}.*\. Leave"):
         InferenceEngine(net, noise, cache_dir=tmp_path)
 
 
 # ---- digests --------------------------------------------------------------------------------------------------------
 
 DEFINED = """
-import functools, torch
+import functools, logging, torch
 from torch import nn
+log = logging.getLogger(__name__)
 FACTOR = 2.0
 KNOWN = ("a", "b", 1)
 def helper(x):
@@ -136,6 +147,7 @@ def helper(x):
 class Base(nn.Module):
     weight = torch.ones(2)
     def forward(self, x):
+        log.debug("forward")
         return super().forward(helper(x))
 class Stem(Base):
     @property
@@ -151,7 +163,7 @@ def make(config): return Stem(config)
 def defined(text: str) -> Any:
     """What `make` is after a module's text has run."""
     names: dict[str, Any] = {"__name__": "users_own"}
-    exec(text, names)
+    exec(compile(text, "users_own.py", "exec", dont_inherit=True), names)
     return names["make"]
 
 
@@ -191,14 +203,48 @@ def closed_over(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
+def marked(value: Any) -> Callable[[], Any]:
+    def function() -> Any:
+        return function.value  # type: ignore[attr-defined]
+
+    function.value = value  # type: ignore[attr-defined]
+    return function
+
+
 class Holder:
     """Something of a user's that holds a value."""
+
+    func = print
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def method(self) -> Any:
         return self.value
+
+
+class Slotted:
+    """The same, in a slot."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Table(dict[str, int]):
+    """Something that holds values, and one more."""
+
+    value: Any
+
+
+def table(value: Any) -> Table:
+    made = Table(a=1)
+    made.value = value
+    return made
+
+
+A, B = [torch.zeros(1)], [torch.ones(1)]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +258,29 @@ class Holder:
         lambda value: closed_over(torch.tensor([value], dtype=torch.bfloat16)),
         lambda value: closed_over(np.array([value])),
         lambda value: closed_over({"b", value, "a"}),
+        lambda value: closed_over({closed_over(value), closed_over(0)}),
+        marked,
+        lambda value: closed_over(Holder(value)),
+        lambda value: closed_over(Slotted(value)),
+        lambda value: closed_over(table(value)),
+        # Who stands where is all that changes.
+        lambda value: partial(print, [A, (A, B)[value - 1], B]),
+        lambda value: closed_over([b"a", 1][:: 3 - 2 * value]),
+        lambda value: [lambda a: a, lambda *a: a][value - 1],
+        # Of the standard library and of NumPy.
+        lambda value: closed_over(range(value)),
+        lambda value: closed_over(slice(value)),
+        lambda value: closed_over([value].index),
+        lambda value: closed_over((math.sin, cmath.sin)[value - 1]),
+        lambda value: closed_over(re.compile(str(value))),
+        lambda value: closed_over(Counter(a=value)),
+        lambda value: closed_over(deque([value])),
+        lambda value: closed_over(random.Random(value)),
+        lambda value: closed_over(logging.getLogger(str(value))),
+        lambda value: closed_over(np.int64(value)),
+        lambda value: closed_over(np.float32(value)),
+        lambda value: closed_over(np.dtype(f"i{4 * value}")),
+        lambda value: closed_over(np.random.default_rng(value)),
     ],
 )
 def test_a_digest_changes_with_what_is_bound(bound: Callable[[Any], Any]) -> None:
