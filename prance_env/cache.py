@@ -20,9 +20,10 @@ from torch import Tensor
 
 from supernet import Supernet
 from supernet.arrays import Bools, Floats, Ints
+from supernet.convert.authors import AUTHORS_MODES
 from supernet.files import write_atomically
+from supernet.full_size import reduces_at_full_size
 from supernet.stems import OWN_STEMS
-from supernet.tokens.contract import OURS
 
 from .definitions import definition_digest
 from .images.source import ImageSource
@@ -289,13 +290,14 @@ def cache_key(net: Supernet, source: ImageSource, key_mean: bool = False) -> str
     The device and the version of PyTorch count as well, because another one rounds differently.
 
     Raises:
-        ValueError: If a stem, or a token mode that always runs, is a user's, and it cannot be told what it computes.
+        ValueError: If a stem, or a token mode that reduces at full size, is a user's, and it cannot be told what it
+            computes.
     """
     weight = net.pos_embed
     digest = hashlib.sha256()
     config = net.config.to_dict()
-    if not net.config.token_mode.always:
-        # Nothing leaves at full size, so that one file serves all these modes.
+    if not reduces_at_full_size(net.config):
+        # One file serves all modes that do nothing there.
         del config["space"]["token_mode"]
     for part in (json.dumps(config, sort_keys=True), weight.dtype, weight.device.type, torch.__version__):
         digest.update(f"{part}\n".encode())
@@ -309,11 +311,11 @@ def cache_key(net: Supernet, source: ImageSource, key_mean: bool = False) -> str
     for name, what, value in _of_others(net):
         try:
             digest.update(f"{name} {definition_digest(value)}\n".encode())
-        except TypeError as e:
+        except Exception as e:  # of whatever it holds, with classes of its own
             raise ValueError(
-                f"cache_dir cannot keep what {name}={what!r} computes: {e}, so that another one of that name would be "
-                "taken for it. Leave cache_dir out, or register a function or a class that holds numbers, texts and "
-                "tensors only."
+                f"cache_dir cannot keep what {name}={what!r} computes ({type(e).__name__}: {e}): another one of that "
+                "name would be taken for it. Leave cache_dir out, or register a function or a class that holds no more "
+                "than can be pickled."
             ) from e
     return digest.hexdigest()[:32]
 
@@ -326,5 +328,5 @@ def _of_others(net: Supernet) -> Iterator[tuple[str, str, Any]]:
         # What makes it may say nothing of what it is.
         kinds = {f"{k.__module__}.{k.__qualname__}": k for k in map(type, net.patch_embed.modules())}
         yield "stem", config.stem, [stem, *(kinds[k] for k in sorted(kinds) if not k.startswith("torch."))]
-    if mode.always and not str(getattr(mode.assign or mode.module, "__module__", "")).startswith(OURS):
+    if reduces_at_full_size(config) and mode not in AUTHORS_MODES.values():
         yield "token_mode", config.space.token_mode, vars(mode)

@@ -70,6 +70,11 @@ def full_macs_of(config: SupernetConfig, group: int, num_tokens: Tensor, to_the_
     return (num_tokens * squared + linear) * num_tokens + constant
 
 
+def reduces_at_full_size(config: SupernetConfig) -> bool:
+    """Whether tokens leave, or change places, even at full size."""
+    return _reduces(config, config.token_mode)
+
+
 @lru_cache(maxsize=16)
 def _polynomials(config: SupernetConfig, mode: TokenMode) -> tuple[list[list[int]], list[list[int]]] | None:
     """`_tables` as factors of the square of the number of tokens, of the number, and what is added."""
@@ -95,20 +100,28 @@ Table = Ints | None
 @lru_cache(maxsize=16)
 def _tables(config: SupernetConfig, mode: TokenMode) -> tuple[list[Table], list[Table]]:
     """Multiply-accumulates of every group, and of everything from it to the logits. A name may get another mode."""
-    space, tokens = config.space, np.arange(config.num_prefix_tokens, config.num_tokens + 1)
-    plans = [
-        plan_group(config, group, GroupChoice.full(space, group, len(tokens)), tokens)
-        for group in range(len(space.groups))
-    ]
-    if config.prance_embed_dim is not None or any(plan.counts is not None for plan in plans):
+    plans = _plans(config)
+    if config.prance_embed_dim is not None or _reduces(config, mode):
         nothing: list[Table] = [None] * len(plans)
         return nothing, nothing
     # No image has no token at all; a row for it spares a subtraction at every look.
     before = np.zeros(config.num_prefix_tokens, dtype=np.int64)
     return (
         [np.concatenate([before, group_macs(config, plan)]) for plan in plans],
-        [np.concatenate([before, remaining_macs(config, plan.group, tokens)]) for plan in plans],
+        [np.concatenate([before, remaining_macs(config, plan.group, plan.num_tokens)]) for plan in plans],
     )
+
+
+@lru_cache(maxsize=16)
+def _reduces(config: SupernetConfig, mode: TokenMode) -> bool:
+    return any(plan.counts is not None for plan in _plans(config))
+
+
+def _plans(config: SupernetConfig) -> list[GroupPlan]:
+    """Of every group at full size, for every number of tokens that an image can have."""
+    space, tokens = config.space, np.arange(config.num_prefix_tokens, config.num_tokens + 1)
+    choices = (GroupChoice.full(space, group, len(tokens)) for group in range(len(space.groups)))
+    return [plan_group(config, group, choice, tokens) for group, choice in enumerate(choices)]
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .arrays import Ints, sent
 from .config import SupernetConfig
-from .full_size import costs_are_known, full_macs_of, full_plan
+from .full_size import costs_are_known, full_macs_of, full_plan, reduces_at_full_size
 from .layers import set_width
 from .macs import group_macs, head_macs, remaining_macs
 from .plan import plan_group
@@ -174,8 +174,8 @@ def run_tiled_group(
         following = on_device(next_dim, device) if isinstance(next_dim, np.ndarray) else next_dim
         widths: Any = (batch.lengths, batch.have.long(), following)
         plan = plan_group(config, state.group, sizes, *widths)
-        if choice is None and not config.token_mode.always:
-            plan = replace(plan, counts=None)  # keep rates of 1, as the host knows
+        if choice is None and not reduces_at_full_size(config):
+            plan = replace(plan, counts=None)  # as the host knows
         spent, last = spent + torch.as_tensor(group_macs(config, plan)), torch.as_tensor(plan.widths)[:, -1]
     alone = head_only and class_token_alone(config, state.group)
     carries_means = state.row_means is not None and not alone

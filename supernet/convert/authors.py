@@ -60,10 +60,11 @@ def _assign(
     return merge_ranked(order, metric, into, counts, lengths, prefix), torch.ones_like(size)
 
 
-_MERGE = TokenMode(_assign, counts=_counts, metric="tokens", sized=True, macs=merge_macs, always=True, on_device=True)
-register_token_mode("prune", TokenMode(_assign, counts=_counts, always=True, on_device=True), authors=True)
-register_token_mode("merge", _MERGE, authors=True)
-register_token_mode("prune_merge", replace(_MERGE, num_rates=2), authors=True)
+_PRUNE = TokenMode(_assign, counts=_counts, always=True, on_device=True)
+_MERGE = replace(_PRUNE, metric="tokens", sized=True, macs=merge_macs)
+AUTHORS_MODES = {"prune": _PRUNE, "merge": _MERGE, "prune_merge": replace(_MERGE, num_rates=2)}
+for _name, _mode in AUTHORS_MODES.items():
+    register_token_mode(_name, _mode, authors=True)
 
 
 SPACES = {256: "prance_vit_tiny", 448: "prance_vit_small", 768: "prance_vit_base"}

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import cmath
+import logging
+import math
 import os
+import random
+import re
 import subprocess
 import sys
 import threading
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -15,16 +21,21 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from helpers import make_engine
+from helpers import make_engine, random_net
+from mode_nets import make_config
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prance_env import ImageDataset, InferenceEngine
+from prance_env.cache import cache_key
 from prance_env.definitions import definition_digest
-from supernet import Supernet, TokenMode, freeze, stems
+from supernet import Supernet, TokenMode, freeze, list_token_modes, stems, token_mode
 from supernet.config import with_space
+from supernet.convert.authors import AUTHORS_MODES
+from supernet.full_size import reduces_at_full_size
 from supernet.stems import Stem
 from supernet.tokens import modes
+from supernet.tokens.modes import kept_tokens
 
 TOTAL = 4
 
@@ -56,7 +67,16 @@ def scaling_mode(factor: float) -> TokenMode:
     return TokenMode(assign, normalise=False, always=True)
 
 
-@pytest.mark.parametrize("what", ["stem", "token mode"])
+def capping_mode(most: float) -> TokenMode:
+    """Our own `prune`, but that it never keeps more patches."""
+
+    def counts(num_tokens: Any, keep_rates: Any, prefix: int) -> Any:
+        return np.minimum(kept_tokens(num_tokens, keep_rates[:, 0], prefix), prefix + int(most))[:, None]
+
+    return replace(token_mode("prune"), counts=counts)
+
+
+@pytest.mark.parametrize("what", ["stem", "token mode", "counts of a token mode"])
 def test_a_cache_is_of_what_a_users_name_stands_for(
     what: str, digits_net: Supernet, noise: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +85,8 @@ def test_a_cache_is_of_what_a_users_name_stands_for(
     def prob(factor: float, **kept: Any) -> NDArray[np.float64]:
         nonlocal state
         monkeypatch.setattr(stems.STEMS, "_things", {"mine": scaled_stem(factor)})
-        monkeypatch.setitem(modes._OURS._things, "mine", scaling_mode(factor))
+        mode = scaling_mode if what == "token mode" else capping_mode
+        monkeypatch.setitem(modes._OURS._things, "mine", mode(factor))
         config = digits_net.config
         config = replace(config, stem="mine") if what == "stem" else with_space(config, token_mode="mine")
         net = freeze(Supernet(config))
@@ -78,22 +99,47 @@ def test_a_cache_is_of_what_a_users_name_stands_for(
     assert len([p for p in tmp_path.iterdir() if p.suffix != ".lock"]) == 2
 
 
-def test_a_stem_that_holds_what_cannot_be_read_has_no_cache_on_disk(
-    digits_net: Supernet, noise: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_token_modes_share_a_cache_if_nothing_leaves_at_full_size(
+    digits_net: Supernet, noise: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = partial(lambda config, lock: scaled_stem(1.0)(config), lock=threading.Lock())
+    monkeypatch.setitem(modes._OURS._things, "mine", capping_mode(2))
+    net = random_net(digits_net.config)
+
+    def key(mode: str) -> str:
+        net.run_by(with_space(net.config, token_mode=mode))
+        return cache_key(net, noise)
+
+    assert key("prune") == key("tome") != key("mine")
+
+
+@pytest.mark.parametrize("authors", [False, True])
+def test_of_this_packages_token_modes_only_the_authors_reduce_at_full_size(authors: bool) -> None:
+    for name in list_token_modes(authors):
+        config = make_config(name, "authors" if authors else "class-token", True)
+        assert reduces_at_full_size(config) == (config.token_mode in AUTHORS_MODES.values()) == authors
+
+
+@pytest.mark.parametrize(
+    ("held", "reason"),
+    [(threading.Lock(), r"_thread\.lock"), (torch.empty(1, device="meta"), "meta")],
+)
+def test_a_stem_that_holds_what_cannot_be_read_has_no_cache_on_disk(
+    held: Any, reason: str, digits_net: Supernet, noise: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = partial(lambda config, held: scaled_stem(1.0)(config), held=held)
     monkeypatch.setattr(stems.STEMS, "_things", {"mine": make})
     net = freeze(Supernet(replace(digits_net.config, stem="mine")))
     InferenceEngine(net, noise)
-    with pytest.raises(ValueError, match=r"cache_dir cannot keep what stem='mine' computes: .*_thread.lock"):
+    with pytest.raises(ValueError, match=rf"cache_dir cannot keep what stem='mine' computes .*{reason}.*\. Leave"):
         InferenceEngine(net, noise, cache_dir=tmp_path)
 
 
 # ---- digests --------------------------------------------------------------------------------------------------------
 
 DEFINED = """
-import functools, torch
+import functools, logging, torch
 from torch import nn
+log = logging.getLogger(__name__)
 FACTOR = 2.0
 KNOWN = ("a", "b", 1)
 def helper(x):
@@ -101,6 +147,7 @@ def helper(x):
 class Base(nn.Module):
     weight = torch.ones(2)
     def forward(self, x):
+        log.debug("forward")
         return super().forward(helper(x))
 class Stem(Base):
     @property
@@ -116,7 +163,7 @@ def make(config): return Stem(config)
 def defined(text: str) -> Any:
     """What `make` is after a module's text has run."""
     names: dict[str, Any] = {"__name__": "users_own"}
-    exec(text, names)
+    exec(compile(text, "users_own.py", "exec", dont_inherit=True), names)
     return names["make"]
 
 
@@ -156,14 +203,48 @@ def closed_over(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
+def marked(value: Any) -> Callable[[], Any]:
+    def function() -> Any:
+        return function.value  # type: ignore[attr-defined]
+
+    function.value = value  # type: ignore[attr-defined]
+    return function
+
+
 class Holder:
     """Something of a user's that holds a value."""
+
+    func = print
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def method(self) -> Any:
         return self.value
+
+
+class Slotted:
+    """The same, in a slot."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Table(dict[str, int]):
+    """Something that holds values, and one more."""
+
+    value: Any
+
+
+def table(value: Any) -> Table:
+    made = Table(a=1)
+    made.value = value
+    return made
+
+
+A, B = [torch.zeros(1)], [torch.ones(1)]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +258,29 @@ class Holder:
         lambda value: closed_over(torch.tensor([value], dtype=torch.bfloat16)),
         lambda value: closed_over(np.array([value])),
         lambda value: closed_over({"b", value, "a"}),
+        lambda value: closed_over({closed_over(value), closed_over(0)}),
+        marked,
+        lambda value: closed_over(Holder(value)),
+        lambda value: closed_over(Slotted(value)),
+        lambda value: closed_over(table(value)),
+        # Who stands where is all that changes.
+        lambda value: partial(print, [A, (A, B)[value - 1], B]),
+        lambda value: closed_over([b"a", 1][:: 3 - 2 * value]),
+        lambda value: [lambda a: a, lambda *a: a][value - 1],
+        # Of the standard library and of NumPy.
+        lambda value: closed_over(range(value)),
+        lambda value: closed_over(slice(value)),
+        lambda value: closed_over([value].index),
+        lambda value: closed_over((math.sin, cmath.sin)[value - 1]),
+        lambda value: closed_over(re.compile(str(value))),
+        lambda value: closed_over(Counter(a=value)),
+        lambda value: closed_over(deque([value])),
+        lambda value: closed_over(random.Random(value)),
+        lambda value: closed_over(logging.getLogger(str(value))),
+        lambda value: closed_over(np.int64(value)),
+        lambda value: closed_over(np.float32(value)),
+        lambda value: closed_over(np.dtype(f"i{4 * value}")),
+        lambda value: closed_over(np.random.default_rng(value)),
     ],
 )
 def test_a_digest_changes_with_what_is_bound(bound: Callable[[Any], Any]) -> None:

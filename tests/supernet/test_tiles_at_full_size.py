@@ -13,7 +13,8 @@ from helpers import random_net
 from mode_nets import CASES, assert_close, images_for, make_config, subnets_for
 from torch import Tensor
 
-from supernet import Supernet, TokenMode, register_token_mode, runtime
+from supernet import Supernet, TokenMode, register_token_mode, runtime, token_mode
+from supernet.arrays import namespace
 from supernet.full_size import costs_are_known, full_macs_of, full_plan
 from supernet.macs import group_macs, remaining_macs
 from supernet.plan import plan_group
@@ -27,7 +28,7 @@ from supernet.runtime.tiled import TileBatch, images_of_rows, offsets
 from supernet.subnet import GroupChoice
 from supernet.tiled_state import TiledState, macs_on_device
 from supernet.tokens import modes
-from supernet.tokens.modes import Assignment, column
+from supernet.tokens.modes import Assignment, column, kept_tokens
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FAST = ["prune-class-token-later", "prune_merge-authors-later", "tome-registers-later"]
@@ -49,10 +50,8 @@ def decided_once(net: Supernet, count: int) -> TiledState:
         return TiledState.of(net.run_group(state, state.group, choice), net.config)
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in TILED])
-def test_the_rest_at_full_size_is_that_of_segments(case: str) -> None:
-    net = random_net(make_config(*CASES[case])).to(DEVICE)
-    state = decided_once(net, 5)
+def assert_rest_is_that_of_segments(net: Supernet, state: TiledState) -> None:
+    """Logits, tokens and costs of the rest at full size."""
     with runtime.use("tiles"):
         found, end = net.finish(state), net.run_to_end(state)
     assert isinstance(end, TiledState)
@@ -63,6 +62,25 @@ def test_the_rest_at_full_size_is_that_of_segments(case: str) -> None:
     np.testing.assert_array_equal(end.num_tokens, expected.num_tokens)
     assert torch.equal(end.patch_token, expected.patch_token)
     assert macs_on_device(net.config, state).tolist() == net.macs_to_go(state.host).tolist()
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in TILED])
+def test_the_rest_at_full_size_is_that_of_segments(case: str) -> None:
+    net = random_net(make_config(*CASES[case])).to(DEVICE)
+    assert_rest_is_that_of_segments(net, decided_once(net, 5))
+
+
+def test_a_mode_that_never_keeps_all_reduces_at_full_size(own_modes: None) -> None:
+    def counts(num_tokens: Any, keep_rates: Any, prefix: int) -> Any:
+        """Six patches at most."""
+        kept = kept_tokens(num_tokens, keep_rates[:, 0], prefix)
+        return namespace(num_tokens).minimum(kept, num_tokens * 0 + prefix + 6)[:, None]
+
+    register_token_mode("capped", TokenMode(token_mode("prune").assign, counts=counts, on_device=True))
+    net = random_net(make_config("capped", "class-token", False)).to(DEVICE)
+    with runtime.use("segments"):
+        state = TiledState.of(net.begin(images_for(net, 3).to(DEVICE)), net.config)
+    assert_rest_is_that_of_segments(net, state)
 
 
 def test_at_full_size_nothing_is_reduced_or_listed(monkeypatch: pytest.MonkeyPatch) -> None:
