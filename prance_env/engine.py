@@ -214,9 +214,7 @@ class InferenceEngine:
     ) -> Episodes:
         if not isinstance(episodes, DeviceEpisodes):
             index = episodes.index
-            episodes = begun_on_device(
-                episodes, self.config, self._full_prediction[index], self._full_prob[index], reward.macs_weight
-            )
+            episodes = begun_on_device(episodes, self.config, self._full_prediction[index], self._full_prob[index])
         device = self.net.pos_embed.device
         unit = actions if isinstance(actions, Tensor) else sent(actions, device)
         unit = unit.to(device, torch.float64, non_blocking=True)

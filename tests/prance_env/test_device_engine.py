@@ -78,6 +78,17 @@ def test_episodes_are_those_by_segments(name: str, engine: InferenceEngine) -> N
     assert found[lanes].reward.tolist() == found.reward[lanes].tolist()
 
 
+def test_every_step_is_scored_by_the_reward_that_it_is_given(engine: InferenceEngine) -> None:
+    actions = unit_actions(engine.config.space, BATCH)
+    for way in ("segments", "tiles"):
+        with runtime.use(way):
+            episodes = engine.start(np.arange(BATCH))
+            for decision, price in enumerate((0.2, 0.9)):
+                episodes = engine.step(episodes, actions[:, decision], RewardConfig(macs_weight=price))
+                expected = -price * episodes.macs / engine.full_macs
+                np.testing.assert_allclose(episodes.reward_macs, expected, err_msg=way)
+
+
 def lanes_on(engine: InferenceEngine, **settings: Any) -> Lanes:
     return Lanes(FixedSettings(split="val", fixed=engine, device=DEVICE, **settings), BATCH)
 
