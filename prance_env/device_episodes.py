@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 
 from .arrays import sent_together, to_host
 from .episodes import Episodes
+from .observations import OBSERVATIONS
 from .rewards.config import RewardConfig, accuracy_term, terms
 from .rewards.prices import CostConditioning
 from .spaces import observe
@@ -47,6 +49,11 @@ class Observing(NamedTuple):
         assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
         return self.conditioning.observe(episodes.macs_weight)
 
+    @property
+    def stands_for(self) -> Hashable:
+        """This, and the parts that its name stands for now: another observation may be registered under it."""
+        return self, OBSERVATIONS[self.observation]
+
 
 class DeviceEpisodes(Episodes):
     """B episodes that are equally far, as tensors; fetched in one copy when one of the fields is asked for.
@@ -58,11 +65,11 @@ class DeviceEpisodes(Episodes):
         decision: Decisions taken so far.
         numbers: The fields `NUMBERS`, and what `GIVEN` names, on the device.
         macs_weight: (B,) price of the full network in each episode; None: the reward's.
-        seen: An observation that came with the step, and (B, O) what it is; None: none did.
+        seen: What the observation stood for that came with the step, and (B, O) what it is; None: none did.
     """
 
     numbers: dict[str, Tensor]
-    seen: tuple[Observing, Tensor] | None
+    seen: tuple[Hashable, Tensor] | None
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class DeviceEpisodes(Episodes):
         decision: int,
         numbers: dict[str, Tensor],
         macs_weight: Floats | None,
-        seen: tuple[Observing, Tensor] | None = None,
+        seen: tuple[Hashable, Tensor] | None = None,
     ) -> None:
         # Straight into the dictionary: the fields of the base class are frozen, and some are properties here.
         vars(self).update(index=index, label=label, state=state, decision=decision, numbers=numbers)
@@ -157,13 +164,14 @@ def decide_on_device(
     price = None if observing is None else observing.price(episodes)
     if price is not None:
         inputs["price"] = sent(price, unit.device)
+    shown = None if observing is None else observing.stands_for
     if records_graphs(unit.device):
-        out = recorder.run((episodes.decision, reward, precision(), observing, standing_net(net)), step, inputs)
+        out = recorder.run((episodes.decision, reward, precision(), shown, standing_net(net)), step, inputs)
     else:
         out = step(inputs)
     numbers = {k: v for k, v in read.items() if k in GIVEN} | {k: out[k] for k in NUMBERS}
     after = TiledState.of_tensors(group + 1, most, out)
-    made = None if observing is None else (observing, out["seen"])
+    made = None if shown is None else (shown, out["seen"])
     return DeviceEpisodes(
         episodes.index, episodes.label, after, episodes.decision + 1, numbers, episodes.macs_weight, made
     )

@@ -202,6 +202,33 @@ def test_what_a_user_observes_is_asked_after_the_step(engine: InferenceEngine) -
         OBSERVATIONS.remove("mine_after_steps")
 
 
+def test_an_observation_that_is_registered_anew_shows_its_new_parts(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, unit = engine.start(np.arange(BATCH)), unit_actions(engine.config.space, BATCH)[:, 0]
+    recorder, seen = NotingRecorder(), Observing("lean")
+
+    def recorded() -> None:
+        with monkeypatch.context() as patch, pytest.raises(NotingRecorder.Asked):
+            patch.setattr(device_episodes, "records_graphs", lambda device: True)
+            patch.setattr(engine, "_recorder", recorder)
+            engine.step(begun, unit, RewardConfig(), seen)
+
+    try:
+        with runtime.use("tiles"):
+            register_observation("lean", ("max_prob", "decision"))
+            after = engine.step(begun, unit, RewardConfig(), seen)
+            recorded()
+            OBSERVATIONS.remove("lean")
+            register_observation("lean", ("entropy", "decision"))
+            recorded()
+            expected = engine.observe(engine.step(begun, unit, RewardConfig()), "lean")
+            assert torch.equal(engine.observe(after, "lean"), expected)
+    finally:
+        OBSERVATIONS.remove("lean")
+    assert recorder.names[0] != recorder.names[1]
+
+
 def test_with_terminal_rewards_an_action_of_nan_spoils_the_last_reward(engine: InferenceEngine) -> None:
     unit = torch.from_numpy(unit_actions(engine.config.space, BATCH)).to(DEVICE)
     unit[1, 0, 0] = float("nan")
