@@ -209,10 +209,11 @@ def test_an_observation_that_is_registered_anew_shows_its_new_parts(
     recorder, seen = NotingRecorder(), Observing("lean")
 
     def recorded() -> None:
-        with monkeypatch.context() as patch, pytest.raises(NotingRecorder.Asked):
+        with monkeypatch.context() as patch:
             patch.setattr(device_episodes, "records_graphs", lambda device: True)
             patch.setattr(engine, "_recorder", recorder)
-            engine.step(begun, unit, RewardConfig(), seen)
+            with pytest.raises(NotingRecorder.Asked):
+                engine.step(begun, unit, RewardConfig(), seen)
 
     try:
         with runtime.use("tiles"):
