@@ -167,6 +167,21 @@ def test_recorded_steps_are_not_replayed_for_weights_elsewhere(monkeypatch: pyte
     assert recorder.names[3] not in recorder.names[:3]
 
 
+def test_a_hook_is_refused_at_every_decision() -> None:
+    engine = make_engine(random_net(make_config("prune", "class-token", False)).to(DEVICE), 4)
+    unit, space = unit_actions(engine.config.space, BATCH), engine.config.space
+    for way in ("segments", "tiles"):
+        with runtime.use(way):
+            episodes = engine.start(np.arange(BATCH))
+            for decision in range(space.num_decisions):
+                number = space.blocks(episodes.state.group)[0]
+                hook = engine.net.blocks[number].fc1.register_forward_hook(lambda *given: None)
+                with pytest.raises(ValueError, match=rf"The layer blocks\.{number}\.fc1 has hooks"):
+                    engine.step(episodes, unit[:, decision], RewardConfig())
+                hook.remove()
+                episodes = engine.step(episodes, unit[:, decision], RewardConfig())
+
+
 @pytest.mark.parametrize("conditioning", [None, CostConditioning(0.1, 0.5)])
 def test_an_observation_comes_with_the_step_if_it_is_named(
     conditioning: CostConditioning | None, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
