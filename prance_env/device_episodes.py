@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from supernet.tiled_state import TiledState, macs_on_device, run_tiled_group
 
 from .arrays import sent_together, to_host
 from .episodes import Episodes
+from .observations import OBSERVATIONS
 from .rewards.config import RewardConfig, accuracy_term, terms
 from .rewards.prices import CostConditioning
 from .spaces import observe
@@ -28,7 +30,7 @@ NUMBERS = (
 """Fields of `Episodes` that a decision changes."""
 
 GIVEN = ("label", "full_prediction", "full_prob", "weight")
-"""What decisions are scored by: class, what the full network says, and the price."""
+"""What decisions are scored by: class, what the full network says, and the price where episodes have their own."""
 
 READ = ("embed_dim", "mlp_ratio", "keep_rate", "value", *GIVEN)
 """What of all that a decision reads."""
@@ -47,6 +49,11 @@ class Observing(NamedTuple):
         assert episodes.macs_weight is not None, "conditioned episodes need their macs_weight"
         return self.conditioning.observe(episodes.macs_weight)
 
+    @property
+    def stands_for(self) -> Hashable:
+        """This, and the parts that its name stands for now: another observation may be registered under it."""
+        return self, OBSERVATIONS[self.observation]
+
 
 class DeviceEpisodes(Episodes):
     """B episodes that are equally far, as tensors; fetched in one copy when one of the fields is asked for.
@@ -58,11 +65,11 @@ class DeviceEpisodes(Episodes):
         decision: Decisions taken so far.
         numbers: The fields `NUMBERS`, and what `GIVEN` names, on the device.
         macs_weight: (B,) price of the full network in each episode; None: the reward's.
-        seen: An observation that came with the step, and (B, O) what it is; None: none did.
+        seen: What the observation stood for that came with the step, and (B, O) what it is; None: none did.
     """
 
     numbers: dict[str, Tensor]
-    seen: tuple[Observing, Tensor] | None
+    seen: tuple[Hashable, Tensor] | None
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class DeviceEpisodes(Episodes):
         decision: int,
         numbers: dict[str, Tensor],
         macs_weight: Floats | None,
-        seen: tuple[Observing, Tensor] | None = None,
+        seen: tuple[Hashable, Tensor] | None = None,
     ) -> None:
         # Straight into the dictionary: the fields of the base class are frozen, and some are properties here.
         vars(self).update(index=index, label=label, state=state, decision=decision, numbers=numbers)
@@ -101,7 +108,7 @@ class DeviceEpisodes(Episodes):
 
 
 def begun_on_device(
-    episodes: Episodes, config: SupernetConfig, full_prediction: Ints, full_prob: Floats, macs_weight: float
+    episodes: Episodes, config: SupernetConfig, full_prediction: Ints, full_prob: Floats
 ) -> DeviceEpisodes:
     """Episodes with their numbers on the device, and what decisions there are scored by.
 
@@ -110,13 +117,12 @@ def begun_on_device(
         config: The supernet's.
         full_prediction: (B,) class that the full network predicts.
         full_prob: (B,) probability that it gives the label.
-        macs_weight: Price where the episodes have none of their own.
     """
     state = TiledState.of(episodes.state, config)
     device = state.patch_token.device
-    weight = np.full(len(episodes), macs_weight) if episodes.macs_weight is None else episodes.macs_weight
-    given = dict(zip(GIVEN, (episodes.label, full_prediction, full_prob, weight), strict=True))
-    numbers = {name: np.asarray(getattr(episodes, name)) for name in NUMBERS} | given
+    given = dict(zip(GIVEN, (episodes.label, full_prediction, full_prob, episodes.macs_weight), strict=True))
+    numbers = {name: np.asarray(getattr(episodes, name)) for name in NUMBERS}
+    numbers |= {name: values for name, values in given.items() if values is not None}
     there = dict(zip(numbers, sent_together([*numbers.values()], device), strict=True))
     return DeviceEpisodes(episodes.index, episodes.label, state, episodes.decision, there, episodes.macs_weight)
 
@@ -153,17 +159,19 @@ def decide_on_device(
         seen = observe(net, after, observing.observation, full_macs, inputs.get("price"))
         return after.tensors() | numbers | {"seen": seen}
 
-    inputs = state.tensors() | {name: episodes.numbers[name] for name in READ} | {"unit": unit}
+    read = {name: value for name, value in episodes.numbers.items() if name in READ}
+    inputs = state.tensors() | read | {"unit": unit}
     price = None if observing is None else observing.price(episodes)
     if price is not None:
         inputs["price"] = sent(price, unit.device)
+    shown = None if observing is None else observing.stands_for
     if records_graphs(unit.device):
-        out = recorder.run((episodes.decision, reward, precision(), observing, standing_net(net)), step, inputs)
+        out = recorder.run((episodes.decision, reward, precision(), shown, standing_net(net)), step, inputs)
     else:
         out = step(inputs)
-    numbers = {k: episodes.numbers[k] for k in GIVEN} | {k: out[k] for k in NUMBERS}
+    numbers = {k: v for k, v in read.items() if k in GIVEN} | {k: out[k] for k in NUMBERS}
     after = TiledState.of_tensors(group + 1, most, out)
-    made = None if observing is None else (observing, out["seen"])
+    made = None if shown is None else (shown, out["seen"])
     return DeviceEpisodes(
         episodes.index, episodes.label, after, episodes.decision + 1, numbers, episodes.macs_weight, made
     )
@@ -196,7 +204,9 @@ def _decided(
     prediction, prob = probs.argmax(-1), probs.gather(1, label[:, None])[:, 0].double()
     compared: Any = (prediction == label, before["full_prediction"] == label, prob, before["full_prob"])
     accuracy = accuracy_term(reward.accuracy, *compared)
-    scored: Any = (accuracy, numbers["keep_rate"], decision + 1, macs, full_macs, before["weight"])
+    # Not as a number, with which whole MACs would become float32.
+    weight = before["weight"] if "weight" in before else torch.full_like(before["value"], reward.macs_weight)
+    scored: Any = (accuracy, numbers["keep_rate"], decision + 1, macs, full_macs, weight)
     value, *parts = (torch.as_tensor(term) for term in terms(reward, *scored))
     without = unit.isnan().any(1)
     if reward.mode == "terminal":

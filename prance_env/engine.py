@@ -214,9 +214,7 @@ class InferenceEngine:
     ) -> Episodes:
         if not isinstance(episodes, DeviceEpisodes):
             index = episodes.index
-            episodes = begun_on_device(
-                episodes, self.config, self._full_prediction[index], self._full_prob[index], reward.macs_weight
-            )
+            episodes = begun_on_device(episodes, self.config, self._full_prediction[index], self._full_prob[index])
         device = self.net.pos_embed.device
         unit = actions if isinstance(actions, Tensor) else sent(actions, device)
         unit = unit.to(device, torch.float64, non_blocking=True)
@@ -283,8 +281,9 @@ class InferenceEngine:
                 finite.
         """
         observing = Observing(observation, cost_conditioning)
-        if isinstance(episodes, DeviceEpisodes) and episodes.seen is not None and episodes.seen[0] == observing:
-            return episodes.seen[1]
+        made = episodes.seen if isinstance(episodes, DeviceEpisodes) else None
+        if made is not None and made[0] == observing.stands_for:
+            return made[1]
         if not self._can_show(observation):
             raise ValueError(
                 f"observation={observation!r} needs an engine made for it: InferenceEngine(..., key_mean=True)."

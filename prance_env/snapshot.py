@@ -7,7 +7,7 @@ at their first decision are stored as the number of their image; later ones brin
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from supernet import InferenceState
 from supernet.arrays import Ints
+from supernet.runtime.choice import runs_tiles
+from supernet.tiled_state import TiledState
 
 from .episodes import Episodes
 from .lanes import Lanes
@@ -38,7 +40,8 @@ def take_snapshot(lanes: Lanes, autoreset_mode: str | None) -> dict[str, Any]:
     for members, episodes in lanes.parts:
         fields = _packed({k: v for k, v in vars(episodes.host).items() if k != "state"})
         state = _packed(vars(episodes.state.host)) if episodes.decision else None
-        parts.append({"lanes": torch.from_numpy(members.copy()), "episodes": fields, "state": state})
+        where = {"lanes": torch.from_numpy(members.copy()), "tiled": isinstance(episodes.state, TiledState)}
+        parts.append({**where, "episodes": fields, "state": state})
     return {
         "format": FORMAT,
         "environment": _description(lanes, autoreset_mode),
@@ -68,11 +71,13 @@ def restore_snapshot(lanes: Lanes, autoreset_mode: str | None, snapshot: dict[st
         members = np.sort(np.concatenate([m for m, _ in parts]))
         for lanes_of_part, episodes in parts:
             _check_episodes(lanes, lanes_of_part, episodes)
+        tiled = [bool(part.get("tiled")) for part in snapshot["parts"]]
     except Exception as e:  # whatever nonsense makes the engine stumble over
         raise ValueError(f"The state is damaged ({type(e).__name__}: {e}); pass what state_dict() returned.") from e
     if len(generators) != lanes.num_lanes or not np.array_equal(members, np.arange(lanes.num_lanes)):
         raise ValueError(f"The state is damaged: it does not hold each of the {lanes.num_lanes} environments once.")
-    lanes.generators, lanes.parts = generators, parts
+    as_they_were = [(m, _by_tiles(lanes, e) if so else e) for (m, e), so in zip(parts, tiled, strict=True)]
+    lanes.generators, lanes.parts = generators, as_they_were
 
 
 def _same(found: Any, expected: Any) -> bool:
@@ -91,6 +96,15 @@ def _episodes(lanes: Lanes, part: dict[str, Any]) -> Episodes:
     if part["state"] is not None:
         state = InferenceState(**_unpacked(part["state"], device))
     return Episodes(**fields, state=state)
+
+
+@torch.inference_mode()
+def _by_tiles(lanes: Lanes, episodes: Episodes) -> Episodes:
+    """Episodes whose state came of tiles, with such a state where tiles run: it is observed by kernels of its own."""
+    net = lanes.engine.net
+    if not runs_tiles(net.config, net.pos_embed.device, net.pos_embed.dtype):
+        return episodes
+    return replace(episodes, state=TiledState.of(episodes.state, net.config))
 
 
 def _check_episodes(lanes: Lanes, members: Ints, episodes: Episodes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import methodcaller
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -10,6 +11,9 @@ from torch.nn.modules.module import _has_any_global_hook
 # Of these, weight and bias say all there is to say.
 PLAIN = frozenset({nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity})
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+REPLACED = methodcaller("__contains__", "forward")
+"""Whether somebody has put another `forward` into a layer, by its `__dict__`."""
+
 PERMANENT = "prune.remove, remove_parametrizations, merge_and_unload, handle.remove"
 REMEDY = (
     "A supernet cuts the weights of its layers to size and does not call them, so that this would be ignored. Do it to "

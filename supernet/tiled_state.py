@@ -15,6 +15,7 @@ from .config import SupernetConfig
 from .full_size import costs_are_known, full_macs_of, full_plan, reduces_at_full_size
 from .layers import set_width
 from .macs import group_macs, head_macs, remaining_macs
+from .plain import check_blocks
 from .plan import plan_group
 from .runtime.choice import class_token_alone
 from .runtime.devices import current
@@ -158,10 +159,14 @@ def run_tiled_group(
         choice: Sizes for every image, on any device; None is full size, at which nothing is planned or sorted.
         next_dim: (B,) width of the first block of the next group if it is known already.
         head_only: As for `Supernet.run_group`.
+
+    Raises:
+        ValueError: If a block or a layer has hooks, or must be called for another reason.
     """
     # Imported where it is used: Triton is not installed everywhere.
     from .runtime.tiles import run_tiles
 
+    check_blocks(blocks, config.space.blocks(state.group))
     batch, device, spent, last = state.batch, state.batch.x.device, state.spent, state.widths
     if choice is None and costs_are_known(config):
         plan, _ = full_plan(config, state.group, np.array([config.num_tokens]), np.array([config.embed_dim]))

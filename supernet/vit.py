@@ -16,7 +16,7 @@ from .extract import extract
 from .full_size import full_macs_to_go, full_plan
 from .heads import ImageClassifier, end_layers, packed_logits, pooled
 from .layers import ElasticBlock
-from .plain import check_blocks, check_plain
+from .plain import check_plain
 from .plan import hidden_dims, next_widths, plan_group
 from .runtime.blocks import Packed, attention_half, run_blocks
 from .runtime.choice import class_token_alone, runs_tiles
@@ -224,7 +224,6 @@ class Supernet(ImageClassifier):
         elif not known:
             check_choice(choice, self.space, group, state.group, len(state))
         if runs_tiles(self.config, self.pos_embed.device, self.pos_embed.dtype) and not alike(state, choice):
-            check_blocks(self.blocks, self.space.blocks(group))
             tiled = TiledState.of(state, self.config)
             return run_tiled_group(self.config, self.blocks, tiled, choice, next_dim, head_only)
         if choice is None:

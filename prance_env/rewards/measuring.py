@@ -6,11 +6,12 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from supernet import GroupChoice, InferenceState, Supernet, SupernetConfig, freeze
+from supernet import GroupChoice, InferenceState, SearchSpace, Supernet, SupernetConfig, freeze
 from supernet.arrays import Floats
 from supernet.runtime.devices import current
 
@@ -98,7 +99,8 @@ def measure_latency_table(
         state = net.begin(images)
         for group in range(space.first_decided, len(space.groups)):
             group_ms[group - space.first_decided, ..., s] = _group_times(net, state, watch)
-            state = net.run_group(state, group, GroupChoice.full(space, group, batch_size))
+            full = GroupChoice.full(space, group, batch_size)
+            state = net.run_group(state, group, full, head_only=_ends(space, group))
             done += per_group
             progress(done, per_group * space.num_decisions * len(sides))
         head_ms = watch.milliseconds(lambda net=net, state=state: net.forward_head(state))  # type: ignore[misc]
@@ -117,6 +119,11 @@ def measure_latency_table(
     )
 
 
+def _ends(space: SearchSpace, group: int) -> bool:
+    """Whether nothing but the classifier follows a group, which on a GPU then leaves out what logits do not need."""
+    return group == len(space.groups) - 1
+
+
 def _group_times(net: Supernet, state: InferenceState, watch: _Stopwatch) -> Floats:
     """(widths, ratios) milliseconds of the group that is next, every block alike."""
     space, group = net.space, state.group
@@ -129,5 +136,6 @@ def _group_times(net: Supernet, state: InferenceState, watch: _Stopwatch) -> Flo
                 embed_dim=torch.full_like(full.embed_dim, width),
                 mlp_ratio=torch.full_like(full.mlp_ratio, ratio),
             )
-            times[w, r] = watch.milliseconds(lambda choice=choice: net.run_group(state, group, choice))  # type: ignore[misc]
+            run = partial(net.run_group, state, group, choice, head_only=_ends(space, group))
+            times[w, r] = watch.milliseconds(run)
     return times

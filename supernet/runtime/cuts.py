@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from operator import itemgetter, methodcaller
+from operator import itemgetter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from ..layers import ElasticBlock, prefix_weights
-from ..plain import HOOKS, check_block
+from ..plain import HOOKS, REPLACED, check_block
 
 MOST_KEPT = 64
 Pair = tuple[Tensor, Tensor]
@@ -54,7 +54,7 @@ class _Kept(NamedTuple):
 
 
 _KEPT: WeakKeyDictionary[ElasticBlock, _Kept] = WeakKeyDictionary()
-_WEIGHT, _BIAS, _REPLACED = itemgetter("weight"), itemgetter("bias"), methodcaller("__contains__", "forward")
+_WEIGHT, _BIAS = itemgetter("weight"), itemgetter("bias")
 
 
 def cut_of(block: ElasticBlock, number: int, size: BlockSize) -> Cut:
@@ -74,7 +74,7 @@ def cut_of(block: ElasticBlock, number: int, size: BlockSize) -> Cut:
     kinds = [*map(type, layers)]
     same = kept is not None and kept.layers == layers and kept.kinds == kinds and kept.addresses == addresses
     same = same and kept is not None and kept.strides == _strides(kept.squares)
-    if kept is None or not same or any(kept.hooks) or any(map(_REPLACED, kept.attributes)):
+    if kept is None or not same or any(kept.hooks) or any(map(REPLACED, kept.attributes)):
         check_block(block, number)
         modules = [block, *filter(None, block.children())]
         hooks = [module.__dict__[name] for module in modules for name in HOOKS]

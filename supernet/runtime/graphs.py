@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from ..plain import HOOKS, REPLACED
 from .devices import current
 
 Tensors = dict[str, Tensor]
@@ -40,6 +41,8 @@ class _Tree(NamedTuple):
     containers: list[dict[str, Any]]
     modules: list[Any]
     tensors: list[dict[str, Any]]
+    hooks: list[dict[Any, Any]]
+    attributes: list[dict[str, Any]]
 
     @classmethod
     def of(cls, root: nn.Module) -> _Tree:
@@ -47,7 +50,9 @@ class _Tree(NamedTuple):
         everything = [*root.modules()]
         containers = [module._modules for module in everything if module._modules]
         tensors = [d for module in everything for d in (module._parameters, module._buffers) if d]
-        return cls(containers, [*_values(containers)], tensors)
+        attributes = [module.__dict__ for module in everything]
+        hooks = [own[name] for own in attributes for name in HOOKS]
+        return cls(containers, [*_values(containers)], tensors, hooks, attributes)
 
 
 _TREES: WeakKeyDictionary[nn.Module, _Tree] = WeakKeyDictionary()
@@ -60,12 +65,15 @@ def _values(dictionaries: list[dict[str, Any]]) -> Iterator[Any]:
 def standing(root: nn.Module) -> Hashable:
     """Which network it is and where its numbers lie, for the name of a function that reads them.
 
-    A graph reads addresses, which are others after `module.cpu().cuda()`, and may then hold anything.
+    A graph reads addresses, which are others after `module.cpu().cuda()`, and may then hold anything. It calls no hook,
+    and no `forward` that was put into a layer: with these, no two names are equal, so that nothing is recorded.
     """
     tree = _TREES.get(root)
     if tree is None or [*_values(tree.containers)] != tree.modules:
         tree = _TREES[root] = _Tree.of(root)
-    return ref(root), tuple([(t.data_ptr(), t.stride()) for t in _values(tree.tensors) if t is not None])
+    watched = any(tree.hooks) or any(map(REPLACED, tree.attributes))
+    tensors = tuple([(t.data_ptr(), t.stride()) for t in _values(tree.tensors) if t is not None])
+    return ref(root), object() if watched else None, tensors
 
 
 def standing_net(net: Any) -> Hashable:

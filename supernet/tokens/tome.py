@@ -59,7 +59,9 @@ def tome(
     assert metric is not None
     groups = _Groups(metric.detach(), size, lengths, prefix)
     kept = counts[:, -1] - groups.apart
-    for _, remove in _matchings(groups.now, kept, groups.prefix, size.shape[1].bit_length()):
+    patches = size.shape[1] - prefix
+    # Each halves the patches, so that none is left to do for one patch, which has nothing to be compared with.
+    for _, remove in _matchings(groups.now, kept, groups.prefix, (patches - 1).bit_length()):
         groups.merge(*groups.pairs(), remove)
     return groups.places(), size
 

@@ -78,6 +78,17 @@ def test_episodes_are_those_by_segments(name: str, engine: InferenceEngine) -> N
     assert found[lanes].reward.tolist() == found.reward[lanes].tolist()
 
 
+def test_every_step_is_scored_by_the_reward_that_it_is_given(engine: InferenceEngine) -> None:
+    actions = unit_actions(engine.config.space, BATCH)
+    for way in ("segments", "tiles"):
+        with runtime.use(way):
+            episodes = engine.start(np.arange(BATCH))
+            for decision, price in enumerate((0.2, 0.9)):
+                episodes = engine.step(episodes, actions[:, decision], RewardConfig(macs_weight=price))
+                expected = -price * episodes.macs / engine.full_macs
+                np.testing.assert_allclose(episodes.reward_macs, expected, err_msg=way)
+
+
 def lanes_on(engine: InferenceEngine, **settings: Any) -> Lanes:
     return Lanes(FixedSettings(split="val", fixed=engine, device=DEVICE, **settings), BATCH)
 
@@ -156,6 +167,21 @@ def test_recorded_steps_are_not_replayed_for_weights_elsewhere(monkeypatch: pyte
     assert recorder.names[3] not in recorder.names[:3]
 
 
+def test_a_hook_is_refused_at_every_decision() -> None:
+    engine = make_engine(random_net(make_config("prune", "class-token", False)).to(DEVICE), 4)
+    unit, space = unit_actions(engine.config.space, BATCH), engine.config.space
+    for way in ("segments", "tiles"):
+        with runtime.use(way):
+            episodes = engine.start(np.arange(BATCH))
+            for decision in range(space.num_decisions):
+                number = space.blocks(episodes.state.group)[0]
+                hook = engine.net.blocks[number].fc1.register_forward_hook(lambda *given: None)
+                with pytest.raises(ValueError, match=rf"The layer blocks\.{number}\.fc1 has hooks"):
+                    engine.step(episodes, unit[:, decision], RewardConfig())
+                hook.remove()
+                episodes = engine.step(episodes, unit[:, decision], RewardConfig())
+
+
 @pytest.mark.parametrize("conditioning", [None, CostConditioning(0.1, 0.5)])
 def test_an_observation_comes_with_the_step_if_it_is_named(
     conditioning: CostConditioning | None, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +215,34 @@ def test_what_a_user_observes_is_asked_after_the_step(engine: InferenceEngine) -
             assert len(asked) == 1
     finally:
         OBSERVATIONS.remove("mine_after_steps")
+
+
+def test_an_observation_that_is_registered_anew_shows_its_new_parts(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, unit = engine.start(np.arange(BATCH)), unit_actions(engine.config.space, BATCH)[:, 0]
+    recorder, seen = NotingRecorder(), Observing("lean")
+
+    def recorded() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(device_episodes, "records_graphs", lambda device: True)
+            patch.setattr(engine, "_recorder", recorder)
+            with pytest.raises(NotingRecorder.Asked):
+                engine.step(begun, unit, RewardConfig(), seen)
+
+    try:
+        with runtime.use("tiles"):
+            register_observation("lean", ("max_prob", "decision"))
+            after = engine.step(begun, unit, RewardConfig(), seen)
+            recorded()
+            OBSERVATIONS.remove("lean")
+            register_observation("lean", ("entropy", "decision"))
+            recorded()
+            expected = engine.observe(engine.step(begun, unit, RewardConfig()), "lean")
+            assert torch.equal(engine.observe(after, "lean"), expected)
+    finally:
+        OBSERVATIONS.remove("lean")
+    assert recorder.names[0] != recorder.names[1]
 
 
 def test_with_terminal_rewards_an_action_of_nan_spoils_the_last_reward(engine: InferenceEngine) -> None:

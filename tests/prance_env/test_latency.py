@@ -21,7 +21,7 @@ from prance_env import LatencyTable, PranceVectorEnv
 from prance_env.rewards.costs import LatencyCost, MacsCost
 from prance_env.rewards.latency import load_latency_table
 from prance_env.rewards.measuring import measure_latency_table, seconds_of
-from supernet import GroupChoice, SearchSpace, SupernetConfig, supernet_config
+from supernet import GroupChoice, SearchSpace, Supernet, SupernetConfig, supernet_config
 from train.commands.main import main
 
 CONFIG = supernet_config("digits")
@@ -174,6 +174,19 @@ def test_a_network_without_class_token_gets_a_table_that_fits_it() -> None:
     table = measure_latency_table(config, batch_size=2, num_token_counts=2, repeats=1)
     assert table.num_tokens == [1, config.num_patches]
     table.check(config)
+
+
+def test_the_last_group_is_timed_as_where_only_logits_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_group, last = Supernet.run_group, len(CONFIG.space.groups) - 1
+    timed: dict[int, set[bool]] = {}
+
+    def noted(net: Supernet, state: Any, group: int, *args: Any, head_only: bool = False, **more: Any) -> Any:
+        timed.setdefault(group, set()).add(head_only)
+        return run_group(net, state, group, *args, head_only=head_only, **more)
+
+    monkeypatch.setattr(Supernet, "run_group", noted)
+    measure_latency_table(CONFIG, batch_size=2, num_token_counts=1, repeats=1)
+    assert timed == {group: {group == last} for group in range(last + 1)}
 
 
 @pytest.mark.parametrize("first", [False, True])

@@ -18,7 +18,7 @@ from helpers import ENV_ID, comparable
 
 from prance_env import Outcome, PranceEnv, PranceVecEnv, PranceVectorEnv, register_reward
 from prance_env.rewards.outcome import REWARDS
-from supernet import Supernet, save_pretrained
+from supernet import Supernet, runtime, save_pretrained
 
 N = 4
 KWARGS: dict[str, Any] = {"cost_conditioning": (0.05, 0.5), "reward": {"mode": "potential"}}
@@ -112,6 +112,20 @@ def test_loading_returns_the_current_observations_and_infos() -> None:
     assert plain(returned) == plain((observations, infos))
     as_tensors = make_envs(output="torch").load_state_dict(envs.state_dict())[0]
     np.testing.assert_array_equal(as_tensors.numpy(), observations)
+
+
+@pytest.mark.slow
+def test_loading_returns_the_current_observations_where_tiles_run(tiny: dict[str, Any]) -> None:
+    pytest.importorskip("triton")
+    envs = make_envs(num_envs=2, **tiny)
+    with runtime.use("tiles"):
+        envs.reset(seed=0)
+        envs.step(np.array([[1.0], [-1.0]], dtype=np.float32).repeat(envs.action_space.shape[1], 1))
+        for masked in (False, True):  # lanes that were together in their last step, and that stand apart
+            if masked:
+                envs.reset(options={"reset_mask": np.array([False, True])})
+            expected = plain(envs.lanes.observations().numpy())
+            assert plain(envs.load_state_dict(envs.state_dict())[0]) == expected
 
 
 def test_loading_asks_a_users_reward_function_nothing() -> None:

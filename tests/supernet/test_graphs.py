@@ -97,6 +97,22 @@ def test_where_a_network_stands_is_its_weights_and_modules() -> None:
     assert len({*seen}) == 8
 
 
+def test_a_network_that_others_watch_stands_nowhere_twice() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+    name = standing(net)
+    for layer in (net, net[0], net[1][1]):
+        for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+            handle = register(lambda *given: None)
+            assert standing(net) != name
+            assert standing(net) != standing(net)
+            handle.remove()
+            assert standing(net) == name
+    net[0].forward = lambda x: 0 * x  # type: ignore[method-assign, assignment]
+    assert standing(net) != standing(net)
+    del net[0].forward
+    assert standing(net) == name
+
+
 def test_a_network_that_stood_somewhere_is_not_kept() -> None:
     net = nn.Sequential(nn.Linear(3, 3))
     name, gone = standing(net), weakref.ref(net)

@@ -335,6 +335,13 @@ def test_what_asks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         _ = state.macs
 
 
+def test_a_lone_patch_has_nothing_to_merge_with() -> None:
+    net = random_net(replace(make_config("tome", "patches-only", False), img_size=4))
+    segments, tiles = both(net, images_for(net, 2), subnets_for(net, 2))
+    assert tiles.num_tokens.tolist() == [1, 1]
+    assert_close(net.forward_head(tiles), net.forward_head(segments))
+
+
 def test_constants_of_equal_value_keep_their_type() -> None:
     like = torch.zeros(1, device=DEVICE)
     assert [constant(values, like).dtype for values in ((8.0,), (8,), (8.0,))] == [
