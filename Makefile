@@ -5,7 +5,7 @@ OUT ?= demo
 # One thread for each process, or the processes would get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: docs demo test test-fast test-slow test-pasted lint wheel gpu-check faults clean help
+.PHONY: docs demo test test-fast test-slow test-pasted test-oldest lint wheel gpu-check faults clean help
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -30,6 +30,11 @@ test-slow: $(VENV)/.installed  ## The slow tests alone: trainings, exports, exam
 
 test-pasted: $(VENV)/.installed  ## Runs all that pages and help texts say, pasted (half an hour).
 	$(PYTEST) --dist worksteal -m pasted
+
+test-oldest:  ## The fast tests with the oldest versions that pyproject.toml allows, in .oldest (a quarter of an hour).
+	test -x .oldest/bin/python || $(PYTHON) -m venv .oldest
+	.oldest/bin/python -m pip install --quiet -e ".[dev]" -c requirements/oldest.txt
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 
 lint: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

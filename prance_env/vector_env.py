@@ -62,6 +62,7 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         output: str = "numpy",
         **arguments: Unpack[EnvArguments],
     ) -> None:
+        self._lanes: Lanes | None = None  # first of all: Gymnasium closes what could not be made, too
         num_envs = checked_count(num_envs, "num_envs")
         if plain(output) not in OUTPUTS:
             raise ValueError(f"output={output!r} is unknown; choose one of {OUTPUTS}.")
@@ -77,7 +78,6 @@ class PranceVectorEnv(VectorEnv[Any, Any, Any], EzPickle):
         self.single_observation_space, self.single_action_space = self.settings.spaces()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._lanes: Lanes | None = None
         self._generators: list[np.random.Generator | None] = [None] * num_envs  # while there are no lanes
         self._seeds = [-1] * num_envs
 

@@ -77,7 +77,9 @@ class IntegerProgram:
             RuntimeError: If HiGHS gives up.
         """
         rows, columns, values = (np.concatenate(parts) for parts in zip(*self._entries, strict=True))
-        matrix = coo_array((values, (rows, columns)), shape=(len(self._limits), len(self._gain)))
+        # SciPy before 1.15 hands HiGHS indices as they are, and it takes none of 64 bits.
+        places = rows.astype(np.int32), columns.astype(np.int32)
+        matrix = coo_array((values, places), shape=(len(self._limits), len(self._gain)))
         low, high = np.array(self._limits).T
         integral = np.array(self._integral)
         found = milp(

@@ -287,7 +287,8 @@ def _image_settings(model: Any) -> dict[str, Any]:
             f"the model does not see. Make it with img_size={rows * patch}: its patches and positions are the same."
         )
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    chans = embed.proj.in_channels if type(embed) is PatchEmbed else getattr(embed, "in_chans", model.in_chans)
+    # Not model.in_chans, which timm has since 1.0.25 only.
+    chans = next(part.in_channels for part in embed.modules() if isinstance(part, nn.Conv2d))
     found: dict[str, Any] = {"img_size": height, "patch_size": patch, "in_chans": chans}
     for name in ("mean", "std"):
         values = tuple(cfg.get(name, (0.5, 0.5, 0.5)))

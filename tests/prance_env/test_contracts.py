@@ -125,6 +125,17 @@ def test_supported_versions_are_those_of_the_documentation() -> None:
         assert row in page
 
 
+def test_the_oldest_versions_that_are_tried_are_the_oldest_allowed() -> None:
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "requirements" / "oldest.txt").read_text(), re.MULTILINE))
+    allowed = dict(re.findall(r'"([\w-]+)>=([\d.]+)[",]', (ROOT / "pyproject.toml").read_text()))
+    assert len(pinned) > 25
+    assert {
+        name: version for name, version in pinned.items() if not f"{version}.".startswith(f"{allowed[name]}.")
+    } == {}
+    needed = (ROOT / "pyproject.toml").read_text().split("dependencies = [")[1].split("]")[0]
+    assert {*re.findall(r'"([\w-]+)>=', needed)} <= {*pinned}
+
+
 def test_every_test_that_the_page_names_exists() -> None:
     page = (ROOT / "docs" / "contracts.md").read_text()
     named = re.findall(r"`(test_\w+)`", page)
