@@ -50,7 +50,8 @@ def played_on_device(
     shown = {} if price is None else {"price": sent(price, device)}
     chosen, left = [], []
     # Functions of users may ask the device for numbers, which a graph cannot.
-    apart = not all(is_known(part) for part in OBSERVATIONS[interface.observation])
+    parts = OBSERVATIONS[interface.observation]
+    apart = not all(is_known(part) for part in parts)
 
     def seen(before: TiledState, given: dict[str, Tensor]) -> Tensor:
         return observe(net, before, interface.observation, full_macs, given.get("price"))
@@ -68,7 +69,7 @@ def played_on_device(
             return after.tensors() | {"unit": unit}
 
         inputs = state.tensors() | shown | ({"seen": seen(state, shown)} if apart else {})
-        name = (group, interface.observation, precision(), reads)
+        name = (group, interface.observation, parts, precision(), reads)
         out = recorder.run(name, step, inputs) if records_graphs(device) else step(inputs)
         state = TiledState.of_tensors(group + 1, most, out)
         chosen.append(out["unit"])

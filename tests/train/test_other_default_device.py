@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_net
-from training_nets import CONFIG, assert_equal_weights, images_recipe, saved_net
-
 from torch import nn
+from training_nets import CONFIG, assert_equal_weights, images_recipe, saved_net
 
 from supernet import SubnetConfig, Supernet, from_pretrained, reorder_by_importance
 from train.networks.importance import SCORES, unit_scores
@@ -55,7 +54,7 @@ def test_a_teacher_is_asked_on_the_host(tmp_path: Path) -> None:
 
 
 def adamw_counts_on_the_host() -> bool:
-    """Whether torch's AdamW steps there; before 2.10 or so it makes its counters where everything is made by default."""
+    """Whether torch's AdamW does; older ones count where everything is made by default."""
     weight = nn.Parameter(torch.ones(1, device="cpu"))
     weight.grad = torch.ones_like(weight)
     with ELSEWHERE:
