@@ -287,8 +287,8 @@ def _image_settings(model: Any) -> dict[str, Any]:
             f"the model does not see. Make it with img_size={rows * patch}: its patches and positions are the same."
         )
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    # Not model.in_chans, which timm has since 1.0.25 only.
-    chans = next(part.in_channels for part in embed.modules() if isinstance(part, nn.Conv2d))
+    convolutions = [part for part in embed.modules() if isinstance(part, nn.Conv2d)]
+    chans = convolutions[0].in_channels if convolutions else model.in_chans  # timm's models say it since 1.0.25 only
     found: dict[str, Any] = {"img_size": height, "patch_size": patch, "in_chans": chans}
     for name in ("mean", "std"):
         values = tuple(cfg.get(name, (0.5, 0.5, 0.5)))
