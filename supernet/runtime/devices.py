@@ -78,7 +78,7 @@ class TileSizes:
         stages: Loads of a product that are under way at a time.
         queries: Tokens of a tile of attention.
         keys: Tokens that it looks at at a time.
-        normed: Tokens of a tile of a layer norm.
+        normed: Tokens of a tile of a layer norm, and of those that are moved at a time when others leave.
     """
 
     rows: int
